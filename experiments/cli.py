@@ -1,0 +1,120 @@
+"""What every experiment's command line shares: flags, one-line errors, signals, the cache."""
+
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
+
+Flags = TypeVar("Flags")
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Print one line on stderr and leave with `status`."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def parse(flags: type[Flags], args: Sequence[str], default: Flags, prog: str) -> Flags:
+    """Read `args` into the dataclass `flags`; what cannot be read is one line and status 2."""
+    import tyro
+
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                tyro.conf.OmitArgPrefixes[flags],  # type: ignore[valid-type]
+                args=list(args),
+                default=default,
+                prog=prog,
+            )
+    except SystemExit as stop:
+        if stop.code:
+            fail(f"{_first_message(errors.getvalue())} ({prog} --help lists the flags)")
+        raise
+
+
+def _first_message(box: str) -> str:
+    """The message in tyro's box, without the frame and the hints below its rule."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│ ").strip() for line in text.splitlines()[1:]]
+    message: list[str] = []
+    for line in lines:
+        if line.startswith(("─", "╰")):
+            break
+        message.append(line)
+    return " ".join(message)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn the errors a user can cause into one line on stderr and an exit status."""
+    from jaxsparse.data import DataError
+    from jaxsparse.training import ConfigError, Diverged, RunError, Stopped, WriteError
+
+    try:
+        yield
+    except (ConfigError, DataError, RunError) as error:
+        fail(str(error), status=1 if isinstance(error, WriteError) else 2)
+    except Diverged as error:
+        fail(str(error), status=1)
+    except Stopped as error:
+        number, resume_command = _stop or (signal.SIGINT, "")
+        fail(f"{error} and saved; continue with: {resume_command}", status=128 + number)
+    except MemoryError:
+        fail("out of memory", status=1)
+
+
+# The signal that asked the run to stop, and the command that continues it.
+_stop: tuple[int, str] | None = None
+
+
+def leave_on_signal() -> None:
+    """Before there is anything to save: Ctrl-C and SIGTERM end the process with one line."""
+
+    def leave(number, frame):
+        fail("stopped before the first step", status=128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+
+
+def stop_on_signal(resume_command: str) -> Callable[[], bool]:
+    """From now on Ctrl-C and SIGTERM ask the run to save and stop; a second one ends it at once.
+
+    Args:
+      resume_command: what continues the run, for the closing line.
+
+    Returns:
+      A function that tells whether the run was asked to stop.
+    """
+
+    def ask(number, frame):
+        global _stop
+        if _stop is not None:
+            os._exit(128 + number)
+        _stop = (number, resume_command)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return lambda: _stop is not None
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs under the user's cache folder, unless the user chose a place."""
+    import jax
+
+    from jaxsparse.data.images import cache_dir
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def differing(got: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """`name: got, run has wanted` for every entry that differs."""
+    names = [name for name in {**wanted, **got} if got.get(name) != wanted.get(name)]
+    return ", ".join(f"{n} {got.get(n)!r} (the run has {wanted.get(n)!r})" for n in names)

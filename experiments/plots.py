@@ -1,0 +1,95 @@
+"""The figures of a run, from its metrics.
+
+python -m experiments.plots runs/fewshot/...
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from experiments import cli
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+Rows = list[dict[str, Any]]
+
+# Which panel of the sparsity figure a leaf belongs to: the paper's Figs. 1 and S1.
+_PANELS = {
+    "weights": lambda name: name.endswith("kernel"),
+    "batch-norm gains": lambda name: name.endswith("scale"),
+    "biases": lambda name: name.endswith("bias"),
+}
+
+
+def draw_run(path: Path, rows: Rows) -> None:
+    """Write curves.png and sparsity.png into the folder of a run."""
+    for name, draw in (("curves.png", draw_curves), ("sparsity.png", draw_sparsity)):
+        figure = draw(rows)
+        figure.savefig(path / name, dpi=150)
+        plt.close(figure)
+
+
+def draw_curves(rows: Rows) -> Figure:
+    """Loss and accuracy over training, of training and validation tasks."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        for prefix, label in (("", "training tasks"), ("val_", "validation tasks")):
+            _band(axis, rows, [row[prefix + metric] for row in rows], label)
+        axis.set(xlabel="meta-steps", ylabel=f"{metric} after adaptation")
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def draw_sparsity(rows: Rows) -> Figure:
+    """Sparsity by layer over training, in percent: weights, batch-norm gains, biases."""
+    names = [name for name in rows[0]["sparsity"] if name != "total"]
+    panels = {
+        title: [name for name in names if belongs(name)] for title, belongs in _PANELS.items()
+    }
+    panels = {title: members for title, members in panels.items() if members}
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True, layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for axis, (title, members) in zip(axes[0], panels.items(), strict=True):
+        for name in members:
+            values = [100 * np.asarray(row["sparsity"][name]) for row in rows]
+            _band(axis, rows, values, name.rsplit("/", 1)[0])
+        axis.set(title=title, xlabel="meta-steps", ylim=(-2, 102))
+        axis.legend(frameon=False, fontsize="small")
+    axes[0, 0].set_ylabel("sparsity [%]")
+    return figure
+
+
+def _band(axis, rows, values, label):
+    """A line through the means over seeds, with one standard deviation around it."""
+    steps = [row["step"] for row in rows]
+    by_seed = np.array([np.atleast_1d(value) for value in values], float)
+    mean, std = by_seed.mean(1), by_seed.std(1)
+    (line,) = axis.plot(steps, mean, label=label, marker="o", markersize=2.5)
+    if by_seed.shape[1] > 1:
+        axis.fill_between(steps, mean - std, mean + std, color=line.get_color(), alpha=0.2)
+
+
+def main() -> None:
+    """Draw the figures of the run folders that are named."""
+    from jaxsparse.training import RunError, RunFolder
+
+    with cli.one_line_errors():
+        if len(sys.argv) < 2:
+            cli.fail("usage: python -m experiments.plots RUN [RUN ...]")
+        for name in sys.argv[1:]:
+            rows = RunFolder(Path(name)).rows()
+            if not rows:
+                raise RunError(f"{name} holds no metrics of any epoch")
+            draw_run(Path(name), rows)
+            print(f"{name}: curves.png, sparsity.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Meta-learning where to learn: sparse-MAML and its relatives in JAX."""
+
+from jaxsparse import data, gates, nn
+from jaxsparse.gates import Gate, sparsity
+from jaxsparse.inner import adapt
+from jaxsparse.losses import cross_entropy
+from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
+from jaxsparse.straight_through import binary_mask, relu_mask
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Gate",
+    "MetaState",
+    "adapt",
+    "binary_mask",
+    "cross_entropy",
+    "data",
+    "evaluate",
+    "gates",
+    "init_state",
+    "nn",
+    "relu_mask",
+    "sparse_maml_step",
+    "sparsity",
+]

@@ -1,0 +1,169 @@
+"""Few-shot tasks drawn on the device, inside compiled code."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse.data.images import DataError, ImageSet
+
+
+class Task(NamedTuple):
+    """What a learner adapts on, and what it is judged on.
+
+    Args:
+        support: batch the inner loop sees, any tree of arrays.
+        query: batch the outer loss is taken on, a tree like `support`.
+
+    Example:
+        >>> Task(support=(1.0, 2), query=(3.0, 4)).query
+        (3.0, 4)
+    """
+
+    support: Any
+    query: Any
+
+
+def sample_tasks(
+    key: jax.Array, data: ImageSet, tasks: int, ways: int, shots: int, query_shots: int
+) -> Task:
+    """Draw few-shot classification tasks.
+
+    For each task, `ways` classes without replacement, in random order: the i-th drawn is label
+    i. For each class, `shots + query_shots` of its valid images without replacement, the first
+    `shots` of them support. Pixels become (x / 255 - mean) / std.
+
+    Pure; works under jit, vmap and scan with `data` as a traced argument and the four numbers
+    static. Batches are ordered by label. If `data.counts` is traced, classes can only be checked
+    against the padded number of images: call `check_episode` before compiling.
+
+    Args:
+        key: a jax.random key.
+        data: the classes to draw from.
+        tasks: number of tasks.
+        ways: classes per task.
+        shots: support images per class.
+        query_shots: query images per class.
+
+    Returns:
+        Task of two batches: images float32 [tasks, ways * shots, h, w, c] and labels int32
+        [tasks, ways * shots]; for the query with query_shots in place of shots.
+
+    Raises:
+        DataError: a number below one, or more classes or images asked for than there are.
+
+    Example:
+        >>> draw = jax.jit(sample_tasks, static_argnums=(2, 3, 4, 5))
+        >>> images, labels = draw(jax.random.key(0), load_glyphs("train"), 4, 5, 1, 15).support
+        >>> images.shape, labels[0].tolist()
+        ((4, 5, 28, 28, 1), [0, 1, 2, 3, 4])
+    """
+    _check_number("tasks", tasks)
+    check_episode(data, ways, shots, query_shots)
+    class_key, image_key = jax.random.split(key)
+    present = jnp.ones((tasks, data.num_classes), bool)
+    classes = _choose(class_key, present, ways)
+    images = _choose(image_key, _valid(data, classes), shots + query_shots)
+    support = _batch(data, classes, images[..., :shots])
+    query = _batch(data, classes, images[..., shots:])
+    return Task(support, query)
+
+
+def check_episode(data: ImageSet, ways: int, shots: int, query_shots: int) -> None:
+    """Check that tasks of this size can be drawn from a data set.
+
+    There must be ways <= classes and shots + query_shots <= counts of the smallest class.
+
+    Args:
+        data: the classes to draw from.
+        ways: classes per task.
+        shots: support images per class.
+        query_shots: query images per class.
+
+    Raises:
+        DataError: one line that says what was asked for and what there is.
+
+    Example:
+        >>> check_episode(load_glyphs("test"), ways=5, shots=5, query_shots=15)
+        >>> check_episode(load_glyphs("test"), ways=5, shots=5, query_shots=16)
+        Traceback (most recent call last):
+        ...
+        jaxsparse.data.images.DataError: shots + query_shots must be at most 20, ...
+    """
+    for name, value in (("ways", ways), ("shots", shots), ("query_shots", query_shots)):
+        _check_number(name, value)
+    _check_arrays(data)
+    if ways > data.num_classes:
+        raise DataError(f"ways must be at most {data.num_classes}, the classes; got {ways}")
+    wanted = shots + query_shots
+    if isinstance(data.counts, jax.core.Tracer):
+        fewest, where = data.images.shape[1], "the padded images per class"
+    else:
+        counts = np.asarray(data.counts)
+        fewest, smallest = int(counts.min()), int(counts.argmin())
+        where = f"the images of the smallest class, {data.names[smallest]!r}"
+    if wanted > fewest:
+        raise DataError(
+            f"shots + query_shots must be at most {fewest}, {where}; "
+            f"got {shots} + {query_shots} = {wanted}"
+        )
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, jax.core.Tracer):
+        raise DataError(f"{name} sets shapes, so it must be static under jit; got {value}")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise DataError(f"{name} must be a whole number >= 1, got {value!r}")
+
+
+def _check_arrays(data: ImageSet) -> None:
+    images, counts, channels = data.images, data.counts, data.images.shape[-1]
+    if images.ndim != 5 or images.dtype != np.uint8:
+        raise DataError(
+            "data.images must be uint8 [classes, images, height, width, channels], "
+            f"got {images.dtype} {list(images.shape)}"
+        )
+    if counts.shape != images.shape[:1]:
+        raise DataError(f"data.counts must be [{len(images)}], got {list(counts.shape)}")
+    if len(data.names) != len(images):
+        raise DataError(f"data.names must have {len(images)} names, got {len(data.names)}")
+    for name, value in (("mean", data.mean), ("std", data.std)):
+        if len(value) != channels:
+            raise DataError(f"data.{name} must have {channels} values, one a channel: {value}")
+
+
+def _choose(key: jax.Array, allowed: jax.Array, count: int) -> jax.Array:
+    """`count` distinct allowed positions of the last axis, uniformly and in random order.
+
+    allowed is bool [..., n]; the result int32 [..., count].
+    """
+    # XLA's fast top_k on the CPU takes float32 only. Random bits read as positive normal floats
+    # keep 30 bits, where jax.random.uniform would keep 23: ties, which top_k settles by position,
+    # are too rare to bias the draw.
+    bits = jax.random.bits(key, allowed.shape, jnp.uint32)
+    scores = jax.lax.bitcast_convert_type((bits >> 2) + jnp.uint32(1 << 23), jnp.float32)
+    # A slice of its result would turn that top_k into a whole sort: hence the barrier.
+    return jax.lax.optimization_barrier(jax.lax.top_k(jnp.where(allowed, scores, -1.0), count)[1])
+
+
+def _valid(data: ImageSet, classes: jax.Array) -> jax.Array:
+    """Which images of the drawn classes are not padding, bool [tasks, ways, images]."""
+    shape = (*classes.shape, data.images.shape[1])
+    position = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    return position < jnp.asarray(data.counts, jnp.int32)[classes][..., None]
+
+
+def _batch(data: ImageSet, classes: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Scaled pixels [tasks, ways * n, h, w, c] and labels of images [tasks, ways, n]."""
+    tasks, ways, shots = images.shape
+    # In bounds by construction; saying so spares a masking pass over every pixel.
+    where = jnp.asarray(data.images).at[classes[..., None], images]
+    pixels = where.get(mode="promise_in_bounds").reshape(tasks, ways * shots, *data.image_shape)
+    mean, std = (
+        jnp.broadcast_to(jnp.array(value, jnp.float32), pixels.shape)
+        for value in (data.mean, data.std)
+    )
+    labels = jax.lax.broadcasted_iota(jnp.int32, (tasks, ways, shots), 1)
+    scaled = (pixels.astype(jnp.float32) / 255 - mean) / std
+    return scaled, labels.reshape(tasks, ways * shots)

@@ -1,0 +1,297 @@
+"""A few-shot image set that needs no download: letters of the fonts matplotlib ships."""
+
+import hashlib
+import unicodedata
+import uuid
+import warnings
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont, features
+from scipy import ndimage
+
+from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import cache_dir as default_cache_dir
+
+VERSION = 1  # raise whenever the same arguments would give other images
+IMAGES_PER_CLASS = 20
+
+# A split is a set of scripts, so the letters of "validation" and "test" come from alphabets
+# never seen in training. A script is the first word of a letter's Unicode name.
+SPLITS = {
+    "train": ("LATIN", "CANADIAN", "LISU"),
+    "validation": ("CYRILLIC", "ARABIC"),
+    "test": ("GREEK", "COPTIC", "GEORGIAN", "ARMENIAN", "HEBREW", "LAO", "OLD"),
+}
+
+# Full text faces. The other files hold symbols and accents, or (cm*) pictures of their own
+# encoding under the code points of letters. Regular faces first: look-alikes are judged on them.
+UPRIGHT = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral")
+FACES = (
+    *UPRIGHT,
+    *("DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique"),
+    *("DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique", "DejaVuSansMono-Oblique"),
+    *("DejaVuSerif-Bold", "DejaVuSerif-BoldItalic", "DejaVuSerif-Italic"),
+    *("STIXGeneralBol", "STIXGeneralBolIta", "STIXGeneralItalic"),
+)
+FEWEST_FACES = 4  # at 8 only Latin, Greek, Cyrillic, Georgian, Armenian and Lao would remain
+
+DOTS = (0x141D, 0x1427)  # Canadian syllabics that, cut to their ink, are a white square
+
+SAME = 0.92  # letters that correlate above this, in any regular face, are the same class
+COMPARED_SIDE = 20  # pixels
+COMPARED_BLUR = 0.8  # pixels; a stroke half a pixel aside must not count as a new letter
+COMPARED_TURNS = (-0.2, 0.0, 0.2)  # radians; a tilted stroke must not count as a new letter
+
+# Distortions, in units of half the image side unless said otherwise.
+LETTER = 0.68  # longer side of a letter / image side, before distortion
+TURN = 0.5  # radians, largest either way
+SHEAR = 0.5
+STRETCH = 0.4  # natural log, each axis
+SHIFT = 0.15
+BEND = 0.2  # standard deviation of a control point of the elastic warp
+BEND_POINTS = 5  # control points per axis
+
+
+def load_glyphs(split: str, cache_dir: str | Path | None = None, image_size: int = 28) -> ImageSet:
+    """Letters of many scripts, white on black, as a few-shot set like Omniglot.
+
+    Classes are the letters that matplotlib's fonts draw in at least four faces, look-alikes
+    counted once (c and C, Latin A and Greek Α). Each of a class's 20 images is one face under
+    its own rotation, shear, stretch, shift and elastic warp. The three splits share no script.
+    The images depend only on the arguments and on the versions of the fonts and of FreeType.
+
+    Rendering takes some seconds on first use; the result is kept in the cache folder. A cache
+    that cannot be read is rendered again, one that cannot be written gives a warning.
+
+    Args:
+        split: "train" (Latin, Canadian syllabics, Lisu), "validation" (Cyrillic, Arabic) or
+            "test" (Greek, Coptic, Georgian, Armenian, Hebrew, Lao, Old Italic and others).
+        cache_dir: where to keep the images; None for `jaxsparse.data.images.cache_dir()`.
+        image_size: side of the images in pixels, at least 8.
+
+    Returns:
+        ImageSet with images uint8 [classes, 20, image_size, image_size, 1], mean 0, std 1, and
+        the letters' Unicode names.
+
+    Raises:
+        DataError: an unknown split, too small an image size, or fonts missing.
+
+    Example:
+        >>> data = load_glyphs("test")
+        >>> data.image_shape, int(data.counts.min())
+        ((28, 28, 1), 20)
+    """
+    if split not in SPLITS:
+        raise DataError(f"glyphs: split must be one of {', '.join(SPLITS)}; got {split!r}")
+    if not isinstance(image_size, int) or image_size < 8:
+        raise DataError(f"glyphs: image_size must be a whole number >= 8, got {image_size!r}")
+    folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    file = folder / _file_name(split, image_size)
+    cached = _read(file)
+    if cached is None:
+        cached = _render(split, image_size)
+        _write(file, *cached)
+    images, letters = cached
+    return ImageSet(
+        images=jnp.asarray(images),
+        counts=jnp.full(len(letters), images.shape[1], jnp.int32),
+        names=tuple(unicodedata.name(chr(code)) for code in letters.tolist()),
+        mean=(0.0,),
+        std=(1.0,),
+    )
+
+
+def _render(split: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [classes, 20, side, side, 1] and code points int32 [classes] of a split."""
+    letters = [code for code in _letters() if _script(code) in SPLITS[split]]
+    # Drawn and warped at twice the size, so that the last step averages four samples a pixel.
+    side = 2 * image_size
+    fonts = {face: _font(face, side) for face in FACES}
+    maps = _charmaps()
+    images = []
+    for code in letters:
+        stamps = [_stamp(fonts[face], chr(code), side) for face in FACES if code in maps[face]]
+        images.append(_draw_class(np.stack(stamps), code))
+    return np.stack(images)[..., None], np.array(letters, np.int32)
+
+
+def _draw_class(stamps: np.ndarray, code: int) -> np.ndarray:
+    """Twenty distorted images of a letter: stamps [faces, 2 s, 2 s] -> uint8 [20, s, s]."""
+    rng = np.random.default_rng((VERSION, code))
+    n, side = IMAGES_PER_CLASS, stamps.shape[-1]
+    faces = np.resize(rng.permutation(len(stamps)), n)
+    turn, shear = rng.uniform(-TURN, TURN, n), rng.uniform(-SHEAR, SHEAR, n)
+    stretch = np.exp(rng.uniform(-STRETCH, STRETCH, (2, n)))
+    shift = rng.uniform(-SHIFT, SHIFT, (2, n, 1, 1))
+    bend = rng.normal(0.0, BEND, (2, n, BEND_POINTS, BEND_POINTS))
+    rows, columns = _turned(turn, shear, stretch, side) + shift + _spread(bend, side)
+    warped = _sample(stamps[faces], rows, columns)
+    fine = warped.reshape(n, side // 2, 2, side // 2, 2)
+    return np.rint(fine.mean((2, 4))).astype(np.uint8)
+
+
+def _turned(turn: np.ndarray, shear: np.ndarray, stretch: np.ndarray, side: int) -> np.ndarray:
+    """Where each pixel of n affine images reads from: [2, n, side, side], in [-1, 1] units."""
+    axis = (2 * np.arange(side) + 1) / side - 1
+    y, x = axis[:, None], axis[None, :]
+    cos, sin, slant = (a[:, None, None] for a in (np.cos(turn), np.sin(turn), shear))
+    turned_y, turned_x = cos * y - sin * x, sin * y + cos * x
+    rows, columns = turned_y, turned_x + slant * turned_y
+    return np.stack([rows, columns]) * stretch[..., None, None]
+
+
+def _spread(control: np.ndarray, side: int) -> np.ndarray:
+    """A smooth field [..., side, side] from control points [..., p, p] (cubic B-splines)."""
+    points = control.shape[-1]
+    at = np.linspace(0, points - 1, side)
+    distance = np.abs(at[:, None] - np.arange(points))
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    basis = np.where(distance < 1, near, np.clip(2 - distance, 0, None) ** 3 / 6)
+    return basis @ control @ basis.T
+
+
+def _sample(stamps: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Bilinear values of n stamps [n, side, side] at rows, columns in [-1, 1]; 0 outside."""
+    side = stamps.shape[-1]
+    at = (np.stack([rows, columns], 1) + 1) * side / 2 - 0.5
+    pairs = zip(stamps.astype(np.float64), at, strict=True)
+    return np.stack([ndimage.map_coordinates(stamp, where, order=1) for stamp, where in pairs])
+
+
+@lru_cache
+def _letters() -> tuple[int, ...]:
+    """Code points of all classes, ascending: letters in enough faces, look-alikes once."""
+    maps = _charmaps()
+    scripts = {script for split in SPLITS.values() for script in split}
+    drawn = sorted(frozenset().union(*maps.values()))
+    codes = [
+        code
+        for code in drawn
+        if unicodedata.category(chr(code)) in ("Lu", "Ll", "Lt", "Lo")
+        # compatibility forms (ligatures, superscripts, script capitals) are other letters restyled
+        and unicodedata.normalize("NFKC", chr(code)) == chr(code)
+        and _script(code) in scripts
+        and code not in DOTS
+        and sum(code in maps[face] for face in FACES) >= FEWEST_FACES
+    ]
+    alike = _alike(codes)
+    kept: list[int] = []
+    for i in range(len(codes)):
+        if not alike[i, kept].any():
+            kept.append(i)
+    return tuple(codes[i] for i in kept)
+
+
+def _alike(codes: list[int]) -> np.ndarray:
+    """Which letters look the same, bool [n, n]: their correlation in a regular face > SAME."""
+    side, maps = COMPARED_SIDE, _charmaps()
+    alike = np.zeros((len(codes), len(codes)), bool)
+    for face in UPRIGHT:
+        font = _font(face, 2 * side)
+        here = np.array([i for i, code in enumerate(codes) if code in maps[face]])
+        stamps = np.stack([_stamp(font, chr(codes[i]), side) for i in here])
+        straight = _unit(stamps)
+        for turn in COMPARED_TURNS:
+            angle, zero = np.full(len(here), turn), np.zeros(len(here))
+            where = _turned(angle, zero, np.ones((2, len(here))), side)
+            same = _unit(_sample(stamps, *where)) @ straight.T > SAME
+            alike[np.ix_(here, here)] |= same | same.T
+    return alike
+
+
+def _unit(stamps: np.ndarray) -> np.ndarray:
+    """Blurred, centred images as unit vectors [n, pixels], so a product is a correlation."""
+    flat = ndimage.gaussian_filter(stamps.astype(np.float64), (0, COMPARED_BLUR, COMPARED_BLUR))
+    flat = flat.reshape(len(stamps), -1)
+    flat -= flat.mean(1, keepdims=True)
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+def _stamp(font: ImageFont.FreeTypeFont, letter: str, side: int) -> np.ndarray:
+    """A letter cut to its ink, scaled to LETTER of the side and centred: uint8 [side, side]."""
+    left, top, right, bottom = (round(edge) for edge in font.getbbox(letter))
+    canvas = Image.new("L", (right - left + 2, bottom - top + 2))
+    ImageDraw.Draw(canvas).text((1 - left, 1 - top), letter, fill=255, font=font)
+    ink = canvas.crop(canvas.getbbox())
+    scale = LETTER * side / max(ink.size)
+    width, height = (max(1, round(scale * length)) for length in ink.size)
+    stamp = Image.new("L", (side, side))
+    small = ink.resize((width, height), Image.Resampling.BILINEAR)
+    stamp.paste(small, ((side - width) // 2, (side - height) // 2))
+    return np.asarray(stamp)
+
+
+def _font_file(face: str) -> Path:
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
+
+
+def _font(face: str, pixels: int) -> ImageFont.FreeTypeFont:
+    # The basic layout does no shaping, which would depend on whether Raqm is installed.
+    layout = ImageFont.Layout.BASIC
+    return ImageFont.truetype(_font_file(face), 2 * pixels, layout_engine=layout)
+
+
+@lru_cache
+def _charmaps() -> dict[str, frozenset[int]]:
+    """For each face, the code points it has a glyph for."""
+    for face in FACES:
+        if not _font_file(face).is_file():
+            raise DataError(f"glyphs: {_font_file(face)} is missing; reinstall matplotlib")
+    return {face: frozenset(FT2Font(str(_font_file(face))).get_charmap()) for face in FACES}
+
+
+def _script(code: int) -> str:
+    return unicodedata.name(chr(code), "").split(" ")[0]
+
+
+def _file_name(split: str, image_size: int) -> str:
+    """A name that changes with whatever changes the pixels."""
+    made_of = (
+        *(VERSION, IMAGES_PER_CLASS, SPLITS, FACES, FEWEST_FACES, DOTS, SAME, COMPARED_SIDE),
+        *(
+            COMPARED_BLUR,
+            COMPARED_TURNS,
+            LETTER,
+            TURN,
+            SHEAR,
+            STRETCH,
+            SHIFT,
+            BEND,
+            BEND_POINTS,
+            image_size,
+        ),
+        *(matplotlib.__version__, features.version("freetype2"), unicodedata.unidata_version),
+    )
+    digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
+    return f"glyphs-v{VERSION}-{split}-{image_size}-{digest}.npz"
+
+
+def _read(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """The arrays of a cache file, or None where there is no whole one (zip checks its sums)."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays["images"], arrays["letters"]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _write(file: Path, images: np.ndarray, letters: np.ndarray) -> None:
+    """Write a cache file whole or not at all, also where two processes do so at once."""
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as out:
+                np.savez_compressed(out, images=images, letters=letters)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        warnings.warn(f"glyphs: not cached ({error}); set JAXSPARSE_CACHE", stacklevel=3)

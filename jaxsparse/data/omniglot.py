@@ -1,0 +1,175 @@
+"""Omniglot as few-shot learning uses it: 28x28, strokes bright, training characters rotated."""
+
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxsparse.data.folder import Rows, cached
+from jaxsparse.data.images import DataError, ImageSet
+
+_BACKGROUND = """
+    Alphabet_of_the_Magi Anglo-Saxon_Futhorc Arcadian Armenian Asomtavruli_(Georgian) Balinese
+    Bengali Blackfoot_(Canadian_Aboriginal_Syllabics) Braille Burmese_(Myanmar) Cyrillic
+    Early_Aramaic Futurama Grantha Greek Gujarati Hebrew Inuktitut_(Canadian_Aboriginal_Syllabics)
+    Japanese_(hiragana) Japanese_(katakana) Korean Latin Malay_(Jawi_-_Arabic) Mkhedruli_(Georgian)
+    N_Ko Ojibwe_(Canadian_Aboriginal_Syllabics) Sanskrit Syriac_(Estrangelo) Tagalog Tifinagh
+"""
+_EVALUATION = """
+    Angelic Atemayar_Qelisayer Atlantean Aurek-Besh Avesta Ge_ez Glagolitic Gurmukhi Kannada Keble
+    Malayalam Manipuri Mongolian Old_Church_Slavonic_(Cyrillic) Oriya Sylheti Syriac_(Serto)
+    Tengwar Tibetan ULOG
+"""
+BACKGROUND, EVALUATION = tuple(_BACKGROUND.split()), tuple(_EVALUATION.split())
+VALIDATION = BACKGROUND[5::6]  # 5 of the 30 alphabets, 158 of the 964 characters
+_ALPHABETS = sorted(BACKGROUND + EVALUATION)  # the order TFDS numbers them in
+_CHARACTERS = 1623
+_DRAWERS = 20
+
+
+def load_omniglot(
+    split: str, data_dir: Path, image_size: int | None = None, mixed: bool = False
+) -> ImageSet:
+    """Read one split of Omniglot, 20 drawings of every character.
+
+    By default no alphabet is in two splits: test = the 659 characters of the 20 evaluation
+    alphabets, validation = 5 of the 30 background alphabets (158 characters), train = the other
+    25 (806 characters). Much of the literature draws 1,200 of all 1,623 characters for training
+    instead, so that most test characters come from alphabets that were trained on; `mixed` is
+    that easier split: 1,100 train, 100 validation, 423 test, in an order fixed by a hash of the
+    names. Either way every training character also counts as three more, turned by 90, 180 and
+    270 degrees. Images are averaged over areas to the new size and inverted: ink is 255.
+
+    Args:
+        split: "train", "validation" or "test".
+        data_dir: TFDS's data folder, with Omniglot prepared in the array_record format.
+        image_size: height and width in pixels; default 28.
+        mixed: True for the split that mixes alphabets.
+
+    Returns:
+        An ImageSet on the host, images uint8 [classes, 20, size, size, 1].
+
+    Raises:
+        DataError: Omniglot is not prepared in `data_dir`, or is not what TFDS makes of it.
+
+    Example:
+        >>> load_omniglot("test", Path("~/tensorflow_datasets").expanduser()).images.shape
+        (659, 20, 28, 28, 1)
+    """
+    size = image_size or 28
+    key = prepared_files("omniglot", data_dir)
+    if not key:
+        raise DataError(
+            f"omniglot: not prepared in {data_dir}; do so once, with TensorFlow installed:"
+            ' python -c "import tensorflow_datasets as tfds;'
+            " tfds.builder('omniglot', file_format='array_record').download_and_prepare()\""
+        )
+    data = cached(f"omniglot-{size}", key, lambda: _rows(data_dir, size))
+    members = _members(data.names, split, mixed)
+    chosen = [i for i, name in enumerate(data.names) if name in members]
+    names = tuple(data.names[i] for i in chosen)
+    images, turns = data.images[chosen], (0, 1, 2, 3) if split == "train" else (0,)
+    if len(turns) > 1:
+        images = np.concatenate([np.rot90(images, turn, axes=(2, 3)) for turn in turns])
+        names = tuple(f"{name}/rot{90 * turn:03d}" for turn in turns for name in names)
+    return ImageSet(images, np.full(len(names), _DRAWERS, np.int32), names, data.mean, data.std)
+
+
+def _members(names: Sequence[str], split: str, mixed: bool) -> set[str]:
+    if mixed:
+        # A hash, because no random generator promises the same order for ever.
+        order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+        parts = {"train": order[:1100], "validation": order[1100:1200], "test": order[1200:]}
+        return set(parts[split])
+    train = set(BACKGROUND) - set(VALIDATION)
+    alphabets = {"train": train, "validation": set(VALIDATION), "test": set(EVALUATION)}[split]
+    return {name for name in names if name.split("/")[0] in alphabets}
+
+
+def _rows(data_dir: Path, size: int) -> Rows:
+    drawings = defaultdict(list)
+    for split in ("train", "test"):
+        for record in records("omniglot", split, data_dir):
+            alphabet, character = int(record["alphabet"]), int(record["alphabet_char_id"])
+            name = f"{_ALPHABETS[alphabet]}/character{character + 1:02d}"
+            drawings[name].append(record["image"])
+    counts = [len(images) for images in drawings.values()]
+    if counts != [_DRAWERS] * _CHARACTERS:
+        raise DataError(
+            f"omniglot: {data_dir} holds {sum(counts)} drawings of {len(counts)} characters,"
+            f" not {_DRAWERS} of each of {_CHARACTERS}; prepare it again"
+        )
+    names = sorted(drawings)
+    images = (_shrink(image, size) for name in names for image in drawings[name])
+    return Rows(names, [_DRAWERS] * _CHARACTERS, (size, size, 1), images)
+
+
+def _shrink(png: bytes, size: int) -> np.ndarray:
+    ink = 255.0 - np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+    rows, columns = (_area_weights(length, size) for length in ink.shape)
+    return np.rint(rows @ ink @ columns.T).astype(np.uint8)[..., None]
+
+
+@cache
+def _area_weights(length: int, size: int) -> np.ndarray:
+    # [size, length]: the share of output pixel i that input pixel j covers, rows sum to 1
+    edges = np.arange(size + 1) * (length / size)
+    pixels = np.arange(length)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return overlap.clip(0) * (size / length)
+
+
+def prepared_files(name: str, data_dir: Path) -> list[tuple[str, int, int]]:
+    """The array_record files TFDS prepared for a data set: [(path, bytes, time)], sorted.
+
+    Args:
+        name: TFDS's name of the data set.
+        data_dir: TFDS's data folder.
+
+    Returns:
+        An empty list where the data set is not prepared, or in another format.
+
+    Example:
+        >>> len(prepared_files("omniglot", Path("~/tensorflow_datasets").expanduser()))
+        2
+    """
+    # Looked up here and not by TFDS, whose import alone takes longer than opening the cache.
+    files = sorted((data_dir / name).glob(f"*/{name}-*.array_record*"))
+    whole = [f for f in files if not f.parent.name.startswith("incomplete")]
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in whole]
+
+
+def records(name: str, split: str, data_dir: Path) -> Iterator[dict[str, Any]]:
+    """Read the examples TFDS prepared, images still encoded; needs no TensorFlow.
+
+    Args:
+        name: TFDS's name of the data set.
+        split: TFDS's name of the split.
+        data_dir: TFDS's data folder.
+
+    Returns:
+        A dict per example, with "image" as the bytes of an image file.
+
+    Raises:
+        DataError: TFDS cannot read them.
+
+    Example:
+        >>> next(records("omniglot", "test", Path("~/tensorflow_datasets").expanduser())).keys()
+        dict_keys(['alphabet', 'alphabet_char_id', 'image', 'label'])
+    """
+    import tensorflow_datasets as tfds  # slow to import, and only needed to fill the cache
+
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    try:
+        yield from tfds.data_source(
+            name, split=split, data_dir=data_dir, download=False, decoders=decoders
+        )
+    except Exception as error:  # TFDS and its readers raise a dozen kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: TFDS cannot read it in {data_dir}: {reason}") from error

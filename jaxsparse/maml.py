@@ -1,0 +1,249 @@
+"""Meta-learning over a batch of tasks: one meta-step, and evaluation after adaptation."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse.checks import check_floating, check_leading_axis, check_steps, scalar_loss
+from jaxsparse.gates import Gate, sparsity
+from jaxsparse.inner import adapt
+
+Tree = Any
+TaskLoop = Literal["auto", "vmap", "scan"]
+
+
+class MetaState(NamedTuple):
+    """Everything a meta-step changes.
+
+    Attributes:
+      params: theta, the meta-learned initialisation.
+      mask: m, the gate's mask parameters.
+      theta_opt: the optax state for theta.
+      mask_opt: the optax state for m.
+      step: int32, the number of meta-steps taken.
+      key: the PRNG key that stochastic gates draw from.
+    """
+
+    params: Tree
+    mask: Tree
+    theta_opt: optax.OptState
+    mask_opt: optax.OptState
+    step: jax.Array
+    key: jax.Array
+
+
+def init_state(
+    params: Tree,
+    gate: Gate,
+    theta_optimizer: optax.GradientTransformation,
+    mask_optimizer: optax.GradientTransformation,
+    key: jax.Array,
+) -> MetaState:
+    """The state before the first meta-step: theta as given, m drawn by the gate.
+
+    ``theta_0 = params,  m_0 = gate.init(key, params)``
+
+    Args:
+      params: theta, any pytree of floating arrays.
+      gate: makes the mask parameters.
+      theta_optimizer: an optax transformation for theta.
+      mask_optimizer: an optax transformation for m.
+      key: a PRNG key.
+
+    Returns:
+      A `MetaState`.
+
+    Raises:
+      TypeError: `params` has a leaf that is not floating.
+
+    Example:
+      >>> sgd = optax.sgd(0.1)
+      >>> state = init_state({"w": jnp.ones(3)}, gates.binary(0.1), sgd, sgd, jax.random.key(0))
+
+    Source: von Oswald, Zhao et al. 2021, Algorithm of Sec. 3.
+    """
+    check_floating("params", params)
+    mask_key, key = jax.random.split(key)
+    # Copied, so that a caller who donates the state to its step keeps his own arrays; the dtype is
+    # spelt out, as a weakly typed leaf would turn strong in the first step and compile it twice.
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), params)
+    mask = gate.init(mask_key, params)
+    return MetaState(
+        params,
+        mask,
+        theta_optimizer.init(params),
+        mask_optimizer.init(mask),
+        jnp.zeros((), jnp.int32),
+        key,
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "loss_fn",
+        "gate",
+        "inner_steps",
+        "theta_optimizer",
+        "mask_optimizer",
+        "second_order",
+        "task_loop",
+    ),
+)
+def sparse_maml_step(
+    state: MetaState,
+    tasks: Any,
+    *,
+    loss_fn: Callable,
+    gate: Gate,
+    inner_steps: int,
+    theta_optimizer: optax.GradientTransformation,
+    mask_optimizer: optax.GradientTransformation,
+    second_order: bool = False,
+    task_loop: TaskLoop = "auto",
+) -> tuple[MetaState, dict[str, jax.Array]]:
+    """One meta-step of gated MAML: adapt to each task, update theta and m on the query losses.
+
+    ``J(theta, m) = 1/T sum_t L(phi_K(theta, gate(m); support_t), query_t)``; theta and m follow
+    their optimisers along ``dJ/d theta`` and ``dJ/dm``, to first order by default (`adapt`).
+
+    The step is jitted and compiles once for the same functions and shapes: make `loss_fn`,
+    `gate` and the optimisers once, outside the loop that calls it.
+
+    Args:
+      state: a `MetaState`; its arrays are not donated.
+      tasks: `Task(support, query)` (any pair), every leaf with a leading task axis [T, ...].
+      loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
+      gate: turns the mask parameters into step sizes; a stochastic one once per task.
+      inner_steps: K, the inner steps taken on the support batch.
+      theta_optimizer: the optax transformation `init_state` was given for theta.
+      mask_optimizer: the optax transformation `init_state` was given for m.
+      second_order: differentiate through the inner gradients.
+      task_loop: "vmap" adapts to all tasks side by side, "scan" to one after the other, whose
+        activations then fit a processor's caches; "auto" is "scan" on the CPU, else "vmap".
+
+    Returns:
+      The new state, and metrics: the mean query "loss" (and `loss_fn`'s metrics), "inner_loss"
+      [K] (the mean support loss before each inner step), "sparsity" of the step sizes used.
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+
+    Example:
+      >>> state, metrics = sparse_maml_step(
+      ...     state, tasks, loss_fn=loss_fn, gate=gate, inner_steps=5,
+      ...     theta_optimizer=optax.adam(1e-3), mask_optimizer=optax.adam(7.5e-3))
+
+    Source: von Oswald, Zhao et al. 2021, Eqs. 8-10.
+    """
+    check_steps("inner_steps", inner_steps)
+    count = check_leading_axis("tasks", tuple(tasks))
+    key, gate_key = jax.random.split(state.key)
+    step_sizes, gate_vjp = jax.vjp(lambda m: _step_sizes(gate, m, gate_key, count), state.mask)
+
+    def task_gradients(sizes, task):
+        def outer_loss(params, sizes):
+            return _adapted_loss(loss_fn, params, sizes, task, inner_steps, second_order)
+
+        return jax.grad(outer_loss, argnums=(0, 1), has_aux=True)(state.params, sizes)
+
+    (d_params, d_sizes), metrics = _over_tasks(
+        task_gradients, step_sizes, tuple(tasks), gate.stochastic, task_loop
+    )
+    d_params, metrics = jax.tree.map(lambda x: x.mean(0), (d_params, metrics))
+    # Sizes drawn per task keep their task axis here: the gate's own VJP adds the tasks up.
+    d_sizes = jax.tree.map(lambda x: x / count if gate.stochastic else x.mean(0), d_sizes)
+    (d_mask,) = gate_vjp(d_sizes)
+    params, theta_opt = _update(theta_optimizer, d_params, state.theta_opt, state.params)
+    mask, mask_opt = _update(mask_optimizer, d_mask, state.mask_opt, state.mask)
+    metrics["sparsity"] = sparsity(step_sizes)["total"]
+    return MetaState(params, mask, theta_opt, mask_opt, state.step + 1, key), metrics
+
+
+@functools.partial(
+    jax.jit, static_argnames=("loss_fn", "inner_steps", "task_loop", "step_sizes_per_task")
+)
+def evaluate(
+    params: Tree,
+    step_sizes: Tree,
+    tasks: Any,
+    *,
+    loss_fn: Callable,
+    inner_steps: int,
+    step_sizes_per_task: bool = False,
+    task_loop: TaskLoop = "auto",
+) -> dict[str, jax.Array]:
+    """Adapt to each task's support batch and measure on its query batch.
+
+    ``L(phi_K(theta, a; support_t), query_t)`` for each task t.
+
+    Args:
+      params: theta.
+      step_sizes: a, what the gate's `apply` returns.
+      tasks: `Task(support, query)` (any pair), every leaf with a leading task axis [T, ...].
+      loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
+      inner_steps: K, the inner steps taken on the support batch.
+      step_sizes_per_task: the leaves of `step_sizes` have a leading task axis, too (as a
+        stochastic gate applied once per task gives).
+      task_loop: as in `sparse_maml_step`.
+
+    Returns:
+      Metrics per task: the query "loss" [T] (and `loss_fn`'s metrics, likewise), and
+      "inner_loss" [T, K].
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+
+    Example:
+      >>> metrics = evaluate(
+      ...     state.params, gate.apply(state.mask, None), tasks, loss_fn=loss_fn, inner_steps=100)
+      >>> metrics["accuracy"].mean()
+
+    Source: von Oswald, Zhao et al. 2021, Sec. 4.
+    """
+    check_steps("inner_steps", inner_steps)
+    check_leading_axis("tasks", tuple(tasks))
+
+    def one_task(sizes, task):
+        return _adapted_loss(loss_fn, params, sizes, task, inner_steps, False)[1]
+
+    return _over_tasks(one_task, step_sizes, tuple(tasks), step_sizes_per_task, task_loop)
+
+
+def _adapted_loss(loss_fn, params, step_sizes, task, inner_steps, second_order):
+    support, query = task
+    phi, inner = adapt(loss_fn, params, step_sizes, support, inner_steps, second_order=second_order)
+    loss, metrics = scalar_loss(loss_fn)(phi, query)
+    return loss, {"loss": loss, **metrics, "inner_loss": inner["loss"]}
+
+
+def _step_sizes(gate, mask, key, count):
+    if not gate.stochastic:
+        return gate.apply(mask, None)
+    return jax.vmap(gate.apply, (None, 0))(mask, jax.random.split(key, count))
+
+
+def _over_tasks(function, step_sizes, tasks, per_task, task_loop):
+    """`function(step_sizes, task)` of every task, stacked."""
+    if _resolve(task_loop) == "vmap":
+        return jax.vmap(function, (0 if per_task else None, 0))(step_sizes, tasks)
+    if per_task:
+        return jax.lax.map(lambda sizes_and_task: function(*sizes_and_task), (step_sizes, tasks))
+    return jax.lax.map(lambda task: function(step_sizes, task), tasks)
+
+
+def _update(optimizer, gradient, opt_state, params):
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def _resolve(task_loop: TaskLoop) -> str:
+    if task_loop not in ("auto", "vmap", "scan"):
+        raise ValueError(f"task_loop must be 'auto', 'vmap' or 'scan', got {task_loop!r}")
+    if task_loop != "auto":
+        return task_loop
+    return "scan" if jax.default_backend() == "cpu" else "vmap"

@@ -1,0 +1,25 @@
+"""Whole runs: configuration, the pure program, the host's loop, the run folder."""
+
+from jaxsparse.training.config import ConfigError, FewShotConfig, make_gate, make_learner
+from jaxsparse.training.loop import Diverged, Hooks, Progress, Stopped, run
+from jaxsparse.training.program import Program, TrainState, make_program, make_train
+from jaxsparse.training.run_folder import RunError, RunFolder, WriteError
+
+__all__ = [
+    "ConfigError",
+    "Diverged",
+    "FewShotConfig",
+    "Hooks",
+    "Program",
+    "Progress",
+    "RunError",
+    "RunFolder",
+    "Stopped",
+    "TrainState",
+    "WriteError",
+    "make_gate",
+    "make_learner",
+    "make_program",
+    "make_train",
+    "run",
+]

@@ -1,0 +1,234 @@
+"""The configuration of a few-shot run and what it stands for."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import optax
+
+from jaxsparse import gates, losses, nn
+from jaxsparse.gates import Gate, Init
+
+Method = Literal[
+    "sparse-maml",
+    "sparse-relu-maml",
+    "sparse-maml-plus",
+    "fomaml",
+    "maml",
+    "anil",
+    "boil",
+    "meta-sgd",
+]
+Dataset = Literal["glyphs", "omniglot", "mini_imagenet", "folder"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one line naming the field."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotConfig:
+    """A few-shot run: everything that decides its numbers, and nothing else."""
+
+    method: Method = "sparse-maml"
+    """what decides which parameters the inner loop moves, and how far"""
+    dataset: Dataset = "glyphs"
+    """glyphs is embedded; omniglot and mini_imagenet are read through TensorFlow Datasets;
+    folder is a tree train/ val/ test/ of class folders under --data-dir"""
+    data_dir: str | None = None
+    """where the data lies; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
+    image_size: int | None = None
+    """height and width of the images of --dataset folder, in pixels"""
+    ways: int = 5
+    """classes per task"""
+    shots: int = 5
+    """support images per class"""
+    query_shots: int = 15
+    """query images per class"""
+    width: int = 64
+    """filters of each of Conv4's layers"""
+    bias: bool = True
+    """whether the convolutions have biases"""
+    inner_lr: float = 0.1
+    """alpha, the inner step size"""
+    inner_steps: int = 5
+    """K in training, inner steps"""
+    test_inner_steps: int = 10
+    """K in validation and test, inner steps"""
+    theta_lr: float = 0.001
+    """outer learning rate of theta (Adam)"""
+    mask_lr: float = 0.0075
+    """gamma_m, outer learning rate of the mask parameters; 0 freezes the mask as drawn"""
+    mask_optimizer: Literal["adam", "nesterov"] = "adam"
+    """nesterov is SGD with Nesterov momentum 0.9"""
+    mask_init: str = "auto"
+    """kaiming, a constant, or a range low:high; auto: kaiming for binary gates, inner_lr else"""
+    initial_sparsity: float = 0.5
+    """share of frozen parameters at the start, with --mask-init kaiming"""
+    embedding: int = 1600
+    """E, length of the code from which sparse-maml-plus generates its mask"""
+    second_order: bool = False
+    """differentiate through the inner gradients; maml always does"""
+    clip: float | None = None
+    """clip the meta-gradient of theta elementwise to [-clip, clip]"""
+    meta_batch_size: int = 4
+    """tasks per meta-step"""
+    epochs: int = 20
+    """epochs; each ends with a validation"""
+    steps_per_epoch: int = 100
+    """meta-steps per epoch"""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """both outer learning rates: constant, or falling to 0 along a half cosine"""
+    val_tasks: int = 300
+    """validation tasks per epoch; the epoch of the best mean accuracy is the one tested"""
+    test_tasks: int = 600
+    """test tasks"""
+    seed: int = 0
+    """first seed: data order, initialisation and tasks all follow from it"""
+    seeds: int = 1
+    """number of seeds trained side by side: seed, seed + 1, ..."""
+
+    def __post_init__(self):
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("inner_lr", "theta_lr", "mask_lr"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0.0 <= self.initial_sparsity <= 1.0:
+            raise ConfigError(f"initial_sparsity must lie in [0, 1], got {self.initial_sparsity}")
+        if self.ways < 2:
+            raise ConfigError(f"ways must be 2 or more, got {self.ways}")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"clip must be above 0, got {self.clip}")
+        if not 0 <= self.seed <= 2**31 - 1 - self.seeds:
+            raise ConfigError(f"seed must lie in [0, 2^31), got {self.seed}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                listed = ", ".join(choices)
+                raise ConfigError(f"{name} must be one of {listed}, got {getattr(self, name)!r}")
+        parse_init(self.mask_init)
+
+
+_POSITIVE = (
+    *("ways", "shots", "query_shots", "width", "inner_steps", "test_inner_steps", "embedding"),
+    *("meta_batch_size", "epochs", "steps_per_epoch", "val_tasks", "test_tasks", "seeds"),
+)
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "method": Method.__args__,  # type: ignore[attr-defined]
+    "dataset": Dataset.__args__,  # type: ignore[attr-defined]
+    "mask_optimizer": ("adam", "nesterov"),
+    "schedule": ("constant", "cosine"),
+}
+
+
+class Learner(NamedTuple):
+    """What a configuration stands for: the parts that the meta-step is called with."""
+
+    model: Any
+    loss_fn: Callable
+    gate: Gate
+    theta_optimizer: optax.GradientTransformation
+    mask_optimizer: optax.GradientTransformation
+    second_order: bool
+
+
+def make_learner(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Learner:
+    """Build the model, loss, gate and optimisers that `config` names.
+
+    Args:
+      config: the run's configuration.
+      image_shape: (height, width, channels) of the data.
+
+    Returns:
+      A `Learner`.
+
+    Raises:
+      ValueError: images too small for the network.
+
+    Example:
+      >>> learner = make_learner(FewShotConfig(width=8), (28, 28, 1))
+    """
+    model = nn.conv4(
+        ways=config.ways, width=config.width, image_shape=image_shape, use_bias=config.bias
+    )
+    clip = optax.identity() if config.clip is None else optax.clip(config.clip)
+    mask_rate = _rate(config, config.mask_lr)
+    return Learner(
+        model=model,
+        loss_fn=losses.cross_entropy(model),
+        gate=make_gate(config),
+        theta_optimizer=optax.chain(clip, optax.adam(_rate(config, config.theta_lr))),
+        mask_optimizer=(
+            optax.adam(mask_rate)
+            if config.mask_optimizer == "adam"
+            else optax.sgd(mask_rate, momentum=0.9, nesterov=True)
+        ),
+        second_order=config.second_order or config.method == "maml",
+    )
+
+
+def make_gate(config: FewShotConfig) -> Gate:
+    """The gate of `config.method` (DESIGN of the package: an algorithm is a gate).
+
+    Args:
+      config: the run's configuration.
+
+    Returns:
+      A `Gate`.
+
+    Example:
+      >>> gate = make_gate(FewShotConfig(method="anil"))
+    """
+    alpha, sparse = config.inner_lr, config.initial_sparsity
+    init = parse_init(config.mask_init)
+    rate_init = alpha if init == "auto" else init
+    binary_init = "kaiming" if init == "auto" else init
+    builders: dict[str, Callable[[], Gate]] = {
+        "sparse-maml": lambda: gates.binary(alpha, init=binary_init, initial_sparsity=sparse),
+        "sparse-relu-maml": lambda: gates.relu(rate_init),
+        "sparse-maml-plus": lambda: gates.generated(
+            alpha, embedding=config.embedding, initial_sparsity=sparse
+        ),
+        "fomaml": lambda: gates.constant(alpha),
+        "maml": lambda: gates.constant(alpha),
+        "anil": lambda: gates.head_only(alpha),
+        "boil": lambda: gates.body_only(alpha),
+        "meta-sgd": lambda: gates.linear(rate_init),
+    }
+    return builders[config.method]()
+
+
+def parse_init(text: str) -> Init:
+    """Read a mask initialisation: `kaiming`, `auto`, a number, or a range `low:high`.
+
+    Args:
+      text: as given on the command line.
+
+    Returns:
+      A number, a pair of numbers, or the word itself.
+
+    Raises:
+      ConfigError: none of these.
+
+    Example:
+      >>> parse_init("0.005:0.1")
+      (0.005, 0.1)
+    """
+    if text in ("kaiming", "auto"):
+        return text
+    try:
+        values = tuple(float(part) for part in text.split(":"))
+    except ValueError:
+        values = ()
+    if len(values) == 1:
+        return values[0]
+    if len(values) == 2 and values[0] < values[1]:
+        return (values[0], values[1])
+    raise ConfigError(f"mask_init must be kaiming, a number or low:high, got {text!r}")
+
+
+def _rate(config, rate):
+    if config.schedule == "constant":
+        return rate
+    return optax.cosine_decay_schedule(rate, config.epochs * config.steps_per_epoch)

@@ -1,0 +1,341 @@
+"""The host's side of a run: compile, drive, report, save, go on, stop."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse.data import ImageSet
+from jaxsparse.training.config import FewShotConfig
+from jaxsparse.training.program import (
+    EVALUATION_BATCH,
+    TrainState,
+    batch_count,
+    evaluation_key,
+    make_program,
+)
+from jaxsparse.training.run_folder import RunFolder
+
+# A compiled call is cut to about this long, so that progress, Ctrl-C and SIGTERM are prompt.
+SEGMENT_SECONDS = 1.0
+# Within a long epoch, the state is saved this often.
+SAVE_SECONDS = 300.0
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state."""
+
+
+class Diverged(Exception):
+    """The loss is no longer finite; the message names the meta-step."""
+
+
+class Progress(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+      stage: "compile", "train", "validation" or "test".
+      epoch: epochs finished.
+      step: meta-steps taken.
+      done: part of the stage done, in [0, 1].
+      seconds_left: estimate for the whole run; None before the first measurement.
+      metrics: means over the present epoch so far: loss, accuracy, sparsity.
+    """
+
+    stage: str
+    epoch: int
+    step: int
+    done: float
+    seconds_left: float | None
+    metrics: dict[str, float]
+
+
+class Hooks(NamedTuple):
+    """What a run asks of, and tells, its caller.
+
+    Attributes:
+      progress: called with a `Progress` about once a second.
+      row: called with each epoch's metrics.
+      warn: called with one line about something that went wrong and was dealt with.
+      should_stop: asked about once a second; when true the run saves and raises `Stopped`.
+    """
+
+    progress: Callable[[Progress], None] = lambda progress: None
+    row: Callable[[dict[str, Any]], None] = lambda row: None
+    warn: Callable[[str], None] = lambda line: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def run(
+    config: FewShotConfig, data: dict[str, ImageSet], folder: RunFolder, hooks: Hooks
+) -> dict[str, Any]:
+    """Train to the end from wherever the folder's checkpoints are, test, and write the result.
+
+    Args:
+      config: the run's configuration.
+      data: `{"train": ..., "validation": ..., "test": ...}`.
+      folder: the run's folder.
+      hooks: see `Hooks`.
+
+    Returns:
+      The result: test accuracy and loss per seed with 95% intervals over the test tasks, mean and
+      standard deviation over the seeds, the sparsity of the tested gate, the epoch tested.
+
+    Raises:
+      Stopped: asked to stop; the state is saved.
+      Diverged: the loss is not finite; the last good checkpoint is kept.
+      RunError: the folder cannot be read or written.
+
+    Example:
+      >>> result = run(config, data, RunFolder.create(path, {}), Hooks())
+    """
+    return _Run(config, data, folder, hooks).run()
+
+
+class _Run:
+    """The state of a run on the host."""
+
+    def __init__(self, config, data, folder, hooks):
+        self.config, self.folder, self.hooks = config, folder, hooks
+        self.started = time.monotonic()
+        seeds = range(config.seed, config.seed + config.seeds)
+        self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        self.data = jax.device_put(data)
+        self.program = make_program(config, data["train"].image_shape)
+        self.functions = self._jit()
+        template = jax.eval_shape(self.functions["init"], self.keys)
+        restored = folder.restore(template, hooks.warn)
+        self.state = self.functions["init"](self.keys) if restored is None else restored
+        folder.keep_rows(self.epoch)
+        self.saved_at = time.monotonic()
+        self.seconds_per: dict[str, float] = {}  # meta-step, evaluation batch
+
+    def _jit(self):
+        """The program's functions, compiled over the seeds; a lone seed is not vmapped."""
+
+        def over_seeds(function, in_axes, **jit_options):
+            if self.config.seeds > 1:
+                return jax.jit(jax.vmap(function, in_axes), **jit_options)
+
+            def lone(*args):
+                pairs = zip(args, in_axes, strict=True)
+                first = [jax.tree.map(lambda x: x[0], a) if axis == 0 else a for a, axis in pairs]
+                return jax.tree.map(lambda x: x[None], function(*first))
+
+            return jax.jit(lone, **jit_options)
+
+        program = self.program
+        return {
+            "init": over_seeds(program.init, (0,)),
+            "train": over_seeds(program.train, (0, 0, None, None), donate_argnums=0),
+            "tasks": over_seeds(program.tasks, (0, None)),
+            "evaluate": over_seeds(program.evaluate, (0, 0, 0, 0)),
+            "finish_epoch": over_seeds(program.finish_epoch, (0, 0)),
+        }
+
+    @property
+    def epoch(self) -> int:
+        return int(self.state.epoch[0])
+
+    @property
+    def step(self) -> int:
+        return int(self.state.meta.step[0])
+
+    # ---- the run
+
+    def run(self):
+        while self.epoch < self.config.epochs:
+            begun = time.monotonic()
+            self.train_epoch()
+            trained = time.monotonic()
+            self.validate()
+            self.folder.log_timing(
+                epoch=self.epoch,
+                train_seconds=round(trained - begun, 3),
+                validation_seconds=round(time.monotonic() - trained, 3),
+            )
+        result = self.test()
+        self.folder.write_result(result)
+        return result
+
+    def train_epoch(self):
+        end = (self.epoch + 1) * self.config.steps_per_epoch
+        while self.step < end:
+            pace = self.seconds_per.get("step")
+            done = 1 - (end - self.step) / self.config.steps_per_epoch
+            self.tell("compile" if pace is None else "train", done)
+            steps = 1 if pace is None else int(np.clip(SEGMENT_SECONDS / pace, 1, end - self.step))
+            self.timed("step", steps, self.train_segment, steps)
+            self.check_finite()
+            self.save_if_due()
+
+    def train_segment(self, steps):
+        self.state = self.functions["train"](
+            self.state, self.keys, self.data["train"], jnp.int32(steps)
+        )
+        jax.block_until_ready(self.state)
+
+    def validate(self):
+        meta = self.state.meta
+        metrics = self.measure("validation", meta.params, meta.mask, self.config.val_tasks)
+        means = {name: jnp.asarray(x.mean(1), jnp.float32) for name, x in metrics.items()}
+        self.state, row = self.functions["finish_epoch"](self.state, means)
+        row = {"epoch": self.epoch, "step": self.step, **_plain(row)}
+        self.folder.add_row(row)
+        self.save()
+        self.hooks.row(row)
+
+    def test(self):
+        best = self.state.best
+        metrics = self.measure("test", best.params, best.mask, self.config.test_tasks)
+        return make_result(self.config, self.folder.rows(), self.state, metrics)
+
+    def measure(self, split, params, mask, tasks):
+        """Metrics per seed and task, [seeds, tasks]."""
+        batches: list[dict[str, np.ndarray]] = []
+        while len(batches) < batch_count(tasks):
+            self.tell(split, len(batches) / batch_count(tasks))
+            self.stop_if_asked()
+            index = len(batches)
+            batch = self.timed("batch", 1, self.evaluate_batch, split, params, mask, index)
+            batches.append(batch)
+        return {
+            name: np.concatenate([batch[name] for batch in batches], axis=1)[:, :tasks]
+            for name in batches[0]
+        }
+
+    def evaluate_batch(self, split, params, mask, index):
+        keys = jax.vmap(lambda key: evaluation_key(key, split, index))(self.keys)
+        tasks = self.functions["tasks"](keys, self.data[split])
+        return jax.device_get(self.functions["evaluate"](params, mask, keys, tasks))
+
+    # ---- saving and stopping
+
+    def save(self):
+        self.folder.save(self.state, {"step": self.step, "epoch": self.epoch})
+        self.saved_at = time.monotonic()
+
+    def save_if_due(self):
+        self.stop_if_asked()
+        if time.monotonic() - self.saved_at > SAVE_SECONDS:
+            self.save()
+
+    def stop_if_asked(self):
+        if self.hooks.should_stop():
+            self.save()
+            raise Stopped(f"stopped at meta-step {self.step}")
+
+    def check_finite(self):
+        bad = np.asarray(self.state.bad_step)
+        if (bad >= 0).any():
+            seed = int(np.argmax(bad >= 0))
+            raise Diverged(
+                f"the loss of seed {self.config.seed + seed} is not finite"
+                f" at meta-step {int(bad[seed])}"
+            )
+
+    # ---- telling
+
+    def timed(self, unit, count, function, *args):
+        """Call `function`; learn the pace of `unit` from it, compilation apart."""
+        begun = time.monotonic()
+        result = function(*args)
+        seconds = time.monotonic() - begun
+        if unit in self.seconds_per:
+            self.seconds_per[unit] = seconds / count
+        else:
+            # The first call compiles; it tells little about the next.
+            self.seconds_per[unit] = SEGMENT_SECONDS
+            since_start = round(time.monotonic() - self.started, 3)
+            self.folder.log_timing(first=unit, seconds=round(seconds, 3), since_start=since_start)
+        return result
+
+    def tell(self, stage, done):
+        in_epoch = max(self.step - self.epoch * self.config.steps_per_epoch, 1)
+        means = {
+            name: float(np.mean(total)) / in_epoch for name, total in self.state.totals.items()
+        }
+        self.hooks.progress(
+            Progress(stage, self.epoch, self.step, done, self.seconds_left(stage, done), means)
+        )
+
+    def seconds_left(self, stage, done):
+        step, batch = self.seconds_per.get("step"), self.seconds_per.get("batch")
+        if step is None:
+            return None
+        if batch is None:  # not measured yet: a task evaluated costs about a task trained on
+            batch = step * EVALUATION_BATCH / self.config.meta_batch_size
+        config = self.config
+        steps = config.epochs * config.steps_per_epoch - self.step
+        validations = 0 if stage == "test" else config.epochs - self.epoch
+        validation, test = batch_count(config.val_tasks), batch_count(config.test_tasks)
+        if stage == "validation":
+            validations -= done
+        if stage == "test":
+            test *= 1 - done
+        return steps * step + (validations * validation + test) * batch
+
+
+def make_result(
+    config: FewShotConfig,
+    rows: list[dict[str, Any]],
+    state: TrainState,
+    metrics: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """The result of a run.
+
+    ``interval = 1.96 * std(accuracy over tasks, ddof 1) / sqrt(tasks)``
+
+    Args:
+      config: the run's configuration.
+      rows: the metrics of its epochs.
+      state: the final state; its `best` was tested.
+      metrics: {"loss", "accuracy"}, each [seeds, tasks].
+
+    Returns:
+      A dict of plain numbers and lists, ready for JSON.
+
+    Example:
+      >>> result = make_result(config, rows, state, metrics)
+    """
+    accuracy = np.asarray(metrics["accuracy"], np.float64)
+    tasks = accuracy.shape[1]
+    spread = accuracy.std(1, ddof=1) if tasks > 1 else np.zeros(len(accuracy))
+    epochs = [int(epoch) for epoch in state.best.epoch]
+    sparsities = []
+    for seed, epoch in enumerate(epochs):
+        row = rows[epoch - 1]["sparsity"] if epoch else {}
+        sparsities.append({k: v[seed] if isinstance(v, list) else v for k, v in row.items()})
+    per_seed = [
+        {
+            "seed": config.seed + i,
+            "accuracy": float(accuracy[i].mean()),
+            "interval95": float(1.96 * spread[i] / tasks**0.5),
+            "loss": float(np.mean(metrics["loss"][i], dtype=np.float64)),
+            "best_epoch": epochs[i],
+            "best_val_accuracy": float(state.best.accuracy[i]),
+            "sparsity": sparsities[i],
+        }
+        for i in range(config.seeds)
+    ]
+    means = accuracy.mean(1)
+    return {
+        "accuracy": float(means.mean()),
+        "accuracy_std_over_seeds": float(means.std(ddof=1)) if config.seeds > 1 else None,
+        "interval95_over_tasks": per_seed[0]["interval95"] if config.seeds == 1 else None,
+        "test_tasks": tasks,
+        "seeds": per_seed,
+    }
+
+
+def _plain(tree):
+    """Arrays [seeds] as floats, a list where there are several seeds."""
+
+    def plain(x):
+        values = [float(v) for v in np.asarray(x)]
+        return values if len(values) > 1 else values[0]
+
+    return jax.tree.map(plain, tree)

@@ -1,0 +1,215 @@
+"""A few-shot run as pure functions of a state: train, validate, keep the best, test."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.data import ImageSet, Task, sample_tasks
+from jaxsparse.gates import sparsity
+from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
+from jaxsparse.training.config import FewShotConfig, make_learner
+
+Tree = Any
+Metrics = dict[str, jax.Array]
+
+# Streams of randomness that follow from a run's key.
+_INIT, _TRAIN, _GATE = range(3)
+_STREAMS = {"validation": 3, "test": 4}
+# Tasks evaluated side by side where the tasks are vmapped.
+EVALUATION_BATCH = 20
+
+
+class Best(NamedTuple):
+    """The parameters of the best validation so far, and where they come from."""
+
+    params: Tree
+    mask: Tree
+    accuracy: jax.Array  # float32, -1 before the first validation
+    epoch: jax.Array  # int32
+
+
+class TrainState(NamedTuple):
+    """Everything a run changes: what a checkpoint holds."""
+
+    meta: MetaState
+    best: Best
+    totals: Metrics  # sums over the meta-steps of the present epoch
+    epoch: jax.Array  # int32, epochs trained and validated
+    bad_step: jax.Array  # int32, the first meta-step whose loss was not finite; -1: none
+
+
+class Program(NamedTuple):
+    """The pure functions of a run; see `make_program`."""
+
+    init: Callable[[jax.Array], TrainState]
+    train: Callable[[TrainState, jax.Array, ImageSet, Any], TrainState]
+    tasks: Callable[[jax.Array, ImageSet], Task]
+    evaluate: Callable[[Tree, Tree, jax.Array, Task], Metrics]
+    finish_epoch: Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]
+
+
+def make_program(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Program:
+    """The pure functions that a run of `config` is made of, for one seed.
+
+    - `init(key) -> state`
+    - `train(state, key, data, steps) -> state`: `steps` more meta-steps. The count is traced:
+      one executable serves any number, so that cutting a run into pieces changes no bit of it.
+    - `tasks(key, data) -> Task`: a batch of `EVALUATION_BATCH` tasks (`evaluation_key`).
+    - `evaluate(params, mask, key, tasks) -> metrics` per task, after adaptation.
+    - `finish_epoch(state, validation) -> (state, row)`: keep the best, start the next epoch; the
+      row holds the epoch's means and the sparsity of every leaf.
+
+    Args:
+      config: the run's configuration.
+      image_shape: (height, width, channels) of the data.
+
+    Returns:
+      A `Program`. `vmap` its functions over states and keys to run seeds side by side.
+
+    Raises:
+      ValueError: images too small for the network.
+
+    Example:
+      >>> program = make_program(FewShotConfig(width=8), (28, 28, 1))
+      >>> state = program.init(jax.random.key(0))
+    """
+    learner = make_learner(config, image_shape)
+
+    def init(key):
+        model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
+        params = learner.model.init(model_key)
+        meta = init_state(
+            params, learner.gate, learner.theta_optimizer, learner.mask_optimizer, state_key
+        )
+        best = Best(
+            jax.tree.map(jnp.copy, meta.params),
+            jax.tree.map(jnp.copy, meta.mask),
+            jnp.float32(-1.0),
+            jnp.int32(0),
+        )
+        totals = {name: jnp.float32(0.0) for name in ("loss", "accuracy", "sparsity")}
+        return TrainState(meta, best, totals, jnp.int32(0), jnp.int32(-1))
+
+    def sample(key, data, tasks):
+        return sample_tasks(
+            key,
+            data,
+            tasks=tasks,
+            ways=config.ways,
+            shots=config.shots,
+            query_shots=config.query_shots,
+        )
+
+    def train_step(state, key, data):
+        task_key = jax.random.fold_in(jax.random.fold_in(key, _TRAIN), state.meta.step)
+        meta, metrics = sparse_maml_step(
+            state.meta,
+            sample(task_key, data, config.meta_batch_size),
+            loss_fn=learner.loss_fn,
+            gate=learner.gate,
+            inner_steps=config.inner_steps,
+            theta_optimizer=learner.theta_optimizer,
+            mask_optimizer=learner.mask_optimizer,
+            second_order=learner.second_order,
+        )
+        totals = {name: total + metrics[name] for name, total in state.totals.items()}
+        first_bad = ~jnp.isfinite(metrics["loss"]) & (state.bad_step < 0)
+        bad_step = jnp.where(first_bad, state.meta.step, state.bad_step)
+        return state._replace(meta=meta, totals=totals, bad_step=bad_step)
+
+    def train(state, key, data, steps):
+        return jax.lax.fori_loop(0, steps, lambda _, s: train_step(s, key, data), state)
+
+    def evaluation_tasks(key, data):
+        return sample(key, data, EVALUATION_BATCH)
+
+    def evaluate_batch(params, mask, key, tasks):
+        metrics = evaluate(
+            params,
+            _step_sizes(learner.gate, mask, key, EVALUATION_BATCH),
+            tasks,
+            loss_fn=learner.loss_fn,
+            inner_steps=config.test_inner_steps,
+            step_sizes_per_task=learner.gate.stochastic,
+        )
+        return {name: metrics[name] for name in ("loss", "accuracy")}
+
+    def finish_epoch(state, validation):
+        accuracy = validation["accuracy"]
+        epoch = state.epoch + 1
+        candidate = Best(state.meta.params, state.meta.mask, accuracy, epoch)
+        best = jax.tree.map(
+            lambda new, old: jnp.where(accuracy > state.best.accuracy, new, old),
+            candidate,
+            state.best,
+        )
+        row = {name: total / config.steps_per_epoch for name, total in state.totals.items()}
+        row |= {f"val_{name}": value for name, value in validation.items()}
+        step_sizes = learner.gate.apply(state.meta.mask, jax.random.key(_GATE))
+        row["sparsity"] = sparsity(step_sizes)
+        totals = jax.tree.map(jnp.zeros_like, state.totals)
+        return state._replace(best=best, totals=totals, epoch=epoch), row
+
+    return Program(init, train, evaluation_tasks, evaluate_batch, finish_epoch)
+
+
+def make_train(
+    config: FewShotConfig, data: dict[str, ImageSet]
+) -> Callable[[jax.Array], dict[str, Any]]:
+    """A whole run as one pure function of its key.
+
+    Args:
+      config: the run's configuration.
+      data: `{"train": ..., "validation": ..., "test": ...}`.
+
+    Returns:
+      `train(key) -> {"epochs": rows stacked [epochs], "test": metrics per task [test_tasks],
+      "state": TrainState}`; jit it, and vmap it over keys for several seeds.
+
+    Raises:
+      ValueError: episodes that the data cannot provide.
+
+    Example:
+      >>> results = jax.jit(make_train(config, data))(jax.random.key(0))
+      >>> results["test"]["accuracy"].mean()
+    """
+    program = make_program(config, data["train"].image_shape)
+
+    def measure(params, mask, key, split, tasks):
+        def batch(index):
+            batch_key = evaluation_key(key, split, index)
+            return program.evaluate(params, mask, batch_key, program.tasks(batch_key, data[split]))
+
+        results = jax.lax.map(batch, jnp.arange(batch_count(tasks)))
+        return jax.tree.map(lambda x: x.reshape(-1)[:tasks], results)
+
+    def train(key):
+        def epoch(state, _):
+            state = program.train(state, key, data["train"], config.steps_per_epoch)
+            meta = state.meta
+            rows = measure(meta.params, meta.mask, key, "validation", config.val_tasks)
+            return program.finish_epoch(state, jax.tree.map(jnp.mean, rows))
+
+        state, rows = jax.lax.scan(epoch, program.init(key), length=config.epochs)
+        test = measure(state.best.params, state.best.mask, key, "test", config.test_tasks)
+        return {"epochs": rows, "test": test, "state": state}
+
+    return train
+
+
+def evaluation_key(key: jax.Array, split: str, batch: Any) -> jax.Array:
+    """The key of a batch of validation or test tasks: the same tasks after every epoch."""
+    return jax.random.fold_in(jax.random.fold_in(key, _STREAMS[split]), batch)
+
+
+def batch_count(tasks: int) -> int:
+    """The number of evaluation batches that hold `tasks` tasks, the last perhaps in part."""
+    return -(-tasks // EVALUATION_BATCH)
+
+
+def _step_sizes(gate, mask, key, count):
+    if not gate.stochastic:
+        return gate.apply(mask, None)
+    return jax.vmap(gate.apply, (None, 0))(mask, jax.random.split(key, count))

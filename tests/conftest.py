@@ -1,0 +1,30 @@
+"""What all tests share: reproducible examples, a cache of their own, strict JAX where asked for."""
+
+import contextlib
+
+import jax
+import pytest
+from hypothesis import settings
+
+with contextlib.suppress(ImportError):
+    import torch
+
+    torch.set_num_threads(2)
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keep the tests out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXSPARSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def strict_ranks():
+    """Make JAX refuse to broadcast arrays of different rank."""
+    with jax.numpy_rank_promotion("raise"):
+        yield

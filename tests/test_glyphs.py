@@ -1,0 +1,235 @@
+"""The built-in letters: which, how they look, how they are kept."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsparse.data import glyphs
+from jaxsparse.data.episodes import sample_tasks
+from jaxsparse.data.glyphs import load_glyphs
+from jaxsparse.data.images import DataError, ImageSet, cache_dir
+
+
+@pytest.fixture(scope="module")
+def letters() -> dict[str, ImageSet]:
+    return {split: load_glyphs(split) for split in glyphs.SPLITS}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Hebrew alone, so that rendering takes a moment."""
+    monkeypatch.setattr(glyphs, "SPLITS", {"test": ("HEBREW",)})
+
+
+def test_splits_hold_about_a_thousand_letters_of_different_scripts(letters):
+    sizes = {split: data.num_classes for split, data in letters.items()}
+    total = sum(sizes.values())
+    assert 950 <= total <= 1050
+    for split, share in (("train", 0.60), ("validation", 0.15), ("test", 0.25)):
+        assert abs(sizes[split] / total - share) < 0.02, sizes
+    scripts = [{name.split()[0] for name in data.names} for data in letters.values()]
+    assert sum(map(len, scripts)) == len(set.union(*scripts))
+    assert len({name for data in letters.values() for name in data.names}) == total
+
+
+def test_form(letters):
+    for data in letters.values():
+        assert data.images.shape == (len(data.names), 20, 28, 28, 1)
+        assert data.images.dtype == np.uint8 and data.counts.dtype == np.int32
+        assert np.all(np.asarray(data.counts) == 20)
+        assert (data.mean, data.std) == ((0.0,), (1.0,))
+
+
+def test_no_image_is_blank_or_filled_and_no_two_are_equal(letters):
+    for data in letters.values():
+        pixels = np.asarray(data.images).reshape(-1, 28 * 28)
+        ink = (pixels > 100).mean(1)
+        assert ink.min() > 0.005 and ink.max() < 0.6
+        assert pixels.max(1).min() > 150
+        assert len(np.unique(pixels, axis=0)) == len(pixels)
+
+
+def test_no_letter_is_the_box_of_a_missing_glyph():
+    maps = glyphs._charmaps()
+    for face in glyphs.FACES:
+        font = glyphs._font(face, 28)
+        missing = glyphs._stamp(font, "\U0010ff00", 28)
+        for code in glyphs._letters():
+            if code in maps[face]:
+                assert not np.array_equal(glyphs._stamp(font, chr(code), 28), missing)
+
+
+@pytest.mark.parametrize("alike", ["Cc", "OoΟο", "AΑА", "Ss", "PΡРр", "Vv", "HΗН"])
+def test_look_alikes_are_one_class(alike):
+    assert sum(ord(letter) in glyphs._letters() for letter in alike) == 1
+
+
+@pytest.mark.parametrize("different", ["Aa", "Ee", "EΞ", "DO", "bd", "pb", "ΔΩ", "שת"])
+def test_letters_that_differ_stay_apart(different):
+    index = [ord(letter) for letter in different]
+    assert not glyphs._alike(index)[0, 1]
+
+
+def test_stamp_is_the_ink_scaled_and_centred():
+    font = glyphs._font("DejaVuSans", 100)
+    for letter in "Wl":
+        stamp = glyphs._stamp(font, letter, 100)
+        rows, columns = np.flatnonzero(stamp.any(1)), np.flatnonzero(stamp.any(0))
+        assert max(np.ptp(rows), np.ptp(columns)) + 1 == 68
+        assert abs(rows[0] + rows[-1] - 99) <= 1 and abs(columns[0] + columns[-1] - 99) <= 1
+
+
+def test_turned_by_a_right_angle_is_rot90():
+    stamp = np.arange(36.0).reshape(1, 6, 6)
+    where = glyphs._turned(np.array([np.pi / 2]), np.zeros(1), np.ones((2, 1)), 6)
+    turned = glyphs._sample(stamp, *np.clip(where, -5 / 6, 5 / 6))  # rounding may step outside
+    np.testing.assert_allclose(turned[0], np.rot90(stamp[0], -1), atol=1e-9)
+
+
+def test_stretch_and_shear_read_from_the_right_place():
+    rows, columns = glyphs._turned(np.zeros(1), np.array([0.5]), np.array([[2.0], [3.0]]), 4)
+    axis = np.array([-0.75, -0.25, 0.25, 0.75])
+    np.testing.assert_allclose(rows[0], np.repeat(2 * axis[:, None], 4, 1))
+    np.testing.assert_allclose(columns[0], 3 * (axis[None, :] + 0.5 * axis[:, None]))
+
+
+def test_elastic_field_is_a_uniform_cubic_spline():
+    field = glyphs._spread(np.ones((5, 5)), 9)
+    np.testing.assert_allclose(field[2:7, 2:7], 1.0)  # B-splines sum to one away from the rim
+    peak = np.zeros((5, 5))
+    peak[2, 2] = 1.0
+    spread = glyphs._spread(peak, 9)[4]
+    np.testing.assert_allclose(spread, np.array([0, 1, 8, 23, 32, 23, 8, 1, 0]) / 48 * 2 / 3)
+
+
+def test_without_distortion_a_class_is_its_faces(monkeypatch):
+    for name in ("TURN", "SHEAR", "STRETCH", "SHIFT", "BEND"):
+        monkeypatch.setattr(glyphs, name, 0.0)
+    stamps = np.stack([glyphs._stamp(glyphs._font(face, 56), "R", 56) for face in glyphs.FACES])
+    images = glyphs._draw_class(stamps, ord("R"))
+    wanted = np.rint(stamps.reshape(-1, 28, 2, 28, 2).mean((2, 4)))
+    drawn = [int(np.abs(wanted - image).max((1, 2)).argmin()) for image in images]
+    np.testing.assert_array_equal(images, wanted[drawn])
+    assert set(drawn) == set(range(len(glyphs.FACES)))  # 20 images use all 16 faces
+
+
+def test_distortions_stay_legible_and_make_the_task_neither_trivial_nor_hopeless(letters):
+    """5-way 5-shot by the nearest neighbour in pixels, halved in size: about 0.4."""
+    draw = jax.jit(sample_tasks, static_argnums=(2, 3, 4, 5))
+    task = draw(jax.random.key(0), letters["test"], 200, 5, 5, 15)
+    small = [
+        np.asarray(images).reshape(200, -1, 14, 2, 14, 2).mean((3, 5)).reshape(200, -1, 196)
+        for images in (task.support[0], task.query[0])
+    ]
+    cross = np.einsum("tqp,tsp->tqs", small[1], small[0], optimize=True)
+    distance = (small[0] ** 2).sum(2)[:, None] - 2 * cross
+    guess = np.take_along_axis(np.asarray(task.support[1]), distance.argmin(2), 1)
+    assert 0.3 < (guess == np.asarray(task.query[1])).mean() < 0.5
+
+
+def test_images_do_not_depend_on_other_classes_or_on_the_process(few):
+    images, codes = glyphs._render("test", 28)
+    faces = [face for face in glyphs.FACES if int(codes[-1]) in glyphs._charmaps()[face]]
+    stamps = [glyphs._stamp(glyphs._font(face, 56), chr(codes[-1]), 56) for face in faces]
+    np.testing.assert_array_equal(
+        glyphs._draw_class(np.stack(stamps), int(codes[-1])), images[-1, ..., 0]
+    )
+    program = (
+        "import hashlib; from jaxsparse.data import glyphs; glyphs.SPLITS['test'] = ('HEBREW',);"
+        "print(hashlib.sha256(glyphs._render('test', 28)[0].tobytes()).hexdigest())"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
+    root = Path(glyphs.__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=env, cwd=root, capture_output=True, check=True
+    )
+
+    assert run.stdout.decode().strip() == hashlib.sha256(images.tobytes()).hexdigest()
+
+
+def test_second_load_reads_the_cache(few, tmp_path, monkeypatch):
+    first = load_glyphs("test", tmp_path)
+    assert [file.suffix for file in tmp_path.iterdir()] == [".npz"]  # no partial file left
+    monkeypatch.setattr(glyphs, "_render", None)
+    second = load_glyphs("test", tmp_path)
+    np.testing.assert_array_equal(first.images, second.images)
+    assert first.names == second.names
+
+
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "changed inside"])
+def test_damaged_cache_is_rendered_again(few, tmp_path, damage):
+    first = load_glyphs("test", tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+    broken = {"cut short": whole[:middle], "emptied": b"", "changed inside": flipped}[damage]
+    file.write_bytes(broken)
+    np.testing.assert_array_equal(load_glyphs("test", tmp_path).images, first.images)
+    assert file.read_bytes() == whole
+
+
+def test_cache_that_cannot_be_written_only_warns(few, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning, match="glyphs: not cached"):
+        data = load_glyphs("test", tmp_path / "file")
+    assert data.num_classes == len(data.names) > 20
+
+
+def test_writers_at_once_leave_one_whole_file(tmp_path):
+    images, codes = np.random.default_rng(0).integers(0, 255, (50, 20, 28, 28, 1)), np.arange(50)
+    file = tmp_path / "new" / "images.npz"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: glyphs._write(file, images, codes), range(8)))
+    assert list(file.parent.iterdir()) == [file]
+    np.testing.assert_array_equal(glyphs._read(file)[0], images)
+
+
+def test_file_name_changes_with_what_changes_the_pixels(monkeypatch):
+    name = glyphs._file_name("test", 28)
+    assert name != glyphs._file_name("test", 32) and name != glyphs._file_name("train", 28)
+    monkeypatch.setattr(glyphs, "BEND", 0.01)
+    assert name != glyphs._file_name("test", 28)
+    monkeypatch.undo()
+    monkeypatch.setattr(glyphs.matplotlib, "__version__", "99")
+    assert name != glyphs._file_name("test", 28)
+
+
+def test_other_image_sizes(few, tmp_path):
+    assert load_glyphs("test", tmp_path, image_size=16).image_shape == (16, 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "dev"}, "split must be one of train, validation, test; got 'dev'"),
+        ({"split": "test", "image_size": 4}, "image_size must be a whole number >= 8, got 4"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(DataError, match=message):
+        load_glyphs(**arguments)
+
+
+def test_missing_fonts_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(glyphs.matplotlib, "get_data_path", lambda: str(tmp_path))
+    with pytest.raises(DataError, match=r"DejaVuSans.ttf is missing; reinstall matplotlib"):
+        glyphs._charmaps.__wrapped__()
+
+
+def test_cache_folder_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
+    monkeypatch.setenv("JAXSPARSE_CACHE", "~/images")
+    assert cache_dir() == Path("/home/ada/images")
+    monkeypatch.setenv("JAXSPARSE_CACHE", "")
+    assert cache_dir() == Path("/scratch/jaxsparse")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == Path("/home/ada/.cache/jaxsparse")

@@ -1,0 +1,534 @@
+"""Data sets by name: made-up trees in a temporary folder, and real data where TFDS has it."""
+
+import json
+import os
+import pickle
+import shutil
+import struct
+import sys
+import time
+import zlib
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxsparse.data import DataError, folder, load, omniglot
+
+SPLITS = ("train", "validation", "test")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(request, tmp_path, monkeypatch):
+    if "real" not in request.fixturenames:
+        monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def real():
+    """Find a real data set in the TFDS folder, or skip."""
+
+    def find(name):
+        root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+        places = {"omniglot": "omniglot", "mini_imagenet": "downloads/manual/mini_imagenet"}
+        if not (root / places[name]).is_dir():
+            pytest.skip(f"{name} is not in {root}")
+        return root
+
+    return find
+
+
+def pixels(seed, height, width, channels=3):
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def tree(root, layout, size=(10, 10), channels=3, suffix="png"):
+    """Write random images; layout is {split folder: {class: number of images}}."""
+    written = {}
+    for split, classes in layout.items():
+        for name, count in classes.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = pixels(zlib.crc32(f"{split}{name}{i}".encode()), size[0], size[1], channels)
+                Image.fromarray(image).save(root / split / name / f"{i}.{suffix}")
+                written[split, name, i] = image
+    return written
+
+
+def fails(match, *args, **kwargs):
+    with pytest.raises(DataError, match=match) as caught:
+        load(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+# --- your own folder ---
+
+
+def test_folder_holds_every_image_under_its_class(tmp_path):
+    written = tree(tmp_path, {"train": {"b": 2, "a": 3}, "val": {"c": 1}, "test": {"d": 2}})
+    data = load("folder", "train", tmp_path, image_size=10)
+    assert data.names == ("a", "b")
+    assert data.images.shape == (2, 3, 10, 10, 3) and data.images.dtype == np.uint8
+    np.testing.assert_array_equal(data.counts, [3, 2])
+    assert data.counts.dtype == np.int32
+    for c, name in enumerate(data.names):
+        for i in range(data.counts[c]):
+            np.testing.assert_array_equal(data.images[c, i], written["train", name, i])
+    assert not data.images[1, 2].any()
+    assert load("folder", "validation", tmp_path).names == ("c",)
+    assert load("folder", "test", str(tmp_path)).names == ("d",)
+
+
+def test_folder_validation_may_be_spelt_out(tmp_path):
+    tree(tmp_path, {"train": {"a": 1}, "validation": {"b": 1}})
+    assert load("folder", "validation", tmp_path).names == ("b",)
+
+
+def test_folder_resizes_to_a_square(tmp_path):
+    tree(tmp_path, {"train": {"a": 1}}, size=(30, 50))
+    (tmp_path / "train" / "a" / "0.png").unlink()
+    half = np.zeros((30, 50, 3), np.uint8)
+    half[:, 25:] = (200, 100, 50)
+    Image.fromarray(half).save(tmp_path / "train" / "a" / "wide.jpeg", quality=95)
+    image = load("folder", "train", tmp_path).images[0, 0].astype(int)
+    assert image.shape == (84, 84, 3)
+    assert image[:, :38].max() < 8
+    assert abs(image[:, 46:] - (200, 100, 50)).max() < 8
+    assert load("folder", "train", tmp_path, image_size=20).image_shape == (20, 20, 3)
+
+
+def test_folder_is_grey_only_where_all_training_images_are(tmp_path):
+    tree(tmp_path, {"train": {"a": 2}, "test": {"b": 1}}, channels=1)
+    tree(tmp_path, {"val": {"c": 1}}, channels=3)
+    for split in SPLITS:
+        data = load("folder", split, tmp_path)
+        assert data.image_shape == (84, 84, 1)
+        assert (data.mean, data.std) == ((0.0,), (1.0,))
+    Image.fromarray(pixels(0, 9, 9)).save(tmp_path / "train" / "a" / "colour.png")
+    for split in SPLITS:
+        data = load("folder", split, tmp_path)
+        assert data.image_shape == (84, 84, 3)
+        assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_folder_may_hold_a_test_split_alone(tmp_path):
+    tree(tmp_path, {"test": {"b": 1}}, channels=1)
+    assert load("folder", "test", tmp_path).image_shape == (84, 84, 1)
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
+    ramp = (np.arange(100, dtype=np.uint16) * 655).reshape(10, 10)
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.fromarray(ramp).save(tmp_path / "train" / "a" / "0.png")
+    image = load("folder", "train", tmp_path, image_size=10).images[0, 0, :, :, 0]
+    np.testing.assert_array_equal(image, ramp // 257)
+
+
+def test_hidden_files_and_other_files_are_passed_over(tmp_path):
+    tree(tmp_path, {"train": {"a": 1}})
+    (tmp_path / "train" / ".hidden").mkdir()
+    (tmp_path / "train" / "README.txt").write_text("no class")
+    (tmp_path / "train" / "a" / "._0.png").write_bytes(b"resource fork")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
+    data = load("folder", "train", tmp_path)
+    assert data.names == ("a",) and data.counts.tolist() == [1]
+
+
+# --- what can be wrong with it ---
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+    fails(
+        "no data set 'imagenet'; there are: glyphs, omniglot, .*mini_imagenet", "imagenet", "train"
+    )
+    fails("no split 'val'; there are: train, validation, test", "glyphs", "val")
+    fails("image_size must be at least 1 pixel, got 0", "folder", "train", ".", image_size=0)
+
+
+def test_a_missing_or_odd_data_dir_is_named(tmp_path):
+    fails("'folder' needs data_dir", "folder", "train")
+    fails("nowhere: there is no such folder", "folder", "train", tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    fails("file: is a file, not a folder", "omniglot", "train", tmp_path / "file")
+    fails("no folder val or validation in it", "folder", "validation", tmp_path)
+
+
+def test_data_that_are_not_prepared_say_what_to_do(tmp_path, monkeypatch):
+    fails("omniglot: not prepared in .*download_and_prepare", "omniglot", "train", tmp_path)
+    fails(r"mini_imagenet: not found in .*manual; put ", "mini_imagenet", "train", tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    fails(f"{tmp_path / 'tfds'}: there is no such folder", "omniglot", "train")
+
+
+def test_records_that_are_no_records_are_a_data_error(tmp_path):
+    (tmp_path / "omniglot" / "3.0.0").mkdir(parents=True)
+    (tmp_path / "omniglot" / "3.0.0" / "omniglot-train.array_record-0-of-1").write_bytes(b"x")
+    fails("omniglot: TFDS cannot read it in ", "omniglot", "train", tmp_path)
+
+
+def test_empty_folders_are_named(tmp_path):
+    (tmp_path / "train").mkdir()
+    fails("train: there are no class folders in it", "folder", "train", tmp_path)
+    tree(tmp_path, {"train": {"a": 1, "b": 0}})
+    fails("train/b: a class folder without images", "folder", "train", tmp_path)
+
+
+def _truncated(path):
+    Image.fromarray(pixels(0, 64, 64)).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:900])
+
+
+def _bomb(path):
+    def chunk(kind, body):
+        check = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+BROKEN = {
+    "zero bytes": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("no image"),
+    "truncated": _truncated,
+    "bomb": _bomb,
+    "dangling link": lambda path: path.symlink_to("nowhere.png"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "a folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.filterwarnings("default")  # as users run: a bomb must not depend on -W error
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_image_is_named(tmp_path, kind):
+    tree(tmp_path, {"train": {"a": 2}})
+    BROKEN[kind](tmp_path / "train" / "a" / "bad.png")
+    fails(r"train/a/bad\.png: (not a readable image|cannot be read)", "folder", "train", tmp_path)
+    assert not [p for p in (tmp_path / "cache").glob("*") if p.name[0] != "."]
+    assert not list((tmp_path / "cache").glob(".*")), "half-written caches stay behind"
+
+
+def test_links_that_loop_end(tmp_path):
+    tree(tmp_path, {"train": {"a": 1}})
+    (tmp_path / "train" / "a" / "up").symlink_to(tmp_path / "train")
+    assert load("folder", "train", tmp_path).names == ("a",)
+    (tmp_path / "train" / "loop").symlink_to("loop")
+    fails("train/loop: cannot be read", "folder", "train", tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads anything")
+def test_an_unreadable_folder_is_named(tmp_path):
+    tree(tmp_path, {"train": {"a": 1}})
+    (tmp_path / "train" / "a").chmod(0)
+    fails("train/a: cannot be read: Permission denied", "folder", "train", tmp_path)
+
+
+# --- the cache ---
+
+
+def no_decoding(monkeypatch):
+    def fail(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(folder, "fit", fail)
+
+
+def test_the_second_load_decodes_nothing(tmp_path, monkeypatch):
+    tree(tmp_path, {"train": {"a": 3, "b": 2}})
+    first = load("folder", "train", tmp_path)
+    no_decoding(monkeypatch)
+    second = load("folder", "train", tmp_path)
+    np.testing.assert_array_equal(first.images, second.images)
+    np.testing.assert_array_equal(first.counts, second.counts)
+    assert (first.names, first.mean, first.std) == (second.names, second.mean, second.std)
+    assert not second.images.flags.owndata, "read into memory, not mapped"
+
+
+def test_changed_images_are_decoded_again(tmp_path):
+    tree(tmp_path, {"train": {"a": 1}})
+    load("folder", "train", tmp_path, image_size=10)
+    new = pixels(99, 10, 10)
+    Image.fromarray(new).save(tmp_path / "train" / "a" / "0.png")
+    os.utime(tmp_path / "train" / "a" / "0.png", ns=(1, 1))
+    np.testing.assert_array_equal(
+        load("folder", "train", tmp_path, image_size=10).images[0, 0], new
+    )
+
+
+def _cut(path):
+    with (path / "images.npy").open("r+b") as file:
+        file.truncate(1000)
+
+
+def _zero(path):
+    with (path / "images.npy").open("r+b") as file:
+        file.seek(20_000)
+        file.write(bytes(500))
+
+
+def _rename_class(path):
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps(meta | {"names": ["z", "y"]}))
+
+
+DAMAGE = {
+    "images cut short": _cut,
+    "images overwritten": _zero,
+    "images gone": lambda path: (path / "images.npy").unlink(),
+    "images empty": lambda path: (path / "images.npy").write_bytes(b""),
+    "meta cut short": lambda path: (path / "meta.json").write_text('{"names": ["a"'),
+    "meta of another kind": lambda path: (path / "meta.json").write_text("[1]"),
+    "meta changed": _rename_class,
+}
+
+
+@pytest.mark.parametrize("whole", [2**26, 0], ids=["checked whole", "checked in samples"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_built_anew(tmp_path, damage, whole, monkeypatch):
+    monkeypatch.setattr(folder, "_WHOLE", whole)
+    tree(tmp_path, {"train": {"a": 3, "b": 2}})
+    first = load("folder", "train", tmp_path)
+    expected = np.array(first.images)
+    del first
+    (path,) = (tmp_path / "cache").iterdir()
+    DAMAGE[damage](path)
+    for _ in range(2):
+        data = load("folder", "train", tmp_path)
+        np.testing.assert_array_equal(data.images, expected)
+        assert data.names == ("a", "b")
+        no_decoding(monkeypatch)  # the second time it must be whole again
+
+
+def test_losing_the_race_to_write_the_cache_is_no_error(tmp_path, monkeypatch):
+    tree(tmp_path, {"train": {"a": 1}})
+    write = folder._write
+
+    def slower(path, rows):
+        write(path, rows)
+        monkeypatch.setattr(folder, "_write", write)
+        load("folder", "train", tmp_path)  # the other process finishes first
+
+    monkeypatch.setattr(folder, "_write", slower)
+    assert load("folder", "train", tmp_path).names == ("a",)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_says_so(tmp_path, monkeypatch):
+    tree(tmp_path, {"train": {"a": 1}})
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "file"))
+    fails("cannot write the cache: .*; set JAXSPARSE_CACHE", "folder", "train", tmp_path)
+
+
+# --- miniImageNet, made up ---
+
+
+def manual_folder(tmp_path):
+    path = tmp_path / "downloads" / "manual"
+    path.mkdir(parents=True)
+    return path
+
+
+def test_mini_imagenet_from_class_folders(tmp_path):
+    layout = {"train": {"n1": 3, "n2": 3}, "val": {"n3": 2}, "test": {"n4": 1}}
+    written = tree(manual_folder(tmp_path) / "mini_imagenet", layout, size=(84, 84))
+    data = load("mini_imagenet", "train", tmp_path)
+    assert data.names == ("n1", "n2") and data.images.shape == (2, 3, 84, 84, 3)
+    np.testing.assert_array_equal(data.images[1, 2], written["train", "n2", 2])
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert load("mini_imagenet", "validation", tmp_path).names == ("n3",)
+    assert load("mini_imagenet", "test", tmp_path, image_size=32).image_shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_mini_imagenet_from_pickles(tmp_path, protocol):
+    images = np.stack([pixels(i, 84, 84) for i in range(5)])
+    classes = {"n2": [np.int64(4), 0], "n1": np.array([1, 2, 3])}
+    with (manual_folder(tmp_path) / "mini-imagenet-cache-val.pkl").open("wb") as file:
+        pickle.dump({"image_data": images, "class_dict": classes}, file, protocol)
+    data = load("mini_imagenet", "validation", tmp_path)
+    assert data.names == ("n1", "n2")
+    np.testing.assert_array_equal(data.counts, [3, 2])
+    np.testing.assert_array_equal(data.images[0], images[1:4])
+    np.testing.assert_array_equal(data.images[1, :2], images[[4, 0]])
+
+
+def test_pickles_cannot_run_code(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    with (manual_folder(tmp_path) / "mini-imagenet-cache-test.pkl").open("wb") as file:
+        pickle.dump({"image_data": Attack(), "class_dict": {}}, file)
+    fails("not a miniImageNet pickle: it asks for .*mkdir", "mini_imagenet", "test", tmp_path)
+    assert not (tmp_path / "harm").exists()
+
+
+IMAGES = np.zeros((2, 84, 84, 3), np.uint8)
+BAD_PICKLES = {
+    "cut short": pickle.dumps({"image_data": IMAGES, "class_dict": {"a": [0]}})[:-100],
+    "of another kind": pickle.dumps([1, 2]),
+    "without classes": pickle.dumps({"image_data": IMAGES, "class_dict": {}}),
+    "of floats": pickle.dumps({"image_data": IMAGES / 2.0, "class_dict": {"a": [0]}}),
+    "of grey images": pickle.dumps({"image_data": IMAGES[..., :1], "class_dict": {"a": [0]}}),
+    "out of range": pickle.dumps({"image_data": IMAGES, "class_dict": {"a": [2]}}),
+    "with an empty class": pickle.dumps({"image_data": IMAGES, "class_dict": {"a": []}}),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PICKLES)
+def test_bad_pickles_are_named(tmp_path, kind):
+    (manual_folder(tmp_path) / "mini-imagenet-cache-test.pkl").write_bytes(BAD_PICKLES[kind])
+    fails("mini-imagenet-cache-test.pkl: ", "mini_imagenet", "test", tmp_path)
+
+
+# What other packages of TFDS's world warn about is not ours to fail for.
+@pytest.mark.filterwarnings("ignore")
+def test_the_tfds_builder_gives_the_same_images(tmp_path):
+    import tensorflow_datasets as tfds
+
+    import jaxsparse.data.mini_imagenet_builder
+
+    layout = {"train": {"n1": 3, "n2": 2}, "val": {"n3": 2}, "test": {"n4": 1}}
+    written = tree(manual_folder(tmp_path) / "mini_imagenet", layout, size=(84, 84))
+    builder = tfds.builder("mini_imagenet", data_dir=tmp_path, file_format="array_record")
+    assert isinstance(builder, jaxsparse.data.mini_imagenet_builder.MiniImagenet)
+    builder.download_and_prepare()
+    assert "tensorflow" not in sys.modules
+
+    examples = list(builder.as_data_source("train"))
+    assert Counter(example["label"].decode() for example in examples) == layout["train"]
+    expected = {image.tobytes() for (split, _, _), image in written.items() if split == "train"}
+    assert {example["image"].tobytes() for example in examples} == expected
+
+    from_folders = load("mini_imagenet", "train", tmp_path)
+    (tmp_path / "downloads").rename(tmp_path / "elsewhere")
+    from_records = load("mini_imagenet", "train", tmp_path)
+    assert from_records.names == from_folders.names
+    np.testing.assert_array_equal(from_records.counts, from_folders.counts)
+    for a, b in zip(from_records.images, from_folders.images, strict=True):
+        assert {i.tobytes() for i in a} == {i.tobytes() for i in b}
+
+
+# --- Omniglot ---
+
+
+def test_area_averages_are_exact():
+    image = pixels(0, 105, 105, 1).astype(float)
+    weights = omniglot._area_weights(105, 28)
+    # 105/28 = 15/4: repeat every pixel 4 times, then blocks of 15 are one output pixel
+    fine = np.kron(image, np.ones((4, 4)))
+    expected = fine.reshape(28, 15, 28, 15).mean((1, 3))
+    np.testing.assert_allclose(weights @ image @ weights.T, expected, rtol=1e-12)
+    np.testing.assert_allclose(omniglot._area_weights(10, 30), np.kron(np.eye(10), np.ones((3, 1))))
+
+
+def test_the_mixed_split_does_not_drift():
+    names = [f"alphabet/character{i}" for i in range(1623)]
+    parts = [omniglot._members(names, split, True) for split in SPLITS]
+    assert [len(p) for p in parts] == [1100, 100, 423]
+    assert parts[0] | parts[1] | parts[2] == set(names)
+    first = [int(name.split("character")[1]) for name in sorted(parts[1])[:3]]
+    assert first == [0, 1001, 1010], "results on omniglot-1200 would no longer compare"
+    assert omniglot._members(names[::-1], "validation", True) == parts[1]
+
+
+def test_omniglot_splits_share_no_alphabet(real):
+    root = real("omniglot")
+    sets = {split: load("omniglot", split, root) for split in SPLITS}
+    assert {s: d.num_classes for s, d in sets.items()} == {
+        "train": 4 * 806, "validation": 158, "test": 659,
+    }  # fmt: skip
+    alphabets = {s: {name.split("/")[0] for name in d.names} for s, d in sets.items()}
+    assert {s: len(a) for s, a in alphabets.items()} == {"train": 25, "validation": 5, "test": 20}
+    assert len(set.union(*alphabets.values())) == 50
+    for split, data in sets.items():
+        assert data.images.shape == (len(data.names), 20, 28, 28, 1)
+        assert data.images.dtype == np.uint8 and (data.counts == 20).all()
+        assert (data.mean, data.std) == ((0.0,), (1.0,))
+        assert len(set(data.names)) == data.num_classes
+        assert ("rot" in data.names[0]) == (split == "train")
+        assert data.images.max() > 200 and data.images.mean() < 40, "strokes are not bright on 0"
+
+
+def test_omniglot_images_are_those_of_tfds(real):
+    import tensorflow_datasets as tfds
+
+    root = real("omniglot")
+    data = {split: load("omniglot", split, root) for split in SPLITS}
+    for split, alphabet, character, name, where in (
+        ("test", 49, 4, "ULOG/character05", "test"),
+        ("train", 31, 0, "Latin/character01/rot000", "train"),
+        ("train", 48, 54, "Tifinagh/character55", "validation"),
+    ):
+        read = partial(tfds.data_source, "omniglot", split=split, data_dir=root, download=False)
+        labels = read(decoders={"image": tfds.decode.SkipDecoding()})
+        wanted = (alphabet, character)
+        chosen = [
+            i for i, x in enumerate(labels) if (x["alphabet"], x["alphabet_char_id"]) == wanted
+        ]
+        assert len(chosen) == 20
+        images = read()
+        ink = 255.0 - np.stack([images[i]["image"][..., 0] for i in chosen])
+        fine = ink.repeat(4, 1).repeat(4, 2).reshape(20, 28, 15, 28, 15)
+        ours = data[where].images[data[where].names.index(name), ..., 0]
+        np.testing.assert_allclose(ours, fine.mean((2, 4)), atol=0.51)
+
+
+def test_omniglot_training_characters_are_turned(real):
+    data = load("omniglot", "train", real("omniglot"))
+    upright = data.images[data.names.index("Greek/character03/rot000")]
+    for turn in (1, 2, 3):
+        turned = data.images[data.names.index(f"Greek/character03/rot{90 * turn:03d}")]
+        for a, b in zip(upright, turned, strict=True):
+            expected = Image.fromarray(a[..., 0]).rotate(90 * turn)
+            np.testing.assert_array_equal(b[..., 0], np.asarray(expected))
+
+
+def test_omniglot_1200_splits_characters(real):
+    root = real("omniglot")
+    sets = {split: load("omniglot-1200", split, root) for split in SPLITS}
+    assert [d.num_classes for d in sets.values()] == [4400, 100, 423]
+    names = {s: {"/".join(n.split("/")[:2]) for n in d.names} for s, d in sets.items()}
+    assert len(set.union(*names.values())) == 1623
+
+
+# --- real miniImageNet ---
+
+
+@pytest.mark.slow
+def test_mini_imagenet_is_all_there(real, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
+    root = real("mini_imagenet")
+    sets = {split: load("mini_imagenet", split, root) for split in SPLITS}
+    for (split, data), classes in zip(sets.items(), (64, 16, 20), strict=True):
+        assert data.images.shape == (classes, 600, 84, 84, 3), split
+        assert (data.counts == 600).all()
+        start = time.perf_counter()
+        load("mini_imagenet", split, root)
+        assert time.perf_counter() - start < 2
+    assert len({name for data in sets.values() for name in data.names}) == 100
+    some = sets["test"].images[::5, ::100].reshape(-1, 84, 84, 3) / 255
+    np.testing.assert_allclose(some.mean((0, 1, 2)), sets["test"].mean, atol=0.1)
+    shutil.rmtree(tmp_path)  # 1.3 GB that pytest would keep
+
+
+def test_mini_imagenet_reads_the_jpegs(real, tmp_path, monkeypatch):
+    root = real("mini_imagenet") / "downloads" / "manual" / "mini_imagenet" / "test"
+    names = sorted(p.name for p in root.iterdir())
+    assert len(names) == 20
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    manual = manual_folder(tmp_path) / "mini_imagenet" / "test"
+    manual.mkdir(parents=True)
+    (manual / names[0]).symlink_to(root / names[0])
+    data = load("mini_imagenet", "test", tmp_path)
+    files = sorted((root / names[0]).iterdir())
+    assert data.counts.tolist() == [600] == [len(files)]
+    for i in (0, 299, 599):
+        with Image.open(files[i]) as image:
+            np.testing.assert_array_equal(data.images[0, i], np.asarray(image))
