@@ -44,7 +44,7 @@ FEWEST_FACES = 4  # at 8 only Latin, Greek, Cyrillic, Georgian, Armenian and Lao
 
 DOTS = (0x141D, 0x1427)  # Canadian syllabics that, cut to their ink, are a white square
 
-SAME = 0.92  # letters that correlate above this, in any regular face, are the same class
+SAME = 0.925  # letters that correlate above this, in any regular face, are the same class
 COMPARED_SIDE = 20  # pixels
 COMPARED_BLUR = 0.8  # pixels; a stroke half a pixel aside must not count as a new letter
 COMPARED_TURNS = (-0.2, 0.0, 0.2)  # radians; a tilted stroke must not count as a new letter
