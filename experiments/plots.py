@@ -39,7 +39,8 @@ def draw_curves(rows: Rows) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         for prefix, label in (("", "training tasks"), ("val_", "validation tasks")):
-            _band(axis, rows, [row[prefix + metric] for row in rows], label)
+            trained = [row for row in rows if row["epoch"]]
+            _band(axis, trained, [row[prefix + metric] for row in trained], label)
         axis.set(xlabel="meta-steps", ylabel=f"{metric} after adaptation")
     axes[0].legend(frameon=False)
     return figure
@@ -61,7 +62,7 @@ def draw_sparsity(rows: Rows) -> Figure:
             values = [100 * np.asarray(row["sparsity"][name]) for row in rows]
             _band(axis, rows, values, name.rsplit("/", 1)[0])
         axis.set(title=title, xlabel="meta-steps", ylim=(-2, 102))
-        axis.legend(frameon=False, fontsize="small")
+        axis.legend(frameon=False, fontsize="small", ncols=1 + len(members) // 6)
     axes[0, 0].set_ylabel("sparsity [%]")
     return figure
 
@@ -85,7 +86,7 @@ def main() -> None:
             cli.fail("usage: python -m experiments.plots RUN [RUN ...]")
         for name in sys.argv[1:]:
             rows = RunFolder(Path(name)).rows()
-            if not rows:
+            if not any(row["epoch"] for row in rows):
                 raise RunError(f"{name} holds no metrics of any epoch")
             draw_run(Path(name), rows)
             print(f"{name}: curves.png, sparsity.png")

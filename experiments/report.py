@@ -93,7 +93,7 @@ class ConsoleReport:
     def _sparsity_table(self, result, rows):
         table = Table(title="sparsity: share of parameters the inner loop leaves alone")
         table.add_column("parameters")
-        table.add_column("first epoch", justify="right")
+        table.add_column("at the start", justify="right")
         table.add_column("tested", justify="right")
         tested = [seed["sparsity"] for seed in result["seeds"]]
         for name in tested[0]:

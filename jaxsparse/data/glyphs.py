@@ -55,7 +55,7 @@ TURN = 0.5  # radians, largest either way
 SHEAR = 0.5
 STRETCH = 0.4  # natural log, each axis
 SHIFT = 0.15
-BEND = 0.2  # standard deviation of a control point of the elastic warp
+BEND = 0.17  # standard deviation of a control point of the elastic warp
 BEND_POINTS = 5  # control points per axis
 
 
@@ -276,7 +276,8 @@ def _file_name(split: str, image_size: int) -> str:
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """The arrays of a cache file, or None where there is no whole one (zip checks its sums)."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        # Opened here, since np.load leaves its own file open where the zip turns out broken.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return arrays["images"], arrays["letters"]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         return None

@@ -1,7 +1,7 @@
 """The networks: flax.nnx modules, handed to the core as a pair of functions on a plain dict."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,36 +9,46 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxsparse.nn import ops
+from jaxsparse.nn import blocks, ops
 
 Params = dict[str, Any]
+Shape = tuple[int, int, int]
 
 
 class Model(NamedTuple):
-    """A network as two pure functions, `init(key) -> params` and `apply(params, images) -> logits`."""
+    """A network as two pure functions on a plain nested dict of arrays.
+
+    Args:
+      init: key -> params, float32.
+      apply: (params, images float [n, h, w, c]) -> logits [n, ways], in the dtype of params.
+
+    Example:
+      >>> model = mlp(ways=5)
+      >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((3, 28, 28, 1))).shape
+      (3, 5)
+    """
 
     init: Callable[[Array], Params]
     apply: Callable[[Params, Array], Array]
 
 
-def _torch_uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int) -> nnx.Param:
-    bound = 1 / math.sqrt(fan_in)
+def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param:
     return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
 
 
 class Conv(nnx.Module):
-    def __init__(self, inputs: int, features: int, use_bias: bool, rngs: nnx.Rngs):
-        self.kernel = _torch_uniform(rngs, (3, 3, inputs, features), 9 * inputs)
-        if use_bias:
-            self.bias = _torch_uniform(rngs, (features,), 9 * inputs)
-        self.use_bias = use_bias
+    """A 3x3 convolution's parameters, initialised as PyTorch's layer is."""
 
-    def __call__(self, x: Array) -> Array:
-        y = ops.conv(x, self.kernel[...])
-        return y + self.bias[...] if self.use_bias else y
+    def __init__(self, inputs: int, features: int, use_bias: bool, *, rngs: nnx.Rngs):
+        bound = 1 / math.sqrt(9 * inputs)
+        self.kernel = _uniform(rngs, (3, 3, inputs, features), bound)
+        if use_bias:
+            self.bias = _uniform(rngs, (features,), bound)
 
 
 class BatchNorm(nnx.Module):
+    """Normalisation by the batch at hand; no running statistics."""
+
     def __init__(self, features: int):
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
@@ -48,90 +58,209 @@ class BatchNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
-        self.kernel = _torch_uniform(rngs, (inputs, outputs), inputs)
-        self.bias = _torch_uniform(rngs, (outputs,), inputs)
+    """An affine map, initialised as PyTorch's layer is, or Xavier-uniform with zero bias."""
+
+    def __init__(self, inputs: int, outputs: int, *, xavier: bool = False, rngs: nnx.Rngs):
+        bound = math.sqrt(6 / (inputs + outputs)) if xavier else 1 / math.sqrt(inputs)
+        self.kernel = _uniform(rngs, (inputs, outputs), bound)
+        self.bias = _uniform(rngs, (outputs,), 0.0 if xavier else bound)
 
     def __call__(self, x: Array) -> Array:
         return x @ self.kernel[...] + self.bias[...]
 
 
 class Conv4(nnx.Module):
-    def __init__(
-        self,
-        ways: int,
-        width: int,
-        image_shape: tuple[int, int, int],
-        use_bias: bool,
-        *,
-        rngs: nnx.Rngs,
-    ):
+    """Four blocks of convolution, batch norm, ReLU and pooling, then a linear head."""
+
+    def __init__(self, ways: int, width: int, image_shape: Shape, use_bias: bool, rngs: nnx.Rngs):
         h, w, c = image_shape
-        self.conv1 = Conv(c, width, use_bias, rngs)
-        self.norm1 = BatchNorm(width)
-        self.conv2 = Conv(width, width, use_bias, rngs)
-        self.norm2 = BatchNorm(width)
-        self.conv3 = Conv(width, width, use_bias, rngs)
-        self.norm3 = BatchNorm(width)
-        self.conv4 = Conv(width, width, use_bias, rngs)
-        self.norm4 = BatchNorm(width)
-        self.head = Linear((h // 16) * (w // 16) * width, ways, rngs)
+        for i in range(1, 5):
+            setattr(self, f"conv{i}", Conv(c if i == 1 else width, width, use_bias, rngs=rngs))
+            setattr(self, f"norm{i}", BatchNorm(width))
+        self.head = Linear((h // 16) * (w // 16) * width, ways, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        x = x.astype(self.head.kernel[...].dtype)
         for i in range(1, 5):
-            x = getattr(self, f"conv{i}")(x)
-            x = getattr(self, f"norm{i}")(x)
-            x = ops.max_pool(nnx.relu(x))
+            conv, norm = getattr(self, f"conv{i}"), getattr(self, f"norm{i}")
+            # The bias of the convolution is left out: the norm subtracts any constant, so neither
+            # the logits nor any derivative depends on it, and its gradient is exactly zero.
+            x = blocks.conv_norm_pool(x, conv.kernel[...], norm.scale[...], norm.bias[...])
         return self.head(x.reshape(x.shape[0], -1))
 
 
 class MLP(nnx.Module):
-    def __init__(
-        self,
-        ways: int,
-        hidden: tuple[int, ...],
-        image_shape: tuple[int, int, int],
-        *,
-        rngs: nnx.Rngs,
-    ):
+    """Linear layers with ReLU between them, on the flattened image."""
+
+    def __init__(self, ways: int, hidden: Sequence[int], image_shape: Shape, rngs: nnx.Rngs):
         sizes = (math.prod(image_shape), *hidden)
         self.depth = len(hidden)
         for i in range(self.depth):
-            setattr(self, f"dense{i + 1}", Linear(sizes[i], sizes[i + 1], rngs))
-        self.head = Linear(sizes[-1], ways, rngs)
+            setattr(self, f"dense{i + 1}", Linear(sizes[i], sizes[i + 1], rngs=rngs))
+        self.head = Linear(sizes[-1], ways, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        x = x.astype(self.head.kernel[...].dtype).reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], -1)
         for i in range(self.depth):
             x = nnx.relu(getattr(self, f"dense{i + 1}")(x))
         return self.head(x)
 
 
-def _model(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+class ResidualConv(nnx.Module):
+    """Convolution without bias, Xavier-uniform, then batch norm."""
+
+    def __init__(self, size: int, inputs: int, features: int, *, rngs: nnx.Rngs):
+        bound = math.sqrt(6 / (size * size * (inputs + features)))
+        self.kernel = _uniform(rngs, (size, size, inputs, features), bound)
+        self.norm = BatchNorm(features)
+
+    def __call__(self, x: Array) -> Array:
+        return self.norm(ops.conv(x, self.kernel[...]))
+
+
+class Residual(nnx.Module):
+    """Three convolutions and a 1x1 skip; the last activation follows the sum."""
+
+    def __init__(self, inputs: int, features: int, *, rngs: nnx.Rngs):
+        self.conv1 = ResidualConv(3, inputs, features, rngs=rngs)
+        self.conv2 = ResidualConv(3, features, features, rngs=rngs)
+        self.conv3 = ResidualConv(3, features, features, rngs=rngs)
+        self.skip = ResidualConv(1, inputs, features, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        y = nnx.leaky_relu(self.conv1(x), 0.01)
+        y = nnx.leaky_relu(self.conv2(y), 0.01)
+        return nnx.leaky_relu(self.conv3(y) + self.skip(x), 0.01)
+
+
+class ResNet12(nnx.Module):
+    """Four residual blocks, pooled after the first three, and a linear head on the mean."""
+
+    def __init__(self, ways: int, channels: Sequence[int], image_shape: Shape, rngs: nnx.Rngs):
+        inputs = (image_shape[2], *channels)
+        for i in range(4):
+            setattr(self, f"block{i + 1}", Residual(inputs[i], inputs[i + 1], rngs=rngs))
+        self.head = Linear(channels[3], ways, xavier=True, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        x = ops.max_pool(self.block1(x))
+        x = ops.max_pool(self.block2(x))
+        x = ops.max_pool(self.block3(x), padding=1)
+        x = self.block4(x)
+        return self.head(jnp.mean(x, (1, 2), dtype=jnp.float32).astype(x.dtype))
+
+
+def _model(build: Callable[[nnx.Rngs], nnx.Module], image_shape: Shape) -> Model:
+    # The structure of the module is fixed here, once; `apply` only fills in the arrays.
     graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
     def init(key: Array) -> Params:
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key))))
 
     def apply(params: Params, images: Array) -> Array:
-        return nnx.merge(graph, params)(images)
+        if images.ndim != 4 or images.shape[1:] != image_shape:
+            raise ValueError(f"images: got shape {images.shape}, want [n, *{image_shape}]")
+        module = nnx.merge(graph, params)
+        return module(images.astype(params["head"]["kernel"].dtype))
 
     return Model(init, apply)
 
 
+def _positive(**sizes: Any) -> None:
+    for name, value in sizes.items():
+        if min(value if isinstance(value, Sequence) else (value,), default=1) < 1:
+            raise ValueError(f"{name}: got {value}, want positive integers")
+
+
 def conv4(
+    ways: int = 5, width: int = 64, image_shape: Shape = (84, 84, 3), use_bias: bool = True
+) -> Model:
+    """Build Conv4: four blocks of a 3x3 convolution, batch norm, ReLU and 2x2 max-pool; a linear head.
+
+    The statistics of the batch norm are those of the batch at hand. Initialised as PyTorch's layers
+    are: U(-1, 1) / sqrt(fan_in) for kernels and biases, gains 1 and shifts 0 for the norms.
+
+    Args:
+      ways: number of classes.
+      width: channels of every convolution.
+      image_shape: (h, w, c) in pixels and channels; h, w >= 16.
+      use_bias: whether convolutions have biases. The norm cancels them and their gradients are
+        zero; they are there to be counted and masked as in the literature.
+
+    Returns:
+      A `Model` with params {"conv1": {"kernel": [3, 3, c, width], "bias": [width]},
+      "norm1": {"scale": [width], "bias": [width]}, ..., "norm4",
+      "head": {"kernel": [(h // 16) (w // 16) width, ways], "bias": [ways]}}.
+
+    Raises:
+      ValueError: for sizes that are not positive, or images too small to be pooled four times.
+
+    Example:
+      >>> model = conv4(ways=5, width=8, image_shape=(28, 28, 1))
+      >>> params = model.init(jax.random.key(0))
+      >>> model.apply(params, jnp.zeros((3, 28, 28, 1))).shape
+      (3, 5)
+
+    Source: Vinyals et al., Matching Networks, 2016, Sec. 4.1, as in Finn et al., MAML, 2017.
+    """
+    _positive(ways=ways, width=width, image_shape=image_shape)
+    if min(image_shape[:2]) < 16:
+        raise ValueError(f"image_shape: got {image_shape}, want (h, w, c) with h, w >= 16")
+    return _model(lambda rngs: Conv4(ways, width, image_shape, use_bias, rngs), image_shape)
+
+
+def mlp(ways: int, hidden: Sequence[int] = (100, 100), image_shape: Shape = (28, 28, 1)) -> Model:
+    """Build a multi-layer perceptron: linear layers with ReLU between, on the flattened image.
+
+    Args:
+      ways: number of classes.
+      hidden: units of each hidden layer.
+      image_shape: (h, w, c) in pixels and channels.
+
+    Returns:
+      A `Model` with params {"dense1": {"kernel": [h w c, hidden[0]], "bias": [hidden[0]]}, ...,
+      "head": {"kernel": [hidden[-1], ways], "bias": [ways]}}, initialised as PyTorch's layers are.
+
+    Raises:
+      ValueError: for sizes that are not positive.
+
+    Example:
+      >>> sorted(mlp(ways=2, hidden=(10,)).init(jax.random.key(0)))
+      ['dense1', 'head']
+    """
+    _positive(ways=ways, hidden=tuple(hidden), image_shape=image_shape)
+    return _model(lambda rngs: MLP(ways, hidden, image_shape, rngs), image_shape)
+
+
+def resnet12(
     ways: int = 5,
-    width: int = 64,
-    image_shape: tuple[int, int, int] = (84, 84, 3),
-    use_bias: bool = True,
+    channels: Sequence[int] = (64, 128, 256, 512),
+    image_shape: Shape = (84, 84, 3),
 ) -> Model:
-    return _model(lambda rngs: Conv4(ways, width, image_shape, use_bias, rngs=rngs))
+    """Build ResNet-12: four residual blocks of three convolutions, mean over positions, linear head.
 
+    2x2 max-pooling follows the first three blocks (the third with padding 1). The statistics of the
+    batch norm are those of the batch at hand; leaky ReLU with slope 0.01. Kernels Xavier-uniform.
 
-def mlp(
-    ways: int,
-    hidden: tuple[int, ...] = (100, 100),
-    image_shape: tuple[int, int, int] = (28, 28, 1),
-) -> Model:
-    return _model(lambda rngs: MLP(ways, hidden, image_shape, rngs=rngs))
+    Args:
+      ways: number of classes.
+      channels: of the four blocks; (64, 160, 320, 640) is the large network of the literature.
+      image_shape: (h, w, c) in pixels and channels; h, w >= 8.
+
+    Returns:
+      A `Model` with params {"block1": {"conv1": {"kernel", "norm": {"scale", "bias"}}, "conv2",
+      "conv3", "skip"}, ..., "block4", "head": {"kernel": [channels[3], ways], "bias": [ways]}}.
+
+    Raises:
+      ValueError: for sizes that are not positive, or other than four channel counts.
+
+    Example:
+      >>> model = resnet12(ways=5, channels=(2, 4, 4, 8), image_shape=(16, 16, 3))
+      >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((3, 16, 16, 3))).shape
+      (3, 5)
+
+    Source: Oreshkin et al., TADAM, 2018; von Oswald et al., Learning where to learn, 2021, App. B.
+    """
+    _positive(ways=ways, channels=tuple(channels), image_shape=image_shape)
+    if len(channels) != 4 or min(image_shape[:2]) < 8:
+        raise ValueError(f"channels: got {channels}, want four, on images of at least 8x8 pixels")
+    return _model(lambda rngs: ResNet12(ways, channels, image_shape, rngs), image_shape)

@@ -110,6 +110,13 @@ class _Run:
         restored = folder.restore(template, hooks.warn)
         self.state = self.functions["init"](self.keys) if restored is None else restored
         folder.keep_rows(self.epoch)
+        if not folder.rows():
+            row = {
+                "epoch": 0,
+                "step": 0,
+                "sparsity": _plain(self.functions["sparsity"](self.state)),
+            }
+            folder.add_row(row)
         self.saved_at = time.monotonic()
         self.seconds_per: dict[str, float] = {}  # meta-step, evaluation batch
 
@@ -134,6 +141,7 @@ class _Run:
             "tasks": over_seeds(program.tasks, (0, None)),
             "evaluate": over_seeds(program.evaluate, (0, 0, 0, 0)),
             "finish_epoch": over_seeds(program.finish_epoch, (0, 0)),
+            "sparsity": over_seeds(program.sparsity, (0,)),
         }
 
     @property
@@ -291,7 +299,7 @@ def make_result(
 
     Args:
       config: the run's configuration.
-      rows: the metrics of its epochs.
+      rows: the metrics of its epochs, from 0, the state before training.
       state: the final state; its `best` was tested.
       metrics: {"loss", "accuracy"}, each [seeds, tasks].
 
@@ -307,7 +315,7 @@ def make_result(
     epochs = [int(epoch) for epoch in state.best.epoch]
     sparsities = []
     for seed, epoch in enumerate(epochs):
-        row = rows[epoch - 1]["sparsity"] if epoch else {}
+        row = rows[epoch]["sparsity"]
         sparsities.append({k: v[seed] if isinstance(v, list) else v for k, v in row.items()})
     per_seed = [
         {

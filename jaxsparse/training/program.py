@@ -48,6 +48,7 @@ class Program(NamedTuple):
     tasks: Callable[[jax.Array, ImageSet], Task]
     evaluate: Callable[[Tree, Tree, jax.Array, Task], Metrics]
     finish_epoch: Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]
+    sparsity: Callable[[TrainState], Metrics]
 
 
 def make_program(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Program:
@@ -60,6 +61,7 @@ def make_program(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Pr
     - `evaluate(params, mask, key, tasks) -> metrics` per task, after adaptation.
     - `finish_epoch(state, validation) -> (state, row)`: keep the best, start the next epoch; the
       row holds the epoch's means and the sparsity of every leaf.
+    - `sparsity(state) -> {"total": ..., "<path>": ...}`
 
     Args:
       config: the run's configuration.
@@ -147,12 +149,15 @@ def make_program(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Pr
         )
         row = {name: total / config.steps_per_epoch for name, total in state.totals.items()}
         row |= {f"val_{name}": value for name, value in validation.items()}
-        step_sizes = learner.gate.apply(state.meta.mask, jax.random.key(_GATE))
-        row["sparsity"] = sparsity(step_sizes)
+        row["sparsity"] = gate_sparsity(state)
         totals = jax.tree.map(jnp.zeros_like, state.totals)
         return state._replace(best=best, totals=totals, epoch=epoch), row
 
-    return Program(init, train, evaluation_tasks, evaluate_batch, finish_epoch)
+    def gate_sparsity(state):
+        # A stochastic gate's is that of one fixed draw.
+        return sparsity(learner.gate.apply(state.meta.mask, jax.random.key(_GATE)))
+
+    return Program(init, train, evaluation_tasks, evaluate_batch, finish_epoch, gate_sparsity)
 
 
 def make_train(

@@ -96,6 +96,7 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock.close()
             raise RunError(f"{self.path} is being written by another process") from None
 
     def close(self) -> None:
@@ -142,28 +143,26 @@ class RunFolder:
     # ---- metrics
 
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics of the epochs so far."""
+        """The metrics of the epochs so far; epoch 0 is the state before training."""
         return list(_complete_rows(self.path / "metrics.jsonl"))
 
-    def keep_rows(self, epochs: int) -> None:
-        """Drop the rows after `epochs`: the run goes on from an earlier checkpoint.
+    def keep_rows(self, epoch: int) -> None:
+        """Drop the rows after `epoch`: the run goes on from an earlier checkpoint.
 
         Raises:
-          RunError: rows of those epochs are missing.
+          RunError: rows of epochs up to that one are missing.
         """
         rows = self.rows()
-        if len(rows) < epochs:
-            raise RunError(
-                f"{self.path / 'metrics.jsonl'} has {len(rows)} epochs, the checkpoint {epochs}"
-            )
+        kept = [row for row in rows if row["epoch"] <= epoch]
+        if epoch and [row["epoch"] for row in kept] != list(range(epoch + 1)):
+            raise RunError(f"{self.path / 'metrics.jsonl'} lacks epochs before {epoch}")
         with self.writing():
-            text = "".join(json.dumps(row) + "\n" for row in rows[:epochs])
+            text = "".join(json.dumps(row) + "\n" for row in kept)
             _replace_text(self.path / "metrics.jsonl", text)
-            if rows:
+            if kept:
                 # TensorBoard forgets what an earlier process wrote from this step on.
                 start = SessionLog(status=SessionLog.START)
-                last_step = rows[epochs - 1]["step"] if epochs else 0
-                self._write_event(Event(step=last_step + 1, session_log=start))
+                self._write_event(Event(step=kept[-1]["step"] + 1, session_log=start))
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append an epoch's metrics to metrics.jsonl and to the TensorBoard events."""
@@ -229,7 +228,7 @@ class RunFolder:
         return None
 
     def _read(self, manager, number, template):
-        wanted = _named_arrays(template)
+        wanted = jax.eval_shape(_raw_words, _by_path(template))
         restored = manager.restore(
             number,
             args=ocp.args.Composite(
@@ -260,19 +259,25 @@ class RunFolder:
 
 
 def _named_arrays(state: Tree) -> dict[str, np.ndarray]:
-    """The leaves of `state` as host arrays under their paths; keys as their raw words."""
+    """The leaves of `state` on the host, under their paths."""
+    return {name: np.asarray(x) for name, x in _raw_words(_by_path(state)).items()}
 
-    def host(leaf):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        return np.asarray(leaf)
 
-    return {name.replace("/", "."): host(leaf) for name, leaf in leaves_by_name(state).items()}
+def _by_path(state: Tree) -> dict[str, Any]:
+    return {name.replace("/", "."): leaf for name, leaf in leaves_by_name(state).items()}
+
+
+def _raw_words(leaves: dict[str, Any]) -> dict[str, Any]:
+    return {name: jax.random.key_data(x) if _is_key(x) else x for name, x in leaves.items()}
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _rebuild(template: Tree, arrays: dict[str, np.ndarray]) -> Tree:
     def device(leaf, array):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if _is_key(leaf):
             return jax.random.wrap_key_data(array)
         return jax.numpy.asarray(array, leaf.dtype)
 

@@ -1,0 +1,212 @@
+"""Convolution, batch norm, ReLU and 2x2 max-pool as one operation: a block of Conv4.
+
+Inside a compiled loop on the CPU the convolution is the smaller part of a block; passing over its
+output costs more. Each form below saves passes, and XLA's own convolution gradient, slow in a
+loop (jax-ml/jax issue 12868), is used by none. `conv_norm_pool` chooses the form.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsparse.nn import ops, winograd
+from jaxsparse.nn.winograd import Grid
+
+FORMS = ("gram", "winograd", "patches")
+
+
+def conv_norm_pool(
+    images: Array,
+    kernel: Array,
+    scale: Array,
+    bias: Array,
+    *,
+    eps: float = 1e-5,
+    form: str | None = None,
+) -> Array:
+    """Apply a 3x3 convolution, batch norm, ReLU and a 2x2 max-pool that drops odd edges.
+
+    out = maxpool(relu(scale * (y - mean(y)) / sqrt(var(y) + eps) + bias)),  y = images * kernel,
+
+    with mean and biased variance over images and positions. A constant added to y, such as the
+    bias of the convolution, changes nothing and is not taken. Among equal entries of a pooling
+    window the first in row order receives the gradient (PyTorch's rule).
+
+    Args:
+      images: [n, h, w, c], float; h, w >= 2.
+      kernel: [3, 3, c, o], float; stride 1, padding 1.
+      scale: [o], float.
+      bias: [o], float.
+      eps: added to the variance.
+      form: "gram", "winograd" or "patches": the same values, computed differently. Default: the
+        fastest known for the shape on the CPU, and "patches" elsewhere.
+
+    Returns:
+      [n, h // 2, w // 2, o], in the dtype of images. Computed in float32 throughout.
+
+    Raises:
+      ValueError: for shapes that do not fit, or an unknown form.
+
+    Example:
+      >>> images, kernel = jnp.ones((2, 7, 7, 3)), jnp.ones((3, 3, 3, 8))
+      >>> conv_norm_pool(images, kernel, jnp.ones(8), jnp.zeros(8)).shape
+      (2, 3, 3, 8)
+
+    Source: Ioffe & Szegedy, Batch Normalization, 2015, Algorithm 1; the forms are our own.
+    """
+    _check(images, kernel, scale, bias)
+    form = ops.default_form(images.shape, kernel.shape) if form is None else form
+    if form not in FORMS:
+        raise ValueError(f"form: got {form!r}, want one of {FORMS}")
+    block = {"gram": _gram, "winograd": _winograd, "patches": _patches}[form]
+    out = block(*(x.astype(jnp.float32) for x in (images, kernel, scale, bias)), eps)
+    return out.astype(images.dtype)
+
+
+def _check(images: Array, kernel: Array, scale: Array, bias: Array) -> None:
+    if images.ndim != 4 or min(images.shape[1:3]) < 2:
+        raise ValueError(f"images: got shape {images.shape}, want [n, h, w, c] with h, w >= 2")
+    want = (3, 3, images.shape[3])
+    if kernel.ndim != 4 or kernel.shape[:3] != want:
+        raise ValueError(f"kernel: got shape {kernel.shape}, want [3, 3, {images.shape[3]}, o]")
+    for name, x in (("scale", scale), ("bias", bias)):
+        if x.shape != kernel.shape[3:]:
+            raise ValueError(f"{name}: got shape {x.shape}, want {kernel.shape[3:]}")
+
+
+def _gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
+    """For few input channels: the statistics come from the inputs, y = P k being linear in them.
+
+    mean(y) = mean(P) k and var(y) = diag(kᵀ cov(P) k), so the normalisation folds into the kernel
+    before the product and its output is read only once, by the pooling. P and cov(P) depend on
+    the images alone: in an inner loop, whose images stay the same, XLA computes them once.
+    """
+    n, h, w, _ = images.shape
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    patches = ops.patches(images, 3, 1, 1)
+    mean = jnp.mean(patches, (0, 1, 2))
+    centred = (patches - mean).reshape(-1, len(weights))
+    covariance = centred.T @ centred / len(centred)
+    gain = scale * lax.rsqrt(jnp.sum(weights * (covariance @ weights), 0) + eps)
+    weights = weights * gain
+    shift = bias - mean @ weights
+    quads = winograd.split(patches[:, : h // 2 * 2, : w // 2 * 2])
+    z = [ops.matmul(q.reshape(-1, len(weights)), weights) + shift for row in quads for q in row]
+    return _relu_max(*z).reshape(n, h // 2, w // 2, -1)
+
+
+def _winograd(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
+    quads = winograd.conv_quads(images, kernel)
+    return _norm_pool(images.shape[1:3], eps, quads, scale, bias)
+
+
+def _patches(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
+    quads = winograd.split(ops.conv(images, kernel, form="patches"))
+    return _norm_pool(images.shape[1:3], eps, quads, scale, bias)
+
+
+def _first_hits(quads: list[Array], top: Array, free: Array) -> list[Array]:
+    """For each quadrant, where it is the first to equal `top`, among the places that are free."""
+    hits = []
+    for q in quads:
+        hits.append(free & (q == top))
+        free = free & ~hits[-1]
+    return hits
+
+
+@jax.custom_vjp
+def _relu_max(a: Array, b: Array, c: Array, d: Array) -> Array:
+    return jnp.maximum(jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d)), 0)
+
+
+def _relu_max_forward(*quads: Array) -> tuple[Array, tuple]:
+    top = _relu_max(*quads)
+    return top, (quads, top)
+
+
+def _relu_max_backward(saved: tuple, gradient: Array) -> tuple[Array, ...]:
+    quads, top = saved
+    return tuple(jnp.where(hit, gradient, 0) for hit in _first_hits(quads, top, top > 0))
+
+
+_relu_max.defvjp(_relu_max_forward, _relu_max_backward)
+
+
+def _inside(quads: Grid, size: tuple[int, int]) -> list[Array]:
+    """The four quadrants in row order, without the rows and columns outside the image."""
+    h, w = size
+    return [quads[i][j][:, : (h - i + 1) // 2, : (w - j + 1) // 2] for i in (0, 1) for j in (0, 1)]
+
+
+def _sum(x: Array) -> Array:
+    return jnp.sum(x, (0, 1, 2))
+
+
+def _statistics(quads: list[Array], count: int) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel in one pass.
+
+    The mean of squares loses accuracy when the mean is large against the deviation; measuring
+    from any value of the channel itself removes that.
+    """
+    origin = quads[0][:1, :1, :1]
+    mean = sum(_sum(q - origin) for q in quads) / count
+    square = sum(_sum(jnp.square(q - origin)) for q in quads) / count
+    return origin.ravel() + mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def _chosen(quads: list[Array], scale: Array) -> Array:
+    """The entry of each pooling window that has the largest value after the normalisation."""
+    a, b, c, d = quads
+    high = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+    low = jnp.minimum(jnp.minimum(a, b), jnp.minimum(c, d))
+    top = jnp.where(scale >= 0, high, low)
+    # Selecting, rather than returning `top`, keeps the tie rule in the second derivative.
+    return jnp.where(a == top, a, jnp.where(b == top, b, jnp.where(c == top, c, d)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _norm_pool(size: tuple[int, int], eps: float, quads: Grid, scale: Array, bias: Array) -> Array:
+    return _norm_pool_forward(size, eps, quads, scale, bias)[0]
+
+
+def _norm_pool_forward(
+    size: tuple[int, int], eps: float, quads: Grid, scale: Array, bias: Array
+) -> tuple[Array, tuple]:
+    h, w = size
+    count = quads[0][0].shape[0] * h * w
+    mean, variance = _statistics(_inside(quads, size), count)
+    inverse = lax.rsqrt(variance + eps)
+    chosen = _chosen([q[:, : h // 2, : w // 2] for row in quads for q in row], scale)
+    unit = (chosen - mean) * inverse
+    out = jnp.maximum(unit * scale + bias, 0)
+    return out, (quads, scale, mean, inverse, chosen, unit, out)
+
+
+def _norm_pool_backward(
+    size: tuple[int, int], eps: float, saved: tuple, gradient: Array
+) -> tuple[Grid, Array, Array]:
+    """dy = gain * (dz - mean(dz) - ŷ mean(dz ŷ)): dz is zero except where a maximum was taken,
+    so both means are sums over the pooled array, a quarter of the size."""
+    quads, scale, mean, inverse, chosen, unit, out = saved
+    _, h, w, _ = out.shape
+    count = out.shape[0] * size[0] * size[1]
+    gradient = jnp.where(out > 0, gradient, 0)
+    d_bias, d_scale = _sum(gradient), _sum(gradient * unit)
+    gain = scale * inverse
+    level, slope = gain * d_bias / count, gain * inverse * d_scale / count
+    hits = _first_hits([q[:, :h, :w] for row in quads for q in row], chosen, out > 0)
+
+    def quad(y: Array, hit: Array, whole: Array) -> Array:
+        dz = jnp.where(hit, gradient * gain, 0)
+        dz = jnp.pad(dz, [(0, big - small) for big, small in zip(y.shape, dz.shape, strict=True)])
+        dy = dz - level - (y - mean) * slope
+        return jnp.pad(dy, [(0, a - b) for a, b in zip(whole.shape, y.shape, strict=True)])
+
+    wholes = [q for row in quads for q in row]
+    d = [quad(*args) for args in zip(_inside(quads, size), hits, wholes, strict=True)]
+    return [d[:2], d[2:]], d_scale, d_bias
+
+
+_norm_pool.defvjp(_norm_pool_forward, _norm_pool_backward)

@@ -1,0 +1,361 @@
+"""The few-shot experiment: whole runs, resumed runs, and what bad input gives."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import fewshot, presets
+from jaxsparse import data as data_module
+from jaxsparse import training
+from jaxsparse.training import loop
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES, IMAGES = 3, 4
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A tree of class folders: each class its own grey level, with noise."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for label in range(CLASSES):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(IMAGES):
+                noise = rng.integers(0, 60, (16, 16), dtype=np.uint8)
+                Image.fromarray(noise + np.uint8(60 * label)).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def flags(images, tmp_path):
+    """The flags of a run that takes a second, but for its compilation."""
+    return [
+        *("--dataset=folder", f"--data-dir={images}", "--image-size=16", f"--out={tmp_path}/run"),
+        *("--ways=2", "--shots=1", "--query-shots=2", "--width=2", "--meta-batch-size=2"),
+        *("--inner-steps=1", "--test-inner-steps=2", "--epochs=3", "--steps-per-epoch=4"),
+        *("--val-tasks=5", "--test-tasks=25"),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+
+
+def outcome(run: Path):
+    """Everything that equal runs must agree in, to the bit."""
+    folder = training.RunFolder(run)
+    newest = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    digest = json.loads((newest / "position" / "metadata").read_text())["digest"]
+    return folder.rows(), folder.result(), digest
+
+
+def read_config(run: Path):
+    return training.FewShotConfig(**json.loads((run / "config.json").read_text())["config"])
+
+
+def splits(config):
+    return {
+        split: data_module.load(
+            config.dataset, split, data_dir=config.data_dir, image_size=config.image_size
+        )
+        for split in ("train", "validation", "test")
+    }
+
+
+def test_a_run_leaves_what_it_says(flags, tmp_path, capsys):
+    fewshot.main(flags)
+    run = tmp_path / "run"
+    rows, result, _ = outcome(run)
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    assert [row["step"] for row in rows] == [0, 4, 8, 12]
+    for name in ("curves.png", "sparsity.png"):
+        with Image.open(run / name) as figure:
+            assert figure.size[0] > 600
+    assert list(run.glob("events*"))
+    (seed,) = result["seeds"]
+    assert result["test_tasks"] == 25 and seed["best_epoch"] in (1, 2, 3)
+    assert seed["best_val_accuracy"] == max(row["val_accuracy"] for row in rows[1:])
+    assert seed["sparsity"] == rows[seed["best_epoch"]]["sparsity"]
+    printed = capsys.readouterr().out
+    assert "conv1/kernel" in printed and f"{100 * result['accuracy']:.2f}%" in printed
+    # A finished run is reported again, not repeated.
+    fewshot.main([f"--resume={run}"])
+    assert f"{100 * result['accuracy']:.2f}%" in capsys.readouterr().out
+
+
+def test_the_interval_is_the_normal_one_over_tasks():
+    accuracy = np.array([[0.5, 1.0, 0.75, 0.75]])
+    state = training.make_program(training.FewShotConfig(width=1), (16, 16, 1)).init(
+        jax.random.key(0)
+    )
+    state = jax.tree.map(lambda x: x[None], state)
+    metrics = {"accuracy": accuracy, "loss": accuracy}
+    result = loop.make_result(training.FewShotConfig(), [{"sparsity": {}}], state, metrics)
+    # By hand: variance (0.0625 + 0.0625) / 3, standard error sqrt(0.125 / 3 / 4).
+    assert result["seeds"][0]["interval95"] == pytest.approx(1.96 * 0.1020620726)
+    assert result["accuracy"] == 0.75
+
+
+@pytest.mark.parametrize("method", training.config.Method.__args__)
+def test_every_method_runs_and_changes_what_it_should(method, flags, tmp_path):
+    fewshot.main([*flags, f"--method={method}", "--epochs=1", "--embedding=8"])
+    rows, _, _ = outcome(tmp_path / "run")
+    sparsity = rows[-1]["sparsity"]
+    expected = {"fomaml": 0.0, "maml": 0.0, "meta-sgd": 0.0, "sparse-relu-maml": 0.0}
+    if method in expected:
+        assert sparsity["total"] == expected[method]
+    elif method == "anil":
+        assert sparsity["head/kernel"] == 0 and sparsity["conv1/kernel"] == 1
+    elif method == "boil":
+        assert sparsity["head/kernel"] == 1 and sparsity["conv1/kernel"] == 0
+    else:
+        assert 0.1 < sparsity["total"] < 0.9
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(flags, tmp_path):
+    outcomes = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fewshot.main([*flags, f"--out={tmp_path / name}", f"--seed={seed}"])
+        outcomes.append(outcome(tmp_path / name))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][0] != outcomes[2][0]
+
+
+def test_seeds_side_by_side_are_the_seeds_alone(flags, tmp_path):
+    fewshot.main([*flags, "--seeds=2", "--seed=3"])
+    fewshot.main([*flags, "--seed=4", f"--out={tmp_path / 'alone'}"])
+    together, alone = outcome(tmp_path / "run")[0], outcome(tmp_path / "alone")[0]
+    for pair, one in zip(together[1:], alone[1:], strict=True):
+        assert pair["loss"][1] == pytest.approx(one["loss"], rel=1e-4)
+        assert pair["sparsity"]["total"][1] == pytest.approx(one["sparsity"]["total"], abs=0.02)
+
+
+@pytest.mark.parametrize("segments", [0, 1, 2, 4, 7, 11, 14])
+def test_a_stopped_run_goes_on_to_the_same_end(segments, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SEGMENT_SECONDS", 1e-9)  # a segment is one meta-step
+    fewshot.main([*flags, f"--out={tmp_path / 'whole'}"])
+    config = read_config(tmp_path / "whole")
+    asked = iter(range(1000))
+    hooks = training.Hooks(should_stop=lambda: next(asked) >= segments)
+    folder = training.RunFolder.create(
+        tmp_path / "run", json.loads((tmp_path / "whole" / "config.json").read_text())
+    )
+    with pytest.raises(training.Stopped):
+        training.run(config, splits(config), folder, hooks)
+    folder.close()
+    fewshot.main([f"--resume={tmp_path / 'run'}"])
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(flags, tmp_path, capsys):
+    fewshot.main(flags)
+    whole = outcome(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    for file in (p for p in newest.rglob("*") if p.is_file()):
+        file.write_bytes(b"")
+    fewshot.main([f"--resume={tmp_path / 'run'}"])
+    assert "warning: checkpoint 3" in capsys.readouterr().err
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_the_pure_program_trains_as_the_loop_does(flags, tmp_path):
+    fewshot.main(flags)
+    rows, result, _ = outcome(tmp_path / "run")
+    config = read_config(tmp_path / "run")
+    pure = jax.jit(training.make_train(config, splits(config)))(jax.random.key(config.seed))
+    np.testing.assert_allclose(pure["epochs"]["loss"], [row["loss"] for row in rows[1:]], rtol=1e-4)
+    assert pure["test"]["accuracy"].shape == (25,)
+    assert float(pure["test"]["accuracy"].mean()) == pytest.approx(result["accuracy"], abs=0.02)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        fewshot.main([*flags, "--theta-lr=1e38", "--epochs=2"])
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "seed 0" in line and "meta-step 1" in line
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(flags, tmp_path):
+    fewshot.main([*flags, "--epochs=1"])
+    good = outcome(tmp_path / "run")[2]
+    config = read_config(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    diverging = training.FewShotConfig(**{**vars(config), "theta_lr": 1e38, "epochs": 2})
+    folder = training.RunFolder.open(tmp_path / "run")
+    with pytest.raises(training.Diverged, match="meta-step 5"):
+        training.run(diverging, splits(config), folder, training.Hooks())
+    folder.close()
+    assert outcome(tmp_path / "run")[2] == good
+
+
+BAD = {
+    "unknown method": (["--method=magic"], "'magic'"),
+    "unknown data set": (["--dataset=imagenet"], "'imagenet'"),
+    "unknown flag": (["--shoots=5"], "--shoots"),
+    "no number": (["--shots=many"], "'many'"),
+    "unknown preset": (["--preset=best"], "preset must be one of glyphs"),
+    "negative": (["--inner-lr=-1"], "inner_lr must be 0 or more"),
+    "no tasks": (["--meta-batch-size=0"], "meta_batch_size must be 1 or more"),
+    "sparsity": (["--initial-sparsity=2"], "initial_sparsity must lie in [0, 1]"),
+    "mask init": (["--mask-init=xavier"], "mask_init must be kaiming"),
+    "ways above the classes": (["--ways=4"], "ways"),
+    "shots above the images": (["--shots=3"], "class"),
+    "no such folder": (["--data-dir=/nowhere"], "/nowhere"),
+    "images too small": (["--image-size=8"], "8"),
+    "no run to resume": (["--resume=/nowhere"], "/nowhere holds no run"),
+    "place that cannot be written": (["--out=/proc/run"], "cannot write to /proc/run"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(case, flags, capsys):
+    extra, expected = BAD[case]
+    with pytest.raises(SystemExit) as stop:
+        fewshot.main([*flags, *extra])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+
+
+def test_data_that_is_not_prepared_says_where_it_looked(tmp_path, capsys):
+    for dataset in ("omniglot", "mini_imagenet"):
+        with pytest.raises(SystemExit) as stop:
+            fewshot.main([f"--dataset={dataset}", f"--data-dir={tmp_path}"])
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(tmp_path) in line
+
+
+def test_a_broken_image_is_named(images, flags, tmp_path, capsys):
+    broken = tmp_path / "images"
+    subprocess.run(["cp", "-r", images, broken], check=True)
+    (broken / "test" / "class1" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    with pytest.raises(SystemExit) as stop:
+        fewshot.main([*flags, f"--data-dir={broken}"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "test/class1/2.png" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_another_run_is_left_alone(flags, tmp_path, capsys):
+    fewshot.main([*flags, "--epochs=1"])
+    run = tmp_path / "run"
+    before = outcome(run)
+    for args, expected in (
+        (flags, "holds another run"),
+        (
+            [f"--resume={tmp_path / 'run'}", "--shots=2", "--theta-lr=0.5"],
+            "shots 2 (the run has 1)",
+        ),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            fewshot.main(args)
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert expected in line
+    assert "theta_lr 0.5" in line
+    assert outcome(run) == before
+
+
+def test_help_lists_the_presets_in_full(capsys):
+    with pytest.raises(SystemExit) as stop:
+        fewshot.main(["--help"])
+    assert not stop.value.code
+    printed = capsys.readouterr().out
+    for name in presets.PRESETS:
+        assert f"{name}, 5-shot: --dataset=" in printed
+    assert "--inner-steps=35" in printed and "--test-inner-steps=100" in printed
+
+
+def test_presets_are_table_s2():
+    five = presets.preset_config("table-s2", None, "sparse-maml", 5)
+    assert (five.inner_steps, five.test_inner_steps, five.inner_lr) == (35, 100, 0.25)
+    assert (five.theta_lr, five.mask_lr, five.meta_batch_size) == (0.001, 0.0075, 2)
+    assert (five.epochs, five.steps_per_epoch, five.width) == (400, 100, 64)
+    one = presets.preset_config("table-s2", None, "sparse-maml", 1)
+    assert one.meta_batch_size == 4
+    assert presets.preset_config("table-s2", None, "sparse-relu-maml", 5).inner_lr == 0.1
+    assert presets.preset_config("table-s2", None, "sparse-relu-maml", 1).inner_lr == 0.25
+    plus = presets.preset_config("table-s2", None, "sparse-maml-plus", 1)
+    assert (plus.epochs, plus.mask_optimizer, plus.inner_lr) == (600, "nesterov", 0.1)
+
+
+# ---- killed processes
+
+
+def start(args, **options):
+    command = [sys.executable, "-m", "experiments.fewshot", *args]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def finish(args):
+    process = start(args)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves_with_one_line(number, flags, tmp_path):
+    run = tmp_path / "run"
+    process = start([*flags, "--epochs=100000"])
+    deadline = time.monotonic() + 120
+    while not list(run.glob("checkpoints/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    (line,) = errors.splitlines()
+    assert f"--resume {run}" in line and "saved" in line
+    assert list((run / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_the_run_ends_the_same(flags, tmp_path):
+    longer = [*flags, "--epochs=60", "--steps-per-epoch=20"]
+    finish([*longer, f"--out={tmp_path / 'whole'}"])
+    run = tmp_path / "run"
+    rng = np.random.default_rng(0)
+    kills = 0
+    while kills < 20:
+        resume = [f"--resume={run}"] if (run / "config.json").exists() else longer
+        process = start(resume)
+        # Most of the run is start-up: the kills fall into that, too, but mostly later.
+        time.sleep(rng.uniform(0.5, 12.0))
+        assert process.poll() is None or (run / "result.json").exists()
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        if (run / "result.json").exists():
+            (run / "result.json").unlink()
+    finish([f"--resume={run}"])
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_a_killed_run_goes_on_to_the_same_end(flags, tmp_path):
+    finish([*flags, f"--out={tmp_path / 'whole'}"])
+    run = tmp_path / "run"
+    process = start(flags)
+    while not list(run.glob("checkpoints/*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finish([f"--resume={run}"])
+    assert outcome(run) == outcome(tmp_path / "whole")
