@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxsparse.data import DataError, folder, load, omniglot
+from jaxsparse.data import DataError, cache, folder, load, omniglot
 
 SPLITS = ("train", "validation", "test")
 
@@ -291,7 +291,7 @@ DAMAGE = {
 @pytest.mark.parametrize("whole", [2**26, 0], ids=["checked whole", "checked in samples"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cache_is_built_anew(tmp_path, damage, whole, monkeypatch):
-    monkeypatch.setattr(folder, "_WHOLE", whole)
+    monkeypatch.setattr(cache, "_WHOLE", whole)
     tree(tmp_path, {"train": {"a": 3, "b": 2}})
     first = load("folder", "train", tmp_path)
     expected = np.array(first.images)
@@ -307,14 +307,14 @@ def test_a_damaged_cache_is_built_anew(tmp_path, damage, whole, monkeypatch):
 
 def test_losing_the_race_to_write_the_cache_is_no_error(tmp_path, monkeypatch):
     tree(tmp_path, {"train": {"a": 1}})
-    write = folder._write
+    write = cache._write
 
     def slower(path, rows):
         write(path, rows)
-        monkeypatch.setattr(folder, "_write", write)
+        monkeypatch.setattr(cache, "_write", write)
         load("folder", "train", tmp_path)  # the other process finishes first
 
-    monkeypatch.setattr(folder, "_write", slower)
+    monkeypatch.setattr(cache, "_write", slower)
     assert load("folder", "train", tmp_path).names == ("a",)
     assert len(list((tmp_path / "cache").iterdir())) == 1
 

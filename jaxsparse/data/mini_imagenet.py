@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from jaxsparse.data.folder import Rows, cached, fit, folder_rows, read_image, scan
+from jaxsparse.data.cache import Rows, cached
+from jaxsparse.data.folder import fit, folder_rows, read_image, scan
 from jaxsparse.data.images import DataError, ImageSet
 from jaxsparse.data.omniglot import prepared_files, records
 

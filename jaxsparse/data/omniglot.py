@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxsparse.data.folder import Rows, cached
+from jaxsparse.data.cache import Rows, cached
 from jaxsparse.data.images import DataError, ImageSet
 
 _BACKGROUND = """
