@@ -26,10 +26,11 @@ def parse(flags: type[Flags], args: Sequence[str], default: Flags, prog: str) ->
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
-                tyro.conf.OmitArgPrefixes[flags],  # type: ignore[valid-type]
+                flags,
                 args=list(args),
                 default=default,
                 prog=prog,
+                config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
         if stop.code:
@@ -109,7 +110,7 @@ def use_compilation_cache() -> None:
 
     from jaxsparse.data.images import cache_dir
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -60,6 +60,7 @@ _BY_METHOD: dict[tuple[str, str, str], Settings] = {
 DEFAULT_PRESET = {
     "glyphs": "glyphs",
     "omniglot": "omniglot",
+    "omniglot-1200": "omniglot",
     "mini_imagenet": "table-s2",
     "folder": "mini-imagenet-cpu",
 }

@@ -33,7 +33,8 @@ def check_like(name: str, tree: Tree, reference_name: str, reference: Tree) -> N
 
     A scalar leaf stands for one value shared by the whole tensor and is accepted.
     """
-    got, wanted = jax.tree.structure(tree), jax.tree.structure(reference)
+    got: Any = jax.tree.structure(tree)
+    wanted: Any = jax.tree.structure(reference)
     if got != wanted:
         raise ValueError(f"{name} must have the tree of {reference_name}: got {got}, want {wanted}")
     wanted_shapes = leaves_by_name(reference)

@@ -64,10 +64,8 @@ def binary(
     if not 0.0 <= initial_sparsity <= 1.0:
         raise ValueError(f"initial_sparsity must lie in [0, 1], got {initial_sparsity}")
 
-    def apply(m, key=None):
-        return jax.tree.map(lambda x: inner_lr * binary_mask(x, slope), m)
-
-    return Gate(_initialiser(init, initial_sparsity), apply)
+    step = _leafwise(lambda x: inner_lr * binary_mask(x, slope))
+    return Gate(_initialiser(init, initial_sparsity), step)
 
 
 def relu(init: Init = 0.1) -> Gate:
@@ -86,7 +84,7 @@ def relu(init: Init = 0.1) -> Gate:
 
     Source: von Oswald, Zhao et al. 2021, supplement Sec. A.
     """
-    return Gate(_initialiser(init), lambda m, key=None: jax.tree.map(relu_mask, m))
+    return Gate(_initialiser(init), _leafwise(relu_mask))
 
 
 def rectified(init: Init) -> Gate:
@@ -103,7 +101,7 @@ def rectified(init: Init) -> Gate:
 
     Source: Gupta et al. 2020, La-MAML, Eq. 7 and Algorithm 1.
     """
-    return Gate(_initialiser(init), lambda m, key=None: jax.tree.map(jax.nn.relu, m))
+    return Gate(_initialiser(init), _leafwise(jax.nn.relu))
 
 
 def linear(init: Init) -> Gate:
@@ -120,7 +118,7 @@ def linear(init: Init) -> Gate:
 
     Source: Li et al. 2017, Meta-SGD, Eq. 1.
     """
-    return Gate(_initialiser(init), lambda m, key=None: m)
+    return Gate(_initialiser(init), _leafwise(lambda x: x))
 
 
 def constant(inner_lr: float) -> Gate:
@@ -246,7 +244,9 @@ def generated(
             linear_map(k, leaf) if leaf.ndim == 4 else m
             for k, leaf, m in zip(keys, leaves, own_masks, strict=True)
         ]
-        return GeneratedMask(jnp.zeros(embedding), jnp.ones(embedding), tree.unflatten(maps))
+        return GeneratedMask(
+            jnp.zeros(embedding), jnp.ones(embedding), jax.tree.unflatten(tree, maps)
+        )
 
     def apply(m, key):
         if key is None:
@@ -289,8 +289,18 @@ def sparsity(step_sizes: Tree) -> dict[str, jax.Array]:
     if not leaves:
         raise ValueError("step_sizes has no leaves, want a tree shaped like the parameters")
     zeros = {name: jnp.sum(leaf == 0) for name, leaf in leaves.items()}
-    total = sum(zeros.values()) / sum(jnp.size(leaf) for leaf in leaves.values())
-    return {"total": total} | {name: zeros[name] / jnp.size(leaves[name]) for name in leaves}
+    sizes = {name: jnp.size(leaf) for name, leaf in leaves.items()}
+    total = jnp.stack(list(zeros.values())).sum() / sum(sizes.values())
+    return {"total": total} | {name: zeros[name] / sizes[name] for name in leaves}
+
+
+def _leafwise(step: Callable[[jax.Array], jax.Array]) -> Callable[[Tree, jax.Array | None], Tree]:
+    """The `apply` of a gate whose step sizes follow from the mask parameter by parameter."""
+
+    def apply(m: Tree, key: jax.Array | None = None) -> Tree:
+        return jax.tree.map(step, m)
+
+    return apply
 
 
 def _initialiser(init: Init, initial_sparsity: float = 0.5) -> Callable:
@@ -302,13 +312,13 @@ def _initialiser(init: Init, initial_sparsity: float = 0.5) -> Callable:
             return jax.random.uniform(key, leaf.shape, leaf.dtype, *init)
         if init == "kaiming":
             return _centred(key, leaf, initial_sparsity)
-        return jnp.full(leaf.shape, init, leaf.dtype)
+        return jnp.full(leaf.shape, float(init), leaf.dtype)
 
     def initialise(key, params):
         check_floating("params", params)
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(key, len(leaves))
-        return tree.unflatten(map(leaf_init, keys, leaves))
+        return jax.tree.unflatten(tree, map(leaf_init, keys, leaves))
 
     return initialise
 
@@ -337,7 +347,7 @@ def _fixed(rate: Callable[[str], float], head: str | None = None) -> Gate:
             lambda path, x: jnp.full(x.shape, rate(path_name(path)), x.dtype), params
         )
 
-    return Gate(init, lambda m, key=None: jax.lax.stop_gradient(m))
+    return Gate(init, _leafwise(jax.lax.stop_gradient))
 
 
 def _under(name: str, head: str) -> bool:

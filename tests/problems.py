@@ -13,12 +13,13 @@ class Classifier:
     """A two-layer tanh classifier on five features."""
 
     @staticmethod
-    def init(key):
-        hidden_key, head_key = jax.random.split(key)
-        return {
-            "hidden": {"w": 0.6 * jax.random.normal(hidden_key, (5, 8)), "b": jnp.full(8, 0.1)},
-            "head": {"w": 0.5 * jax.random.normal(head_key, (8, WAYS)), "b": jnp.zeros(WAYS)},
+    def init(seed):
+        draw = np.random.default_rng(seed).normal
+        tree = {
+            "hidden": {"w": 0.6 * draw(size=(5, 8)), "b": np.full(8, 0.1)},
+            "head": {"w": 0.5 * draw(size=(8, WAYS)), "b": np.zeros(WAYS)},
         }
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
 
     @staticmethod
     def apply(params, inputs):
@@ -29,12 +30,15 @@ class Classifier:
 classification_loss = cross_entropy(Classifier)
 
 
-def classification_tasks(seed, tasks=TASKS, samples=7, shape=(5,)):
+def classification_tasks(seed, samples=7, shape=(5,)):
     """`(support, query)`, each `(inputs [T, n, *shape], labels [T, n])`."""
-    input_key, label_key = jax.random.split(jax.random.key(seed))
-    inputs = jax.random.normal(input_key, (2, tasks, samples, *shape))
-    labels = jax.random.randint(label_key, (2, tasks, samples), 0, WAYS)
-    return (inputs[0], labels[0]), (inputs[1], labels[1])
+    rng = np.random.default_rng(seed)
+
+    def batch():
+        inputs = rng.normal(size=(TASKS, samples, *shape)).astype(np.float32)
+        return jnp.asarray(inputs), jnp.asarray(rng.integers(WAYS, size=(TASKS, samples)))
+
+    return batch(), batch()
 
 
 def task_list(tasks):

@@ -100,6 +100,14 @@ def test_images_of_different_classes_and_tasks_are_independent():
     assert uniform(images[::2, 0] * 4 + images[1::2, 0], 16)
 
 
+def test_images_are_independent_of_the_classes():
+    """One task a key, as many classes as images: one key used for both draws would tie them."""
+    one = jax.jit(jax.vmap(lambda key: sample_tasks(key, numbered((4,) * 4), 1, 1, 1, 1)))
+    images = np.rint(one(jax.random.split(jax.random.key(6), 3_200)).support[0] * 255)
+    which = images[:, 0, 0, 0, 0].astype(int)
+    assert uniform(which[:, 0] * 4 + which[:, 1], 16)
+
+
 def test_pixels_are_scaled_by_mean_and_std_of_each_channel():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (1, 2, 4, 4, 3), np.uint8)

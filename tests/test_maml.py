@@ -27,9 +27,9 @@ SGD = optax.sgd(0.1)
 
 
 def nesterov(rate):
-    return optax.sgd(rate, momentum=0.9, nesterov=True), lambda torch: (
-        lambda p: torch.optim.SGD(p, rate, momentum=0.9, nesterov=True)
-    )
+    return optax.sgd(
+        rate, momentum=0.9, nesterov=True
+    ), lambda torch: lambda p: torch.optim.SGD(p, rate, momentum=0.9, nesterov=True)
 
 
 def adam(rate):
@@ -79,8 +79,9 @@ def follow_pytorch(
         ]
         loss = learner.step(pairs, inner_steps, order)
         state, metrics = step(state, tasks)
-        frozen = np.mean([np.mean((x == 0).numpy().ravel()) * x.numel() for s in sizes
-                          for x in s.values()])
+        frozen = np.mean(
+            [np.mean((x == 0).numpy().ravel()) * x.numel() for s in sizes for x in s.values()]
+        )
         entries = np.mean([x.numel() for s in sizes for x in s.values()])
         np.testing.assert_allclose(metrics["sparsity"], frozen / entries, rtol=1e-5)
         np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5, atol=1e-5)
@@ -115,7 +116,7 @@ CASES += [
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("kind, steps, optimizer", CASES)
 def test_first_order_step_is_pytorchs(kind, steps, optimizer):
-    params = Classifier.init(jax.random.key(0))
+    params = Classifier.init(0)
     batches = [classification_tasks(seed) for seed in range(3)]
     state = follow_pytorch(
         params,
@@ -129,17 +130,15 @@ def test_first_order_step_is_pytorchs(kind, steps, optimizer):
         steps,
     )
     assert state.step == 3
-    _, mask_key = jax.random.split(jax.random.key(7))
     start = GATES[kind].init(jax.random.split(jax.random.key(7))[0], params)
-    moved = max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (
-        state.mask, start)), strict=True))
-    assert (moved > 1e-2) == (kind != "constant")
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()) > 0.01, state.mask, start)
+    assert set(jax.tree.leaves(moved)) == {kind != "constant"}
 
 
-@pytest.mark.parametrize("kind", ["binary", "relu", "linear", "rectified"])
+@pytest.mark.parametrize("kind", ["binary", "linear"])
 def test_second_order_step_is_pytorchs_double_backward(kind):
     follow_pytorch(
-        Classifier.init(jax.random.key(0)),
+        Classifier.init(0),
         GATES[kind],
         elementwise(kind),
         classification_loss,
@@ -192,8 +191,8 @@ class ConvClassifier:
     """`Classifier` behind a rank-4 kernel, which the generated gate has a linear map for."""
 
     @staticmethod
-    def init(key):
-        return Classifier.init(key) | {"conv": jnp.ones((1, 1, 5, 5)) / 5}
+    def init(seed):
+        return Classifier.init(seed) | {"conv": jnp.ones((1, 1, 5, 5)) / 5}
 
     @staticmethod
     def apply(params, inputs):
@@ -203,11 +202,12 @@ class ConvClassifier:
 CONV_LOSS = jaxsparse.cross_entropy(ConvClassifier)
 
 
-@pytest.mark.parametrize("second_order", [False, True])
-@pytest.mark.parametrize("kind", ["binary", "generated"])
+@pytest.mark.parametrize(
+    "kind, second_order", [("binary", False), ("binary", True), ("generated", False)]
+)
 def test_task_loops_agree(kind, second_order):
     gate = ALL_GATES[kind]
-    state = init_state(ConvClassifier.init(jax.random.key(0)), gate, SGD, SGD, jax.random.key(1))
+    state = init_state(ConvClassifier.init(0), gate, SGD, SGD, jax.random.key(1))
     results = [
         make_step(CONV_LOSS, gate, SGD, SGD, second_order=second_order, task_loop=loop)(
             state, classification_tasks(0)
@@ -227,7 +227,7 @@ def test_no_second_compilation(caplog):
         traces += 1
         return classification_loss(params, batch)
 
-    params = Classifier.init(jax.random.key(0))
+    params = Classifier.init(0)
     params["head"]["b"] = jnp.full(3, 0.5)
     assert params["head"]["b"].weak_type
     tx = optax.adam(1e-3)
@@ -247,7 +247,7 @@ def test_no_second_compilation(caplog):
 
 def test_scan_over_meta_steps():
     gate, tx = ALL_GATES["generated"], optax.adam(1e-2)
-    start = init_state(ConvClassifier.init(jax.random.key(0)), gate, tx, tx, jax.random.key(1))
+    start = init_state(ConvClassifier.init(0), gate, tx, tx, jax.random.key(1))
     step = make_step(CONV_LOSS, gate, tx, tx)
     batches = [classification_tasks(seed) for seed in range(3)]
     state, losses = start, []
@@ -261,28 +261,22 @@ def test_scan_over_meta_steps():
     assert end.step == 3 and (end.key == state.key).all()
 
 
-@pytest.mark.parametrize("task_loop", ["vmap", "scan"])
-def test_vmap_over_seeds(task_loop):
+def test_vmap_over_seeds():
     gate, tasks = ALL_GATES["generated"], classification_tasks(0)
-
-    def first_step(key):
-        params_key, state_key = jax.random.split(key)
-        state = init_state(ConvClassifier.init(params_key), gate, SGD, SGD, state_key)
-        state, metrics = make_step(CONV_LOSS, gate, SGD, SGD, task_loop=task_loop)(state, tasks)
-        return state.params, state.mask, metrics
-
-    keys = jax.random.split(jax.random.key(2), 2)
-    together = jax.jit(jax.vmap(first_step))(keys)
-    for i, key in enumerate(keys):
-        assert_trees_close(jax.tree.map(lambda x, i=i: x[i], together), first_step(key))
+    make_state = functools.partial(init_state, ConvClassifier.init(0), gate, SGD, SGD)
+    states = jax.vmap(make_state)(jax.random.split(jax.random.key(2), 2))
+    step = make_step(CONV_LOSS, gate, SGD, SGD)
+    new, metrics = jax.vmap(step, (0, None))(states, tasks)
+    for i in range(2):
+        alone, alone_metrics = step(jax.tree.map(lambda x, i=i: x[i], states), tasks)
+        together = jax.tree.map(lambda x, i=i: x[i], (new.params, new.mask, new.theta_opt, metrics))
+        assert_trees_close(together, (alone.params, alone.mask, alone.theta_opt, alone_metrics))
 
 
 def test_meta_gradient_flows_through_the_step():
     """`grad` of the loss that the next step reports, with respect to the tasks of this one."""
-    state = init_state(
-        Classifier.init(jax.random.key(0)), GATES["linear"], SGD, SGD, jax.random.key(1)
-    )
-    step = make_step(classification_loss, GATES["linear"], SGD, SGD)
+    state = init_state(Classifier.init(0), GATES["linear"], SGD, SGD, jax.random.key(1))
+    step = make_step(classification_loss, GATES["linear"], SGD, SGD, 1, second_order=True)
     (support, (inputs, labels)), probe = classification_tasks(0), classification_tasks(1)
 
     @jax.jit
@@ -291,7 +285,9 @@ def test_meta_gradient_flows_through_the_step():
 
     direction = jax.random.normal(jax.random.key(3), inputs.shape)
     slope = jnp.vdot(jax.jit(jax.grad(next_loss))(inputs), direction)
-    difference = (next_loss(inputs + 0.02 * direction) - next_loss(inputs - 0.02 * direction)) / 0.04
+    difference = (
+        next_loss(inputs + 0.02 * direction) - next_loss(inputs - 0.02 * direction)
+    ) / 0.04
     np.testing.assert_allclose(slope, difference, rtol=0.05)
 
 
@@ -299,7 +295,7 @@ def test_meta_gradient_flows_through_the_step():
 def test_bfloat16(kind):
     gate, tasks = ALL_GATES[kind], classification_tasks(0)
     tx = optax.sgd(0.1, momentum=0.9)
-    state = init_state(ConvClassifier.init(jax.random.key(0)), gate, tx, tx, jax.random.key(1))
+    state = init_state(ConvClassifier.init(0), gate, tx, tx, jax.random.key(1))
 
     def lower(tree):
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
@@ -315,7 +311,7 @@ def test_bfloat16(kind):
     new, metrics = step(low._replace(mask=mask), tasks)
     wanted, wanted_metrics = step(state, tasks)
     assert {x.dtype for x in jax.tree.leaves(new.params)} == {jnp.dtype(jnp.bfloat16)}
-    assert jax.tree.map(jnp.dtype, new) == jax.tree.map(jnp.dtype, low)
+    assert [x.dtype for x in jax.tree.leaves(new)] == [x.dtype for x in jax.tree.leaves(low)]
     np.testing.assert_allclose(metrics["loss"], wanted_metrics["loss"], rtol=0.02)
     moved = jax.tree.map(lambda a, b: a - b, wanted.params, state.params)
     got = jax.tree.map(lambda a, b: a.astype(jnp.float32) - b, new.params, state.params)
@@ -361,7 +357,7 @@ def test_init_state_leaves_the_callers_arrays_alone():
 @pytest.mark.parametrize("task_loop", ["vmap", "scan"])
 def test_evaluate_is_pytorchs_loop(task_loop):
     reference = pytest.importorskip("torch_reference")
-    params, tasks = Classifier.init(jax.random.key(0)), classification_tasks(0)
+    params, tasks = Classifier.init(0), classification_tasks(0)
     mask = GATES["relu"].init(jax.random.key(1), params)
     metrics = evaluate(
         params,
@@ -384,7 +380,7 @@ def test_evaluate_is_pytorchs_loop(task_loop):
 
 @pytest.mark.parametrize("task_loop", ["vmap", "scan"])
 def test_evaluate_with_step_sizes_per_task(task_loop):
-    params, tasks = Classifier.init(jax.random.key(0)), classification_tasks(0)
+    params, tasks = Classifier.init(0), classification_tasks(0)
     rates = jnp.array([0.0, 0.1, 0.5])
     sizes = jax.tree.map(lambda x: rates.reshape(3, *[1] * x.ndim) * jnp.ones_like(x), params)
     options = {"loss_fn": classification_loss, "inner_steps": 4, "task_loop": task_loop}
@@ -419,7 +415,7 @@ BATCH = (jnp.ones((3, 4, 5)), jnp.zeros((3, 4), jnp.int32))
             (BATCH, (jnp.ones((3, 4, 5)), jnp.zeros((3, 2), jnp.int32))),
             {},
             ValueError,
-            r"^labels have shape \(2,\) and logits \(4, 3\)",
+            r"^labels have shape \(2,\).*logits \(4, 3\)",
         ),
         (
             (BATCH, (jnp.ones((3, 4, 5)), jnp.zeros((3, 4)))),
@@ -431,7 +427,7 @@ BATCH = (jnp.ones((3, 4, 5)), jnp.zeros((3, 4), jnp.int32))
 )
 @pytest.mark.parametrize("function", ["step", "evaluate"])
 def test_errors_name_the_argument(function, tasks, options, error, message):
-    params = Classifier.init(jax.random.key(0))
+    params = Classifier.init(0)
     options = {"loss_fn": classification_loss, "inner_steps": 1} | options
     with pytest.raises(error, match=message):
         if function == "evaluate":
@@ -446,7 +442,7 @@ def test_errors_name_the_argument(function, tasks, options, error, message):
 
 def test_mask_of_other_parameters():
     gate = GATES["constant"]
-    state = init_state(Classifier.init(jax.random.key(0)), gate, SGD, SGD, jax.random.key(0))
+    state = init_state(Classifier.init(0), gate, SGD, SGD, jax.random.key(0))
     mask = {"hidden": state.mask["hidden"]}
     with pytest.raises(ValueError, match="^step_sizes must have the tree of params"):
         make_step(classification_loss, gate, SGD, SGD)(

@@ -93,11 +93,13 @@ def second_order(loss_fn, theta, sizes, task, steps):
         g = gradient(loss_fn(phi, support), phi, create_graph=True)
         phi = {name: phi[name] - sizes[name] * g[name] for name in phi}
     loss = loss_fn(phi, query)
-    both = gradient(loss, {("theta", n): x for n, x in theta.items()} | {
-        ("size", n): x for n, x in sizes.items()
-    })
-    d_theta, d_sizes = ({n: g for (k, n), g in both.items() if k == kind} for kind in
-                        ("theta", "size"))
+    both = gradient(
+        loss,
+        {("theta", n): x for n, x in theta.items()} | {("size", n): x for n, x in sizes.items()},
+    )
+    d_theta, d_sizes = (
+        {n: g for (k, n), g in both.items() if k == kind} for kind in ("theta", "size")
+    )
     return loss.item(), d_theta, d_sizes
 
 

@@ -61,7 +61,8 @@ def conv_norm_pool(
     if form not in FORMS:
         raise ValueError(f"form: got {form!r}, want one of {FORMS}")
     block = {"gram": _gram, "winograd": _winograd, "patches": _patches}[form]
-    out = block(*(x.astype(jnp.float32) for x in (images, kernel, scale, bias)), eps)
+    wide = [x.astype(jnp.float32) for x in (images, kernel, scale, bias)]
+    out = block(wide[0], wide[1], wide[2], wide[3], eps)
     return out.astype(images.dtype)
 
 

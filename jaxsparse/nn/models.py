@@ -137,8 +137,10 @@ class ResNet12(nnx.Module):
 
     def __init__(self, ways: int, channels: Sequence[int], image_shape: Shape, rngs: nnx.Rngs):
         inputs = (image_shape[2], *channels)
-        for i in range(4):
-            setattr(self, f"block{i + 1}", Residual(inputs[i], inputs[i + 1], rngs=rngs))
+        self.block1 = Residual(inputs[0], inputs[1], rngs=rngs)
+        self.block2 = Residual(inputs[1], inputs[2], rngs=rngs)
+        self.block3 = Residual(inputs[2], inputs[3], rngs=rngs)
+        self.block4 = Residual(inputs[3], inputs[4], rngs=rngs)
         self.head = Linear(channels[3], ways, xavier=True, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -174,7 +176,7 @@ def _positive(**sizes: Any) -> None:
 def conv4(
     ways: int = 5, width: int = 64, image_shape: Shape = (84, 84, 3), use_bias: bool = True
 ) -> Model:
-    """Build Conv4: four blocks of a 3x3 convolution, batch norm, ReLU and 2x2 max-pool; a linear head.
+    """Build Conv4: four blocks of convolution, batch norm, ReLU and max-pool; then a linear head.
 
     The statistics of the batch norm are those of the batch at hand. Initialised as PyTorch's layers
     are: U(-1, 1) / sqrt(fan_in) for kernels and biases, gains 1 and shifts 0 for the norms.
@@ -236,7 +238,7 @@ def resnet12(
     channels: Sequence[int] = (64, 128, 256, 512),
     image_shape: Shape = (84, 84, 3),
 ) -> Model:
-    """Build ResNet-12: four residual blocks of three convolutions, mean over positions, linear head.
+    """Build ResNet-12: four residual blocks of three convolutions, then mean and linear head.
 
     2x2 max-pooling follows the first three blocks (the third with padding 1). The statistics of the
     batch norm are those of the batch at hand; leaky ReLU with slope 0.01. Kernels Xavier-uniform.

@@ -19,7 +19,7 @@ Method = Literal[
     "boil",
     "meta-sgd",
 ]
-Dataset = Literal["glyphs", "omniglot", "mini_imagenet", "folder"]
+Dataset = Literal["glyphs", "omniglot", "omniglot-1200", "mini_imagenet", "folder"]
 
 
 class ConfigError(ValueError):
@@ -33,8 +33,9 @@ class FewShotConfig:
     method: Method = "sparse-maml"
     """what decides which parameters the inner loop moves, and how far"""
     dataset: Dataset = "glyphs"
-    """glyphs is embedded; omniglot and mini_imagenet are read through TensorFlow Datasets;
-    folder is a tree train/ val/ test/ of class folders under --data-dir"""
+    """glyphs is embedded; omniglot (evaluation alphabets; -1200: random characters) and
+    mini_imagenet are read through TensorFlow Datasets; folder is a tree train/ val/ test/ of
+    class folders under --data-dir"""
     data_dir: str | None = None
     """where the data lies; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
     image_size: int | None = None

@@ -282,7 +282,7 @@ def _rebuild(template: Tree, arrays: dict[str, np.ndarray]) -> Tree:
         return jax.numpy.asarray(array, leaf.dtype)
 
     leaves, tree = jax.tree.flatten(template)
-    return tree.unflatten(map(device, leaves, arrays.values()))
+    return jax.tree.unflatten(tree, map(device, leaves, arrays.values()))
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

@@ -1,0 +1,370 @@
+"""The networks and their operations, against XLA's own and against PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxsparse import nn
+from jaxsparse.nn import blocks, ops, winograd
+
+KEYS = jax.random.split(jax.random.key(0), 8)
+
+
+def close(got, want, tolerance=1e-5):
+    """Every leaf equal up to a fraction of the largest entry that is wanted."""
+    leaves, other = jax.tree.leaves(got), jax.tree.leaves(want)
+    assert len(leaves) == len(other)
+    for a, b in zip(leaves, other, strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-6))
+
+
+def derivatives(f, *args):
+    """Value, gradient and a gradient of the gradient of a scalar made of f."""
+    spots = tuple(range(len(args)))
+
+    def scalar(*args):
+        y = f(*args)
+        # Odd weights, so that no symmetry hides a transposed or flipped axis.
+        return jnp.sum(jnp.sin(y) * jnp.linspace(-1, 2, y.size).reshape(y.shape))
+
+    def slope(*args):
+        return sum(jnp.sum(jnp.square(g)) for g in jax.grad(scalar, spots)(*args))
+
+    return f(*args), jax.grad(scalar, spots)(*args), jax.grad(slope, spots)(*args)
+
+
+def xla_conv(images, kernel, stride=1, padding=1):
+    pad = ((padding, padding), (padding, padding))
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(images, kernel, (stride, stride), pad, dimension_numbers=dims)
+
+
+def xla_pool(x, padding=0):
+    pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), pad)
+
+
+def two_pass_norm(x, scale, bias):
+    mean = jnp.mean(x, (0, 1, 2))
+    var = jnp.mean(jnp.square(x - mean), (0, 1, 2))
+    return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+
+def plain_block(images, kernel, scale, bias):
+    return xla_pool(jax.nn.relu(two_pass_norm(xla_conv(images, kernel), scale, bias)))
+
+
+def block_inputs(h=6, w=5, inputs=3, outputs=8, n=2):
+    shapes = [(n, h, w, inputs), (3, 3, inputs, outputs), (outputs,), (outputs,)]
+    return [jax.random.normal(k, s) for k, s in zip(KEYS, shapes, strict=False)]
+
+
+@pytest.mark.parametrize("h, w", [(6, 6), (7, 4), (3, 5), (2, 3)])
+@pytest.mark.parametrize(
+    "form, size, stride, padding",
+    [
+        ("winograd", 3, 1, 1),
+        ("patches", 3, 1, 1),
+        ("patches", 3, 2, 1),
+        ("patches", 3, 1, 2),
+        ("patches", 1, 1, 0),
+        ("patches", 1, 2, 0),
+        ("patches", 2, 2, 1),
+        ("patches", 5, 1, 2),
+    ],
+)
+def test_conv_is_that_of_xla(form, size, stride, padding, h, w):
+    images = jax.random.normal(KEYS[0], (2, h, w, 3))
+    kernel = jax.random.normal(KEYS[1], (size, size, 3, 4))
+    got = derivatives(
+        lambda x, k: ops.conv(x, k, stride=stride, padding=padding, form=form), images, kernel
+    )
+    close(got, derivatives(lambda x, k: xla_conv(x, k, stride, padding), images, kernel))
+
+
+@pytest.mark.parametrize("form", ["winograd", "patches"])
+def test_conv_with_one_kernel_per_task(form):
+    images = jax.random.normal(KEYS[0], (3, 2, 5, 6, 3))
+    kernels = jax.random.normal(KEYS[1], (3, 3, 3, 3, 4))
+    got = derivatives(jax.vmap(lambda x, k: ops.conv(x, k, form=form)), images, kernels)
+    each = [xla_conv(x, k) for x, k in zip(images, kernels, strict=True)]
+    close(got[0], jnp.stack(each))
+    loop = derivatives(
+        lambda x, k: jnp.stack([xla_conv(*pair) for pair in zip(x, k, strict=True)]),
+        images,
+        kernels,
+    )
+    close(got, loop)
+
+
+def test_conv_in_half_precision():
+    images = jax.random.normal(KEYS[0], (2, 6, 6, 3), jnp.bfloat16)
+    kernel = jax.random.normal(KEYS[1], (3, 3, 3, 4), jnp.bfloat16)
+    for form in ("winograd", "patches"):
+        out = ops.conv(images, kernel, form=form)
+        assert out.dtype == jnp.bfloat16
+        close(out, xla_conv(images.astype(jnp.float32), kernel.astype(jnp.float32)), 1e-2)
+
+
+def test_split_and_join_are_inverse():
+    x = jax.random.normal(KEYS[0], (2, 6, 4, 3))
+    np.testing.assert_array_equal(winograd.join(winograd.split(x), 6, 4), x)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_batch_norm(offset):
+    """The offset is the cancellation test: a mean far larger than the deviation."""
+    x = offset + jax.random.normal(KEYS[0], (3, 4, 5, 6))
+    scale, bias = jax.random.normal(KEYS[1], (2, 6))
+    wide = [np.asarray(a, np.float64) for a in (x, scale, bias)]
+    mean, var = wide[0].mean((0, 1, 2)), wide[0].var((0, 1, 2))
+    want = (wide[0] - mean) / np.sqrt(var + 1e-5) * wide[1] + wide[2]
+    close(ops.batch_norm(x, scale, bias), want, 1e-5 if offset == 0 else 1e-4)
+    if offset == 0:
+        args = (x, scale, bias)
+        close(derivatives(ops.batch_norm, *args), derivatives(two_pass_norm, *args), 2e-5)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("h, w", [(6, 6), (7, 4), (3, 5)])
+def test_max_pool_is_that_of_xla(h, w, padding):
+    x = jax.random.normal(KEYS[0], (2, h, w, 3))
+    got = derivatives(lambda x: ops.max_pool(x, padding=padding), x)
+    close(got, derivatives(lambda x: xla_pool(x, padding), x))
+
+
+def test_pooling_gives_ties_to_the_first():
+    x = jnp.array([[5.0, 5.0, 1.0, 2.0], [5.0, 5.0, 2.0, 2.0]]).reshape(1, 2, 4, 1)
+    want = jnp.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]).reshape(1, 2, 4, 1)
+    np.testing.assert_array_equal(jax.grad(lambda x: ops.max_pool(x).sum())(x), want)
+
+
+@pytest.mark.parametrize("form", blocks.FORMS)
+def test_block_gives_ties_to_the_first(form):
+    """Columns in equal pairs make every window a tie of two; the row decides nothing."""
+    column = jnp.repeat(jnp.array([1.0, -2.0, 3.0]), 2)
+    images = jnp.broadcast_to(column, (1, 6, 6))[..., None]
+    # The kernel looks at one pixel only, so that the output ties where the input does.
+    kernel = jnp.zeros((3, 3, 1, 16)).at[1, 1].set(1.0)
+    ones = jnp.ones(16)
+
+    def slope(form):
+        def scalar(images):
+            # Images get a gradient through dz alone: the weight on all windows is the same.
+            return jnp.sum(blocks.conv_norm_pool(images, kernel, ones, ones, form=form))
+
+        return jax.grad(scalar)(images)
+
+    torch = pytest.importorskip("torch")
+    x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).requires_grad_()
+    k = torch.tensor(np.asarray(kernel)).permute(3, 2, 0, 1)
+    y = torch.nn.functional.conv2d(x, k, padding=1)
+    y = torch.nn.functional.batch_norm(y, None, None, torch.ones(16), torch.ones(16), True)
+    torch.nn.functional.max_pool2d(torch.relu(y), 2).sum().backward()
+    close(slope(form), x.grad.permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize("form", blocks.FORMS)
+@pytest.mark.parametrize("h, w", [(6, 6), (7, 4), (3, 5)])
+def test_block_is_its_parts(form, h, w):
+    """Scales are of both signs, which decides whether pooling takes the largest or the least."""
+    args = block_inputs(h, w)
+    assert (args[2] < 0).any() and (args[2] > 0).any()
+    got = derivatives(lambda *a: blocks.conv_norm_pool(*a, form=form), *args)
+    want = derivatives(plain_block, *args)
+    close(got[:2], want[:2])
+    close(got[2], want[2], 1e-4)  # second derivatives of 1 / sqrt(var) lose a digit on either side
+
+
+@pytest.mark.parametrize("form", blocks.FORMS)
+def test_block_on_images_far_from_zero(form):
+    """One-pass statistics must not cancel: shift and deviation differ by a factor of 300."""
+    images, kernel, scale, bias = block_inputs(h=12, w=12, n=4)
+    got = blocks.conv_norm_pool(images + 300.0, kernel, scale, bias, form=form)
+    with jax.enable_x64(True):
+        wide = [
+            jnp.asarray(np.asarray(a, np.float64)) for a in (images + 300.0, kernel, scale, bias)
+        ]
+        want = np.asarray(plain_block(*wide))
+    # 300 has a spacing of 3e-5 in float32, which is what the convolution itself can keep.
+    close(got, want, 1e-3)
+
+
+@pytest.mark.parametrize("form", blocks.FORMS)
+def test_block_with_one_kernel_per_task(form):
+    tasks = [block_inputs(5, 6) for _ in range(3)]
+    args = [jnp.stack([a * (1 + i) for i, a in enumerate(leaves)]) for leaves in zip(*tasks)]
+    got = derivatives(jax.vmap(lambda *a: blocks.conv_norm_pool(*a, form=form)), *args)
+    want = derivatives(jax.vmap(plain_block), *args)
+    close(got[:2], want[:2], 2e-5)
+    close(got[2], want[2], 1e-4)
+
+
+def test_block_with_a_dead_channel():
+    """Equal inputs have no variance; nothing may become infinite."""
+    _, kernel, scale, bias = block_inputs()
+    images = jnp.ones((2, 6, 6, 3))
+    for form in blocks.FORMS:
+        f = lambda *a, form=form: blocks.conv_norm_pool(*a, form=form)  # noqa: E731
+        got = derivatives(f, images, 0 * kernel, scale, bias)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))
+
+
+@pytest.mark.parametrize(
+    "images, kernel, scale, form, message",
+    [
+        ((5, 5, 3), (3, 3, 3, 4), (4,), None, r"images: got shape \(5, 5, 3\)"),
+        ((2, 5, 5, 3), (5, 5, 3, 4), (4,), None, r"kernel: got shape \(5, 5, 3, 4\)"),
+        ((2, 5, 5, 3), (3, 3, 3, 4), (3,), None, r"scale: got shape \(3,\)"),
+        ((2, 5, 5, 3), (3, 3, 3, 4), (4,), "fast", "form: got 'fast'"),
+    ],
+)
+def test_block_refuses_what_does_not_fit(images, kernel, scale, form, message):
+    args = [jnp.zeros(s) for s in (images, kernel, scale, (4,))]
+    with pytest.raises(ValueError, match=message):
+        blocks.conv_norm_pool(*args, form=form)
+
+
+def torch_conv4(params, images):
+    """Logits and loss gradients, with PyTorch's layers; gradients come back in our layout."""
+    torch = pytest.importorskip("torch")
+    f = torch.nn.functional
+    leaves = jax.tree.map(lambda a: torch.tensor(np.asarray(a), requires_grad=True), params)
+    x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2)
+    for i in range(1, 5):
+        conv, norm = leaves[f"conv{i}"], leaves[f"norm{i}"]
+        x = f.conv2d(x, conv["kernel"].permute(3, 2, 0, 1), conv["bias"], padding=1)
+        x = f.batch_norm(x, None, None, norm["scale"], norm["bias"], training=True)
+        x = f.max_pool2d(torch.relu(x), 2)
+    x = x.permute(0, 2, 3, 1).flatten(1) @ leaves["head"]["kernel"] + leaves["head"]["bias"]
+    f.cross_entropy(x, torch.arange(len(x)) % x.shape[1]).backward()
+    return x.detach().numpy(), jax.tree.map(lambda a: a.grad.numpy(), leaves)
+
+
+@pytest.mark.parametrize("shape, n", [((28, 28, 1), 25), ((28, 28, 1), 5), ((37, 40, 3), 10)])
+def test_conv4_is_that_of_pytorch(shape, n):
+    model = nn.conv4(ways=5, width=32, image_shape=shape)
+    params = model.init(KEYS[0])
+    for i in range(1, 5):
+        shaken = 1 + 0.5 * jax.random.normal(KEYS[i], (2, 32))
+        params[f"norm{i}"] = {"scale": shaken[0], "bias": 0.2 * shaken[1]}
+    images = jax.random.normal(KEYS[5], (n, *shape))
+
+    def loss(params):
+        logits = model.apply(params, images)
+        one_hot = jax.nn.one_hot(jnp.arange(n) % 5, 5)
+        return -jnp.mean(jnp.sum(one_hot * jax.nn.log_softmax(logits), 1)), logits
+
+    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    want, want_gradients = torch_conv4(params, images)
+    close(logits, want)
+    for i in range(1, 5):
+        # True gradient zero; PyTorch's is rounding error.
+        assert not gradients[f"conv{i}"].pop("bias").any()
+        want_gradients[f"conv{i}"].pop("bias")
+    close(gradients, want_gradients)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.conv4(3, 4, (16, 16, 2)),
+        nn.conv4(3, 4, (16, 16, 2), use_bias=False),
+        nn.mlp(3, (7,), (16, 16, 2)),
+        nn.mlp(3, (), (16, 16, 2)),
+        nn.resnet12(3, (2, 4, 4, 8), (16, 16, 2)),
+    ],
+    ids=["conv4", "conv4 without biases", "mlp", "linear", "resnet12"],
+)
+class TestEveryModel:
+    images = jax.random.normal(KEYS[0], (4, 16, 16, 2))
+
+    def test_vmaps_over_seeds_and_their_parameters(self, model):
+        params = jax.jit(jax.vmap(model.init))(KEYS[:2])
+        logits = jax.vmap(model.apply, (0, None))(params, self.images)
+        assert logits.shape == (2, 4, 3)
+        one = model.init(KEYS[1])
+        close(one, jax.tree.map(lambda a: a[1], params))
+        close(model.apply(one, self.images), logits[1], 1e-4)
+
+    def test_keeps_half_precision(self, model):
+        params = model.init(KEYS[0])
+        assert {a.dtype for a in jax.tree.leaves(params)} == {np.dtype("float32")}
+        half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+        logits = model.apply(half, self.images)
+        assert logits.dtype == jnp.bfloat16
+        close(logits, model.apply(params, self.images), 0.2)
+
+    def test_is_a_plain_tree_with_gradients_like_it(self, model):
+        params = model.init(KEYS[0])
+        gradients = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, self.images))))(params)
+        assert jax.tree.structure(gradients) == jax.tree.structure(params)
+        assert type(params) is dict and type(params["head"]) is dict
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+    def test_refuses_other_images(self, model):
+        with pytest.raises(ValueError, match=r"images: got shape \(4, 8, 8, 2\)"):
+            model.apply(model.init(KEYS[0]), jnp.zeros((4, 8, 8, 2)))
+
+
+def test_conv4_shapes_and_initialisation():
+    params = nn.conv4(ways=7, width=32, image_shape=(84, 84, 3)).init(KEYS[0])
+    assert params["conv1"]["kernel"].shape == (3, 3, 3, 32)
+    assert params["conv4"]["bias"].shape == (32,)
+    assert params["head"]["kernel"].shape == (5 * 5 * 32, 7)
+    for name, fan_in in (("conv1", 27), ("conv2", 288), ("head", 800)):
+        kernel, bias = params[name]["kernel"], params[name]["bias"]
+        bound = fan_in**-0.5
+        assert 0.97 * bound < jnp.abs(kernel).max() <= bound
+        assert jnp.abs(bias).max() <= bound
+        # A uniform variable on +-b has the deviation b / sqrt(3).
+        np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.05)
+    assert (params["norm1"]["scale"] == 1).all() and (params["norm1"]["bias"] == 0).all()
+    assert not jnp.array_equal(params["conv2"]["kernel"], params["conv3"]["kernel"])
+
+
+def test_resnet12_keeps_its_resolution_and_count():
+    model = nn.resnet12(5, (4, 6, 8, 10), (20, 20, 3))
+    params = model.init(KEYS[0])
+    kernels = [a for a in jax.tree.leaves(params) if a.ndim == 4]
+    assert len(kernels) == 16  # four blocks of three, and four skips
+    bound = (6 / (9 * (4 + 4))) ** 0.5
+    assert 0.9 * bound < jnp.abs(params["block1"]["conv2"]["kernel"]).max() <= bound
+    text = jax.jit(model.apply).lower(params, jnp.zeros((2, 20, 20, 3))).as_text()
+    # 20 -> 10 -> 5 -> (5 + 2) // 2 = 3: the padding of the third pool makes it 3 and not 2.
+    assert "2x3x3x10xf32" in text and "2x2x2x10xf32" not in text
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: nn.conv4(width=0), "width: got 0"),
+        (lambda: nn.conv4(image_shape=(8, 8, 3)), r"image_shape: got \(8, 8, 3\)"),
+        (lambda: nn.mlp(5, (10, -1)), r"hidden: got \(10, -1\)"),
+        (lambda: nn.resnet12(5, (1, 2, 3)), r"channels: got \(1, 2, 3\)"),
+    ],
+)
+def test_builders_refuse_bad_sizes(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_first_layer_computes_no_image_gradient():
+    """Inside a scan too: 42x42x3 is the shape of the image gradient and of nothing else there."""
+    model = nn.conv4(5, 32, (42, 42, 3))
+    params = model.init(KEYS[0])
+
+    def adapt(params, images):
+        def step(p, _):
+            g = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, images))))(p)
+            return jax.tree.map(lambda a, b: a - 0.1 * b, p, g), None
+
+        return lax.scan(step, params, None, length=2)[0]
+
+    text = jax.jit(adapt).lower(params, jnp.zeros((5, 42, 42, 3))).as_text()
+    # Backward from the padded or sliced patches would create a padded image as an output.
+    assert text.count("-> tensor<5x44x44x3xf32>") <= 1
