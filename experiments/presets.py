@@ -104,4 +104,10 @@ _NOT_SETTINGS = {"method", "data_dir", "image_size", "shots", "seed", "seeds"}
 
 def _flags(values: Settings) -> str:
     shown = {n: v for n, v in values.items() if n not in _NOT_SETTINGS and v is not None}
-    return " ".join(f"--{n.replace('_', '-')}={v}" for n, v in shown.items())
+    return " ".join(_flag(name.replace("_", "-"), value) for name, value in shown.items())
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
