@@ -11,7 +11,7 @@ Settings = dict[str, Any]
 _GLYPHS = {"width": 32, "inner_lr": 0.4, "inner_steps": 5, "test_inner_steps": 5,
            "meta_batch_size": 4, "epochs": 10, "steps_per_epoch": 40, "val_tasks": 60}  # fmt: skip
 _OMNIGLOT = {"width": 64, "inner_lr": 0.4, "inner_steps": 5, "test_inner_steps": 5,
-             "meta_batch_size": 4, "epochs": 10, "steps_per_epoch": 100,
+             "meta_batch_size": 4, "epochs": 10, "steps_per_epoch": 150, "schedule": "cosine",
              "val_tasks": 100}  # fmt: skip
 _MINI_CPU = {"width": 32, "inner_lr": 0.1, "inner_steps": 5, "test_inner_steps": 10,
              "meta_batch_size": 2, "epochs": 10, "steps_per_epoch": 100, "val_tasks": 60,

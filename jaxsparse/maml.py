@@ -134,9 +134,14 @@ def sparse_maml_step(
       TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
 
     Example:
+      >>> gate, adam = gates.binary(inner_lr=0.1), optax.adam(1e-3)
+      >>> state = init_state(jnp.zeros(2), gate, adam, adam, jax.random.key(0))
+      >>> tasks = jnp.ones((3, 2)), jnp.ones((3, 2))  # support and query of three tasks
       >>> state, metrics = sparse_maml_step(
-      ...     state, tasks, loss_fn=loss_fn, gate=gate, inner_steps=5,
-      ...     theta_optimizer=optax.adam(1e-3), mask_optimizer=optax.adam(7.5e-3))
+      ...     state, tasks, loss_fn=lambda w, x: jnp.sum((w - x) ** 2), gate=gate, inner_steps=5,
+      ...     theta_optimizer=adam, mask_optimizer=adam)
+      >>> int(state.step)
+      1
 
     Source: von Oswald, Zhao et al. 2021, Eqs. 8-10.
     """
@@ -199,9 +204,12 @@ def evaluate(
       TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
 
     Example:
+      >>> tasks = jnp.ones((3, 2)), jnp.ones((3, 2))  # support and query of three tasks
       >>> metrics = evaluate(
-      ...     state.params, gate.apply(state.mask, None), tasks, loss_fn=loss_fn, inner_steps=100)
-      >>> metrics["accuracy"].mean()
+      ...     jnp.zeros(2), jnp.full(2, 0.5), tasks, inner_steps=1,
+      ...     loss_fn=lambda w, x: jnp.sum((w - x) ** 2))
+      >>> metrics["loss"].shape
+      (3,)
 
     Source: von Oswald, Zhao et al. 2021, Sec. 4.
     """

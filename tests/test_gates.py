@@ -125,7 +125,7 @@ def test_integer_params_are_refused(gate):
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"initial_sparsity must lie in \[0, 1\], got 1.5"):
         gates.binary(0.1, initial_sparsity=1.5)
-    with pytest.raises(ValueError, match="init must be a number.*got 'xavier'"):
+    with pytest.raises(ValueError, match=r"init must be a number.*got 'xavier'"):
         gates.binary(0.1, init="xavier")
 
 

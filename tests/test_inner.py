@@ -283,5 +283,5 @@ def test_errors_name_the_argument(arguments, error, message):
 
 
 def test_traced_steps():
-    with pytest.raises(TypeError, match="^steps must be a Python int known when tracing"):
+    with pytest.raises(TypeError, match=r"^steps must be a Python int known when tracing"):
         jax.jit(lambda k: run(steps=k))(3)

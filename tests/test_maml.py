@@ -58,7 +58,10 @@ def follow_pytorch(
     """Take a meta-step per batch of tasks in both frameworks and compare all that they change."""
     reference = pytest.importorskip("torch_reference")
     (theta_tx, theta_torch), (mask_tx, mask_torch) = theta, mask
-    step = make_step(loss_fn, gate, theta_tx, mask_tx, inner_steps, **opts)
+    step = jax.jit(
+        make_step(loss_fn, gate, theta_tx, mask_tx, inner_steps, **opts),
+        compiler_options={"xla_backend_optimization_level": 0},  # half the compile time
+    )
     state = init_state(params, gate, theta_tx, mask_tx, jax.random.key(7))
     torch_gate = reference_gate(reference, state.mask)
     learner = reference.MetaLearner(
@@ -106,11 +109,8 @@ def elementwise(kind):
 
 CASES = [("binary", k, o) for k in (1, 6) for o in (nesterov, adam)]
 CASES += [("relu", k, o) for k in (1, 6) for o in (nesterov, adam)]
-CASES += [
-    (kind, k, o)
-    for kind in ("half_slope", "linear", "rectified", "constant")
-    for k, o in ((1, adam), (6, nesterov))
-]
+CASES += [("half_slope", 6, nesterov), ("linear", 6, nesterov)]
+CASES += [("rectified", 6, adam), ("constant", 6, adam)]
 
 
 @pytest.mark.usefixtures("strict_ranks")
@@ -444,7 +444,7 @@ def test_mask_of_other_parameters():
     gate = GATES["constant"]
     state = init_state(Classifier.init(0), gate, SGD, SGD, jax.random.key(0))
     mask = {"hidden": state.mask["hidden"]}
-    with pytest.raises(ValueError, match="^step_sizes must have the tree of params"):
+    with pytest.raises(ValueError, match=r"^step_sizes must have the tree of params"):
         make_step(classification_loss, gate, SGD, SGD)(
             state._replace(mask=mask), classification_tasks(0)
         )

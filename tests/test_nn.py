@@ -1,5 +1,7 @@
 """The networks and their operations, against XLA's own and against PyTorch."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,11 @@ def close(got, want, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-6))
 
 
+def quick(f):
+    """Compile for running once: XLA's passes stay on, the optimisation of machine code is off."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def derivatives(f, *args):
     """Value, gradient and a gradient of the gradient of a scalar made of f."""
     spots = tuple(range(len(args)))
@@ -34,7 +41,10 @@ def derivatives(f, *args):
     def slope(*args):
         return sum(jnp.sum(jnp.square(g)) for g in jax.grad(scalar, spots)(*args))
 
-    return f(*args), jax.grad(scalar, spots)(*args), jax.grad(slope, spots)(*args)
+    def everything(*args):
+        return f(*args), jax.grad(scalar, spots)(*args), jax.grad(slope, spots)(*args)
+
+    return quick(everything)(*args)
 
 
 def xla_conv(images, kernel, stride=1, padding=1):
@@ -63,7 +73,7 @@ def block_inputs(h=6, w=5, inputs=3, outputs=8, n=2):
     return [jax.random.normal(k, s) for k, s in zip(KEYS, shapes, strict=False)]
 
 
-@pytest.mark.parametrize("h, w", [(6, 6), (7, 4), (3, 5), (2, 3)])
+@pytest.mark.parametrize("h, w", [(7, 4), (2, 5)])
 @pytest.mark.parametrize(
     "form, size, stride, padding",
     [
@@ -130,7 +140,7 @@ def test_batch_norm(offset):
 
 
 @pytest.mark.parametrize("padding", [0, 1])
-@pytest.mark.parametrize("h, w", [(6, 6), (7, 4), (3, 5)])
+@pytest.mark.parametrize("h, w", [(7, 4)])
 def test_max_pool_is_that_of_xla(h, w, padding):
     x = jax.random.normal(KEYS[0], (2, h, w, 3))
     got = derivatives(lambda x: ops.max_pool(x, padding=padding), x)
@@ -169,7 +179,7 @@ def test_block_gives_ties_to_the_first(form):
 
 
 @pytest.mark.parametrize("form", blocks.FORMS)
-@pytest.mark.parametrize("h, w", [(6, 6), (7, 4), (3, 5)])
+@pytest.mark.parametrize("h, w", [(6, 7), (3, 4)])
 def test_block_is_its_parts(form, h, w):
     """Scales are of both signs, which decides whether pooling takes the largest or the least."""
     args = block_inputs(h, w)
@@ -197,7 +207,10 @@ def test_block_on_images_far_from_zero(form):
 @pytest.mark.parametrize("form", blocks.FORMS)
 def test_block_with_one_kernel_per_task(form):
     tasks = [block_inputs(5, 6) for _ in range(3)]
-    args = [jnp.stack([a * (1 + i) for i, a in enumerate(leaves)]) for leaves in zip(*tasks)]
+    args = [
+        jnp.stack([a * (1 + i) for i, a in enumerate(leaves)])
+        for leaves in zip(*tasks, strict=True)
+    ]
     got = derivatives(jax.vmap(lambda *a: blocks.conv_norm_pool(*a, form=form)), *args)
     want = derivatives(jax.vmap(plain_block), *args)
     close(got[:2], want[:2], 2e-5)
@@ -209,8 +222,13 @@ def test_block_with_a_dead_channel():
     _, kernel, scale, bias = block_inputs()
     images = jnp.ones((2, 6, 6, 3))
     for form in blocks.FORMS:
-        f = lambda *a, form=form: blocks.conv_norm_pool(*a, form=form)  # noqa: E731
-        got = derivatives(f, images, 0 * kernel, scale, bias)
+        got = derivatives(
+            lambda *a, form=form: blocks.conv_norm_pool(*a, form=form),
+            images,
+            0 * kernel,
+            scale,
+            bias,
+        )
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(got))
 
 
@@ -259,7 +277,7 @@ def test_conv4_is_that_of_pytorch(shape, n):
         one_hot = jax.nn.one_hot(jnp.arange(n) % 5, 5)
         return -jnp.mean(jnp.sum(one_hot * jax.nn.log_softmax(logits), 1)), logits
 
-    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, logits), gradients = quick(jax.value_and_grad(loss, has_aux=True))(params)
     want, want_gradients = torch_conv4(params, images)
     close(logits, want)
     for i in range(1, 5):
@@ -284,31 +302,34 @@ class TestEveryModel:
     images = jax.random.normal(KEYS[0], (4, 16, 16, 2))
 
     def test_vmaps_over_seeds_and_their_parameters(self, model):
-        params = jax.jit(jax.vmap(model.init))(KEYS[:2])
-        logits = jax.vmap(model.apply, (0, None))(params, self.images)
+        params = quick(jax.vmap(model.init))(KEYS[:2])
+        logits = quick(jax.vmap(model.apply, (0, None)))(params, self.images)
         assert logits.shape == (2, 4, 3)
-        one = model.init(KEYS[1])
+        one = quick(model.init)(KEYS[1])
         close(one, jax.tree.map(lambda a: a[1], params))
-        close(model.apply(one, self.images), logits[1], 1e-4)
+        close(quick(model.apply)(one, self.images), logits[1], 1e-4)
 
     def test_keeps_half_precision(self, model):
-        params = model.init(KEYS[0])
+        params = quick(model.init)(KEYS[0])
         assert {a.dtype for a in jax.tree.leaves(params)} == {np.dtype("float32")}
         half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
-        logits = model.apply(half, self.images)
+        logits = quick(model.apply)(half, self.images)
         assert logits.dtype == jnp.bfloat16
-        close(logits, model.apply(params, self.images), 0.2)
+        close(logits, quick(model.apply)(params, self.images), 0.2)
 
     def test_is_a_plain_tree_with_gradients_like_it(self, model):
-        params = model.init(KEYS[0])
-        gradients = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, self.images))))(params)
+        params = quick(model.init)(KEYS[0])
+        scalar = lambda p: jnp.sum(jnp.sin(model.apply(p, self.images)))  # noqa: E731
+        gradients = quick(jax.grad(scalar))(params)
         assert jax.tree.structure(gradients) == jax.tree.structure(params)
         assert type(params) is dict and type(params["head"]) is dict
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
     def test_refuses_other_images(self, model):
         with pytest.raises(ValueError, match=r"images: got shape \(4, 8, 8, 2\)"):
-            model.apply(model.init(KEYS[0]), jnp.zeros((4, 8, 8, 2)))
+            jax.eval_shape(
+                model.apply, jax.eval_shape(model.init, KEYS[0]), jnp.zeros((4, 8, 8, 2))
+            )
 
 
 def test_conv4_shapes_and_initialisation():
@@ -329,7 +350,7 @@ def test_conv4_shapes_and_initialisation():
 
 def test_resnet12_keeps_its_resolution_and_count():
     model = nn.resnet12(5, (4, 6, 8, 10), (20, 20, 3))
-    params = model.init(KEYS[0])
+    params = quick(model.init)(KEYS[0])
     kernels = [a for a in jax.tree.leaves(params) if a.ndim == 4]
     assert len(kernels) == 16  # four blocks of three, and four skips
     bound = (6 / (9 * (4 + 4))) ** 0.5
@@ -354,17 +375,21 @@ def test_builders_refuse_bad_sizes(build, message):
 
 
 def test_first_layer_computes_no_image_gradient():
-    """Inside a scan too: 42x42x3 is the shape of the image gradient and of nothing else there."""
-    model = nn.conv4(5, 32, (42, 42, 3))
-    params = model.init(KEYS[0])
+    """Nobody asks for the gradient of the images, and inside the loop none may be computed."""
+    model = nn.conv4(5, 32, (32, 32, 3))
+    params = jax.eval_shape(model.init, KEYS[0])
+    images = jax.ShapeDtypeStruct((5, 32, 32, 3), jnp.float32)
 
-    def adapt(params, images):
-        def step(p, _):
-            g = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, images))))(p)
-            return jax.tree.map(lambda a, b: a - 0.1 * b, p, g), None
+    def compiled(spots):
+        def step(carry, _):
+            slopes = jax.grad(lambda *a: jnp.sum(jnp.sin(model.apply(*a))), spots)(*carry)
+            moved = jax.tree.map(lambda a, b: a - 0.1 * b, carry[: len(spots)], slopes)
+            return (*moved, *carry[len(spots) :]), None
 
-        return lax.scan(step, params, None, length=2)[0]
+        run = jax.jit(lambda *carry: lax.scan(step, carry, None, length=2)[0])
+        return run.lower(params, images).compile({"xla_backend_optimization_level": 0}).as_text()
 
-    text = jax.jit(adapt).lower(params, jnp.zeros((5, 42, 42, 3))).as_text()
-    # Backward from the padded or sliced patches would create a padded image as an output.
-    assert text.count("-> tensor<5x44x44x3xf32>") <= 1
+    # The gradient of the patches of one quadrant: 16 x 16 positions of 5 images, 3 x 3 x 3 wide.
+    product = re.compile(r"f32\[1280,27\]\S* dot\(")
+    assert not product.search(compiled((0,)))
+    assert product.search(compiled((0, 1)))

@@ -1,0 +1,55 @@
+"""The README's code blocks and the core's docstring examples run as they stand."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import jaxsparse
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+CORE = ["checks", "gates", "inner", "losses", "maml", "straight_through"]
+
+
+def run(block):
+    namespace = {"__name__": "readme"}
+    exec(compile(block, str(README), "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if "sin(" not in b])
+def test_block_runs(block):
+    run(block)
+
+
+def test_sinusoids(capsys):
+    """The example is short, learns, and prints what it says it prints."""
+    (block,) = (b for b in BLOCKS if "sin(" in b)
+    assert len(block.splitlines()) <= 40
+    names = run(block)
+    assert names["after"] < 0.25 * names["before"]
+    assert 0.1 < names["sparsity"] < 0.9
+    assert f"{names['after']:.2f} after" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_docstring_examples(name):
+    module = importlib.import_module(f"jaxsparse.{name}")
+    extra = {"jax": jax, "jnp": jnp, "optax": optax, "jaxsparse": jaxsparse, "gates": jaxsparse.gates}
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for test in doctest.DocTestFinder().find(module, extraglobs=extra):
+        runner.run(test)
+    assert runner.failures == 0, "see the captured output"
+
+
+def test_public_functions_of_the_core_have_an_example():
+    for name in set(jaxsparse.__all__) - {"Gate", "MetaState"}:
+        thing = getattr(jaxsparse, name)
+        if callable(thing):
+            assert ">>>" in thing.__doc__, name
