@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 import signal
@@ -56,6 +57,8 @@ def one_line_errors() -> Iterator[None]:
     from jaxsparse.data import DataError
     from jaxsparse.training import ConfigError, Diverged, RunError, Stopped, WriteError
 
+    for name in ("absl", "asyncio"):  # what they log is said below, in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     except (ConfigError, DataError, RunError) as error:

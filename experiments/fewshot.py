@@ -26,17 +26,18 @@ def main(args: Sequence[str] | None = None) -> None:
     cli.leave_on_signal()
     # Imported here and not above: Ctrl-C during these seconds is one line, too.
     from experiments.report import ConsoleReport
+    from jaxsparse.training import make_learner
 
     with cli.one_line_errors():
         config, folder, out = open_run(list(sys.argv[1:] if args is None else args))
         result = folder.result() if folder else None
         if result is None:
             data = load_data(config)
+            make_learner(config, data["train"].image_shape)  # refuses what cannot be built
             folder = folder or create_run(out, config)
             result = train(config, data, folder)
         assert folder is not None
         ConsoleReport(config, folder.path).result(result, folder.rows())
-        folder.close()
 
 
 def open_run(args: list[str]) -> tuple["FewShotConfig", "RunFolder | None", Path]:

@@ -9,7 +9,7 @@ from hypothesis import settings
 with contextlib.suppress(ImportError):
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")

@@ -154,7 +154,6 @@ def test_a_stopped_run_goes_on_to_the_same_end(segments, flags, tmp_path, monkey
     )
     with pytest.raises(training.Stopped):
         training.run(config, splits(config), folder, hooks)
-    folder.close()
     fewshot.main([f"--resume={tmp_path / 'run'}"])
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
@@ -198,7 +197,6 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(flags, tmp_pat
     folder = training.RunFolder.open(tmp_path / "run")
     with pytest.raises(training.Diverged, match="meta-step 5"):
         training.run(diverging, splits(config), folder, training.Hooks())
-    folder.close()
     assert outcome(tmp_path / "run")[2] == good
 
 

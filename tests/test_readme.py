@@ -23,9 +23,10 @@ def run(block):
     return namespace
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if "sin(" not in b])
-def test_block_runs(block):
-    run(block)
+def test_other_blocks_run():
+    for block in BLOCKS:
+        if "sin(" not in block:
+            run(block)
 
 
 def test_sinusoids(capsys):
@@ -34,14 +35,20 @@ def test_sinusoids(capsys):
     assert len(block.splitlines()) <= 40
     names = run(block)
     assert names["after"] < 0.25 * names["before"]
-    assert 0.1 < names["sparsity"] < 0.9
+    assert 0.1 < names["frozen"] < 0.9
     assert f"{names['after']:.2f} after" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", CORE)
 def test_docstring_examples(name):
     module = importlib.import_module(f"jaxsparse.{name}")
-    extra = {"jax": jax, "jnp": jnp, "optax": optax, "jaxsparse": jaxsparse, "gates": jaxsparse.gates}
+    extra = {
+        "jax": jax,
+        "jnp": jnp,
+        "optax": optax,
+        "jaxsparse": jaxsparse,
+        "gates": jaxsparse.gates,
+    }
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     for test in doctest.DocTestFinder().find(module, extraglobs=extra):
         runner.run(test)

@@ -145,14 +145,17 @@ def make_learner(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Le
       A `Learner`.
 
     Raises:
-      ValueError: images too small for the network.
+      ConfigError: images too small for the network.
 
     Example:
       >>> learner = make_learner(FewShotConfig(width=8), (28, 28, 1))
     """
-    model = nn.conv4(
-        ways=config.ways, width=config.width, image_shape=image_shape, use_bias=config.bias
-    )
+    try:
+        model = nn.conv4(
+            ways=config.ways, width=config.width, image_shape=image_shape, use_bias=config.bias
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     clip = optax.identity() if config.clip is None else optax.clip(config.clip)
     mask_rate = _rate(config, config.mask_lr)
     return Learner(

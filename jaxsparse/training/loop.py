@@ -92,7 +92,8 @@ def run(
     Example:
       >>> result = run(config, data, RunFolder.create(path, {}), Hooks())
     """
-    return _Run(config, data, folder, hooks).run()
+    with folder.lock():
+        return _Run(config, data, folder, hooks).run()
 
 
 class _Run:

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,11 @@ class WriteError(RunError):
 
 
 class RunFolder:
-    """Reads and writes one run's folder; at most one process at a time writes to it."""
+    """Reads one run's folder and, within `lock`, writes to it."""
 
     def __init__(self, path: Path):
         self.path = path
         self._events: EventsWriter | None = None
-        self._lock: Any = None
 
     # ---- opening
 
@@ -55,14 +54,12 @@ class RunFolder:
         """Make the folder of a new run.
 
         Raises:
-          RunError: the folder holds another run or other files.
-          WriteError: it cannot be made or written.
+          RunError: the folder holds another run or other files, or cannot be written.
         """
         cls.check_new(path)
         folder = cls(path)
-        with folder.writing():
+        with folder.writing(RunError):
             path.mkdir(parents=True, exist_ok=True)
-            folder._take_lock()
             _write_json(path / "config.json", config)
         return folder
 
@@ -81,39 +78,43 @@ class RunFolder:
         """Open the folder of a run that is to go on.
 
         Raises:
-          RunError: there is no run there, or another process is writing to it.
-          WriteError: it cannot be written.
+          RunError: there is no run there.
         """
         if not (path / "config.json").is_file():
             raise RunError(f"{path} holds no run: no config.json there")
-        folder = cls(path)
-        with folder.writing():
-            folder._take_lock()
-        return folder
-
-    def _take_lock(self) -> None:
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise RunError(f"{self.path} is being written by another process") from None
-
-    def close(self) -> None:
-        """Close the event file and let other processes write."""
-        if self._events is not None:
-            self._events.close()
-        self._lock.close()
+        return cls(path)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turn what the file system (or orbax on its behalf) refuses into one `WriteError`."""
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing to the folder; close the event file at the end.
+
+        Raises:
+          RunError: another process is writing to it, or it cannot be written.
+        """
+        with self.writing(RunError):
+            file = (self.path / ".lock").open("w")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.path} is being written by another process") from None
+            try:
+                yield
+            finally:
+                if self._events is not None:
+                    with suppress(OSError):  # a full disk has been reported when a row was written
+                        self._events.close()
+                    self._events = None
+
+    @contextmanager
+    def writing(self, error_type: type[RunError] = WriteError) -> Iterator[None]:
+        """Turn what the file system (or orbax on its behalf) refuses into one line."""
         try:
             yield
         except RunError:
             raise
         except Exception as error:
-            raise WriteError(f"cannot write to {self.path}: {_line(error)}") from error
+            raise error_type(f"cannot write to {self.path}: {_line(error)}") from error
 
     # ---- small files
 
@@ -194,11 +195,22 @@ class RunFolder:
         arrays = _named_arrays(state)
         record = {**position, "digest": _digest(arrays)}
         with self.writing(), self._manager() as manager:
+            self._check_room(sum(array.nbytes for array in arrays.values()))
             manager.save(
                 max(manager.all_steps(), default=0) + 1,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(arrays), position=ocp.args.JsonSave(record)
                 ),
+            )
+
+    def _check_room(self, size: int) -> None:
+        # Asked beforehand: a disk that fills up under orbax ends some of its tasks with
+        # exceptions that nobody collects.
+        free = shutil.disk_usage(self.path).free
+        if free < 2 * size + 2**16:
+            raise WriteError(
+                f"cannot write to {self.path}: no space left on the device"
+                f" ({free / 2**20:.1f} MiB free, a checkpoint wants {2 * size / 2**20:.1f})"
             )
 
     def restore(self, template: Tree, report: Callable[[str], None]) -> Tree | None:
@@ -235,7 +247,8 @@ class RunFolder:
                 state=ocp.args.StandardRestore(wanted), position=ocp.args.JsonRestore()
             ),
         )
-        arrays = {name: np.asarray(restored["state"][name]) for name in wanted}
+        # In the order of the template's leaves: JAX sorts the names of a dict.
+        arrays = {name: np.asarray(restored["state"][name]) for name in _by_path(template)}
         if _digest(arrays) != restored["position"]["digest"]:
             raise ValueError("its arrays do not match their digest")
         return _rebuild(template, arrays)
@@ -287,7 +300,7 @@ def _rebuild(template: Tree, arrays: dict[str, np.ndarray]) -> Tree:
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for name, array in arrays.items():
+    for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
