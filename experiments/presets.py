@@ -11,11 +11,11 @@ Settings = dict[str, Any]
 _GLYPHS = {"width": 32, "inner_lr": 0.4, "inner_steps": 5, "test_inner_steps": 5,
            "meta_batch_size": 4, "epochs": 10, "steps_per_epoch": 40, "val_tasks": 60}  # fmt: skip
 _OMNIGLOT = {"width": 64, "inner_lr": 0.4, "inner_steps": 5, "test_inner_steps": 5,
-             "meta_batch_size": 4, "epochs": 10, "steps_per_epoch": 150, "schedule": "cosine",
+             "meta_batch_size": 4, "epochs": 16, "steps_per_epoch": 150, "schedule": "cosine",
              "val_tasks": 100}  # fmt: skip
 _MINI_CPU = {"width": 32, "inner_lr": 0.1, "inner_steps": 5, "test_inner_steps": 10,
-             "meta_batch_size": 2, "epochs": 10, "steps_per_epoch": 100, "val_tasks": 60,
-             "test_tasks": 100}  # fmt: skip
+             "meta_batch_size": 2, "epochs": 8, "steps_per_epoch": 125, "schedule": "cosine",
+             "val_tasks": 40, "test_tasks": 100}  # fmt: skip
 _FIGURES = {"width": 64, "inner_lr": 0.1, "inner_steps": 25, "test_inner_steps": 25,
             "theta_lr": 0.001, "mask_lr": 0.001, "epochs": 400, "steps_per_epoch": 100,
             "val_tasks": 300, "test_tasks": 300}  # fmt: skip
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Settings]] = {
         "5-shot": {"dataset": "glyphs", **_GLYPHS},
     },
     "omniglot": {
-        "1-shot": {"dataset": "omniglot", **_OMNIGLOT},
+        "1-shot": {"dataset": "omniglot", **_OMNIGLOT, "epochs": 25},
         "5-shot": {"dataset": "omniglot", **_OMNIGLOT},
     },
     "mini-imagenet-cpu": {
