@@ -9,7 +9,8 @@ Settings = dict[str, Any]
 
 # For 1 shot and for any other number of shots.
 _GLYPHS = {"width": 32, "inner_lr": 0.4, "inner_steps": 5, "test_inner_steps": 5,
-           "meta_batch_size": 4, "epochs": 10, "steps_per_epoch": 40, "val_tasks": 60}  # fmt: skip
+           "meta_batch_size": 4, "epochs": 10, "steps_per_epoch": 80, "schedule": "cosine",
+           "val_tasks": 60}  # fmt: skip
 _OMNIGLOT = {"width": 64, "inner_lr": 0.4, "inner_steps": 5, "test_inner_steps": 5,
              "meta_batch_size": 4, "epochs": 16, "steps_per_epoch": 150, "schedule": "cosine",
              "val_tasks": 100}  # fmt: skip
