@@ -146,7 +146,8 @@ def sparse_maml_step(
     Source: von Oswald, Zhao et al. 2021, Eqs. 8-10.
     """
     check_steps("inner_steps", inner_steps)
-    count = check_leading_axis("tasks", tuple(tasks))
+    tasks = _pair(tasks)
+    count = check_leading_axis("tasks", tasks)
     key, gate_key = jax.random.split(state.key)
     step_sizes, gate_vjp = jax.vjp(lambda m: _step_sizes(gate, m, gate_key, count), state.mask)
 
@@ -157,7 +158,7 @@ def sparse_maml_step(
         return jax.grad(outer_loss, argnums=(0, 1), has_aux=True)(state.params, sizes)
 
     (d_params, d_sizes), metrics = _over_tasks(
-        task_gradients, step_sizes, tuple(tasks), gate.stochastic, task_loop
+        task_gradients, step_sizes, tasks, gate.stochastic, task_loop
     )
     d_params, metrics = jax.tree.map(lambda x: x.mean(0), (d_params, metrics))
     # Sizes drawn per task keep their task axis here: the gate's own VJP adds the tasks up.
@@ -214,12 +215,20 @@ def evaluate(
     Source: von Oswald, Zhao et al. 2021, Sec. 4.
     """
     check_steps("inner_steps", inner_steps)
-    check_leading_axis("tasks", tuple(tasks))
+    tasks = _pair(tasks)
+    check_leading_axis("tasks", tasks)
 
     def one_task(sizes, task):
         return _adapted_loss(loss_fn, params, sizes, task, inner_steps, False)[1]
 
-    return _over_tasks(one_task, step_sizes, tuple(tasks), step_sizes_per_task, task_loop)
+    return _over_tasks(one_task, step_sizes, tasks, step_sizes_per_task, task_loop)
+
+
+def _pair(tasks):
+    if not isinstance(tasks, tuple | list) or len(tasks) != 2:
+        got = jax.tree.structure(tasks)
+        raise TypeError(f"tasks must be a pair (support, query), got {got}")
+    return tuple(tasks)
 
 
 def _adapted_loss(loss_fn, params, step_sizes, task, inner_steps, second_order):

@@ -408,6 +408,8 @@ BATCH = (jnp.ones((3, 4, 5)), jnp.zeros((3, 4), jnp.int32))
         ((BATCH, ()), {"inner_steps": 1.0}, TypeError, "^inner_steps must be a Python int"),
         (((), ()), {}, ValueError, "^tasks has no leaves"),
         ((jnp.ones((0, 2)), jnp.ones((0, 2))), {}, ValueError, "^tasks holds no task"),
+        ((jnp.ones((3, 2)),), {}, TypeError, r"^tasks must be a pair .*\(\(\*,\)\)"),
+        (jnp.ones((3, 2)), {}, TypeError, r"^tasks must be a pair .*\(\*\)"),
         ((BATCH, BATCH), {"task_loop": "map"}, ValueError, "^task_loop must be.*got 'map'"),
         (
             (BATCH, (jnp.ones((3, 4, 5)), jnp.zeros((3, 2), jnp.int32))),
