@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -63,11 +63,12 @@ def events(path: Path) -> list[Event]:
 
 
 def assert_same(got, wanted):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        assert a.dtype == b.dtype
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    def words(leaf):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    got, wanted = jax.tree.map(words, got), jax.tree.map(words, wanted)
+    chex.assert_trees_all_equal(got, wanted, strict=True)
 
 
 def test_a_checkpoint_comes_back_as_it_was(folder):
