@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from jaxsparse import training
@@ -20,13 +20,13 @@ class ConsoleReport:
         self.console = Console(soft_wrap=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[left]}"),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
+        self.shown = ""
         self.task = self.bar.add_task("", total=1.0, left="")
 
     def __enter__(self) -> "ConsoleReport":
@@ -52,12 +52,13 @@ class ConsoleReport:
         c, p = self.config, progress
         steps = c.epochs * c.steps_per_epoch
         done = p.step / steps if p.stage in ("train", "compile") else p.done
-        means = {name: f"{value:.3f}" for name, value in p.metrics.items() if p.step}
-        shown = " ".join(f"{name} {value}" for name, value in means.items())
+        if p.metrics:
+            names = ("loss", "accuracy", "sparsity")
+            self.shown = " ".join(f"{name} {p.metrics[name]:.3f}" for name in names)
         self.bar.update(
             self.task,
             completed=done,
-            description=f"epoch {min(p.epoch + 1, c.epochs)}/{c.epochs} {p.stage} {shown}",
+            description=f"epoch {min(p.epoch + 1, c.epochs)}/{c.epochs} {p.stage} {self.shown}",
             left="" if p.seconds_left is None else f"{_duration(p.seconds_left)} left",
         )
 

@@ -42,7 +42,8 @@ class Progress(NamedTuple):
       step: meta-steps taken.
       done: part of the stage done, in [0, 1].
       seconds_left: estimate for the whole run; None before the first measurement.
-      metrics: means over the present epoch so far: loss, accuracy, sparsity.
+      metrics: means over the present epoch so far: loss, accuracy, sparsity; empty before its
+        first meta-step.
     """
 
     stage: str
@@ -263,10 +264,9 @@ class _Run:
         return result
 
     def tell(self, stage, done):
-        in_epoch = max(self.step - self.epoch * self.config.steps_per_epoch, 1)
-        means = {
-            name: float(np.mean(total)) / in_epoch for name, total in self.state.totals.items()
-        }
+        in_epoch = self.step - self.epoch * self.config.steps_per_epoch
+        totals = self.state.totals.items() if in_epoch else ()
+        means = {name: float(np.mean(total)) / in_epoch for name, total in totals}
         self.hooks.progress(
             Progress(stage, self.epoch, self.step, done, self.seconds_left(stage, done), means)
         )
