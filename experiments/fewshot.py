@@ -115,7 +115,7 @@ def train(config: "FewShotConfig", data: dict[str, Any], folder: "RunFolder") ->
     with ConsoleReport(config, folder.path) as report:
         hooks = report.hooks(cli.stop_on_signal(f"{PROG} --resume {folder.path}"))
         result = training.run(config, data, folder, hooks)
-    with folder.writing():
+    with training.writing(folder.path):
         plots.draw_run(folder.path, folder.rows())
     return result
 

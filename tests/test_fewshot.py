@@ -16,6 +16,7 @@ from experiments import fewshot, presets
 from jaxsparse import data as data_module
 from jaxsparse import training
 from jaxsparse.training import loop
+from jaxsparse.training import result as result_module
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES, IMAGES = 3, 4
@@ -102,7 +103,7 @@ def test_the_interval_is_the_normal_one_over_tasks():
     )
     state = jax.tree.map(lambda x: x[None], state)
     metrics = {"accuracy": accuracy, "loss": accuracy}
-    result = loop.make_result(training.FewShotConfig(), [{"sparsity": {}}], state, metrics)
+    result = result_module.make_result(training.FewShotConfig(), [{"sparsity": {}}], state, metrics)
     # By hand: variance (0.0625 + 0.0625) / 3, standard error sqrt(0.125 / 3 / 4).
     assert result["seeds"][0]["interval95"] == pytest.approx(1.96 * 0.1020620726)
     assert result["accuracy"] == 0.75

@@ -14,6 +14,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from jaxsparse.training import RunError, RunFolder, WriteError
+from jaxsparse.training.checkpoints import Checkpoints
 
 
 class State(NamedTuple):
@@ -39,6 +40,10 @@ def folder(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {"config": {"shots": 5}})
     with folder.lock():
         yield folder
+
+
+def checkpoints(folder):
+    return Checkpoints(folder.path / "checkpoints")
 
 
 def row(epoch):
@@ -72,15 +77,15 @@ def assert_same(got, wanted):
 
 
 def test_a_checkpoint_comes_back_as_it_was(folder):
-    assert folder.restore(STATE, pytest.fail) is None
-    folder.save(STATE, {"step": 1, "epoch": 0})
-    folder.save(NEWER, {"step": 2, "epoch": 0})
-    assert_same(folder.restore(jax.eval_shape(lambda: STATE), pytest.fail), NEWER)
+    assert checkpoints(folder).restore(STATE, pytest.fail) is None
+    checkpoints(folder).save(STATE, {"step": 1, "epoch": 0})
+    checkpoints(folder).save(NEWER, {"step": 2, "epoch": 0})
+    assert_same(checkpoints(folder).restore(jax.eval_shape(lambda: STATE), pytest.fail), NEWER)
 
 
 def test_only_the_newest_checkpoints_are_kept(folder):
     for step in range(5):
-        folder.save(STATE, {"step": step, "epoch": 0})
+        checkpoints(folder).save(STATE, {"step": step, "epoch": 0})
     names = sorted(path.name for path in (folder.path / "checkpoints").iterdir())
     assert names == ["3", "4", "5"]
 
@@ -114,22 +119,22 @@ def other_numbers(path: Path):
 
 @pytest.mark.parametrize("damage", [garble_largest, truncate_all, empty_folder, other_numbers])
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(folder, damage):
-    folder.save(STATE, {"step": 1, "epoch": 0})
-    folder.save(NEWER, {"step": 2, "epoch": 0})
+    checkpoints(folder).save(STATE, {"step": 1, "epoch": 0})
+    checkpoints(folder).save(NEWER, {"step": 2, "epoch": 0})
     damage(folder.path / "checkpoints" / "2")
     reports = []
-    assert_same(folder.restore(jax.eval_shape(lambda: STATE), reports.append), STATE)
+    assert_same(checkpoints(folder).restore(jax.eval_shape(lambda: STATE), reports.append), STATE)
     assert len(reports) == 1 and "checkpoint 2" in reports[0] and "\n" not in reports[0]
     # The number is free again, and what was damaged is kept for a look at it.
-    folder.save(STATE, {"step": 2, "epoch": 0})
+    checkpoints(folder).save(STATE, {"step": 2, "epoch": 0})
     assert len(list((folder.path / "broken").iterdir())) == 1
 
 
 def test_no_readable_checkpoint_is_an_error(folder):
-    folder.save(STATE, {"step": 1, "epoch": 0})
+    checkpoints(folder).save(STATE, {"step": 1, "epoch": 0})
     truncate_all(folder.path / "checkpoints" / "1")
     with pytest.raises(RunError, match="none of the checkpoints"):
-        folder.restore(STATE, lambda line: None)
+        checkpoints(folder).restore(STATE, lambda line: None)
 
 
 def test_a_half_written_row_is_dropped_and_rows_after_the_checkpoint_are(folder):
@@ -195,12 +200,14 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one(tmp_path):
         pytest.skip("mounting a small file system is not permitted here")
     try:
         folder = RunFolder.create(small / "run", {})
-        folder.save(STATE, {"step": 1, "epoch": 0})
+        checkpoints(folder).save(STATE, {"step": 1, "epoch": 0})
         large = jax.random.normal(jax.random.key(0), (2**19,))
         with pytest.raises(WriteError) as error:
-            folder.save(STATE._replace(w={"z": large, "a": large}), {"step": 2, "epoch": 0})
+            checkpoints(folder).save(
+                STATE._replace(w={"z": large, "a": large}), {"step": 2, "epoch": 0}
+            )
         assert "\n" not in str(error.value)
         folder = RunFolder.open(small / "run")
-        assert_same(folder.restore(STATE, pytest.fail), STATE)
+        assert_same(checkpoints(folder).restore(STATE, pytest.fail), STATE)
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -1,9 +1,10 @@
 """Whole runs: configuration, the pure program, the host's loop, the run folder."""
 
 from jaxsparse.training.config import ConfigError, FewShotConfig, make_gate, make_learner
+from jaxsparse.training.errors import RunError, WriteError, writing
 from jaxsparse.training.loop import Diverged, Hooks, Progress, Stopped, run
 from jaxsparse.training.program import Program, TrainState, make_program, make_train
-from jaxsparse.training.run_folder import RunError, RunFolder, WriteError
+from jaxsparse.training.run_folder import RunFolder
 
 __all__ = [
     "ConfigError",
@@ -22,4 +23,5 @@ __all__ = [
     "make_program",
     "make_train",
     "run",
+    "writing",
 ]

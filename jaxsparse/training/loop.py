@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.data import ImageSet
+from jaxsparse.training.checkpoints import Checkpoints
 from jaxsparse.training.config import FewShotConfig
 from jaxsparse.training.program import (
     EVALUATION_BATCH,
-    TrainState,
     batch_count,
     evaluation_key,
     make_program,
 )
+from jaxsparse.training.result import make_result
 from jaxsparse.training.run_folder import RunFolder
 
 # A compiled call is cut to about this long, so that progress, Ctrl-C and SIGTERM are prompt.
@@ -102,6 +103,7 @@ class _Run:
 
     def __init__(self, config, data, folder, hooks):
         self.config, self.folder, self.hooks = config, folder, hooks
+        self.checkpoints = Checkpoints(folder.path / "checkpoints")
         self.started = time.monotonic()
         seeds = range(config.seed, config.seed + config.seeds)
         self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
@@ -109,7 +111,7 @@ class _Run:
         self.program = make_program(config, data["train"].image_shape)
         self.functions = self._jit()
         template = jax.eval_shape(self.functions["init"], self.keys)
-        restored = folder.restore(template, hooks.warn)
+        restored = self.checkpoints.restore(template, hooks.warn)
         self.state = self.functions["init"](self.keys) if restored is None else restored
         folder.keep_rows(self.epoch)
         if not folder.rows():
@@ -225,7 +227,7 @@ class _Run:
     # ---- saving and stopping
 
     def save(self):
-        self.folder.save(self.state, {"step": self.step, "epoch": self.epoch})
+        self.checkpoints.save(self.state, {"step": self.step, "epoch": self.epoch})
         self.saved_at = time.monotonic()
 
     def save_if_due(self):
@@ -286,58 +288,6 @@ class _Run:
         if stage == "test":
             test *= 1 - done
         return steps * step + (validations * validation + test) * batch
-
-
-def make_result(
-    config: FewShotConfig,
-    rows: list[dict[str, Any]],
-    state: TrainState,
-    metrics: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """The result of a run.
-
-    ``interval = 1.96 * std(accuracy over tasks, ddof 1) / sqrt(tasks)``
-
-    Args:
-      config: the run's configuration.
-      rows: the metrics of its epochs, from 0, the state before training.
-      state: the final state; its `best` was tested.
-      metrics: {"loss", "accuracy"}, each [seeds, tasks].
-
-    Returns:
-      A dict of plain numbers and lists, ready for JSON.
-
-    Example:
-      >>> result = make_result(config, rows, state, metrics)
-    """
-    accuracy = np.asarray(metrics["accuracy"], np.float64)
-    tasks = accuracy.shape[1]
-    spread = accuracy.std(1, ddof=1) if tasks > 1 else np.zeros(len(accuracy))
-    epochs = [int(epoch) for epoch in state.best.epoch]
-    sparsities = []
-    for seed, epoch in enumerate(epochs):
-        row = rows[epoch]["sparsity"]
-        sparsities.append({k: v[seed] if isinstance(v, list) else v for k, v in row.items()})
-    per_seed = [
-        {
-            "seed": config.seed + i,
-            "accuracy": float(accuracy[i].mean()),
-            "interval95": float(1.96 * spread[i] / tasks**0.5),
-            "loss": float(np.mean(metrics["loss"][i], dtype=np.float64)),
-            "best_epoch": epochs[i],
-            "best_val_accuracy": float(state.best.accuracy[i]),
-            "sparsity": sparsities[i],
-        }
-        for i in range(config.seeds)
-    ]
-    means = accuracy.mean(1)
-    return {
-        "accuracy": float(means.mean()),
-        "accuracy_std_over_seeds": float(means.std(ddof=1)) if config.seeds > 1 else None,
-        "interval95_over_tasks": per_seed[0]["interval95"] if config.seeds == 1 else None,
-        "test_tasks": tasks,
-        "seeds": per_seed,
-    }
 
 
 def _plain(tree):

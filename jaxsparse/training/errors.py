@@ -1,0 +1,31 @@
+"""What can go wrong with a run's folder, said in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class RunError(Exception):
+    """A run folder that cannot be used as asked; the message is one line."""
+
+
+class WriteError(RunError):
+    """Something could not be written (a full disk, say); what was there is left as it was."""
+
+
+@contextmanager
+def writing(path: Path, error_type: type[RunError] = WriteError) -> Iterator[None]:
+    """Turn what the file system (or orbax on its behalf) refuses at `path` into one line."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        raise error_type(f"cannot write to {path}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on one line, the system's own words where it has them."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,60 @@
+"""What a run comes to: test accuracies with their intervals, and the sparsity tested."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxsparse.training.config import FewShotConfig
+from jaxsparse.training.program import TrainState
+
+
+def make_result(
+    config: FewShotConfig,
+    rows: list[dict[str, Any]],
+    state: TrainState,
+    metrics: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """The result of a run.
+
+    ``interval = 1.96 * std(accuracy over tasks, ddof 1) / sqrt(tasks)``
+
+    Args:
+      config: the run's configuration.
+      rows: the metrics of its epochs, from 0, the state before training.
+      state: the final state; its `best` was tested.
+      metrics: {"loss", "accuracy"}, each [seeds, tasks].
+
+    Returns:
+      A dict of plain numbers and lists, ready for JSON.
+
+    Example:
+      >>> result = make_result(config, rows, state, metrics)
+    """
+    accuracy = np.asarray(metrics["accuracy"], np.float64)
+    tasks = accuracy.shape[1]
+    spread = accuracy.std(1, ddof=1) if tasks > 1 else np.zeros(len(accuracy))
+    epochs = [int(epoch) for epoch in state.best.epoch]
+    sparsities = []
+    for seed, epoch in enumerate(epochs):
+        row = rows[epoch]["sparsity"]
+        sparsities.append({k: v[seed] if isinstance(v, list) else v for k, v in row.items()})
+    per_seed = [
+        {
+            "seed": config.seed + i,
+            "accuracy": float(accuracy[i].mean()),
+            "interval95": float(1.96 * spread[i] / tasks**0.5),
+            "loss": float(np.mean(metrics["loss"][i], dtype=np.float64)),
+            "best_epoch": epochs[i],
+            "best_val_accuracy": float(state.best.accuracy[i]),
+            "sparsity": sparsities[i],
+        }
+        for i in range(config.seeds)
+    ]
+    means = accuracy.mean(1)
+    return {
+        "accuracy": float(means.mean()),
+        "accuracy_std_over_seeds": float(means.std(ddof=1)) if config.seeds > 1 else None,
+        "interval95_over_tasks": per_seed[0]["interval95"] if config.seeds == 1 else None,
+        "test_tasks": tasks,
+        "seeds": per_seed,
+    }
