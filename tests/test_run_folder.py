@@ -202,7 +202,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one(tmp_path):
         folder = RunFolder.create(small / "run", {})
         checkpoints(folder).save(STATE, {"step": 1, "epoch": 0})
         large = jax.random.normal(jax.random.key(0), (2**19,))
-        with pytest.raises(WriteError) as error:
+        with pytest.raises(WriteError, match="no space left on the device") as error:
             checkpoints(folder).save(
                 STATE._replace(w={"z": large, "a": large}), {"step": 2, "epoch": 0}
             )
