@@ -173,7 +173,7 @@ def make_learner(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Le
 
 
 def make_gate(config: FewShotConfig) -> Gate:
-    """The gate of `config.method` (DESIGN of the package: an algorithm is a gate).
+    """The gate of `config.method`: an algorithm is a gate.
 
     Args:
       config: the run's configuration.
