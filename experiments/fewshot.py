@@ -37,6 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
             folder = folder or create_run(out, config)
             result = train(config, data, folder)
         assert folder is not None
+        draw_figures(folder)
         ConsoleReport(config, folder.path).result(result, folder.rows())
 
 
@@ -106,18 +107,25 @@ def create_run(path: Path, config: "FewShotConfig") -> "RunFolder":
 
 
 def train(config: "FewShotConfig", data: dict[str, Any], folder: "RunFolder") -> dict[str, Any]:
-    """Run to the end, with a progress bar, and draw the figures."""
-    from experiments import plots
+    """Run to the end, with a progress bar."""
     from experiments.report import ConsoleReport
     from jaxsparse import training
 
     cli.use_compilation_cache()
     with ConsoleReport(config, folder.path) as report:
         hooks = report.hooks(cli.stop_on_signal(f"{PROG} --resume {folder.path}"))
-        result = training.run(config, data, folder, hooks)
-    with training.writing(folder.path):
-        plots.draw_run(folder.path, folder.rows())
-    return result
+        return training.run(config, data, folder, hooks)
+
+
+def draw_figures(folder: "RunFolder") -> None:
+    """Draw the figures of a finished run, unless they are there."""
+    from experiments import plots
+    from jaxsparse.training import writing
+
+    # Asked of every finished run: one may have been killed between its result and its figures.
+    if not all((folder.path / name).exists() for name in plots.FIGURES):
+        with writing(folder.path):
+            plots.draw_run(folder.path, folder.rows())
 
 
 def _first_look(args: list[str]) -> argparse.Namespace:

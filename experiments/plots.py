@@ -28,7 +28,7 @@ _PANELS = {
 
 def draw_run(path: Path, rows: Rows) -> None:
     """Write curves.png and sparsity.png into the folder of a run."""
-    for name, draw in (("curves.png", draw_curves), ("sparsity.png", draw_sparsity)):
+    for name, draw in FIGURES.items():
         figure = draw(rows)
         figure.savefig(path / name, dpi=150)
         plt.close(figure)
@@ -75,6 +75,9 @@ def _band(axis, rows, values, label):
     (line,) = axis.plot(steps, mean, label=label, marker="o", markersize=2.5)
     if by_seed.shape[1] > 1:
         axis.fill_between(steps, mean - std, mean + std, color=line.get_color(), alpha=0.2)
+
+
+FIGURES = {"curves.png": draw_curves, "sparsity.png": draw_sparsity}
 
 
 def main() -> None:

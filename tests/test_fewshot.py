@@ -91,8 +91,10 @@ def test_a_run_leaves_what_it_says(flags, tmp_path, capsys):
     assert seed["sparsity"] == rows[seed["best_epoch"]]["sparsity"]
     printed = capsys.readouterr().out
     assert "conv1/kernel" in printed and f"{100 * result['accuracy']:.2f}%" in printed
-    # A finished run is reported again, not repeated.
+    # A finished run is reported again, not repeated; figures it lacks are drawn.
+    (run / "sparsity.png").unlink()
     fewshot.main([f"--resume={run}"])
+    assert (run / "sparsity.png").exists()
     assert f"{100 * result['accuracy']:.2f}%" in capsys.readouterr().out
 
 

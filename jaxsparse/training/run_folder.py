@@ -2,7 +2,7 @@
 
 config.json      what was asked for
 metrics.jsonl    one row per epoch
-timing.jsonl     compile and epoch seconds; the only file that differs between equal runs
+timing.jsonl     seconds of compilation and of every epoch
 checkpoints/     the newest states, by orbax; each carries a digest of its arrays
 events.out.*     the same metrics for TensorBoard
 result.json      written once, at the end
