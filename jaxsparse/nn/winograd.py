@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-Grid = list[list[Array]]
+from jaxsparse.nn.products import transposed_product
 
-_KERNEL = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))  # G
+Grid = list[list[Array]]
 
 
 def _data(x: Sequence[Array]) -> list[Array]:  # Bᵀ
@@ -41,14 +41,25 @@ def _both_ways(transform: Callable[[Sequence[Array]], list[Array]], grid: Grid) 
     return [transform(row) for row in zip(*columns, strict=True)]
 
 
-def _kernel_to_tile(kernel: Array) -> Array:  # G k Gᵀ
-    g = jnp.array(_KERNEL, kernel.dtype)
-    return jnp.einsum("ui,vj,ijco->uvco", g, g, kernel)
+def _kernel(k: Sequence[Array]) -> list[Array]:  # G
+    ends, middle = k[0] + k[2], k[1]
+    return [k[0], 0.5 * (ends + middle), 0.5 * (ends - middle), k[2]]
 
 
-def _tile_to_kernel(tile: Array) -> Array:  # Gᵀ u G
-    g = jnp.array(_KERNEL, tile.dtype)
-    return jnp.einsum("ui,vj,uvco->ijco", g, g, tile)
+def _kernel_transposed(u: Sequence[Array]) -> list[Array]:  # Gᵀ
+    half, difference = 0.5 * (u[1] + u[2]), 0.5 * (u[1] - u[2])
+    return [u[0] + half, difference, half + u[3]]
+
+
+def _kernel_to_tile(kernel: Array) -> Grid:
+    """G k Gᵀ: a 4x4 grid of [c, o]. As sums: a product with so small a matrix is slow."""
+    return _both_ways(_kernel, [[kernel[i, j] for j in range(3)] for i in range(3)])
+
+
+def _tile_to_kernel(tile: Grid) -> Array:
+    """Gᵀ u G: [3, 3, c, o]."""
+    rows = _both_ways(_kernel_transposed, tile)
+    return jnp.stack([jnp.stack(row) for row in rows])
 
 
 def _tiles(x: Array) -> Grid:
@@ -116,7 +127,7 @@ def conv_quads(images: Array, kernel: Array) -> Grid:
 
 def _forward(images: Array, kernel: Array) -> tuple[Grid, tuple]:
     tiles, weights = _tiles(images), _kernel_to_tile(kernel)
-    products = [[tiles[u][v] @ weights[u, v] for v in range(4)] for u in range(4)]
+    products = [[tiles[u][v] @ weights[u][v] for v in range(4)] for u in range(4)]
     quads = lax.optimization_barrier(_both_ways(_output, products))
     return quads, (tiles, weights, images[:0])  # the last carries a shape and no data
 
@@ -125,13 +136,14 @@ def _backward(saved: tuple, gradients: Grid) -> tuple[Array, Array]:
     tiles, weights, like = saved
     gradients = lax.optimization_barrier(gradients)  # read sixteen times, made once
     products = lax.optimization_barrier(_both_ways(_output_transposed, gradients))
-    inputs, outputs = weights.shape[2:]
+    inputs, outputs = weights[0][0].shape
 
     def kernel_part(u: int, v: int) -> Array:
-        return tiles[u][v].reshape(-1, inputs).T @ products[u][v].reshape(-1, outputs)
+        flat = products[u][v].reshape(-1, outputs)
+        return transposed_product(tiles[u][v].reshape(-1, inputs), flat)
 
-    kernel = jnp.stack([jnp.stack([kernel_part(u, v) for v in range(4)]) for u in range(4)])
-    back = [[products[u][v] @ weights[u, v].T for v in range(4)] for u in range(4)]
+    kernel = [[kernel_part(u, v) for v in range(4)] for u in range(4)]
+    back = [[products[u][v] @ weights[u][v].T for v in range(4)] for u in range(4)]
     back = lax.optimization_barrier(back)
     return _images_gradient(back, *like.shape[1:3]), _tile_to_kernel(kernel)
 

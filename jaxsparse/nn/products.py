@@ -1,0 +1,31 @@
+"""Matrix products with many rows, whose gradients are written in the order that is fast."""
+
+import jax
+from jax import Array, lax
+
+
+def transposed_product(a: Array, g: Array) -> Array:
+    """aᵀ g, for the gradient of a product: a [rows, k] and g [rows, o] with many rows."""
+    if a.shape[1] < g.shape[1]:
+        return a.T @ g
+    # XLA's CPU product is 1.5 times faster as (gᵀ a)ᵀ when a is as wide as g or wider; without the
+    # barrier it would be simplified back to aᵀ g.
+    return lax.optimization_barrier(g.T @ a).T
+
+
+@jax.custom_vjp
+def matmul(a: Array, b: Array) -> Array:
+    """a b for a tall a [rows, k] and a small b [k, o]; only the order of its gradient is ours."""
+    return a @ b
+
+
+def _matmul_forward(a: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return a @ b, (a, b)
+
+
+def _matmul_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    a, b = saved
+    return gradient @ b.T, transposed_product(a, gradient)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
