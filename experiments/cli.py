@@ -118,6 +118,20 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def use_cores(count: int) -> None:
+    """Make JAX see `count` CPU devices, among which a run divides its tasks.
+
+    To be called before JAX is first used; later, and where the user has chosen a number himself,
+    nothing changes.
+    """
+    import jax
+
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.read("jax_num_cpu_devices") == -1 and not chosen:
+        with contextlib.suppress(RuntimeError):  # JAX is running already
+            jax.config.update("jax_num_cpu_devices", count)
+
+
 def differing(got: dict[str, Any], wanted: dict[str, Any]) -> str:
     """`name: got, run has wanted` for every entry that differs."""
     names = [name for name in {**wanted, **got} if got.get(name) != wanted.get(name)]

@@ -8,6 +8,7 @@ python -m experiments.fewshot --resume runs/fewshot/...
 import argparse
 import dataclasses
 import datetime
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +27,11 @@ def main(args: Sequence[str] | None = None) -> None:
     cli.leave_on_signal()
     # Imported here and not above: Ctrl-C during these seconds is one line, too.
     from experiments.report import ConsoleReport
-    from jaxsparse.training import make_learner
+    from jaxsparse.training import largest_share, make_learner
 
     with cli.one_line_errors():
         config, folder, out = open_run(list(sys.argv[1:] if args is None else args))
+        cli.use_cores(largest_share(config, len(os.sched_getaffinity(0))))
         result = folder.result() if folder else None
         if result is None:
             data = load_data(config)

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxsparse.checks import check_floating, check_leading_axis, check_steps, scalar_loss
 from jaxsparse.gates import Gate, sparsity
@@ -82,6 +83,32 @@ def init_state(
     )
 
 
+def float32_by_default(function: Callable) -> Callable:
+    """`function`, traced with float32 matrix products unless the caller has set a precision.
+
+    JAX's own default lets GPUs round the factors to TensorFloat-32. Used inside `jax.jit`, whose
+    cache tells apart what the caller has set; derivatives are traced within, custom ones too.
+
+    Args:
+      function: any function of JAX arrays.
+
+    Returns:
+      The function, which heeds `jax.default_matmul_precision` when that is set.
+
+    Example:
+      >>> product = jax.jit(float32_by_default(jnp.dot))
+    """
+
+    @functools.wraps(function)
+    def traced(*args, **kwargs):
+        if jax.config.jax_default_matmul_precision is not None:  # type: ignore[attr-defined]
+            return function(*args, **kwargs)
+        with jax.default_matmul_precision("float32"):
+            return function(*args, **kwargs)
+
+    return traced
+
+
 @functools.partial(
     jax.jit,
     static_argnames=(
@@ -92,8 +119,10 @@ def init_state(
         "mask_optimizer",
         "second_order",
         "task_loop",
+        "mesh",
     ),
 )
+@float32_by_default
 def sparse_maml_step(
     state: MetaState,
     tasks: Any,
@@ -105,6 +134,7 @@ def sparse_maml_step(
     mask_optimizer: optax.GradientTransformation,
     second_order: bool = False,
     task_loop: TaskLoop = "auto",
+    mesh: Mesh | None = None,
 ) -> tuple[MetaState, dict[str, jax.Array]]:
     """One meta-step of gated MAML: adapt to each task, update theta and m on the query losses.
 
@@ -112,7 +142,8 @@ def sparse_maml_step(
     their optimisers along ``dJ/d theta`` and ``dJ/dm``, to first order by default (`adapt`).
 
     The step is jitted and compiles once for the same functions and shapes: make `loss_fn`,
-    `gate` and the optimisers once, outside the loop that calls it.
+    `gate` and the optimisers once, outside the loop that calls it. Matrix products are float32;
+    call it under `jax.default_matmul_precision("tensorfloat32")`, say, for faster ones on a GPU.
 
     Args:
       state: a `MetaState`; its arrays are not donated.
@@ -125,6 +156,10 @@ def sparse_maml_step(
       second_order: differentiate through the inner gradients.
       task_loop: "vmap" adapts to all tasks side by side, "scan" to one after the other, whose
         activations then fit a processor's caches; "auto" is "scan" on the CPU, else "vmap".
+      mesh: devices to divide the tasks among, whose number divides T; all else is replicated. The
+        result is the same, with "scan" on the CPU bit for bit. With one CPU device for each core
+        (`jax.config.update("jax_num_cpu_devices", n)` before anything else) tasks run side by
+        side, which is faster than sharing each of their small operations among the cores.
 
     Returns:
       The new state, and metrics: the mean query "loss" (and `loss_fn`'s metrics), "inner_loss"
@@ -151,15 +186,14 @@ def sparse_maml_step(
     key, gate_key = jax.random.split(state.key)
     step_sizes, gate_vjp = jax.vjp(lambda m: _step_sizes(gate, m, gate_key, count), state.mask)
 
-    def task_gradients(sizes, task):
+    def task_gradients(params, sizes, task):
         def outer_loss(params, sizes):
             return _adapted_loss(loss_fn, params, sizes, task, inner_steps, second_order)
 
-        return jax.grad(outer_loss, argnums=(0, 1), has_aux=True)(state.params, sizes)
+        return jax.grad(outer_loss, argnums=(0, 1), has_aux=True)(params, sizes)
 
-    (d_params, d_sizes), metrics = _over_tasks(
-        task_gradients, step_sizes, tasks, gate.stochastic, task_loop
-    )
+    over_tasks = _over_tasks(task_gradients, count, gate.stochastic, task_loop, mesh)
+    (d_params, d_sizes), metrics = over_tasks(state.params, step_sizes, tasks)
     d_params, metrics = jax.tree.map(lambda x: x.mean(0), (d_params, metrics))
     # Sizes drawn per task keep their task axis here: the gate's own VJP adds the tasks up.
     d_sizes = jax.tree.map(lambda x: x / count if gate.stochastic else x.mean(0), d_sizes)
@@ -171,8 +205,9 @@ def sparse_maml_step(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("loss_fn", "inner_steps", "task_loop", "step_sizes_per_task")
+    jax.jit, static_argnames=("loss_fn", "inner_steps", "task_loop", "step_sizes_per_task", "mesh")
 )
+@float32_by_default
 def evaluate(
     params: Tree,
     step_sizes: Tree,
@@ -182,10 +217,12 @@ def evaluate(
     inner_steps: int,
     step_sizes_per_task: bool = False,
     task_loop: TaskLoop = "auto",
+    mesh: Mesh | None = None,
 ) -> dict[str, jax.Array]:
     """Adapt to each task's support batch and measure on its query batch.
 
-    ``L(phi_K(theta, a; support_t), query_t)`` for each task t.
+    ``L(phi_K(theta, a; support_t), query_t)`` for each task t. Jitted, and in the precision that
+    `sparse_maml_step` says.
 
     Args:
       params: theta.
@@ -196,6 +233,7 @@ def evaluate(
       step_sizes_per_task: the leaves of `step_sizes` have a leading task axis, too (as a
         stochastic gate applied once per task gives).
       task_loop: as in `sparse_maml_step`.
+      mesh: as in `sparse_maml_step`.
 
     Returns:
       Metrics per task: the query "loss" [T] (and `loss_fn`'s metrics, likewise), and
@@ -216,12 +254,13 @@ def evaluate(
     """
     check_steps("inner_steps", inner_steps)
     tasks = _pair(tasks)
-    check_leading_axis("tasks", tasks)
+    count = check_leading_axis("tasks", tasks)
 
-    def one_task(sizes, task):
+    def one_task(params, sizes, task):
         return _adapted_loss(loss_fn, params, sizes, task, inner_steps, False)[1]
 
-    return _over_tasks(one_task, step_sizes, tasks, step_sizes_per_task, task_loop)
+    over_tasks = _over_tasks(one_task, count, step_sizes_per_task, task_loop, mesh)
+    return over_tasks(params, step_sizes, tasks)
 
 
 def _pair(tasks):
@@ -244,13 +283,34 @@ def _step_sizes(gate, mask, key, count):
     return jax.vmap(gate.apply, (None, 0))(mask, jax.random.split(key, count))
 
 
-def _over_tasks(function, step_sizes, tasks, per_task, task_loop):
-    """`function(step_sizes, task)` of every task, stacked."""
-    if _resolve(task_loop) == "vmap":
-        return jax.vmap(function, (0 if per_task else None, 0))(step_sizes, tasks)
-    if per_task:
-        return jax.lax.map(lambda sizes_and_task: function(*sizes_and_task), (step_sizes, tasks))
-    return jax.lax.map(lambda task: function(step_sizes, task), tasks)
+def _over_tasks(function, count, per_task, task_loop, mesh):
+    """`(params, step_sizes, tasks) ->` what `function` gives for every task, stacked."""
+    vmapped = _resolve(task_loop) == "vmap"
+
+    def stacked(params, step_sizes, tasks):
+        if vmapped:
+            return jax.vmap(function, (None, 0 if per_task else None, 0))(params, step_sizes, tasks)
+        if per_task:
+            return jax.lax.map(lambda pair: function(params, *pair), (step_sizes, tasks))
+        return jax.lax.map(lambda task: function(params, step_sizes, task), tasks)
+
+    if mesh is None:
+        return stacked
+    if count % mesh.size:
+        raise ValueError(f"mesh: got {mesh.size} devices, want a number that divides {count} tasks")
+    axes = mesh.axis_names
+
+    def gathered(*args):
+        # Gathered here, not summed: the order of the sum over tasks, and so every bit of it, does
+        # not depend on the number of devices.
+        gather = functools.partial(jax.lax.all_gather, axis_name=axes, tiled=True)
+        return jax.tree.map(gather, stacked(*args))
+
+    split = PartitionSpec(axes)
+    specs = (PartitionSpec(), split if per_task else PartitionSpec(), split)
+    return jax.shard_map(
+        gathered, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+    )
 
 
 def _update(optimizer, gradient, opt_state, params):

@@ -11,6 +11,9 @@ with contextlib.suppress(ImportError):
 
     torch.set_num_threads(1)
 
+# Two devices, so that dividing tasks among devices is tested on every machine.
+jax.config.update("jax_num_cpu_devices", 2)
+
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 

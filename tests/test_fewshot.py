@@ -1,6 +1,8 @@
 """The few-shot experiment: whole runs, resumed runs, and what bad input gives."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +138,38 @@ def test_the_same_seed_gives_the_same_run_and_another_another(flags, tmp_path):
     assert outcomes[0][0] != outcomes[2][0]
 
 
+@pytest.mark.parametrize("name, wanted", [("float32", "HIGHEST"), ("tensorfloat32", "HIGH")])
+def test_a_run_has_the_precision_of_its_configuration(name, wanted):
+    config = training.FewShotConfig(ways=2, shots=1, query_shots=2, width=1, precision=name)
+    program = training.make_program(config, (16, 16, 1))
+    key = jax.random.key(0)
+    images = jax.ShapeDtypeStruct((3, 4, 16, 16, 1), np.uint8)
+    counts = jax.ShapeDtypeStruct((3,), np.int32)
+    data = data_module.ImageSet(images, counts, ("a", "b", "c"), (0.0,), (1.0,))
+    state, tasks = jax.eval_shape(program.init, key), jax.eval_shape(program.tasks, key, data)
+    with jax.default_matmul_precision("bfloat16"):  # the configuration's counts, not this
+        texts = (
+            jax.jit(program.train).lower(state, key, data, 1).as_text(),
+            jax.jit(program.evaluate).lower(state.meta.params, state.meta.mask, key, tasks).as_text(),
+        )
+    for text in texts:
+        assert set(re.findall(r"precision = \[(\w+), (\w+)\]", text)) == {(wanted, wanted)}
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(flags, tmp_path):
+    fewshot.main(flags)
+    run = tmp_path / "run"
+    whole = outcome(run)
+    record = json.loads((run / "config.json").read_text())
+    del record["config"]["precision"]
+    (run / "config.json").write_text(json.dumps(record))
+    for name in ("2", "3"):
+        shutil.rmtree(run / "checkpoints" / name)
+    (run / "result.json").unlink()
+    fewshot.main([f"--resume={run}"])
+    assert outcome(run) == whole
+
+
 def test_seeds_side_by_side_are_the_seeds_alone(flags, tmp_path):
     fewshot.main([*flags, "--seeds=2", "--seed=3"])
     fewshot.main([*flags, "--seed=4", f"--out={tmp_path / 'alone'}"])
@@ -212,6 +246,7 @@ BAD = {
     "negative": (["--inner-lr=-1"], "inner_lr must be 0 or more"),
     "no tasks": (["--meta-batch-size=0"], "meta_batch_size must be 1 or more"),
     "sparsity": (["--initial-sparsity=2"], "initial_sparsity must lie in [0, 1]"),
+    "precision": (["--precision=float8"], "'float8'"),
     "mask init": (["--mask-init=xavier"], "mask_init must be kaiming"),
     "ways above the classes": (["--ways=4"], "ways"),
     "shots above the images": (["--shots=3"], "class"),

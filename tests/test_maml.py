@@ -2,13 +2,14 @@
 
 import functools
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import Classifier, classification_loss, classification_tasks, quick_jit, task_list
+from problems import WAYS, Classifier, classification_loss, classification_tasks, quick_jit, task_list
 
 import jaxsparse
 from jaxsparse import evaluate, gates, init_state, nn, sparse_maml_step
@@ -240,6 +241,37 @@ def test_no_second_compilation(caplog):
             state, _ = step(state, tasks)
     assert traces == traced > 0
     assert caplog.text == ""
+
+
+def lowered_step(model, params, tasks):
+    gate = gates.binary(ALPHA)
+    state = init_state(params, gate, SGD, SGD, jax.random.key(1))
+    options = {"loss_fn": jaxsparse.cross_entropy(model), "inner_steps": 2}
+    optimizers = {"theta_optimizer": SGD, "mask_optimizer": SGD}
+    return sparse_maml_step.lower(state, tasks, gate=gate, **options, **optimizers)
+
+
+def lowered_evaluation(model, params, tasks):
+    options = {"loss_fn": jaxsparse.cross_entropy(model), "inner_steps": 2}
+    return evaluate.lower(params, params, tasks, **options)
+
+
+@pytest.mark.parametrize("lowered", [lowered_step, lowered_evaluation])
+def test_products_are_float32_unless_the_caller_sets_a_precision(lowered):
+    # Conv4's layers have derivatives of their own, which must follow, too.
+    model = nn.conv4(ways=WAYS, width=2, image_shape=(16, 16, 3))
+    params, tasks = model.init(jax.random.key(0)), classification_tasks(0, shape=(16, 16, 3))
+
+    def precisions():
+        text = lowered(model, params, tasks).as_text()
+        assert text.count("dot_general") > 10
+        return set(re.findall(r"precision = \[(\w+), (\w+)\]", text))
+
+    assert precisions() == {("HIGHEST", "HIGHEST")}
+    for name, wanted in (("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT"), ("float32", "HIGHEST")):
+        with jax.default_matmul_precision(name):
+            assert precisions() == {(wanted, wanted)}
+    assert precisions() == {("HIGHEST", "HIGHEST")}
 
 
 def test_scan_over_meta_steps():

@@ -19,6 +19,7 @@ Method = Literal[
     "boil",
     "meta-sgd",
 ]
+Precision = Literal["float32", "tensorfloat32", "bfloat16"]
 Dataset = Literal["glyphs", "omniglot", "omniglot-1200", "mini_imagenet", "folder"]
 
 
@@ -84,6 +85,9 @@ class FewShotConfig:
     """validation tasks per epoch; the epoch of the best mean accuracy is the one tested"""
     test_tasks: int = 600
     """test tasks"""
+    precision: Precision = "float32"
+    """of matrix products, in JAX's words: the other two are TensorFloat-32 on NVIDIA GPUs, and
+    bfloat16 (in three passes, in one) on TPUs; on the CPU all are float32"""
     seed: int = 0
     """first seed: data order, initialisation and tasks all follow from it"""
     seeds: int = 1
@@ -120,6 +124,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "dataset": Dataset.__args__,  # type: ignore[attr-defined]
     "mask_optimizer": ("adam", "nesterov"),
     "schedule": ("constant", "cosine"),
+    "precision": Precision.__args__,  # type: ignore[attr-defined]
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse.data import ImageSet
 from jaxsparse.training.checkpoints import Checkpoints
@@ -16,6 +17,7 @@ from jaxsparse.training.program import (
     batch_count,
     evaluation_key,
     make_program,
+    task_mesh,
 )
 from jaxsparse.training.result import make_result
 from jaxsparse.training.run_folder import RunFolder
@@ -106,13 +108,14 @@ class _Run:
         self.checkpoints = Checkpoints(folder.path / "checkpoints")
         self.started = time.monotonic()
         seeds = range(config.seed, config.seed + config.seeds)
-        self.keys = jnp.stack([jax.random.key(seed) for seed in seeds])
-        self.data = jax.device_put(data)
-        self.program = make_program(config, data["train"].image_shape)
+        self.mesh = task_mesh(config)
+        self.keys = self.put(jnp.stack([jax.random.key(seed) for seed in seeds]))
+        self.data = self.put(data)
+        self.program = make_program(config, data["train"].image_shape, self.mesh)
         self.functions = self._jit()
         template = jax.eval_shape(self.functions["init"], self.keys)
         restored = self.checkpoints.restore(template, hooks.warn)
-        self.state = self.functions["init"](self.keys) if restored is None else restored
+        self.state = self.functions["init"](self.keys) if restored is None else self.put(restored)
         folder.keep_rows(self.epoch)
         if not folder.rows():
             row = {
@@ -123,6 +126,10 @@ class _Run:
             folder.add_row(row)
         self.saved_at = time.monotonic()
         self.seconds_per: dict[str, float] = {}  # meta-step, evaluation batch
+
+    def put(self, tree):
+        """`tree` on every device of the run."""
+        return jax.device_put(tree, self.mesh and NamedSharding(self.mesh, PartitionSpec()))
 
     def _jit(self):
         """The program's functions, compiled over the seeds; a lone seed is not vmapped."""

@@ -1,10 +1,14 @@
 """A few-shot run as pure functions of a state: train, validate, keep the best, test."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from jaxsparse.data import ImageSet, Task, sample_tasks
 from jaxsparse.gates import sparsity
@@ -51,7 +55,31 @@ class Program(NamedTuple):
     sparsity: Callable[[TrainState], Metrics]
 
 
-def make_program(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Program:
+def task_mesh(config: FewShotConfig) -> Mesh | None:
+    """The devices to divide a run's tasks among: as many of this machine's as divide its batches.
+
+    Args:
+      config: the run's configuration.
+
+    Returns:
+      A mesh for `make_program`; None where only one device can be used.
+
+    Example:
+      >>> program = make_program(config, (28, 28, 1), task_mesh(config))
+    """
+    devices = jax.local_devices()[: largest_share(config, jax.local_device_count())]
+    return Mesh(np.array(devices), ("tasks",)) if len(devices) > 1 else None
+
+
+def largest_share(config: FewShotConfig, limit: int) -> int:
+    """The most devices, up to `limit`, that training and evaluation batches divide among."""
+    batches = math.gcd(config.meta_batch_size, EVALUATION_BATCH)
+    return max(n for n in range(1, limit + 1) if batches % n == 0)
+
+
+def make_program(
+    config: FewShotConfig, image_shape: tuple[int, int, int], mesh: Mesh | None = None
+) -> Program:
     """The pure functions that a run of `config` is made of, for one seed.
 
     - `init(key) -> state`
@@ -66,6 +94,7 @@ def make_program(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Pr
     Args:
       config: the run's configuration.
       image_shape: (height, width, channels) of the data.
+      mesh: devices to divide the tasks of a batch among (`task_mesh`); by default one device.
 
     Returns:
       A `Program`. `vmap` its functions over states and keys to run seeds side by side.
@@ -115,6 +144,7 @@ def make_program(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Pr
             theta_optimizer=learner.theta_optimizer,
             mask_optimizer=learner.mask_optimizer,
             second_order=learner.second_order,
+            mesh=mesh,
         )
         totals = {name: total + metrics[name] for name, total in state.totals.items()}
         first_bad = ~jnp.isfinite(metrics["loss"]) & (state.bad_step < 0)
@@ -135,6 +165,7 @@ def make_program(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Pr
             loss_fn=learner.loss_fn,
             inner_steps=config.test_inner_steps,
             step_sizes_per_task=learner.gate.stochastic,
+            mesh=mesh,
         )
         return {name: metrics[name] for name in ("loss", "accuracy")}
 
@@ -157,7 +188,8 @@ def make_program(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Pr
         # A stochastic gate's is that of one fixed draw.
         return sparsity(learner.gate.apply(state.meta.mask, jax.random.key(_GATE)))
 
-    return Program(init, train, evaluation_tasks, evaluate_batch, finish_epoch, gate_sparsity)
+    functions = (init, train, evaluation_tasks, evaluate_batch, finish_epoch, gate_sparsity)
+    return Program(*(_at_precision(config.precision, function) for function in functions))
 
 
 def make_train(
@@ -212,6 +244,17 @@ def evaluation_key(key: jax.Array, split: str, batch: Any) -> jax.Array:
 def batch_count(tasks: int) -> int:
     """The number of evaluation batches that hold `tasks` tasks, the last perhaps in part."""
     return -(-tasks // EVALUATION_BATCH)
+
+
+def _at_precision(precision, function):
+    """`function`, traced with matrix products of that precision."""
+
+    @functools.wraps(function)
+    def traced(*args):
+        with jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return traced
 
 
 def _step_sizes(gate, mask, key, count):
