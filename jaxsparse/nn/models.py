@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxsparse.draws import draw_each, uniform
 from jaxsparse.nn import blocks, ops
 
 Params = dict[str, Any]
@@ -32,18 +33,18 @@ class Model(NamedTuple):
     apply: Callable[[Params, Array], Array]
 
 
-def _uniform(rngs: nnx.Rngs, shape: tuple[int, ...], bound: float) -> nnx.Param:
-    return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound))
+# (shape, bound) -> float32 values uniform within the bound; the modules ask in a fixed order.
+Draw = Callable[[tuple[int, ...], float], Array]
 
 
 class Conv(nnx.Module):
     """A 3x3 convolution's parameters, initialised as PyTorch's layer is."""
 
-    def __init__(self, inputs: int, features: int, use_bias: bool, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, features: int, use_bias: bool, *, draw: Draw):
         bound = 1 / math.sqrt(9 * inputs)
-        self.kernel = _uniform(rngs, (3, 3, inputs, features), bound)
+        self.kernel = nnx.Param(draw((3, 3, inputs, features), bound))
         if use_bias:
-            self.bias = _uniform(rngs, (features,), bound)
+            self.bias = nnx.Param(draw((features,), bound))
 
 
 class BatchNorm(nnx.Module):
@@ -60,10 +61,10 @@ class BatchNorm(nnx.Module):
 class Linear(nnx.Module):
     """An affine map, initialised as PyTorch's layer is, or Xavier-uniform with zero bias."""
 
-    def __init__(self, inputs: int, outputs: int, *, xavier: bool = False, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, xavier: bool = False, draw: Draw):
         bound = math.sqrt(6 / (inputs + outputs)) if xavier else 1 / math.sqrt(inputs)
-        self.kernel = _uniform(rngs, (inputs, outputs), bound)
-        self.bias = _uniform(rngs, (outputs,), 0.0 if xavier else bound)
+        self.kernel = nnx.Param(draw((inputs, outputs), bound))
+        self.bias = nnx.Param(draw((outputs,), 0.0 if xavier else bound))
 
     def __call__(self, x: Array) -> Array:
         return x @ self.kernel[...] + self.bias[...]
@@ -72,12 +73,12 @@ class Linear(nnx.Module):
 class Conv4(nnx.Module):
     """Four blocks of convolution, batch norm, ReLU and pooling, then a linear head."""
 
-    def __init__(self, ways: int, width: int, image_shape: Shape, use_bias: bool, rngs: nnx.Rngs):
+    def __init__(self, ways: int, width: int, image_shape: Shape, use_bias: bool, draw: Draw):
         h, w, c = image_shape
         for i in range(1, 5):
-            setattr(self, f"conv{i}", Conv(c if i == 1 else width, width, use_bias, rngs=rngs))
+            setattr(self, f"conv{i}", Conv(c if i == 1 else width, width, use_bias, draw=draw))
             setattr(self, f"norm{i}", BatchNorm(width))
-        self.head = Linear((h // 16) * (w // 16) * width, ways, rngs=rngs)
+        self.head = Linear((h // 16) * (w // 16) * width, ways, draw=draw)
 
     def __call__(self, x: Array) -> Array:
         for i in range(1, 5):
@@ -91,12 +92,12 @@ class Conv4(nnx.Module):
 class MLP(nnx.Module):
     """Linear layers with ReLU between them, on the flattened image."""
 
-    def __init__(self, ways: int, hidden: Sequence[int], image_shape: Shape, rngs: nnx.Rngs):
+    def __init__(self, ways: int, hidden: Sequence[int], image_shape: Shape, draw: Draw):
         sizes = (math.prod(image_shape), *hidden)
         self.depth = len(hidden)
         for i in range(self.depth):
-            setattr(self, f"dense{i + 1}", Linear(sizes[i], sizes[i + 1], rngs=rngs))
-        self.head = Linear(sizes[-1], ways, rngs=rngs)
+            setattr(self, f"dense{i + 1}", Linear(sizes[i], sizes[i + 1], draw=draw))
+        self.head = Linear(sizes[-1], ways, draw=draw)
 
     def __call__(self, x: Array) -> Array:
         x = x.reshape(x.shape[0], -1)
@@ -108,9 +109,9 @@ class MLP(nnx.Module):
 class ResidualConv(nnx.Module):
     """Convolution without bias, Xavier-uniform, then batch norm."""
 
-    def __init__(self, size: int, inputs: int, features: int, *, rngs: nnx.Rngs):
+    def __init__(self, size: int, inputs: int, features: int, *, draw: Draw):
         bound = math.sqrt(6 / (size * size * (inputs + features)))
-        self.kernel = _uniform(rngs, (size, size, inputs, features), bound)
+        self.kernel = nnx.Param(draw((size, size, inputs, features), bound))
         self.norm = BatchNorm(features)
 
     def __call__(self, x: Array) -> Array:
@@ -120,11 +121,11 @@ class ResidualConv(nnx.Module):
 class Residual(nnx.Module):
     """Three convolutions and a 1x1 skip; the last activation follows the sum."""
 
-    def __init__(self, inputs: int, features: int, *, rngs: nnx.Rngs):
-        self.conv1 = ResidualConv(3, inputs, features, rngs=rngs)
-        self.conv2 = ResidualConv(3, features, features, rngs=rngs)
-        self.conv3 = ResidualConv(3, features, features, rngs=rngs)
-        self.skip = ResidualConv(1, inputs, features, rngs=rngs)
+    def __init__(self, inputs: int, features: int, *, draw: Draw):
+        self.conv1 = ResidualConv(3, inputs, features, draw=draw)
+        self.conv2 = ResidualConv(3, features, features, draw=draw)
+        self.conv3 = ResidualConv(3, features, features, draw=draw)
+        self.skip = ResidualConv(1, inputs, features, draw=draw)
 
     def __call__(self, x: Array) -> Array:
         y = nnx.leaky_relu(self.conv1(x), 0.01)
@@ -135,13 +136,13 @@ class Residual(nnx.Module):
 class ResNet12(nnx.Module):
     """Four residual blocks, pooled after the first three, and a linear head on the mean."""
 
-    def __init__(self, ways: int, channels: Sequence[int], image_shape: Shape, rngs: nnx.Rngs):
+    def __init__(self, ways: int, channels: Sequence[int], image_shape: Shape, draw: Draw):
         inputs = (image_shape[2], *channels)
-        self.block1 = Residual(inputs[0], inputs[1], rngs=rngs)
-        self.block2 = Residual(inputs[1], inputs[2], rngs=rngs)
-        self.block3 = Residual(inputs[2], inputs[3], rngs=rngs)
-        self.block4 = Residual(inputs[3], inputs[4], rngs=rngs)
-        self.head = Linear(channels[3], ways, xavier=True, rngs=rngs)
+        self.block1 = Residual(inputs[0], inputs[1], draw=draw)
+        self.block2 = Residual(inputs[1], inputs[2], draw=draw)
+        self.block3 = Residual(inputs[2], inputs[3], draw=draw)
+        self.block4 = Residual(inputs[3], inputs[4], draw=draw)
+        self.head = Linear(channels[3], ways, xavier=True, draw=draw)
 
     def __call__(self, x: Array) -> Array:
         x = ops.max_pool(self.block1(x))
@@ -151,12 +152,21 @@ class ResNet12(nnx.Module):
         return self.head(jnp.mean(x, (1, 2), dtype=jnp.float32).astype(x.dtype))
 
 
-def _model(build: Callable[[nnx.Rngs], nnx.Module], image_shape: Shape) -> Model:
+def _model(build: Callable[[Draw], nnx.Module], image_shape: Shape) -> Model:
+    asked: list[tuple[tuple[int, ...], float]] = []
+
+    def note(shape: tuple[int, ...], bound: float) -> Array:
+        asked.append((shape, bound))
+        return jnp.zeros(shape)
+
     # The structure of the module is fixed here, once; `apply` only fills in the arrays.
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build(note)))
 
     def init(key: Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key))))
+        # One key per tensor, as nnx.Rngs makes them; drawn together, as that compiles faster.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(asked)))
+        values = iter(draw_each(_uniform, keys, asked))
+        return nnx.to_pure_dict(nnx.state(build(lambda shape, bound: next(values))))
 
     def apply(params: Params, images: Array) -> Array:
         if images.ndim != 4 or images.shape[1:] != image_shape:
@@ -165,6 +175,11 @@ def _model(build: Callable[[nnx.Rngs], nnx.Module], image_shape: Shape) -> Model
         return module(images.astype(params["head"]["kernel"].dtype))
 
     return Model(init, apply)
+
+
+def _uniform(key: Array, wanted: tuple[tuple[int, ...], float]) -> Array:
+    shape, bound = wanted
+    return uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def _positive(**sizes: Any) -> None:
@@ -207,7 +222,7 @@ def conv4(
     _positive(ways=ways, width=width, image_shape=image_shape)
     if min(image_shape[:2]) < 16:
         raise ValueError(f"image_shape: got {image_shape}, want (h, w, c) with h, w >= 16")
-    return _model(lambda rngs: Conv4(ways, width, image_shape, use_bias, rngs), image_shape)
+    return _model(lambda draw: Conv4(ways, width, image_shape, use_bias, draw), image_shape)
 
 
 def mlp(ways: int, hidden: Sequence[int] = (100, 100), image_shape: Shape = (28, 28, 1)) -> Model:
@@ -230,7 +245,7 @@ def mlp(ways: int, hidden: Sequence[int] = (100, 100), image_shape: Shape = (28,
       ['dense1', 'head']
     """
     _positive(ways=ways, hidden=tuple(hidden), image_shape=image_shape)
-    return _model(lambda rngs: MLP(ways, hidden, image_shape, rngs), image_shape)
+    return _model(lambda draw: MLP(ways, hidden, image_shape, draw), image_shape)
 
 
 def resnet12(
@@ -265,4 +280,4 @@ def resnet12(
     _positive(ways=ways, channels=tuple(channels), image_shape=image_shape)
     if len(channels) != 4 or min(image_shape[:2]) < 8:
         raise ValueError(f"channels: got {channels}, want four, on images of at least 8x8 pixels")
-    return _model(lambda rngs: ResNet12(ways, channels, image_shape, rngs), image_shape)
+    return _model(lambda draw: ResNet12(ways, channels, image_shape, draw), image_shape)

@@ -125,15 +125,61 @@ def conv_quads(images: Array, kernel: Array) -> Grid:
     return _forward(images, kernel)[0]
 
 
+# Floats of all sixteen tile arrays of a piece of the batch: what a processor's cache holds.
+_PIECE = 1_000_000
+
+
+def _pieces(images: Array) -> int:
+    """Into how many equal pieces to cut a batch, so that the tiles of one stay in the cache."""
+    n, h, w, c = images.shape
+    one = 16 * ((h + 1) // 2) * ((w + 1) // 2) * c
+    fits = [p for p in range(1, n + 1) if n % p == 0 and n // p * one <= _PIECE]
+    return min(fits, default=n)
+
+
+def _cut(tree, pieces: int):
+    return jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), tree)
+
+
+def _whole(tree):
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
 def _forward(images: Array, kernel: Array) -> tuple[Grid, tuple]:
-    tiles, weights = _tiles(images), _kernel_to_tile(kernel)
+    weights = _kernel_to_tile(kernel)
+    pieces = _pieces(images)
+    if pieces == 1:
+        tiles = _tiles(images)
+        return _forward_piece(tiles, weights), (tiles, images[:0], weights)
+    quads = lax.map(lambda x: _forward_piece(_tiles(x), weights), _cut(images, pieces))
+    return _whole(quads), (None, images, weights)
+
+
+def _forward_piece(tiles: Grid, weights: Grid) -> Grid:
     products = [[tiles[u][v] @ weights[u][v] for v in range(4)] for u in range(4)]
-    quads = lax.optimization_barrier(_both_ways(_output, products))
-    return quads, (tiles, weights, images[:0])  # the last carries a shape and no data
+    return lax.optimization_barrier(_both_ways(_output, products))
 
 
 def _backward(saved: tuple, gradients: Grid) -> tuple[Array, Array]:
-    tiles, weights, like = saved
+    tiles, images, weights = saved
+    size = images.shape[1:3]
+    if tiles is not None:
+        d_images, d_weights = _backward_piece(tiles, weights, gradients, size)
+        return d_images, _tile_to_kernel(d_weights)
+    pieces = _pieces(images)
+
+    def piece(total: Grid, parts: tuple[Array, Grid]) -> tuple[Grid, Array]:
+        d_images, d_weights = _backward_piece(_tiles(parts[0]), weights, parts[1], size)
+        return jax.tree.map(jnp.add, total, d_weights), d_images
+
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    d_weights, d_images = lax.scan(piece, zeros, _cut((images, gradients), pieces))
+    return _whole(d_images), _tile_to_kernel(d_weights)
+
+
+def _backward_piece(
+    tiles: Grid, weights: Grid, gradients: Grid, size: tuple[int, ...]
+) -> tuple[Array, Grid]:
     gradients = lax.optimization_barrier(gradients)  # read sixteen times, made once
     products = lax.optimization_barrier(_both_ways(_output_transposed, gradients))
     inputs, outputs = weights[0][0].shape
@@ -145,7 +191,7 @@ def _backward(saved: tuple, gradients: Grid) -> tuple[Array, Array]:
     kernel = [[kernel_part(u, v) for v in range(4)] for u in range(4)]
     back = [[products[u][v] @ weights[u][v].T for v in range(4)] for u in range(4)]
     back = lax.optimization_barrier(back)
-    return _images_gradient(back, *like.shape[1:3]), _tile_to_kernel(kernel)
+    return _images_gradient(back, size[0], size[1]), kernel
 
 
 conv_quads.defvjp(_forward, _backward)
