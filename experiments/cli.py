@@ -127,7 +127,7 @@ def use_cores(count: int) -> None:
     import jax
 
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if jax.config.read("jax_num_cpu_devices") == -1 and not chosen:
+    if jax.config.jax_num_cpu_devices == -1 and not chosen:  # type: ignore[attr-defined]
         with contextlib.suppress(RuntimeError):  # JAX is running already
             jax.config.update("jax_num_cpu_devices", count)
 

@@ -3,6 +3,7 @@
 from jaxsparse import data, gates, nn
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt
+from jaxsparse.lamaml import LaMAMLState, init_lamaml_state, lamaml_step
 from jaxsparse.losses import cross_entropy
 from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
 from jaxsparse.straight_through import binary_mask, relu_mask
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Gate",
+    "LaMAMLState",
     "MetaState",
     "adapt",
     "binary_mask",
@@ -18,7 +20,9 @@ __all__ = [
     "data",
     "evaluate",
     "gates",
+    "init_lamaml_state",
     "init_state",
+    "lamaml_step",
     "nn",
     "relu_mask",
     "sparse_maml_step",

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.checks import check_floating, leaves_by_name, path_name
+from jaxsparse.draws import draw_each, uniform
 from jaxsparse.straight_through import binary_mask, relu_mask
 
 Tree = Any
@@ -309,7 +310,7 @@ def _initialiser(init: Init, initial_sparsity: float = 0.5) -> Callable:
 
     def leaf_init(key, leaf):
         if isinstance(init, tuple):
-            return jax.random.uniform(key, leaf.shape, leaf.dtype, *init)
+            return uniform(key, leaf.shape, leaf.dtype, *init)
         if init == "kaiming":
             return _centred(key, leaf, initial_sparsity)
         return jnp.full(leaf.shape, float(init), leaf.dtype)
@@ -318,13 +319,14 @@ def _initialiser(init: Init, initial_sparsity: float = 0.5) -> Callable:
         check_floating("params", params)
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(key, len(leaves))
-        return jax.tree.unflatten(tree, map(leaf_init, keys, leaves))
+        specs = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+        return jax.tree.unflatten(tree, draw_each(leaf_init, keys, specs))
 
     return initialise
 
 
 def _centred(key, leaf, initial_sparsity):
-    fan_in = jnp.size(leaf) // leaf.shape[-1] if leaf.ndim > 1 else None
+    fan_in = leaf.size // leaf.shape[-1] if leaf.ndim > 1 else None
     bound = (6.0 / fan_in) ** 0.5 if fan_in else 0.5
     values = _uniform(key, leaf.shape, leaf.dtype, bound)
     # Uniform values within the bound, moved up by bound * (1 - 2 s), are below zero with
@@ -333,7 +335,7 @@ def _centred(key, leaf, initial_sparsity):
 
 
 def _uniform(key, shape, dtype, bound):
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return uniform(key, shape, dtype, -bound, bound)
 
 
 def _fixed(rate: Callable[[str], float], head: str | None = None) -> Gate:

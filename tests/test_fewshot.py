@@ -147,10 +147,11 @@ def test_a_run_has_the_precision_of_its_configuration(name, wanted):
     counts = jax.ShapeDtypeStruct((3,), np.int32)
     data = data_module.ImageSet(images, counts, ("a", "b", "c"), (0.0,), (1.0,))
     state, tasks = jax.eval_shape(program.init, key), jax.eval_shape(program.tasks, key, data)
+    learned = state.meta.params, state.meta.mask
     with jax.default_matmul_precision("bfloat16"):  # the configuration's counts, not this
         texts = (
             jax.jit(program.train).lower(state, key, data, 1).as_text(),
-            jax.jit(program.evaluate).lower(state.meta.params, state.meta.mask, key, tasks).as_text(),
+            jax.jit(program.evaluate).lower(*learned, key, tasks).as_text(),
         )
     for text in texts:
         assert set(re.findall(r"precision = \[(\w+), (\w+)\]", text)) == {(wanted, wanted)}

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import WAYS, Classifier, classification_loss, classification_tasks, quick_jit, task_list
+from problems import (
+    WAYS,
+    Classifier,
+    classification_loss,
+    classification_tasks,
+    quick_jit,
+    task_list,
+)
 
 import jaxsparse
 from jaxsparse import evaluate, gates, init_state, nn, sparse_maml_step
@@ -268,7 +275,8 @@ def test_products_are_float32_unless_the_caller_sets_a_precision(lowered):
         return set(re.findall(r"precision = \[(\w+), (\w+)\]", text))
 
     assert precisions() == {("HIGHEST", "HIGHEST")}
-    for name, wanted in (("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT"), ("float32", "HIGHEST")):
+    wanted_by_name = {"tensorfloat32": "HIGH", "bfloat16": "DEFAULT", "float32": "HIGHEST"}
+    for name, wanted in wanted_by_name.items():
         with jax.default_matmul_precision(name):
             assert precisions() == {(wanted, wanted)}
     assert precisions() == {("HIGHEST", "HIGHEST")}

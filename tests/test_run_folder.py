@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jaxsparse.training import RunError, RunFolder, WriteError
 from jaxsparse.training.checkpoints import Checkpoints
@@ -159,6 +160,35 @@ def test_the_events_hold_the_rows_scalars(folder):
         if event.step == 30
     }
     assert values == {"loss": 0.25, "sparsity/total": 0.5}
+
+
+def test_the_row_before_training_reaches_tensorboard_with_the_first_epochs(folder):
+    folder.add_row(row(0))
+    assert not events(folder.path)
+    stopped_and_resumed = RunFolder(folder.path)
+    stopped_and_resumed.keep_rows(0)
+    stopped_and_resumed.add_row(row(1))
+    scalars = [
+        (event.step, value.tag) for event in events(folder.path) for value in event.summary.value
+    ]
+    assert scalars == [(step, tag) for step in (0, 10) for tag in ("loss", "sparsity/total")]
+
+
+def test_a_run_that_goes_on_tells_tensorboard_from_where(folder):
+    folder.add_row(row(0))
+    folder.add_row(row(1))
+    folder.keep_rows(0)
+    folder.add_row(row(1))
+    starts = [e for e in events(folder.path) if e.session_log.status == SessionLog.START]
+    assert [event.step for event in starts] == [1]
+
+
+def test_a_run_starts_without_importing_what_takes_seconds():
+    program = "import sys, experiments.report; print({'torch', 'tensorboardX'} & set(sys.modules))"
+    python = [sys.executable, "-c", program]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(python, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_one_writer_at_a_time(folder):

@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jaxsparse.training.errors import RunError, one_line, writing
+
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
 
 
 class RunFolder:
@@ -31,6 +31,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self._events: EventsWriter | None = None
+        self._waiting: list[tuple[int, dict[str, float] | None]] = []  # for TensorBoard
 
     # ---- opening
 
@@ -136,28 +137,43 @@ class RunFolder:
             text = "".join(json.dumps(row) + "\n" for row in kept)
             _replace_text(self.path / "metrics.jsonl", text)
             if kept:
-                # TensorBoard forgets what an earlier process wrote from this step on.
-                start = SessionLog(status=SessionLog.START)
-                self._write_event(Event(step=kept[-1]["step"] + 1, session_log=start))
+                self._waiting.append((kept[-1]["step"] + 1, None))
+                if len(kept) == 1:  # then it was still waiting when the run was stopped
+                    self._waiting.insert(0, (kept[0]["step"], _scalars(kept[0])))
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append an epoch's metrics to metrics.jsonl and to the TensorBoard events."""
         with writing(self.path):
             _append_line(self.path / "metrics.jsonl", row)
-            for name, value in _flat(row):
-                if name not in ("epoch", "step"):
-                    scalar = summary.scalar(name, value)
-                    self._write_event(Event(step=row["step"], summary=scalar))
-            if self._events is not None:
-                self._events.flush()
+            self._waiting.append((row["step"], _scalars(row)))
+            # tensorboardX takes seconds to import where PyTorch is installed: what is there before
+            # the first epoch waits for its end, so that the run starts at once.
+            if row["epoch"] > 0:
+                self._write_events()
 
-    def _write_event(self, event: Event) -> None:
+    def _write_events(self) -> None:
         # Written here and not by tensorboardX's SummaryWriter, whose background thread would
         # meet a full disk where nobody can report it.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         if self._events is None:
             self._events = EventsWriter(str(self.path / "events"))
-        event.wall_time = time.time()
-        self._events.write_event(event)
+        while self._waiting:
+            step, scalars = self._waiting.pop(0)
+            if scalars is None:  # TensorBoard forgets what an earlier process wrote from here on
+                start = SessionLog(status=SessionLog.START)
+                self._events.write_event(Event(step=step, session_log=start, wall_time=time.time()))
+            for name, value in (scalars or {}).items():
+                one = summary.scalar(name, value)
+                self._events.write_event(Event(step=step, summary=one, wall_time=time.time()))
+        self._events.flush()
+
+
+def _scalars(row: dict[str, Any]) -> dict[str, float]:
+    """What TensorBoard shows of a row."""
+    return {name: value for name, value in _flat(row) if name not in ("epoch", "step")}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

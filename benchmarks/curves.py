@@ -1,0 +1,209 @@
+"""Time and memory of the meta-step along one setting at a time."""
+
+import concurrent.futures
+import dataclasses
+import gc
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, measure, probe, report
+from benchmarks.cases import Case
+from benchmarks.families import SPARSE_MAML, Contestant, Trees
+
+OURS, CONTEXT = "jaxsparse", "channels_last"
+TOLERANCE = 0.05
+BASE = Case(tasks=2, width=32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Cases that differ in one setting.
+
+    Attributes:
+      name: of the setting.
+      label: of the axis.
+      cases: the case at each value of the setting.
+      forms: the contestants; the others have to agree with the first.
+    """
+
+    name: str
+    label: str
+    cases: dict[int, Case]
+    forms: tuple[str, ...] = (OURS, CONTEXT)
+
+
+def curves(base: Case = BASE) -> tuple[Curve, ...]:
+    """The curves through `base`."""
+
+    def along(field: str, values: Sequence[int]) -> dict[int, Case]:
+        fields: dict[str, Any] = dataclasses.asdict(base)
+        return {value: Case(**{**fields, field: value}) for value in values}
+
+    sizes = {
+        size: dataclasses.replace(base, image=(size, size, base.image[2]))
+        for size in (28, 42, 56, 84)
+    }
+    return (
+        Curve("inner steps", "inner steps K", along("inner_steps", (1, 2, 5, 10, 20, 50, 100))),
+        Curve("tasks", "tasks", along("tasks", (1, 2, 4, 8, 16, 32, 64))),
+        Curve("width", "width", along("width", (16, 32, 64, 128))),
+        Curve("seeds", "seeds", along("seeds", (1, 2, 4, 8)), ("seeds vmapped", "seeds mapped")),
+        Curve("image size", "image size, pixels", sizes),
+    )
+
+
+def trace(
+    curve: Curve,
+    forms: Sequence[str],
+    setting: measure.Setting,
+    cache: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Time (in this process, in turn) and memory (each in its own) of every point of a curve.
+
+    Args:
+      curve: what to measure.
+      forms: the contestants, of those of the curve.
+      setting: how to measure.
+      cache: folder of compiled programs, shared with the processes that measure memory.
+      say: called with what is being done.
+
+    Raises:
+      Mismatch: two contestants do not agree on the first step of a case.
+    """
+    points = {(x, form): case for x, case in curve.cases.items() for form in forms}
+    say(f"{curve.name}: compilation")
+    contestants = _agreeing(points, setting)
+    say(f"{curve.name}: {setting.repeats} rounds of {len(points)} meta-steps")
+    seconds = measure.timed(contestants, setting.repeats)
+    contestants.clear()
+    gc.collect()
+    rows = [
+        {"x": x, "form": form, "median_s": statistics.median(runs), "seconds": runs}
+        for (x, form), runs in seconds.items()
+    ]
+    if setting.probe:
+        say(f"{curve.name}: memory")
+        memories = _memories(points, setting, cache)
+        rows = [{**row, **memory} for row, memory in zip(rows, memories, strict=True)]
+    base = dataclasses.asdict(next(iter(curve.cases.values())))
+    return {"name": curve.name, "label": curve.label, "first_case": base, "points": rows}
+
+
+def _agreeing(
+    points: dict[tuple[int, str], Case], setting: measure.Setting
+) -> dict[tuple[int, str], Contestant]:
+    contestants: dict[tuple[int, str], Contestant] = {}
+    references: dict[Case, measure.Reference] = {}
+    for (x, form), case in points.items():
+        arrays: Trees = SPARSE_MAML.draw(case)
+        contestant = SPARSE_MAML.make(form, case, arrays, setting.device, setting.precision)
+        one_seed = dataclasses.replace(case, seeds=1)  # every seed takes the same step here
+        if one_seed in references:
+            contestant.step()
+            measure.check(f"{form} at {x}", contestant, references[one_seed], setting.precision)
+        else:
+            references[one_seed] = measure.reference_step(contestant, arrays)
+        contestants[x, form] = contestant
+    return contestants
+
+
+def _memories(
+    points: dict[tuple[int, str], Case], setting: measure.Setting, cache: Path
+) -> list[dict[str, int]]:
+    # Side by side, one process per core: what is measured is memory, and not on a shared GPU.
+    workers = machine.cores() if setting.device == "cpu" else 1
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        waiting = [
+            pool.submit(_memory, form, case, setting, cache) for (_, form), case in points.items()
+        ]
+        return [future.result() for future in waiting]
+
+
+def _memory(form: str, case: Case, setting: measure.Setting, cache: Path) -> dict[str, int]:
+    # A second time if a program was not found: compilation takes more memory than the steps, and
+    # the cache tells programs apart by how often their parts were traced before, too.
+    for _ in range(2):
+        done = probe.in_new_process(
+            SPARSE_MAML, form, case, setting.device, setting.precision, cache=cache, steps=2
+        )
+        if not done["cache_misses"]:
+            break
+    peak, base = done["peak_bytes"], done["base_bytes"]
+    program = {name: done[name] for name in ("temp_bytes",) if name in done}
+    return {"peak_bytes": peak, "base_bytes": base, "own_bytes": peak - base, **program}
+
+
+def verdicts(traced: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the curves of ours say about two promises: constant memory, constant time per task."""
+    found = {curve["name"]: curve["points"] for curve in traced}
+    out = []
+    for what, field in (
+        ("growth of the process's memory", "own_bytes"),
+        ("memory of the compiled program", "temp_bytes"),
+    ):
+        steps = _of_ours(found.get("inner steps", []), field)
+        if {5, 100} <= steps.keys():
+            out.append(_verdict(f"{what}, K = 100 / K = 5", steps[100] / steps[5]))
+    tasks = _of_ours(found.get("tasks", []), "median_s")
+    if len(tasks) > 1:
+        per_task = {count: seconds / count for count, seconds in tasks.items()}
+        first = per_task.pop(min(per_task))
+        out.append(_verdict("time per task, largest / at 1 task", max(per_task.values()) / first))
+    return out
+
+
+def _of_ours(points: Sequence[dict[str, Any]], field: str) -> dict[int, float]:
+    return {p["x"]: p[field] for p in points if p["form"] == OURS and field in p}
+
+
+def _verdict(what: str, ratio: float) -> dict[str, Any]:
+    return {"what": what, "ratio": ratio, "limit": 1 + TOLERANCE, "holds": ratio <= 1 + TOLERANCE}
+
+
+def verdict_line(verdict: dict[str, Any]) -> str:
+    """A verdict as a sentence."""
+    word = "holds" if verdict["holds"] else "DOES NOT HOLD"
+    return f"{verdict['what']}: {verdict['ratio']:.3f} (at most {verdict['limit']:.2f}): {word}"
+
+
+def columns(curve: dict[str, Any]) -> list[str]:
+    """The headings of a curve's table."""
+    name = curve["name"]
+    return [
+        name,
+        "form",
+        "ms per meta-step",
+        f"the same / {name}",
+        "memory growth, MB",
+        "program, MB",
+    ]
+
+
+def table_rows(curve: dict[str, Any]) -> list[list[str]]:
+    """A curve's table, a line for each point."""
+    return [
+        [
+            str(point["x"]),
+            point["form"],
+            f"{1e3 * point['median_s']:.1f}",
+            f"{1e3 * point['median_s'] / point['x']:.2f}",
+            *(
+                f"{point[name] / 1e6:.1f}" if name in point else "-"
+                for name in ("own_bytes", "temp_bytes")
+            ),
+        ]
+        for point in curve["points"]
+    ]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """All curves as a Markdown document."""
+    lines = ["# The meta-step along one setting at a time", "", report.machine_line(results), ""]
+    lines += [f"- {verdict_line(verdict)}" for verdict in results["verdicts"]] + [""]
+    for curve in results["curves"]:
+        lines += [f"## {curve['name']}", ""]
+        lines += [report.markdown_table(columns(curve), table_rows(curve))]
+    return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""The machine that is measured: what it is, how fast it multiplies, how much memory is in use."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Device, cores and versions: what is needed to tell where numbers are from."""
+    versions = {"python": platform.python_version()}
+    for package in ("jaxsparse", "jax", "jaxlib", "optax", "torch", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": device_name(device),
+        "kind": device,
+        "cores": cores(),
+        "processor": _processor(),
+        "load_average": os.getloadavg()[0],
+        "system": platform.platform(),
+        "versions": versions,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_name(device: str) -> str:
+    """The processor's or the GPU's own name."""
+    if device == "cpu":
+        return _processor()
+    import jax
+
+    return jax.devices()[0].device_kind
+
+
+def slug(description: dict[str, Any]) -> str:
+    """A folder's name for the machine."""
+    name = description["device"]
+    if description["kind"] == "cpu":
+        name = f"cpu {name} {description['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+MATMUL_SIZE = {"cpu": 2048, "gpu": 8192}
+
+
+def matmul_rate(device: str, precision: str, with_torch: bool, repeats: int = 7) -> dict[str, Any]:
+    """Operations per second of a large square matrix product: the roofline.
+
+    Returns:
+      The best rate of each framework, and "best", the larger one.
+    """
+    size = MATMUL_SIZE[device]
+    seconds = {"jax": _jax_matmul_seconds(size, precision, repeats)}
+    if with_torch:
+        from benchmarks import peers
+
+        seconds["torch"] = peers.matmul_seconds(size, device, precision, repeats)
+    rates = {name: 2 * size**3 / min(runs) for name, runs in seconds.items()}
+    return {"size": size, **rates, "best": max(rates.values())}
+
+
+def _jax_matmul_seconds(size: int, precision: str, repeats: int) -> list[float]:
+    import jax
+
+    with jax.default_matmul_precision(precision):
+        product = jax.jit(jax.numpy.matmul)
+        a, b = jax.random.uniform(jax.random.key(0), (2, size, size))
+        seconds = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            product(a, b).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def memory(device: str) -> dict[str, int]:
+    """Bytes in use by this process now, and at their peak: of the device where that is a GPU."""
+    if device == "cpu":
+        return _process_memory()
+    if "torch" in sys.modules:
+        import torch
+
+        return {"now": torch.cuda.memory_allocated(), "peak": torch.cuda.max_memory_allocated()}
+    import jax
+
+    stats = jax.devices()[0].memory_stats() or {}
+    return {"now": stats["bytes_in_use"], "peak": stats["peak_bytes_in_use"]}
+
+
+def _process_memory() -> dict[str, int]:
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: Linux hands its peak down from the process that started this one.
+        sizes = dict(re.findall(r"^Vm(HWM|RSS):\s*(\d+) kB$", status.read_text(), re.MULTILINE))
+        if len(sizes) == 2:
+            return {"now": 1024 * int(sizes["RSS"]), "peak": 1024 * int(sizes["HWM"])}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"now": peak, "peak": peak}

@@ -1,0 +1,156 @@
+"""Seconds from the start of the process to the first finished training step of the main job.
+
+python -m benchmarks.startup
+python -m benchmarks.startup --repeats 1 --out startup.json
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from benchmarks import machine
+from experiments import cli
+
+PROG = "python -m benchmarks.startup"
+ROOT = Path(__file__).resolve().parent.parent
+JOB = ("--shots=5",)  # the quick start's
+
+# What the cache folder holds when the process starts.
+CASES = {
+    "empty": "nothing kept from an earlier run: the letters are drawn, too",
+    "cold": "letters drawn before, no compiled programs",
+    "warm": "letters and compiled programs kept",
+}
+STAGES = ("imports", "data", "set_up", "compile", "first_step")
+
+Seconds = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Time the start of the main job in fresh processes, its caches empty, cold and warm."""
+
+    repeats: int = 3
+    """processes of each kind; the medians are reported"""
+    out: Path | None = None
+    """file of the results; default: startup.json in the machine's folder in benchmarks/results"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Read the flags, measure, report."""
+    flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
+    if flags.repeats < 1:
+        cli.fail(f"--repeats must be at least 1, got {flags.repeats}")
+    from benchmarks import report
+
+    with cli.one_line_errors():
+        about = machine.describe("cpu")
+        folder = ROOT / "benchmarks" / "results" / machine.slug(about)
+        out = flags.out or folder / "startup.json"
+        report.prepare(out.parent)
+        runs = measure(flags.repeats)
+        middle = {name: medians(of) for name, of in runs.items()}
+        results = {name: {"median": middle[name], "runs": runs[name]} for name in CASES}
+        record = {"job": " ".join(JOB), "cases": CASES, "machine": about, "seconds": results}
+        report.publish(out.parent, out.name, report.to_json(record))
+        for name in CASES:
+            print(line(name, middle[name]))
+        print(f"results: {out}")
+
+
+def measure(repeats: int, job: Sequence[str] = JOB) -> dict[str, list[Seconds]]:
+    """Start the job `repeats` times with each state of the cache; the stages of every start."""
+    runs: dict[str, list[Seconds]] = {name: [] for name in CASES}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as cache:
+            for name in CASES:  # each leaves behind what the next one wants to find
+                if name == "cold":
+                    shutil.rmtree(Path(cache) / "xla")
+                runs[name].append(stages(start(Path(cache), job)))
+    return runs
+
+
+def start(cache: Path, job: Sequence[str]) -> Seconds:
+    """Run the job in a fresh process up to its second meta-step; seconds to each of its marks."""
+    hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"JAXSPARSE_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "marks.json"
+        program = "from benchmarks import startup; startup.take_two_steps()"
+        command = [sys.executable, "-c", program, str(time.time()), str(record)]
+        command += [*job, f"--out={folder}/run"]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
+        if not record.exists():
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            cli.fail(f"the job ended before its second step: {lines[-1][:300]}", status=1)
+        return json.loads(record.read_text())
+
+
+def take_two_steps() -> NoReturn:
+    """In the fresh process: the job with a clock at its seams, ended after the second step."""
+    started, record, *job = sys.argv[1:]
+    from experiments import fewshot, report
+
+    marks: Seconds = {}
+    load_data = fewshot.load_data
+
+    def mark(name: str) -> None:
+        marks.setdefault(name, time.time() - float(started))
+
+    def timed_load_data(config: Any) -> Any:
+        mark("imports")
+        data = load_data(config)
+        mark("data")
+        return data
+
+    def progress(_: Any, told: Any) -> None:
+        mark(("set_up", "first_step", "second_step")[told.step])
+        if told.step == 1:
+            marks["processor"] = time.process_time()
+        elif told.step == 2:
+            Path(record).write_text(json.dumps(marks))
+            os._exit(0)
+
+    fewshot.load_data = timed_load_data
+    setattr(report.ConsoleReport, "progress", progress)  # noqa: B010
+    fewshot.main(job)
+    sys.exit("it has fewer than two steps")
+
+
+def stages(marks: Seconds) -> Seconds:
+    """The seconds of each stage, their total, and the processor's seconds, which a busy machine
+    stretches less. The second step, which compiles nothing, stands for the first one's own time.
+    """
+    step = marks["second_step"] - marks["first_step"]
+    ends = (0.0, marks["imports"], marks["data"], marks["set_up"], marks["first_step"] - step)
+    seconds = {stage: ends[i + 1] - ends[i] for i, stage in enumerate(STAGES[:-1])}
+    seconds |= {"first_step": step, "total": marks["first_step"], "processor": marks["processor"]}
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def medians(runs: Sequence[Seconds]) -> Seconds:
+    """The median of each entry."""
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+def line(name: str, seconds: Seconds) -> str:
+    """What is printed of a state of the cache."""
+    parts = ", ".join(f"{stage.replace('_', ' ')} {seconds[stage]:.1f}" for stage in STAGES)
+    total, processor = seconds["total"], seconds["processor"]
+    return f"{name:>5}: {total:5.1f} s ({parts}; processor {processor:.1f}): {CASES[name]}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Random draws in the form that compiles fastest; their numbers are those of jax.random."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Spec = TypeVar("Spec", bound=Hashable)
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...], dtype, low: float, high: float) -> jax.Array:
+    """`jax.random.uniform`, drawn flat: JAX's generator counts elements, whatever their shape.
+
+    XLA compiles a flat draw about four times as fast as one of rank 4.
+    """
+    flat = jax.random.uniform(key, (int(np.prod(shape)),), dtype, low, high)
+    return jax.lax.optimization_barrier(flat.reshape(shape))
+
+
+def draw_each(
+    draw: Callable[[jax.Array, Spec], jax.Array], keys: jax.Array, specs: Sequence[Spec]
+) -> list[jax.Array]:
+    """`[draw(key, spec) for key, spec in zip(keys, specs)]`, equal specs in one vmapped draw.
+
+    A network has many tensors but few shapes; every draw on its own is a program to compile.
+    """
+    places: dict[Spec, list[int]] = {}
+    for place, spec in enumerate(specs):
+        places.setdefault(spec, []).append(place)
+    drawn: dict[int, jax.Array] = {}
+    for spec, where in places.items():
+        values = jax.vmap(lambda key, spec=spec: draw(key, spec))(keys[jnp.array(where)])
+        drawn |= dict(zip(where, values, strict=True))
+    return [drawn[place] for place in range(len(specs))]

@@ -1,0 +1,414 @@
+"""Online continual learning with learned step sizes: one glance at a batch of a stream."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse.checks import check_floating, check_like, check_steps, leaves_by_name, scalar_loss
+from jaxsparse.gates import Gate
+from jaxsparse.inner import descend
+
+Tree = Any
+MetaIterates = Literal["all", "last"]
+
+
+class LaMAMLState(NamedTuple):
+    """Everything a glance changes.
+
+    Attributes:
+      params: theta, the slow weights, which also predict.
+      mask: m, the gate's mask parameters.
+      mask_opt: the optax state for m; () where m is not trained.
+      theta_opt: the optax state for theta; () under the asynchronous rule.
+      step: int32, the number of glances taken.
+
+    Example:
+      >>> state = LaMAMLState(jnp.zeros(2), jnp.zeros(2), (), (), jnp.zeros((), jnp.int32))
+      >>> sizes = gates.binary(0.1).apply(state.mask, None)  # the step sizes now
+    """
+
+    params: Tree
+    mask: Tree
+    mask_opt: optax.OptState
+    theta_opt: optax.OptState
+    step: jax.Array
+
+
+def init_lamaml_state(
+    params: Tree,
+    gate: Gate,
+    key: jax.Array,
+    *,
+    mask_optimizer: optax.GradientTransformation | None,
+    theta_optimizer: optax.GradientTransformation | None = None,
+) -> LaMAMLState:
+    """The state before the first glance: theta as given, m drawn by the gate.
+
+    ``theta_0 = params,  m_0 = gate.init(key, params)``
+
+    Args:
+      params: theta, any pytree of floating arrays.
+      gate: makes the mask parameters.
+      key: a PRNG key.
+      mask_optimizer: as in `lamaml_step`.
+      theta_optimizer: as in `lamaml_step`.
+
+    Returns:
+      A `LaMAMLState`.
+
+    Raises:
+      TypeError: `params` has a leaf that is not floating.
+
+    Example:
+      >>> gate = gates.binary(inner_lr=0.15, slope=0.5, init=0.15)
+      >>> state = init_lamaml_state(
+      ...     {"w": jnp.ones(3)}, gate, jax.random.key(0), mask_optimizer=optax.sgd(1.7))
+
+    Source: von Oswald, Zhao et al. 2021, Algorithm 1.
+    """
+    check_floating("params", params)
+    # Copied, so that a caller who donates the state to its step keeps his own arrays; the dtype is
+    # spelt out, as a weakly typed leaf would turn strong in the first step and compile it twice.
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), params)
+    mask = gate.init(key, params)
+    mask_opt = () if mask_optimizer is None else mask_optimizer.init(mask)
+    theta_opt = () if theta_optimizer is None else theta_optimizer.init(params)
+    return LaMAMLState(params, mask, mask_opt, theta_opt, jnp.zeros((), jnp.int32))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "loss_fn",
+        "gate",
+        "mask_optimizer",
+        "theta_optimizer",
+        "meta_loss_fn",
+        "inner_gate",
+        "inner_batch_size",
+        "inner_clip",
+        "clip_norm",
+        "meta_iterates",
+        "second_order",
+    ),
+)
+def lamaml_step(
+    state: LaMAMLState,
+    batch: Any,
+    replay: Any,
+    key: jax.Array | None,
+    *,
+    loss_fn: Callable,
+    gate: Gate,
+    mask_optimizer: optax.GradientTransformation | None,
+    theta_optimizer: optax.GradientTransformation | None = None,
+    replay_weights: jax.Array | None = None,
+    meta_loss_fn: Callable | None = None,
+    inner_gate: Gate | None = None,
+    inner_batch_size: int = 1,
+    inner_clip: float | None = None,
+    clip_norm: float | None = 2.0,
+    meta_iterates: MetaIterates = "all",
+    second_order: bool = False,
+) -> tuple[LaMAMLState, dict[str, jax.Array]]:
+    """One glance of (sparse-)La-MAML at a batch: learn it row by row, meta-learn on it and replay.
+
+    With B_1 .. B_K the rows of the batch in random order and Q the replayed rows and the batch,
+    ``phi_k = phi_{k-1} - gate(m) * g_k,  g_k = grad L(phi_{k-1}; B_k),  phi_0 = theta``
+    ``h_k = grad L(phi_k; Q),  d theta = mean_k h_k,  d gate = -mean_k h_k * (g_1 + ... + g_k)``
+    then, each gradient clipped by its norm, m follows its optimiser along ``dm`` and
+    ``theta <- theta - gate(m) * d theta`` with the new m.
+
+    The gate tells the methods apart:
+
+    | method | gate | theta_optimizer |
+    |---|---|---|
+    | sparse-La-MAML | `binary(alpha, slope=0.5, init=alpha)` | None |
+    | La-MAML | `rectified(alpha)` | None |
+    | Sync | `rectified(alpha)` | `optax.sgd(rate)` |
+    | C-MAML | `constant(alpha)`, `mask_optimizer=None` | `optax.sgd(rate)` |
+
+    The defaults are those of La-MAML's public code for digits. Algorithm 1 as the paper prints it
+    has `meta_iterates="last"`, `clip_norm=None` and slope 1. For natural images the public code has
+    `inner_gate=linear(alpha)`, `inner_batch_size=2`, an `inner_clip` and `second_order=True`.
+
+    The step is jitted and compiles once for the same functions and shapes: make `loss_fn`, the
+    gates and the optimisers once, outside the loop that calls it.
+
+    Args:
+      state: a `LaMAMLState`; its arrays are not donated.
+      batch: the newest rows of the stream, a tree whose leaves lead with a row axis [n, ...].
+      replay: rows drawn from memory, a tree like `batch`, [r, ...]; None before there are any.
+      key: a PRNG key; the rows are taken in the order `jax.random.permutation(key, n)`. None takes
+        them as they come.
+      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
+        rows, any number of them. All a row's loss needs (its task, say) is a leaf of the batch.
+      gate: turns the mask parameters into step sizes.
+      mask_optimizer: the optax transformation for m, `optax.sgd(rate)` in the paper; None keeps m
+        as it is.
+      theta_optimizer: None for the asynchronous rule above; else theta follows this optax
+        transformation along d theta.
+      replay_weights: [r], floating, not negative: each replayed row's weight in the meta-loss, rows
+        of the batch weighing 1; 0 where the memory is still empty (what lies there must be finite).
+        The meta-loss is then the weighted mean of the losses of single rows. None: all rows alike.
+      meta_loss_fn: the meta-loss, if it is not `loss_fn`; called with r + n rows, replayed first.
+      inner_gate: the step sizes of the inner loop, if they are not `gate`'s; m learns through it.
+      inner_batch_size: rows per inner step; a divisor of n, K = n / inner_batch_size.
+      inner_clip: clamp each entry of the inner gradients to [-inner_clip, inner_clip].
+      clip_norm: c: d theta and dm are each scaled by ``min(1, c / (norm + 1e-6))``, the norm taken
+        over the whole tree; None does not clip.
+      meta_iterates: the meta-loss is the mean over "all" phi_1 .. phi_K, or that of the "last".
+      second_order: differentiate through the inner gradients.
+
+    Returns:
+      The new state, and metrics: the meta-"loss" (and the loss function's metrics), "inner_loss"
+      [K] (before each inner step), "order" int32 [n] of the rows, "theta_norm" and "mask_norm" (of
+      the gradients before they are clipped; the latter only where m is trained).
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+
+    Example:
+      >>> gate, sgd = gates.rectified(init=0.15), optax.sgd(0.3)
+      >>> state = init_lamaml_state(jnp.zeros(2), gate, jax.random.key(0), mask_optimizer=sgd)
+      >>> batch, replay = jnp.ones((10, 2)), jnp.zeros((10, 2))
+      >>> state, metrics = lamaml_step(
+      ...     state, batch, replay, jax.random.key(1), gate=gate, mask_optimizer=sgd,
+      ...     loss_fn=lambda w, rows: jnp.mean((rows - w) ** 2))
+      >>> int(state.step)
+      1
+
+    Source: von Oswald, Zhao et al. 2021, Algorithm 1; Gupta et al. 2020, La-MAML, Algorithm 1.
+    """
+    count = _check_arguments(state, batch, replay, replay_weights, inner_batch_size, meta_iterates)
+    _check_bounds(inner_clip=inner_clip, clip_norm=clip_norm)
+    batch, order = _shuffled(batch, key, count)
+    chunks = jax.tree.map(lambda x: x.reshape(-1, inner_batch_size, *x.shape[1:]), batch)
+    meta_rows = batch
+    if replay is not None:
+        meta_rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
+    gate_key = None if key is None else jax.random.fold_in(key, 1)
+    sizes, gate_vjp = jax.vjp(lambda m: _apply(inner_gate or gate, m, gate_key), state.mask)
+    check_floating("step_sizes", sizes)
+    check_like("step_sizes", sizes, "params", state.params)
+
+    gradients = _second_order if second_order else _first_order
+    d_params, d_sizes, metrics = gradients(
+        scalar_loss(loss_fn),
+        _meta_loss(meta_loss_fn or loss_fn, meta_rows, _row_weights(replay_weights, count)),
+        state.params,
+        sizes,
+        chunks,
+        inner_clip,
+        meta_iterates,
+    )
+    own = {"order": order}
+    mask, mask_opt = state.mask, state.mask_opt
+    if mask_optimizer is not None:
+        (d_mask,) = gate_vjp(d_sizes)
+        d_mask, own["mask_norm"] = _clip_by_norm(d_mask, clip_norm)
+        mask, mask_opt = _update(mask_optimizer, d_mask, mask_opt, mask)
+    d_params, own["theta_norm"] = _clip_by_norm(d_params, clip_norm)
+    if theta_optimizer is None:
+        params, theta_opt = descend(state.params, _apply(gate, mask, gate_key), d_params), ()
+    else:
+        params, theta_opt = _update(theta_optimizer, d_params, state.theta_opt, state.params)
+    for name in own.keys() & metrics.keys():
+        raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
+    return LaMAMLState(params, mask, mask_opt, theta_opt, state.step + 1), metrics | own
+
+
+def _first_order(loss_fn, meta_loss, params, sizes, chunks, bound, iterates):
+    """d theta and d step sizes with constant inner gradients: sums that the loop carries."""
+    loss_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    meta_and_grad = jax.value_and_grad(meta_loss, has_aux=True)
+    share = 1.0 / _length(chunks) if iterates == "all" else 1.0
+
+    def inner_step(phi, gradient_sum, chunk):
+        (loss, _), gradient = loss_and_grad(_cast(phi, params), chunk)
+        gradient = jax.tree.map(lambda g, p: _clamp(g, bound).astype(p.dtype), gradient, phi)
+        phi = descend(phi, sizes, gradient)
+        return phi, jax.tree.map(jnp.add, gradient_sum, gradient), loss
+
+    def meta_step(phi, gradient_sum, d_params, d_sizes):
+        loss_and_metrics, h = meta_and_grad(_cast(phi, params))
+        # Each term is weighted here, not their sum after the loop: a constant factor keeps XLA
+        # from its tiled code for the CPU, which runs such sums several times slower.
+        d_params = jax.tree.map(lambda d, x: d + share * x.astype(d.dtype), d_params, h)
+        d_sizes = jax.tree.map(
+            lambda d, x, g: d - share * x.astype(d.dtype) * g, d_sizes, h, gradient_sum
+        )
+        return d_params, d_sizes, loss_and_metrics
+
+    def step(carry, chunk):
+        phi, gradient_sum, d_params, d_sizes = carry
+        phi, gradient_sum, loss = inner_step(phi, gradient_sum, chunk)
+        outer = None
+        if iterates == "all":
+            d_params, d_sizes, outer = meta_step(phi, gradient_sum, d_params, d_sizes)
+        return (phi, gradient_sum, d_params, d_sizes), (loss, outer)
+
+    start = jax.tree.map(lambda x: x.astype(_sum_dtype(x.dtype)), params)
+    zeros = jax.tree.map(jnp.zeros_like, start)
+    sums, (inner_loss, outer) = jax.lax.scan(step, (start, zeros, zeros, zeros), chunks)
+    _, _, d_params, d_sizes = sums
+    if iterates == "last":
+        d_params, d_sizes, outer = meta_step(*sums)
+    # A step size shared by a whole tensor collects what its entries receive.
+    d_sizes = jax.tree.map(
+        lambda d, a: (d if a.shape == d.shape else d.sum()).astype(a.dtype), d_sizes, sizes
+    )
+    return d_params, d_sizes, _metrics(inner_loss, *outer)
+
+
+def _second_order(loss_fn, meta_loss, params, sizes, chunks, bound, iterates):
+    """As `_first_order`, differentiating through the inner gradients."""
+    loss_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    @jax.checkpoint
+    def step(phi, chunk, sizes):
+        (loss, _), gradient = loss_and_grad(phi, chunk)
+        phi = descend(phi, sizes, jax.tree.map(lambda g: _clamp(g, bound), gradient))
+        return phi, (loss, meta_loss(phi) if iterates == "all" else None)
+
+    def outer_loss(params, sizes):
+        phi, (inner_loss, outer) = jax.lax.scan(
+            lambda phi, chunk: step(phi, chunk, sizes), params, chunks
+        )
+        metrics = _metrics(inner_loss, *(meta_loss(phi) if iterates == "last" else outer))
+        return metrics["loss"], metrics
+
+    (d_params, d_sizes), metrics = jax.grad(outer_loss, (0, 1), has_aux=True)(params, sizes)
+    return d_params, d_sizes, metrics
+
+
+def _meta_loss(loss_fn, rows, weights):
+    """The meta-loss as `params -> (loss, metrics)`: on all rows at once, or weighted row by row."""
+    loss_fn = scalar_loss(loss_fn)
+    if weights is None:
+        return lambda params: loss_fn(params, rows)
+    single_rows = jax.tree.map(lambda x: x[:, None], rows)
+    shares = weights / weights.sum()
+
+    def weighted(params):
+        losses = jax.vmap(loss_fn, (None, 0))(params, single_rows)
+        return jax.tree.map(lambda x: jnp.dot(shares, x), losses)
+
+    return weighted
+
+
+def _shuffled(rows, key, count):
+    if key is None:
+        return jax.tree.map(jnp.asarray, rows), jnp.arange(count)
+    order = jax.random.permutation(key, count)
+    return jax.tree.map(lambda x: jnp.asarray(x)[order], rows), order
+
+
+def _row_weights(replay_weights, count):
+    if replay_weights is None:
+        return None
+    return jnp.concatenate([replay_weights, jnp.ones(count, replay_weights.dtype)])
+
+
+def _metrics(inner_loss, loss, metrics):
+    """Means over the iterates that the meta-loss is taken at (or the one iterate's own values)."""
+    return jax.tree.map(jnp.mean, {"loss": loss, **metrics}) | {"inner_loss": inner_loss}
+
+
+def _clip_by_norm(tree, bound):
+    # Half-precision squares would overflow or drown.
+    squares = [jnp.sum(jnp.square(x.astype(_sum_dtype(x.dtype)))) for x in jax.tree.leaves(tree)]
+    norm = jnp.sqrt(sum(squares))
+    if bound is None:
+        return tree, norm
+    scale = jnp.minimum(1.0, bound / (norm + 1e-6))
+    return jax.tree.map(lambda x: x * scale.astype(x.dtype), tree), norm
+
+
+def _update(optimizer, gradient, opt_state, params):
+    gradient = _cast(gradient, params)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def _apply(gate, mask, key):
+    return gate.apply(mask, key if gate.stochastic else None)
+
+
+def _clamp(x, bound):
+    return x if bound is None else jnp.clip(x, -bound, bound)
+
+
+def _cast(tree, like):
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
+def _length(tree):
+    return len(jax.tree.leaves(tree)[0])
+
+
+def _sum_dtype(dtype):
+    # Half-precision parameters keep float32 sums: K small terms would drown in eight bits.
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _check_arguments(state, batch, replay, replay_weights, inner_batch_size, meta_iterates):
+    """The number of rows in `batch`, once all arguments have been found to fit together."""
+    if meta_iterates not in ("all", "last"):
+        raise ValueError(f"meta_iterates must be 'all' or 'last', got {meta_iterates!r}")
+    check_floating("state.params", state.params)
+    count = _rows("batch", batch)
+    check_steps("inner_batch_size", inner_batch_size)
+    if not inner_batch_size or count % inner_batch_size:
+        raise ValueError(
+            f"inner_batch_size must divide the {count} rows of batch, got {inner_batch_size}"
+        )
+    if replay is not None:
+        _check_replay(replay, batch)
+    if replay_weights is not None:
+        _check_weights(replay_weights, replay)
+    return count
+
+
+def _rows(name, tree):
+    sizes = {path: jnp.shape(leaf)[:1] for path, leaf in leaves_by_name(tree).items()}
+    if not sizes or (0,) in sizes.values() or () in sizes.values() or len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{path}: {size or 'scalar'}" for path, size in sizes.items())
+        raise ValueError(
+            f"{name} must lead with one axis of rows in every leaf, got {listed or 'no leaves'}"
+        )
+    return next(iter(sizes.values()))[0]
+
+
+def _check_replay(replay, batch):
+    got: Any = jax.tree.structure(replay)
+    want: Any = jax.tree.structure(batch)
+    if got != want:
+        raise ValueError(f"replay must have the tree of batch: got {got}, want {want}")
+    _rows("replay", replay)
+    wanted = leaves_by_name(batch)
+    for path, leaf in leaves_by_name(replay).items():
+        kind, want = ((jnp.shape(x)[1:], jnp.result_type(x)) for x in (leaf, wanted[path]))
+        if kind != want:
+            raise ValueError(
+                f"replay[{path}] has rows of shape {kind[0]}, {kind[1]}; "
+                f"batch has {want[0]}, {want[1]}"
+            )
+
+
+def _check_weights(weights, replay):
+    shape = None if replay is None else (_length(replay),)
+    if jnp.shape(weights) != shape:
+        want = "no replay to weigh" if shape is None else f"one per replayed row, {shape}"
+        raise ValueError(f"replay_weights has shape {jnp.shape(weights)}, want {want}")
+    check_floating("replay_weights", weights)
+
+
+def _check_bounds(**bounds):
+    for name, bound in bounds.items():
+        if bound is not None and not bound > 0:
+            raise ValueError(f"{name} must be positive or None, got {bound}")

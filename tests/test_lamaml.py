@@ -1,0 +1,519 @@
+"""One glance against NumPy and PyTorch, and under JAX's transformations."""
+
+import functools
+import itertools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import WAYS, Classifier, classification_loss, quick_jit
+
+from jaxsparse import LaMAMLState, gates, init_lamaml_state, lamaml_step
+from jaxsparse.checks import leaves_by_name
+
+ROWS, REPLAYED = 6, 4
+ALPHA, MASK_RATE, THETA_RATE = 0.3, 2.0, 0.5
+RANGE = (-0.1, 0.4)
+MASK_SGD, THETA_SGD = optax.sgd(MASK_RATE), optax.sgd(THETA_RATE)
+
+# gate: (ours, its step sizes, what d step is multiplied with to give dm)
+GATES = {
+    "binary": (
+        gates.binary(ALPHA, init=RANGE),
+        lambda m: ALPHA * (m >= 0),
+        lambda m: ALPHA,
+    ),
+    "half_slope": (
+        gates.binary(ALPHA, slope=0.5, init=RANGE),
+        lambda m: ALPHA * (m >= 0),
+        lambda m: 0.5 * ALPHA,
+    ),
+    "rectified": (gates.rectified(RANGE), lambda m: np.maximum(m, 0), lambda m: m > 0),
+    "linear": (gates.linear(RANGE), lambda m: m, lambda m: 1.0),
+    "constant": (gates.constant(ALPHA), lambda m: m, lambda m: 0.0),
+}
+
+
+def loss_and_gradient(params, rows, weights):
+    """The weighted mean cross-entropy of the tanh classifier and its gradient, by hand."""
+    inputs, labels = rows
+    hidden = np.tanh(inputs @ params["hidden/w"] + params["hidden/b"])
+    logits = hidden @ params["head/w"] + params["head/b"]
+    logits -= logits.max(1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    shares = weights / weights.sum()
+    loss = -shares @ log_p[np.arange(len(labels)), labels]
+    d_logits = (np.exp(log_p) - np.eye(WAYS)[labels]) * shares[:, None]
+    d_hidden = d_logits @ params["head/w"].T * (1 - hidden**2)
+    return loss, {
+        "head/b": d_logits.sum(0),
+        "head/w": hidden.T @ d_logits,
+        "hidden/b": d_hidden.sum(0),
+        "hidden/w": inputs.T @ d_hidden,
+    }
+
+
+def clip(tree, bound):
+    norm = np.sqrt(sum(np.sum(x**2) for x in tree.values()))
+    scale = 1.0 if bound is None else min(1.0, bound / (norm + 1e-6))
+    return {n: scale * x for n, x in tree.items()}, norm
+
+
+def numpy_glance(
+    theta,
+    m,
+    batch,
+    replay,
+    replay_weights,
+    kind,
+    *,
+    inner_kind=None,
+    sync=False,
+    train_mask=True,
+    chunk=1,
+    inner_clip=None,
+    clip_norm=2.0,
+    iterates="all",
+):
+    """A glance in float64, `batch` in the order its rows are taken in."""
+    names, n = list(theta), len(batch[1])
+    _, inner_size, factor = GATES[inner_kind or kind]
+    _, size, _ = GATES[kind]
+    meta, weights = batch, np.ones(n)
+    if replay is not None:
+        meta = tuple(np.concatenate(pair) for pair in zip(replay, batch, strict=True))
+        own = np.ones(len(replay[1])) if replay_weights is None else replay_weights
+        weights = np.concatenate([own, weights])
+    a = {i: inner_size(m[i]) for i in names}
+    phi, total = theta, dict.fromkeys(names, 0.0)
+    terms, inner = [], []
+    for at in range(0, n, chunk):
+        rows = tuple(x[at : at + chunk] for x in batch)
+        loss, g = loss_and_gradient(phi, rows, np.ones(chunk))
+        inner.append(loss)
+        if inner_clip is not None:
+            g = {i: np.clip(x, -inner_clip, inner_clip) for i, x in g.items()}
+        phi = {i: phi[i] - a[i] * g[i] for i in names}
+        total = {i: total[i] + g[i] for i in names}
+        loss, h = loss_and_gradient(phi, meta, weights)
+        terms.append((loss, h, {i: -h[i] * total[i] for i in names}))
+    terms = terms if iterates == "all" else terms[-1:]
+    loss = np.mean([t[0] for t in terms])
+    d_theta, d_size = ({i: np.mean([t[j][i] for t in terms], 0) for i in names} for j in (1, 2))
+    d_theta, theta_norm = clip(d_theta, clip_norm)
+    metrics = {"loss": loss, "inner_loss": inner, "theta_norm": theta_norm}
+    if train_mask:
+        d_m = {i: d_size[i] * factor(m[i]) for i in names}
+        d_m, metrics["mask_norm"] = clip(d_m, clip_norm)
+        m = {i: m[i] - MASK_RATE * d_m[i] for i in names}
+    rate = {i: THETA_RATE if sync else size(m[i]) for i in names}
+    return {i: theta[i] - rate[i] * d_theta[i] for i in names}, m, metrics
+
+
+def rows(seed, *shape):
+    random = np.random.default_rng(seed)
+    return (
+        jnp.asarray(random.normal(size=(*shape, 5)), jnp.float32),
+        jnp.asarray(random.integers(WAYS, size=shape)),
+    )
+
+
+def float64(tree):
+    return {n: np.asarray(x, np.float64) for n, x in leaves_by_name(tree).items()}
+
+
+def to_numpy(batch):
+    return np.asarray(batch[0], np.float64), np.asarray(batch[1])
+
+
+def start(gate, mask_optimizer=MASK_SGD, theta_optimizer=None, params=None):
+    return init_lamaml_state(
+        Classifier.init(0) if params is None else params,
+        gate,
+        jax.random.key(3),
+        mask_optimizer=mask_optimizer,
+        theta_optimizer=theta_optimizer,
+    )
+
+
+def make_step(gate, mask_optimizer=MASK_SGD, loss_fn=classification_loss, **options):
+    return functools.partial(
+        lamaml_step, loss_fn=loss_fn, gate=gate, mask_optimizer=mask_optimizer, **options
+    )
+
+
+def assert_trees_close(got, want, rtol=1e-5, atol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
+
+
+def follow(kind, replay="full", sync=False, reference=numpy_glance, glances=3, **options):
+    """Take glances here and in the reference and compare all that they change and report."""
+    gate = GATES[kind][0]
+    ours = dict(options)
+    if inner_kind := ours.pop("inner_kind", None):
+        ours["inner_gate"] = GATES[inner_kind][0]
+    ours["inner_batch_size"] = ours.pop("chunk", 1)
+    ours["meta_iterates"] = ours.pop("iterates", "all")
+    mask_sgd = MASK_SGD if ours.pop("train_mask", True) else None
+    theta_sgd = THETA_SGD if sync else None
+    step = quick_jit(make_step(gate, mask_sgd, theta_optimizer=theta_sgd, **ours))
+    state = start(gate, mask_sgd, theta_sgd)
+    theta, m = float64(state.params), float64(state.mask)
+    for glance in range(glances):
+        key = jax.random.key(glance)
+        batch = rows(10 + glance, ROWS)
+        drawn = None if replay == "empty" else rows(20 + glance, REPLAYED)
+        # Two places of the memory are still empty, and one row counts twice.
+        weights = np.array([2.0, 1.0, 0.0, 0.0]) if replay == "weighted" else None
+        given = None if weights is None else jnp.asarray(weights, jnp.float32)
+        state, metrics = step(state, batch, drawn, key, replay_weights=given)
+        order = np.asarray(jax.random.permutation(key, ROWS))
+        np.testing.assert_array_equal(metrics["order"], order)
+        theta, m, wanted = reference(
+            theta,
+            m,
+            to_numpy(jax.tree.map(lambda x, order=order: x[order], batch)),
+            None if drawn is None else to_numpy(drawn),
+            weights,
+            kind,
+            sync=sync,
+            **options,
+        )
+        assert_trees_close((float64(state.params), float64(state.mask)), (theta, m))
+        assert metrics.keys() == wanted.keys() | {"order", "accuracy"}
+        for name, value in wanted.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert state.step == glances
+    return state, metrics
+
+
+CLIPS = {"clipped": 0.02, "unclipped": None}
+CASES = [
+    {"kind": kind, "sync": sync, "clip_norm": CLIPS[bound], "replay": replay}
+    for (kind, sync), (bound, replay) in zip(
+        itertools.product(("binary", "half_slope", "rectified", "constant"), (False, True)),
+        itertools.cycle(itertools.product(CLIPS, ("full", "empty", "weighted"))),
+        strict=False,
+    )
+]
+CASES += [
+    {"kind": "half_slope", "chunk": 2},
+    {"kind": "binary", "iterates": "last", "clip_norm": None},
+    {"kind": "rectified", "iterates": "last", "sync": True, "replay": "empty"},
+    {"kind": "rectified", "chunk": 3, "iterates": "last", "replay": "weighted"},
+    {"kind": "rectified", "inner_kind": "linear", "inner_clip": 0.05, "chunk": 2},
+    {"kind": "constant", "train_mask": False, "sync": True},
+]
+
+
+def name_of(case):
+    return "-".join(f"{k}={v}" if k != "kind" else v for k, v in case.items())
+
+
+@pytest.mark.usefixtures("strict_ranks")
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_glances_are_numpys(case):
+    state, metrics = follow(**case)
+    if case["kind"] == "constant":
+        assert_trees_close(state.mask, start(GATES["constant"][0]).mask, 0, 0)
+    if case.get("clip_norm") == CLIPS["clipped"] and case["kind"] != "constant":
+        assert min(metrics["theta_norm"], metrics["mask_norm"]) > CLIPS["clipped"]
+
+
+def test_glance_by_hand():
+    """On (w - x)^2 with steps of 1/4 towards 3 the error halves: 1, 2, 2.5."""
+
+    def loss_fn(w, x):
+        return jnp.mean((w - x) ** 2)
+
+    gate, sgd = gates.linear(0.25), optax.sgd(0.01)
+    state = start(gate, sgd, params=jnp.array(1.0))
+    step = make_step(gate, sgd, loss_fn, clip_norm=None)
+    state, metrics = step(state, jnp.array([3.0, 3.0]), jnp.array([5.0]), None)
+    # The rows of the meta-loss have the mean 11/3: h = -10/3, -7/3; the sums of g: -4, -6.
+    mask = 0.25 + 0.01 * (40 / 3 + 14) / 2
+    np.testing.assert_allclose(state.mask, mask, rtol=1e-6)
+    np.testing.assert_allclose(state.params, 1 + mask * 17 / 6, rtol=1e-6)
+    np.testing.assert_allclose(metrics["inner_loss"], [4, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("iterates", ["all", "last"])
+@pytest.mark.parametrize("inner_clip", [None, 0.05])
+def test_second_order_is_pytorchs_double_backward(iterates, inner_clip):
+    torch = pytest.importorskip("torch_reference")
+
+    def glance(theta, m, batch, replay, weights, kind, *, sync, iterates, inner_clip, **_):
+        theta, m = (torch.leaf_copies(torch.to_torch(tree)) for tree in (theta, m))
+        meta = tuple(np.concatenate(pair) for pair in zip(replay, batch, strict=True))
+        phi, outer, inner = dict(theta), [], []
+        for k in range(ROWS):
+            loss = torch.mlp_loss(phi, torch.batch_to_torch(tuple(x[k : k + 1] for x in batch)))
+            inner.append(loss.item())
+            g = torch.gradient(loss, phi, create_graph=True)
+            if inner_clip is not None:
+                g = {n: x.clamp(-inner_clip, inner_clip) for n, x in g.items()}
+            phi = {n: phi[n] - m[n].clamp(min=0) * g[n] for n in phi}
+            outer.append(torch.mlp_loss(phi, torch.batch_to_torch(meta)))
+        loss = sum(outer) / ROWS if iterates == "all" else outer[-1]
+        loss.backward()
+        d_theta, theta_norm = clip({n: x.grad.numpy() for n, x in theta.items()}, 2.0)
+        d_m, mask_norm = clip({n: x.grad.numpy() for n, x in m.items()}, 2.0)
+        theta, m = ({n: x.detach().numpy() for n, x in tree.items()} for tree in (theta, m))
+        m = {n: m[n] - MASK_RATE * d_m[n] for n in m}
+        theta = {n: theta[n] - np.maximum(m[n], 0) * d_theta[n] for n in theta}
+        norms = {"theta_norm": theta_norm, "mask_norm": mask_norm}
+        return theta, m, {"loss": loss.item(), "inner_loss": inner} | norms
+
+    def reference(*args, **options):
+        options.pop("second_order")
+        return glance(*args, **options)
+
+    follow(
+        "rectified",
+        reference=reference,
+        glances=2,
+        second_order=True,
+        iterates=iterates,
+        inner_clip=inner_clip,
+    )
+
+
+def test_meta_loss_of_its_own():
+    """Two heads: inner steps see the head of the stream's task, each meta row that of its own."""
+
+    def head_loss(w, batch, task):
+        return jnp.mean((jnp.take(w, task) - batch["x"]) ** 2)
+
+    def loss_fn(w, batch):
+        return head_loss(w, batch, jnp.ones_like(batch["task"]))
+
+    def meta_loss_fn(w, batch):
+        return head_loss(w, batch, batch["task"])
+
+    gate = gates.constant(0.25)
+    state = start(gate, None, params=jnp.array([1.0, 1.0]))
+    batch = {"x": jnp.array([3.0]), "task": jnp.array([1])}
+    replay = {"x": jnp.array([5.0]), "task": jnp.array([0])}
+    step = make_step(gate, None, loss_fn, meta_loss_fn=meta_loss_fn, clip_norm=None)
+    # w_1 goes to 2; h = ((1 - 5), (2 - 3)) as each head has half of the rows.
+    for weights in (None, jnp.ones(1)):
+        new, metrics = step(state, batch, replay, None, replay_weights=weights)
+        np.testing.assert_allclose(new.params, [1 + 0.25 * 4, 1 + 0.25 * 1])
+        np.testing.assert_allclose(metrics["loss"], (16 + 1) / 2)
+
+
+def test_step_sizes_shared_by_a_tensor():
+    """A gate with one value per tensor: its derivative is the sum over the tensor."""
+    shared = gates.Gate(
+        lambda key, params: jax.tree.map(lambda x: jnp.full((), 0.2), params), lambda m, key: m
+    )
+    full = gates.linear(0.2)
+    batch, replay, sgd = rows(1, ROWS), rows(2, REPLAYED), optax.sgd(0.1)
+    results = []
+    for gate in (shared, full):
+        step = quick_jit(make_step(gate, sgd, clip_norm=None, theta_optimizer=THETA_SGD))
+        results.append(step(start(gate, sgd, THETA_SGD), batch, replay, jax.random.key(1))[0])
+    one, each = results
+    assert_trees_close(one.params, each.params)
+    assert_trees_close(one.mask, jax.tree.map(lambda x: 0.2 + (x - 0.2).sum(), each.mask))
+
+
+def test_stochastic_gate_keeps_its_draw_over_the_glance():
+    """theta moves by the step sizes of the new mask and of the draw that the inner loop had."""
+    gate = gates.Gate(
+        lambda key, params: jnp.full((), 0.2),
+        lambda m, key: m * jax.random.uniform(key),
+        stochastic=True,
+    )
+    key, params = jax.random.key(1), jnp.array(1.0)
+    batch = jnp.array([3.0])
+
+    def loss_fn(w, x):
+        return jnp.mean((w - x) ** 2)
+
+    step = make_step(gate, None, loss_fn, clip_norm=None)
+    state, _ = step(start(gate, None, params=params), batch, None, key)
+    size = 0.2 * jax.random.uniform(jax.random.fold_in(key, 1))
+    phi = 1 + size * 4
+    np.testing.assert_allclose(state.params, 1 + size * 2 * (3 - phi), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"^key is None"):
+        generated = gates.generated(ALPHA, embedding=4)
+        make_step(generated)(start(generated), rows(1, ROWS), None, None)
+
+
+# Under JAX's transformations
+
+
+def test_scan_over_glances():
+    gate = GATES["half_slope"][0]
+    step, state = make_step(gate), start(gate)
+    batches, replays = rows(1, 3, ROWS), rows(2, 3, REPLAYED)
+    keys = jax.random.split(jax.random.key(4), 3)
+    one_by_one, losses = state, []
+    one_step = quick_jit(step)
+    for i in range(3):
+        batch, replay = jax.tree.map(lambda x, i=i: x[i], (batches, replays))
+        one_by_one, metrics = one_step(one_by_one, batch, replay, keys[i])
+        losses.append(metrics["loss"])
+    end, scanned = quick_jit(
+        lambda state: jax.lax.scan(lambda s, xs: step(s, *xs), state, (batches, replays, keys))
+    )(state)
+    assert_trees_close(end, one_by_one)
+    np.testing.assert_allclose(scanned["loss"], losses, rtol=1e-5)
+
+
+def test_vmap_over_seeds():
+    gate = GATES["rectified"][0]
+    step, batch, replay = make_step(gate), rows(1, ROWS), rows(2, REPLAYED)
+    keys = jax.random.split(jax.random.key(4), 2)
+    states = jax.vmap(
+        lambda key: init_lamaml_state(Classifier.init(0), gate, key, mask_optimizer=MASK_SGD)
+    )(keys)
+    together = quick_jit(jax.vmap(step, (0, None, None, 0)))(states, batch, replay, keys)
+    step = quick_jit(step)
+    for i in range(2):
+        alone = step(jax.tree.map(lambda x, i=i: x[i], states), batch, replay, keys[i])
+        assert_trees_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
+    assert not np.array_equal(*together[1]["order"])
+
+
+def test_no_second_compilation(caplog):
+    gate = GATES["binary"][0]
+    params = Classifier.init(0)
+    params["head"]["b"] = jnp.full(3, 0.5)
+    assert params["head"]["b"].weak_type
+    step, state = make_step(gate), start(gate, params=params)
+    inputs = [(rows(i, ROWS), rows(i + 5, REPLAYED), jax.random.key(i)) for i in range(3)]
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        state, _ = step(state, *inputs[0])
+        assert "Compiling jit(lamaml_step)" in caplog.text
+        caplog.clear()
+        for xs in inputs[1:]:
+            state, _ = step(state, *xs)
+    assert caplog.text == ""
+
+
+def test_init_leaves_the_callers_arrays_alone():
+    """A glance whose state is donated must not take the arrays that the state was made from."""
+    params = {"w": jnp.ones(3)}
+    state = start(GATES["binary"][0], params=params)
+    jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s.params), donate_argnums=0)(state)
+    np.testing.assert_array_equal(params["w"], np.ones(3))
+
+
+def test_bfloat16():
+    """Steps too small for bfloat16 add up: fast weights and sums are carried in float32."""
+    gate = gates.binary(0.004, slope=0.5, init=RANGE)
+    one, replay, key = rows(1, 1), rows(2, REPLAYED), jax.random.key(1)
+    batch = jax.tree.map(lambda x: jnp.repeat(x, 64, 0), one)
+
+    def cast(tree, dtype):
+        return jax.tree.map(lambda x: x.astype(dtype), tree)
+
+    low = start(gate, params=cast(Classifier.init(0), jnp.bfloat16))
+    high = low._replace(**{n: cast(getattr(low, n), jnp.float32) for n in ("params", "mask")})
+    step = quick_jit(make_step(gate))
+    (new, metrics), (want, want_metrics) = (step(s, batch, replay, key) for s in (low, high))
+    assert [x.dtype for x in jax.tree.leaves(new)] == [x.dtype for x in jax.tree.leaves(low)]
+    falls = [float(m["inner_loss"][0] - m["inner_loss"][-1]) for m in (metrics, want_metrics)]
+    np.testing.assert_allclose(falls[0], falls[1], rtol=0.1)
+    for name in ("loss", "theta_norm", "mask_norm"):
+        np.testing.assert_allclose(metrics[name], want_metrics[name], rtol=0.03)
+    assert_trees_close(cast(new.params, jnp.float32), want.params, 0.02, 0.02)
+
+
+@pytest.mark.parametrize("form", ["loop", "sums"])
+@pytest.mark.parametrize("method", ["sparse-lamaml", "lamaml"])
+def test_benchmarked_forms_agree(form, method):
+    """The contestants of the benchmark do the same arithmetic, on a ReLU network."""
+    pytest.importorskip("torch")
+    from benchmarks import glance, glance_ours, glance_peers
+
+    case = glance.GlanceCase(method, (7, 5), 12, 3, inner_steps=4, meta_rows=7, glances=2)
+    arrays = glance.draw(case)
+    ours = glance_ours.OursGlance(case, arrays)
+    peer = glance_peers.FORMS[form](case, arrays)
+    for contestant in (ours, peer):
+        contestant.step()
+    assert_trees_close(ours.result(), peer.result())
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max() > 1e-3, ours.result()["mask"], arrays["mask"]
+    )
+    assert all(moved.values())
+
+
+# Errors
+
+BATCH, REPLAY = rows(1, ROWS), rows(2, REPLAYED)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"batch": ()}, ValueError, "^batch must lead with one axis of rows.*got no leaves"),
+        ({"batch": (BATCH[0], BATCH[1][0])}, ValueError, r"^batch must lead.*0: \(6,\), 1: scalar"),
+        ({"batch": (BATCH[0], BATCH[1][:2])}, ValueError, r"^batch must lead.*\(6,\), 1: \(2,\)"),
+        ({"batch": jnp.ones((0, 2))}, ValueError, r"^batch must lead.*\.: \(0,\)"),
+        ({"replay": jnp.ones(3)}, ValueError, "^replay must have the tree of batch: got"),
+        (
+            {"replay": (REPLAY[0][:, :3], REPLAY[1])},
+            ValueError,
+            r"^replay\[0\] has rows of shape \(3,\), float32; batch has \(5,\), float32",
+        ),
+        (
+            {"replay": (REPLAY[0], REPLAY[1].astype(jnp.float32))},
+            ValueError,
+            r"^replay\[1\] has rows of shape \(\), float32; batch has \(\), int32",
+        ),
+        ({"replay": (REPLAY[0][:2], REPLAY[1])}, ValueError, "^replay must lead with one axis"),
+        (
+            {"replay_weights": jnp.ones(3)},
+            ValueError,
+            r"^replay_weights has shape \(3,\), want one per replayed row, \(4,\)",
+        ),
+        (
+            {"replay": None, "replay_weights": jnp.ones(3)},
+            ValueError,
+            r"^replay_weights has shape \(3,\), want no replay to weigh",
+        ),
+        (
+            {"replay_weights": jnp.ones(4, jnp.int32)},
+            TypeError,
+            "^replay_weights must be floating, got int32",
+        ),
+        ({"inner_batch_size": 4}, ValueError, "^inner_batch_size must divide the 6 rows.*got 4"),
+        ({"inner_batch_size": 0}, ValueError, "^inner_batch_size must divide the 6 rows.*got 0"),
+        ({"inner_batch_size": 1.0}, TypeError, "^inner_batch_size must be a Python int"),
+        ({"meta_iterates": "first"}, ValueError, "^meta_iterates must be 'all' or.*got 'first'"),
+        ({"clip_norm": 0.0}, ValueError, "^clip_norm must be positive or None, got 0.0"),
+        ({"inner_clip": -1.0}, ValueError, "^inner_clip must be positive or None, got -1.0"),
+        (
+            {"loss_fn": lambda w, batch: (0.0, {"order": 0.0})},
+            ValueError,
+            "^loss_fn: no metric may be called 'order'",
+        ),
+        ({"loss_fn": lambda w, batch: batch[0]}, ValueError, "^loss_fn must return a scalar"),
+        (
+            {"gate": gates.Gate(lambda key, p: p, lambda m, key: m["head"])},
+            ValueError,
+            "^step_sizes must have the tree of params",
+        ),
+    ],
+)
+def test_errors_name_the_argument(change, error, message):
+    given = {"batch": BATCH, "replay": REPLAY} | change
+    positional = [given.pop(name) for name in ("batch", "replay")]
+    options = {"gate": gates.linear(0.1)} | given
+    with pytest.raises(error, match=message):
+        make_step(**options)(start(gates.linear(0.1)), *positional, None)
+
+
+def test_integer_params_are_refused():
+    with pytest.raises(TypeError, match=r"^params\[n\] must be floating, got int32"):
+        start(gates.linear(0.1), params={"n": jnp.arange(3)})
+    state = LaMAMLState({"n": jnp.arange(3)}, {"n": jnp.ones(3)}, (), (), jnp.zeros((), jnp.int32))
+    with pytest.raises(TypeError, match=r"^state.params\[n\] must be floating, got int32"):
+        make_step(gates.linear(0.1), None)(state, BATCH, None, None)
