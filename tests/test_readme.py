@@ -14,7 +14,7 @@ import jaxsparse
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-CORE = ["checks", "gates", "inner", "losses", "maml", "straight_through"]
+CORE = ["checks", "gates", "inner", "lamaml", "losses", "maml", "straight_through"]
 
 
 def run(block):
