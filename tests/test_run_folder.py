@@ -162,15 +162,17 @@ def test_the_events_hold_the_rows_scalars(folder):
     assert values == {"loss": 0.25, "sparsity/total": 0.5}
 
 
-def test_the_row_before_training_reaches_tensorboard_with_the_first_epochs(folder):
-    folder.add_row(row(0))
-    assert not events(folder.path)
-    stopped_and_resumed = RunFolder(folder.path)
-    stopped_and_resumed.keep_rows(0)
-    stopped_and_resumed.add_row(row(1))
-    scalars = [
-        (event.step, value.tag) for event in events(folder.path) for value in event.summary.value
-    ]
+def test_the_row_before_training_reaches_tensorboard_with_the_first_epochs(tmp_path):
+    path = tmp_path / "run"
+    killed = RunFolder.create(path, {})
+    with killed.lock():
+        killed.add_row(row(0))
+    assert not events(path)
+    resumed = RunFolder.open(path)
+    with resumed.lock():
+        resumed.keep_rows(0)
+        resumed.add_row(row(1))
+    scalars = [(event.step, value.tag) for event in events(path) for value in event.summary.value]
     assert scalars == [(step, tag) for step in (0, 10) for tag in ("loss", "sparsity/total")]
 
 
