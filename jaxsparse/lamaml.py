@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse.checks import check_floating, check_like, check_steps, leaves_by_name, scalar_loss
+from jaxsparse.clipping import clip_by_norm, sum_dtype
 from jaxsparse.gates import Gate
 from jaxsparse.inner import descend
+from jaxsparse.losses import weighted_loss
 
 Tree = Any
 MetaIterates = Literal["all", "last"]
@@ -199,7 +201,7 @@ def lamaml_step(
     gradients = _second_order if second_order else _first_order
     d_params, d_sizes, metrics = gradients(
         scalar_loss(loss_fn),
-        _meta_loss(meta_loss_fn or loss_fn, meta_rows, _row_weights(replay_weights, count)),
+        weighted_loss(meta_loss_fn or loss_fn, meta_rows, _row_weights(replay_weights, count)),
         state.params,
         sizes,
         chunks,
@@ -210,9 +212,9 @@ def lamaml_step(
     mask, mask_opt = state.mask, state.mask_opt
     if mask_optimizer is not None:
         (d_mask,) = gate_vjp(d_sizes)
-        d_mask, own["mask_norm"] = _clip_by_norm(d_mask, clip_norm)
+        d_mask, own["mask_norm"] = clip_by_norm(d_mask, clip_norm)
         mask, mask_opt = _update(mask_optimizer, d_mask, mask_opt, mask)
-    d_params, own["theta_norm"] = _clip_by_norm(d_params, clip_norm)
+    d_params, own["theta_norm"] = clip_by_norm(d_params, clip_norm)
     if theta_optimizer is None:
         params, theta_opt = descend(state.params, _apply(gate, mask, gate_key), d_params), ()
     else:
@@ -252,7 +254,7 @@ def _first_order(loss_fn, meta_loss, params, sizes, chunks, bound, iterates):
             d_params, d_sizes, outer = meta_step(phi, gradient_sum, d_params, d_sizes)
         return (phi, gradient_sum, d_params, d_sizes), (loss, outer)
 
-    start = jax.tree.map(lambda x: x.astype(_sum_dtype(x.dtype)), params)
+    start = jax.tree.map(lambda x: x.astype(sum_dtype(x.dtype)), params)
     zeros = jax.tree.map(jnp.zeros_like, start)
     sums, (inner_loss, outer) = jax.lax.scan(step, (start, zeros, zeros, zeros), chunks)
     _, _, d_params, d_sizes = sums
@@ -286,21 +288,6 @@ def _second_order(loss_fn, meta_loss, params, sizes, chunks, bound, iterates):
     return d_params, d_sizes, metrics
 
 
-def _meta_loss(loss_fn, rows, weights):
-    """The meta-loss as `params -> (loss, metrics)`: on all rows at once, or weighted row by row."""
-    loss_fn = scalar_loss(loss_fn)
-    if weights is None:
-        return lambda params: loss_fn(params, rows)
-    single_rows = jax.tree.map(lambda x: x[:, None], rows)
-    shares = weights / weights.sum()
-
-    def weighted(params):
-        losses = jax.vmap(loss_fn, (None, 0))(params, single_rows)
-        return jax.tree.map(lambda x: jnp.dot(shares, x), losses)
-
-    return weighted
-
-
 def _shuffled(rows, key, count):
     if key is None:
         return jax.tree.map(jnp.asarray, rows), jnp.arange(count)
@@ -317,16 +304,6 @@ def _row_weights(replay_weights, count):
 def _metrics(inner_loss, loss, metrics):
     """Means over the iterates that the meta-loss is taken at (or the one iterate's own values)."""
     return jax.tree.map(jnp.mean, {"loss": loss, **metrics}) | {"inner_loss": inner_loss}
-
-
-def _clip_by_norm(tree, bound):
-    # Half-precision squares would overflow or drown.
-    squares = [jnp.sum(jnp.square(x.astype(_sum_dtype(x.dtype)))) for x in jax.tree.leaves(tree)]
-    norm = jnp.sqrt(sum(squares))
-    if bound is None:
-        return tree, norm
-    scale = jnp.minimum(1.0, bound / (norm + 1e-6))
-    return jax.tree.map(lambda x: x * scale.astype(x.dtype), tree), norm
 
 
 def _update(optimizer, gradient, opt_state, params):
@@ -349,11 +326,6 @@ def _cast(tree, like):
 
 def _length(tree):
     return len(jax.tree.leaves(tree)[0])
-
-
-def _sum_dtype(dtype):
-    # Half-precision parameters keep float32 sums: K small terms would drown in eight bits.
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _check_arguments(state, batch, replay, replay_weights, inner_batch_size, meta_iterates):

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.checks import scalar_loss
+
 
 def cross_entropy(model: Any) -> Callable:
     """The mean cross-entropy of a classifier, with its accuracy.
@@ -48,3 +50,36 @@ def cross_entropy(model: Any) -> Callable:
         return -jnp.mean(log_likelihood), {"accuracy": accuracy}
 
     return loss_fn
+
+
+def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Callable:
+    """A loss of the parameters alone: that of all rows at once, or of each by its weight.
+
+    ``sum_i w_i L(params; row_i) / sum_i w_i``
+
+    Args:
+      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: a mean over rows.
+      rows: a tree whose leaves lead with one axis of rows [n, ...].
+      weights: [n], floating, not negative, not all zero; None: all rows alike, in one call.
+
+    Returns:
+      `params -> (loss, metrics)`.
+
+    Example:
+      >>> loss = weighted_loss(lambda w, x: jnp.mean((x - w) ** 2), jnp.arange(3.0), jnp.ones(3))
+      >>> float(loss(1.0)[0]) == 2 / 3
+      True
+
+    Source: a weighted mean.
+    """
+    loss_fn = scalar_loss(loss_fn)
+    if weights is None:
+        return lambda params: loss_fn(params, rows)
+    single_rows = jax.tree.map(lambda x: x[:, None], rows)
+    shares = weights / weights.sum()
+
+    def weighted(params):
+        losses = jax.vmap(loss_fn, (None, 0))(params, single_rows)
+        return jax.tree.map(lambda x: jnp.dot(shares, x), losses)
+
+    return weighted
