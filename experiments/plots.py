@@ -40,7 +40,8 @@ def draw_curves(rows: Rows) -> Figure:
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         for prefix, label in (("", "training tasks"), ("val_", "validation tasks")):
             trained = [row for row in rows if row["epoch"]]
-            _band(axis, trained, [row[prefix + metric] for row in trained], label)
+            steps = [row["step"] for row in trained]
+            band(axis, steps, [row[prefix + metric] for row in trained], label)
         axis.set(xlabel="meta-steps", ylabel=f"{metric} after adaptation")
     axes[0].legend(frameon=False)
     return figure
@@ -60,16 +61,15 @@ def draw_sparsity(rows: Rows) -> Figure:
     for axis, (title, members) in zip(axes[0], panels.items(), strict=True):
         for name in members:
             values = [100 * np.asarray(row["sparsity"][name]) for row in rows]
-            _band(axis, rows, values, name.rsplit("/", 1)[0])
+            band(axis, [row["step"] for row in rows], values, name.rsplit("/", 1)[0])
         axis.set(title=title, xlabel="meta-steps", ylim=(-2, 102))
         axis.legend(frameon=False, fontsize="small", ncols=1 + len(members) // 6)
     axes[0, 0].set_ylabel("sparsity [%]")
     return figure
 
 
-def _band(axis, rows, values, label):
+def band(axis: Any, steps: Any, values: Any, label: str) -> None:
     """A line through the means over seeds, with one standard deviation around it."""
-    steps = [row["step"] for row in rows]
     by_seed = np.array([np.atleast_1d(value) for value in values], float)
     mean, std = by_seed.mean(1), by_seed.std(1)
     (line,) = axis.plot(steps, mean, label=label, marker="o", markersize=2.5)
@@ -82,17 +82,23 @@ FIGURES = {"curves.png": draw_curves, "sparsity.png": draw_sparsity}
 
 def main() -> None:
     """Draw the figures of the run folders that are named."""
+    from experiments import stream_plots
     from jaxsparse.training import RunError, RunFolder
 
     with cli.one_line_errors():
         if len(sys.argv) < 2:
             cli.fail("usage: python -m experiments.plots RUN [RUN ...]")
         for name in sys.argv[1:]:
-            rows = RunFolder(Path(name)).rows()
-            if not any(row["epoch"] for row in rows):
-                raise RunError(f"{name} holds no metrics of any epoch")
-            draw_run(Path(name), rows)
-            print(f"{name}: curves.png, sparsity.png")
+            folder = RunFolder(Path(name))
+            rows, result = folder.rows(), folder.result()
+            if any(row.get("epoch") for row in rows):
+                draw_run(Path(name), rows)
+                print(f"{name}: {', '.join(FIGURES)}")
+            elif result is not None and any(row.get("task") for row in rows):
+                stream_plots.draw_run(Path(name), rows, result)
+                print(f"{name}: {', '.join(stream_plots.FIGURES)}")
+            else:
+                raise RunError(f"{name} holds no metrics of any epoch, nor a stream's result")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from experiments.runs import preset_flags
 from jaxsparse.training import ConfigError, FewShotConfig
 
 Settings = dict[str, Any]
@@ -67,6 +68,9 @@ DEFAULT_PRESET = {
 }
 
 
+_NOT_SETTINGS = ("method", "data_dir", "image_size", "shots", "seed", "seeds")
+
+
 def preset_config(
     preset: str | None, dataset: str | None, method: str, shots: int
 ) -> FewShotConfig:
@@ -92,23 +96,11 @@ def describe() -> str:
     lines = ["presets (--preset NAME); flags given beside one override it:"]
     for name, settings in PRESETS.items():
         for setting, values in settings.items():
-            lines.append(f"  {name}, {setting}: {_flags(defaults | values)}")
+            lines.append(f"  {name}, {setting}: {preset_flags(defaults | values, _NOT_SETTINGS)}")
             for (preset, narrowed, method), extra in _BY_METHOD.items():
                 if (preset, narrowed) == (name, setting):
-                    lines.append(f"    with --method {method}: {_flags(extra)}")
+                    lines.append(
+                        f"    with --method {method}: {preset_flags(extra, _NOT_SETTINGS)}"
+                    )
     lines.append("without --preset: " + ", ".join(f"{d}: {p}" for d, p in DEFAULT_PRESET.items()))
     return "\n".join(lines)
-
-
-_NOT_SETTINGS = {"method", "data_dir", "image_size", "shots", "seed", "seeds"}
-
-
-def _flags(values: Settings) -> str:
-    shown = {n: v for n, v in values.items() if n not in _NOT_SETTINGS and v is not None}
-    return " ".join(_flag(name.replace("_", "-"), value) for name, value in shown.items())
-
-
-def _flag(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name}={value}"

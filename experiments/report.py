@@ -10,13 +10,25 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from jaxsparse import training
+from jaxsparse.training.continual import ContinualConfig
 
 
 class ConsoleReport:
-    """Reports a run on the terminal; lines instead of a bar where there is none."""
+    """Reports a run on the terminal; lines instead of a bar where there is none.
 
-    def __init__(self, config: training.FewShotConfig, path: Path):
-        self.config, self.path = config, path
+    Args:
+      header: a line on what is run.
+      path: the run's folder.
+      unit: what the run is counted in, "epoch" or "task", and how many there are.
+      steps: of the whole run.
+      metrics: those shown beside the bar.
+    """
+
+    def __init__(
+        self, header: str, path: Path, unit: tuple[str, int], steps: int, metrics: tuple[str, ...]
+    ):
+        self.header, self.path, self.unit, self.steps = header, path, unit, steps
+        self.metrics = metrics
         self.console = Console(soft_wrap=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -29,13 +41,8 @@ class ConsoleReport:
         self.shown = ""
         self.task = self.bar.add_task("", total=1.0, left="")
 
-    def __enter__(self) -> "ConsoleReport":
-        c = self.config
-        self.console.print(
-            f"{c.method} on {c.dataset}, {c.ways}-way {c.shots}-shot, Conv4-{c.width},"
-            f" K = {c.inner_steps}, {c.epochs} x {c.steps_per_epoch} meta-steps of"
-            f" {c.meta_batch_size} tasks, seeds {c.seed}..{c.seed + c.seeds - 1}"
-        )
+    def __enter__(self):
+        self.console.print(self.header)
         self.console.print(f"run folder: {self.path}")
         self.bar.start()
         return self
@@ -49,18 +56,39 @@ class ConsoleReport:
 
     def progress(self, progress: training.Progress) -> None:
         """Move the bar."""
-        c, p = self.config, progress
-        steps = c.epochs * c.steps_per_epoch
-        done = p.step / steps if p.stage in ("train", "compile") else p.done
+        p = progress
+        name, count = self.unit
+        done = p.step / self.steps if p.stage in ("train", "compile") else p.done
         if p.metrics:
-            names = ("loss", "accuracy", "sparsity")
-            self.shown = " ".join(f"{name} {p.metrics[name]:.3f}" for name in names)
+            self.shown = " ".join(f"{name} {p.metrics[name]:.3f}" for name in self.metrics)
         self.bar.update(
             self.task,
             completed=done,
-            description=f"epoch {min(p.epoch + 1, c.epochs)}/{c.epochs} {p.stage} {self.shown}",
+            description=f"{name} {min(p.epoch + 1, count)}/{count} {p.stage} {self.shown}",
             left="" if p.seconds_left is None else f"{_duration(p.seconds_left)} left",
         )
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Print the line of an epoch or task."""
+        raise NotImplementedError
+
+    def warn(self, line: str) -> None:
+        """Print a warning on stderr."""
+        print(f"warning: {line}", file=sys.stderr)
+
+
+class FewShotReport(ConsoleReport):
+    """Reports a few-shot run."""
+
+    def __init__(self, config: training.FewShotConfig, path: Path):
+        self.config = c = config
+        header = (
+            f"{c.method} on {c.dataset}, {c.ways}-way {c.shots}-shot, Conv4-{c.width},"
+            f" K = {c.inner_steps}, {c.epochs} x {c.steps_per_epoch} meta-steps of"
+            f" {c.meta_batch_size} tasks, seeds {c.seed}..{c.seed + c.seeds - 1}"
+        )
+        shown = ("loss", "accuracy", "sparsity")
+        super().__init__(header, path, ("epoch", c.epochs), c.epochs * c.steps_per_epoch, shown)
 
     def row(self, row: dict[str, Any]) -> None:
         """Print an epoch's line."""
@@ -70,10 +98,6 @@ class ConsoleReport:
             f"  val accuracy {_mean(row['val_accuracy']):.4f}"
             f"  sparsity {_mean(row['sparsity']['total']):.4f}"
         )
-
-    def warn(self, line: str) -> None:
-        """Print a warning on stderr."""
-        print(f"warning: {line}", file=sys.stderr)
 
     def result(self, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """Print the test accuracy and the sparsity of every parameter group."""
@@ -104,6 +128,82 @@ class ConsoleReport:
                 f"{100 * _mean([sparsity[name] for sparsity in tested]):.1f}%",
             )
         return table
+
+
+class StreamReport(ConsoleReport):
+    """Reports a run over a stream of tasks."""
+
+    def __init__(self, config: ContinualConfig, path: Path):
+        self.config = c = config
+        samples = "all" if c.samples_per_task is None else str(c.samples_per_task)
+        header = (
+            f"{c.method} on {c.stream} of {c.data}, {c.tasks} tasks of {samples} images,"
+            f" batches of {c.batch_size}, {c.glances} glances, memory of {c.memories},"
+            f" seeds {c.seed}..{c.seed + c.seeds - 1}"
+        )
+        per_task = (c.samples_per_task or 1) * c.epochs // c.batch_size
+        super().__init__(
+            header, path, ("task", c.tasks), max(1, c.tasks * per_task), ("loss", "accuracy")
+        )
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Print the line of a task: accuracies on it, on all tasks so far, and the sparsity."""
+        done, accuracy = row["task"], row["test_accuracy"]
+        if not done:
+            return
+        seen = [_mean(accuracy[name]) for j in range(done) if (name := f"task {j}") in accuracy]
+        line = f"task {done:>3}  loss {_mean(row['loss']):.4f}"
+        line += f"  accuracy {_mean(accuracy[f'task {done - 1}']):.4f}"
+        if len(seen) == done:
+            line += f"  on all so far {_mean(seen):.4f}"
+        if row["sparsity"]:
+            line += f"  sparsity {_mean(row['sparsity']['total']):.4f}"
+        self.console.print(line)
+
+    def result(self, result: dict[str, Any]) -> None:
+        """Print RA, BTI and LA of every seed, their mean, and the sparsity of every tensor."""
+        names = ("retained_accuracy", "backward_transfer_interference", "learning_accuracy")
+        table = Table(title=f"{self.config.method} on {self.config.stream}, in %")
+        for name in ("seed", "RA", "BTI", "LA", "forward", "sparsity"):
+            table.add_column(name, justify="right")
+        for seed in result["seeds"]:
+            values = [seed[name] for name in (*names, "forward_transfer")]
+            values.append(seed["sparsity"].get("total"))
+            table.add_row(str(seed["seed"]), *map(percent, values))
+        if len(result["seeds"]) > 1:
+            means = [result[name] for name in (*names, "forward_transfer")]
+            means.append(result["sparsity"].get("total"))
+            table.add_row("mean", *(percent(m and m["mean"]) for m in means))
+            table.add_row("std", *(percent(m and m["std"]) for m in means))
+        self.console.print(table)
+        for name, value in result["sparsity"].items():
+            self.console.print(f"sparsity of {name}: {with_std(value)}%")
+        self.console.print(f"results and figures: {self.path}")
+
+    def scan(self, points: list[dict[str, Any]], best: dict[str, Any]) -> None:
+        """Print what each point of a scan retained on held-out images."""
+        table = Table(title="scan on held-out training images")
+        for name in ("glances", "inner_lr", "mask_lr", "theta_lr"):
+            table.add_column(name, justify="right")
+        table.add_column("RA", justify="right")
+        for point in points:
+            table.add_row(
+                str(point["glances"]),
+                *(f"{point[name]:g}" for name in ("inner_lr", "mask_lr", "theta_lr")),
+                with_std(point["retained_accuracy"]) + (" <-" if point is best else ""),
+            )
+        self.console.print(table)
+
+
+def percent(value: float | None) -> str:
+    """A share in percent with two decimals; a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def with_std(value: dict[str, float | None]) -> str:
+    """A mean and its standard deviation, in percent."""
+    std = "" if value["std"] is None else f" +- {percent(value['std'])}"
+    return percent(value["mean"]) + std
 
 
 def _mean(value: float | list[float]) -> float:

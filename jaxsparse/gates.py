@@ -16,7 +16,8 @@ from jaxsparse.draws import draw_each, uniform
 from jaxsparse.straight_through import binary_mask, relu_mask
 
 Tree = Any
-Init = float | tuple[float, float] | str  # a constant, a uniform range, or "kaiming"
+# A constant (which may be traced), a uniform range, or "kaiming".
+Init = float | jax.Array | tuple[float, float] | str
 
 
 class Gate(NamedTuple):
@@ -311,9 +312,9 @@ def _initialiser(init: Init, initial_sparsity: float = 0.5) -> Callable:
     def leaf_init(key, leaf):
         if isinstance(init, tuple):
             return uniform(key, leaf.shape, leaf.dtype, *init)
-        if init == "kaiming":
+        if isinstance(init, str):
             return _centred(key, leaf, initial_sparsity)
-        return jnp.full(leaf.shape, float(init), leaf.dtype)
+        return jnp.full(leaf.shape, init, leaf.dtype)
 
     def initialise(key, params):
         check_floating("params", params)

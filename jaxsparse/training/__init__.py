@@ -1,9 +1,15 @@
 """Whole runs: configuration, the pure program, the host's loop, the run folder."""
 
-from jaxsparse.training.config import ConfigError, FewShotConfig, make_gate, make_learner
-from jaxsparse.training.errors import RunError, WriteError, writing
-from jaxsparse.training.loop import Diverged, Hooks, Progress, Stopped, run
-from jaxsparse.training.program import (
+from jaxsparse.training.errors import (
+    ConfigError,
+    Diverged,
+    RunError,
+    Stopped,
+    WriteError,
+    writing,
+)
+from jaxsparse.training.fewshot.config import FewShotConfig, make_gate, make_learner
+from jaxsparse.training.fewshot.program import (
     Program,
     TrainState,
     largest_share,
@@ -11,6 +17,8 @@ from jaxsparse.training.program import (
     make_train,
     task_mesh,
 )
+from jaxsparse.training.fewshot.run import run
+from jaxsparse.training.host import Hooks, Progress
 from jaxsparse.training.run_folder import RunFolder
 
 __all__ = [

@@ -1,8 +1,20 @@
-"""What can go wrong with a run's folder, said in one line."""
+"""What can go wrong with a run, said in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one line naming the field."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved its state."""
+
+
+class Diverged(Exception):
+    """The loss is no longer finite; the message names the step."""
 
 
 class RunError(Exception):

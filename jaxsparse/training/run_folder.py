@@ -1,8 +1,8 @@
 """The folder of a run: its configuration, metrics, checkpoints and result.
 
 config.json      what was asked for
-metrics.jsonl    one row per epoch
-timing.jsonl     seconds of compilation and of every epoch
+metrics.jsonl    one row per epoch, or per task of a stream
+timing.jsonl     seconds of compilation and of every row
 checkpoints/     the newest states, by orbax; each carries a digest of its arrays
 events.out.*     the same metrics for TensorBoard
 result.json      written once, at the end
@@ -26,24 +26,27 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """Reads one run's folder and, within `lock`, writes to it."""
+    """Reads one run's folder and, within `lock`, writes to it.
 
-    def __init__(self, path: Path):
-        self.path = path
+    `unit` names what a row of the metrics is about: an "epoch", or a "task" of a stream.
+    """
+
+    def __init__(self, path: Path, unit: str = "epoch"):
+        self.path, self.unit = path, unit
         self._events: EventsWriter | None = None
         self._waiting: list[tuple[int, dict[str, float] | None]] = []  # for TensorBoard
 
     # ---- opening
 
     @classmethod
-    def create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
+    def create(cls, path: Path, config: dict[str, Any], unit: str = "epoch") -> "RunFolder":
         """Make the folder of a new run.
 
         Raises:
           RunError: the folder holds another run or other files, or cannot be written.
         """
         cls.check_new(path)
-        folder = cls(path)
+        folder = cls(path, unit)
         with writing(path, RunError):
             path.mkdir(parents=True, exist_ok=True)
             _write_json(path / "config.json", config)
@@ -60,7 +63,7 @@ class RunFolder:
             raise RunError(f"{path} is not empty; name a new folder")
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
+    def open(cls, path: Path, unit: str = "epoch") -> "RunFolder":
         """Open the folder of a run that is to go on.
 
         Raises:
@@ -68,7 +71,7 @@ class RunFolder:
         """
         if not (path / "config.json").is_file():
             raise RunError(f"{path} holds no run: no config.json there")
-        return cls(path)
+        return cls(path, unit)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -120,36 +123,40 @@ class RunFolder:
     # ---- metrics
 
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics of the epochs so far; epoch 0 is the state before training."""
+        """The metrics of the epochs (or tasks) so far; number 0 is the state before training."""
         return list(_complete_rows(self.path / "metrics.jsonl"))
 
-    def keep_rows(self, epoch: int) -> None:
-        """Drop the rows after `epoch`: the run goes on from an earlier checkpoint.
+    def keep_rows(self, last: int) -> None:
+        """Drop the rows after number `last`: the run goes on from an earlier checkpoint.
 
         Raises:
-          RunError: rows of epochs up to that one are missing.
+          RunError: rows up to that one are missing.
         """
         rows = self.rows()
-        kept = [row for row in rows if row["epoch"] <= epoch]
-        if epoch and [row["epoch"] for row in kept] != list(range(epoch + 1)):
-            raise RunError(f"{self.path / 'metrics.jsonl'} lacks epochs before {epoch}")
+        kept = [row for row in rows if row[self.unit] <= last]
+        if last and [row[self.unit] for row in kept] != list(range(last + 1)):
+            raise RunError(f"{self.path / 'metrics.jsonl'} lacks {self.unit}s before {last}")
         with writing(self.path):
             text = "".join(json.dumps(row) + "\n" for row in kept)
             _replace_text(self.path / "metrics.jsonl", text)
             if kept:
                 self._waiting.append((kept[-1]["step"] + 1, None))
                 if len(kept) == 1:  # then it was still waiting when the run was stopped
-                    self._waiting.insert(0, (kept[0]["step"], _scalars(kept[0])))
+                    self._waiting.insert(0, (kept[0]["step"], self._scalars(kept[0])))
 
     def add_row(self, row: dict[str, Any]) -> None:
-        """Append an epoch's metrics to metrics.jsonl and to the TensorBoard events."""
+        """Append the metrics of an epoch (or task) to metrics.jsonl and the TensorBoard events."""
         with writing(self.path):
             _append_line(self.path / "metrics.jsonl", row)
-            self._waiting.append((row["step"], _scalars(row)))
+            self._waiting.append((row["step"], self._scalars(row)))
             # tensorboardX takes seconds to import where PyTorch is installed: what is there before
             # the first epoch waits for its end, so that the run starts at once.
-            if row["epoch"] > 0:
+            if row[self.unit] > 0:
                 self._write_events()
+
+    def _scalars(self, row: dict[str, Any]) -> dict[str, float]:
+        """What TensorBoard shows of a row."""
+        return {name: value for name, value in _flat(row) if name not in (self.unit, "step")}
 
     def _write_events(self) -> None:
         # Written here and not by tensorboardX's SummaryWriter, whose background thread would
@@ -169,11 +176,6 @@ class RunFolder:
                 one = summary.scalar(name, value)
                 self._events.write_event(Event(step=step, summary=one, wall_time=time.time()))
         self._events.flush()
-
-
-def _scalars(row: dict[str, Any]) -> dict[str, float]:
-    """What TensorBoard shows of a row."""
-    return {name: value for name, value in _flat(row) if name not in ("epoch", "step")}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

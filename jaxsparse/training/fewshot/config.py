@@ -7,7 +7,9 @@ from typing import Any, Literal, NamedTuple
 import optax
 
 from jaxsparse import gates, losses, nn
-from jaxsparse.gates import Gate, Init
+from jaxsparse.gates import Gate
+from jaxsparse.training import settings
+from jaxsparse.training.errors import ConfigError
 
 Method = Literal[
     "sparse-maml",
@@ -21,10 +23,6 @@ Method = Literal[
 ]
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
 Dataset = Literal["glyphs", "omniglot", "omniglot-1200", "mini_imagenet", "folder"]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message is one line naming the field."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,25 +92,17 @@ class FewShotConfig:
     """number of seeds trained side by side: seed, seed + 1, ..."""
 
     def __post_init__(self):
-        for name in _POSITIVE:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("inner_lr", "theta_lr", "mask_lr"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        settings.check_positive(self, _POSITIVE)
+        settings.check_not_negative(self, ("inner_lr", "theta_lr", "mask_lr"))
         if not 0.0 <= self.initial_sparsity <= 1.0:
             raise ConfigError(f"initial_sparsity must lie in [0, 1], got {self.initial_sparsity}")
         if self.ways < 2:
             raise ConfigError(f"ways must be 2 or more, got {self.ways}")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip must be above 0, got {self.clip}")
-        if not 0 <= self.seed <= 2**31 - 1 - self.seeds:
-            raise ConfigError(f"seed must lie in [0, 2^31), got {self.seed}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                listed = ", ".join(choices)
-                raise ConfigError(f"{name} must be one of {listed}, got {getattr(self, name)!r}")
-        parse_init(self.mask_init)
+        settings.check_seeds(self, ("seed",))
+        settings.check_choices(self, _CHOICES)
+        settings.parse_init(self.mask_init)
 
 
 _POSITIVE = (
@@ -190,7 +180,7 @@ def make_gate(config: FewShotConfig) -> Gate:
       >>> gate = make_gate(FewShotConfig(method="anil"))
     """
     alpha, sparse = config.inner_lr, config.initial_sparsity
-    init = parse_init(config.mask_init)
+    init = settings.parse_init(config.mask_init)
     rate_init = alpha if init == "auto" else init
     binary_init = "kaiming" if init == "auto" else init
     builders: dict[str, Callable[[], Gate]] = {
@@ -206,35 +196,6 @@ def make_gate(config: FewShotConfig) -> Gate:
         "meta-sgd": lambda: gates.linear(rate_init),
     }
     return builders[config.method]()
-
-
-def parse_init(text: str) -> Init:
-    """Read a mask initialisation: `kaiming`, `auto`, a number, or a range `low:high`.
-
-    Args:
-      text: as given on the command line.
-
-    Returns:
-      A number, a pair of numbers, or the word itself.
-
-    Raises:
-      ConfigError: none of these.
-
-    Example:
-      >>> parse_init("0.005:0.1")
-      (0.005, 0.1)
-    """
-    if text in ("kaiming", "auto"):
-        return text
-    try:
-        values = tuple(float(part) for part in text.split(":"))
-    except ValueError:
-        values = ()
-    if len(values) == 1:
-        return values[0]
-    if len(values) == 2 and values[0] < values[1]:
-        return (values[0], values[1])
-    raise ConfigError(f"mask_init must be kaiming, a number or low:high, got {text!r}")
 
 
 def _rate(config, rate):

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxsparse.training.config import FewShotConfig
-from jaxsparse.training.program import TrainState
+from jaxsparse.training.fewshot.config import FewShotConfig
+from jaxsparse.training.fewshot.program import TrainState
 
 
 def make_result(

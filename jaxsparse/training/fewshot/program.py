@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxsparse.data import ImageSet, Task, sample_tasks
 from jaxsparse.gates import sparsity
 from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
-from jaxsparse.training.config import FewShotConfig, make_learner
+from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
 
 Tree = Any
 Metrics = dict[str, jax.Array]

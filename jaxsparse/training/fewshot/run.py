@@ -1,8 +1,7 @@
 """The host's side of a run: compile, drive, report, save, go on, stop."""
 
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,67 +9,17 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse.data import ImageSet
-from jaxsparse.training.checkpoints import Checkpoints
-from jaxsparse.training.config import FewShotConfig
-from jaxsparse.training.program import (
+from jaxsparse.training.fewshot.config import FewShotConfig
+from jaxsparse.training.fewshot.program import (
     EVALUATION_BATCH,
     batch_count,
     evaluation_key,
     make_program,
     task_mesh,
 )
-from jaxsparse.training.result import make_result
+from jaxsparse.training.fewshot.result import make_result
+from jaxsparse.training.host import Hooks, Host, Progress, plain
 from jaxsparse.training.run_folder import RunFolder
-
-# A compiled call is cut to about this long, so that progress, Ctrl-C and SIGTERM are prompt.
-SEGMENT_SECONDS = 1.0
-# Within a long epoch, the state is saved this often.
-SAVE_SECONDS = 300.0
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has saved its state."""
-
-
-class Diverged(Exception):
-    """The loss is no longer finite; the message names the meta-step."""
-
-
-class Progress(NamedTuple):
-    """How far a run is.
-
-    Attributes:
-      stage: "compile", "train", "validation" or "test".
-      epoch: epochs finished.
-      step: meta-steps taken.
-      done: part of the stage done, in [0, 1].
-      seconds_left: estimate for the whole run; None before the first measurement.
-      metrics: means over the present epoch so far: loss, accuracy, sparsity; empty before its
-        first meta-step.
-    """
-
-    stage: str
-    epoch: int
-    step: int
-    done: float
-    seconds_left: float | None
-    metrics: dict[str, float]
-
-
-class Hooks(NamedTuple):
-    """What a run asks of, and tells, its caller.
-
-    Attributes:
-      progress: called with a `Progress` about once a second.
-      row: called with each epoch's metrics.
-      warn: called with one line about something that went wrong and was dealt with.
-      should_stop: asked about once a second; when true the run saves and raises `Stopped`.
-    """
-
-    progress: Callable[[Progress], None] = lambda progress: None
-    row: Callable[[dict[str, Any]], None] = lambda row: None
-    warn: Callable[[str], None] = lambda line: None
-    should_stop: Callable[[], bool] = lambda: False
 
 
 def run(
@@ -100,13 +49,14 @@ def run(
         return _Run(config, data, folder, hooks).run()
 
 
-class _Run:
+class _Run(Host):
     """The state of a run on the host."""
 
+    unit = "meta-step"
+
     def __init__(self, config, data, folder, hooks):
-        self.config, self.folder, self.hooks = config, folder, hooks
-        self.checkpoints = Checkpoints(folder.path / "checkpoints")
-        self.started = time.monotonic()
+        super().__init__(folder, hooks)
+        self.config = config
         seeds = range(config.seed, config.seed + config.seeds)
         self.mesh = task_mesh(config)
         self.keys = self.put(jnp.stack([jax.random.key(seed) for seed in seeds]))
@@ -121,11 +71,10 @@ class _Run:
             row = {
                 "epoch": 0,
                 "step": 0,
-                "sparsity": _plain(self.functions["sparsity"](self.state)),
+                "sparsity": plain(self.functions["sparsity"](self.state)),
             }
             folder.add_row(row)
         self.saved_at = time.monotonic()
-        self.seconds_per: dict[str, float] = {}  # meta-step, evaluation batch
 
     def put(self, tree):
         """`tree` on every device of the run."""
@@ -154,6 +103,9 @@ class _Run:
             "finish_epoch": over_seeds(program.finish_epoch, (0, 0)),
             "sparsity": over_seeds(program.sparsity, (0,)),
         }
+
+    def position(self):
+        return {"step": self.step, "epoch": self.epoch}
 
     @property
     def epoch(self) -> int:
@@ -186,9 +138,9 @@ class _Run:
             pace = self.seconds_per.get("step")
             done = 1 - (end - self.step) / self.config.steps_per_epoch
             self.tell("compile" if pace is None else "train", done)
-            steps = 1 if pace is None else int(np.clip(SEGMENT_SECONDS / pace, 1, end - self.step))
+            steps = self.segment(end - self.step)
             self.timed("step", steps, self.train_segment, steps)
-            self.check_finite()
+            self.check_finite(self.state.bad_step, self.config.seed)
             self.save_if_due()
 
     def train_segment(self, steps):
@@ -202,7 +154,7 @@ class _Run:
         metrics = self.measure("validation", meta.params, meta.mask, self.config.val_tasks)
         means = {name: jnp.asarray(x.mean(1), jnp.float32) for name, x in metrics.items()}
         self.state, row = self.functions["finish_epoch"](self.state, means)
-        row = {"epoch": self.epoch, "step": self.step, **_plain(row)}
+        row = {"epoch": self.epoch, "step": self.step, **plain(row)}
         self.folder.add_row(row)
         self.save()
         self.hooks.row(row)
@@ -231,46 +183,7 @@ class _Run:
         tasks = self.functions["tasks"](keys, self.data[split])
         return jax.device_get(self.functions["evaluate"](params, mask, keys, tasks))
 
-    # ---- saving and stopping
-
-    def save(self):
-        self.checkpoints.save(self.state, {"step": self.step, "epoch": self.epoch})
-        self.saved_at = time.monotonic()
-
-    def save_if_due(self):
-        self.stop_if_asked()
-        if time.monotonic() - self.saved_at > SAVE_SECONDS:
-            self.save()
-
-    def stop_if_asked(self):
-        if self.hooks.should_stop():
-            self.save()
-            raise Stopped(f"stopped at meta-step {self.step}")
-
-    def check_finite(self):
-        bad = np.asarray(self.state.bad_step)
-        if (bad >= 0).any():
-            seed = int(np.argmax(bad >= 0))
-            raise Diverged(
-                f"the loss of seed {self.config.seed + seed} is not finite"
-                f" at meta-step {int(bad[seed])}"
-            )
-
     # ---- telling
-
-    def timed(self, unit, count, function, *args):
-        """Call `function`; learn the pace of `unit` from it, compilation apart."""
-        begun = time.monotonic()
-        result = function(*args)
-        seconds = time.monotonic() - begun
-        if unit in self.seconds_per:
-            self.seconds_per[unit] = seconds / count
-        else:
-            # The first call compiles; it tells little about the next.
-            self.seconds_per[unit] = SEGMENT_SECONDS
-            since_start = round(time.monotonic() - self.started, 3)
-            self.folder.log_timing(first=unit, seconds=round(seconds, 3), since_start=since_start)
-        return result
 
     def tell(self, stage, done):
         in_epoch = self.step - self.epoch * self.config.steps_per_epoch
@@ -295,13 +208,3 @@ class _Run:
         if stage == "test":
             test *= 1 - done
         return steps * step + (validations * validation + test) * batch
-
-
-def _plain(tree):
-    """Arrays [seeds] as floats, a list where there are several seeds."""
-
-    def plain(x):
-        values = [float(v) for v in np.asarray(x)]
-        return values if len(values) > 1 else values[0]
-
-    return jax.tree.map(plain, tree)

@@ -1,0 +1,182 @@
+"""Continual learning on a stream of tasks: learn, measure after every task, report.
+
+python -m experiments.continual --stream rotations --method sparse-lamaml --seeds 5
+python -m experiments.continual --stream permutations --method er --data glyphs
+python -m experiments.continual --stream rotations --scan
+python -m experiments.continual --resume runs/continual/...
+"""
+
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments import cli, runs
+
+if TYPE_CHECKING:
+    from jaxsparse.data import TaskStream
+    from jaxsparse.training import RunFolder
+    from jaxsparse.training.continual import ContinualConfig
+
+
+def experiment() -> runs.Experiment:
+    """The command line of continual learning."""
+    from experiments import continual_presets as presets
+    from jaxsparse.training.continual import ContinualConfig
+
+    return runs.Experiment(
+        name="continual",
+        config_type=ContinualConfig,
+        hints={"stream": "rotations", "method": "sparse-lamaml", "data": None, "memories": None},
+        preset=lambda f: presets.preset_config(
+            f.stream, f.method, f.data, f.memories and int(f.memories)
+        ),
+        describe=presets.describe,
+        label=lambda c: f"{c.stream}-{c.data}-{c.method}",
+        presets=False,
+        unit="task",
+        extra={
+            "scan": (bool, False, "first choose rates and glances on held-out training images"),
+            "grid_inner_lr": (tuple[float, ...], (0.05, 0.1, 0.15), "alpha_0 to scan"),
+            "grid_mask_lr": (tuple[float, ...], (0.3, 0.75, 1.7), "gamma_m to scan"),
+            "grid_theta_lr": (tuple[float, ...], (), "rates of theta to scan; none: the preset's"),
+            "grid_glances": (tuple[int, ...], (5, 10), "glances to scan"),
+        },
+    )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Parse the flags, run or resume, and report."""
+    cli.leave_on_signal()
+    # Imported here and not above: Ctrl-C during these seconds is one line, too.
+    from experiments.report import StreamReport
+
+    with cli.one_line_errors():
+        own = experiment()
+        opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
+        config, folder = opened.config, opened.folder
+        cli.use_cores(len(os.sched_getaffinity(0)))
+        cli.use_compilation_cache()
+        result = folder.result() if folder else None
+        if result is None:
+            stream = load_stream(config)
+            check(config, stream)
+            if opened.flags.scan and folder is None:
+                config, scanned = scan(config, opened.flags, opened.out)
+                folder = runs.create_run(own, opened.out, config, scan=scanned)
+            folder = folder or runs.create_run(own, opened.out, config)
+            result = learn(config, stream, folder, own.prog)
+        assert folder is not None
+        draw_figures(folder, result)
+        StreamReport(config, folder.path).result(result)
+
+
+def load_stream(config: "ContinualConfig") -> "TaskStream":
+    """The stream that a configuration names, with the images it is measured on."""
+    from jaxsparse import data
+    from jaxsparse.data import streams
+    from jaxsparse.training import ConfigError
+
+    train = data.load_labelled(config.data, "train", config.data_dir)
+    if config.validation:
+        train, test = streams.hold_out(train)
+    else:
+        test = data.load_labelled(config.data, "test", config.data_dir)
+    if config.stream == "split-cifar10":
+        stream = streams.split(train, test)
+        if stream.num_tasks != config.tasks:
+            raise ConfigError(
+                f"tasks must be {stream.num_tasks}, pairs of classes, got {config.tasks}"
+            )
+        return stream
+    build = streams.rotations if config.stream == "rotations" else streams.permutations
+    return build(train, test, config.tasks, config.data_seed)
+
+
+def check(config: "ContinualConfig", stream: "TaskStream") -> None:
+    """Raise ConfigError where the configuration cannot run on the stream's images."""
+    from jaxsparse.training import ConfigError
+    from jaxsparse.training.continual import make_program
+
+    shape = stream.train.images.shape[1:]
+    if config.augment and shape[2] != 3:
+        raise ConfigError(f"augment wants images of 3 channels, {config.data} has {shape[2]}")
+    make_program(config, stream)
+
+
+def learn(
+    config: "ContinualConfig", stream: "TaskStream", folder: "RunFolder", prog: str
+) -> dict[str, Any]:
+    """Learn the stream to its end, with a progress bar."""
+    from experiments.report import StreamReport
+    from jaxsparse.training.continual import run_stream
+
+    with StreamReport(config, folder.path) as report:
+        hooks = report.hooks(cli.stop_on_signal(f"{prog} --resume {folder.path}"))
+        return run_stream(config, stream, folder, hooks)
+
+
+def scan(
+    config: "ContinualConfig", flags: Any, out: Path
+) -> tuple["ContinualConfig", list[dict[str, Any]]]:
+    """The configuration with the rates and glances that retain most on held-out images.
+
+    One program for each number of glances runs the whole grid of rates. Its folders lie beside
+    the run's own; a scan that was stopped goes on there.
+    """
+    from experiments.report import StreamReport
+    from jaxsparse.training.continual import Rates, scan_stream
+
+    points = []
+    grid = [
+        Rates(*rates)
+        for rates in itertools.product(
+            flags.grid_inner_lr or (config.inner_lr,),
+            flags.grid_mask_lr or (config.mask_lr,),
+            flags.grid_theta_lr or (config.theta_lr,),
+        )
+    ]
+    for glances in flags.grid_glances or (config.glances,):
+        held_out = dataclasses.replace(config, validation=True, glances=glances)
+        folder = _scan_folder(out, held_out, grid)
+        result = folder.result()
+        if result is None:
+            with StreamReport(held_out, folder.path) as report:
+                hooks = report.hooks(cli.stop_on_signal("the same command with the same --out"))
+                stream = load_stream(held_out)
+                result = scan_stream(held_out, grid, stream, folder, hooks)
+        points += [{"glances": glances, **point} for point in result["points"]]
+    best = max(points, key=lambda p: p["retained_accuracy"]["mean"])
+    StreamReport(config, out).scan(points, best)
+    rates = {name: best[name] for name in (*Rates._fields, "glances")}
+    return dataclasses.replace(config, **rates), points
+
+
+def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunFolder":
+    from jaxsparse.training import RunError, RunFolder
+
+    path = out.with_name(f"{out.name}-scan-{config.glances}-glances")
+    record = {"config": dataclasses.asdict(config), "grid": [rates._asdict() for rates in grid]}
+    if not (path / "config.json").exists():
+        return runs.create_run(experiment(), path, config, grid=record["grid"])
+    folder = RunFolder.open(path, "task")
+    if {name: folder.config().get(name) for name in record} != record:
+        raise RunError(f"{path} holds another scan; name another --out")
+    return folder
+
+
+def draw_figures(folder: "RunFolder", result: dict[str, Any]) -> None:
+    """Draw the figures of a finished run, unless they are there."""
+    from experiments import stream_plots
+    from jaxsparse.training import writing
+
+    if not all((folder.path / name).exists() for name in stream_plots.FIGURES):
+        with writing(folder.path):
+            stream_plots.draw_run(folder.path, folder.rows(), result)
+
+
+if __name__ == "__main__":
+    main()

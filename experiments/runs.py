@@ -1,0 +1,162 @@
+"""What every experiment does with its flags and the folder of a run: open, create, go on."""
+
+import argparse
+import dataclasses
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+
+from experiments import cli
+
+if TYPE_CHECKING:
+    from jaxsparse.training import RunFolder
+
+
+class Experiment(NamedTuple):
+    """An experiment's command line.
+
+    Attributes:
+      name: of its folder under runs/, and in config.json.
+      config_type: the dataclass of a run's configuration; its fields are flags.
+      hints: flags that decide the defaults of the others, with their own defaults.
+      preset: `hints' values -> configuration` that the flags start from.
+      describe: what --help adds: the presets in full.
+      label: `configuration -> str`, the start of a new run's folder name.
+      presets: whether there are presets by name.
+      unit: what a row of its metrics is about.
+      extra: further flags: name -> (type, default, help).
+    """
+
+    name: str
+    config_type: type
+    hints: Mapping[str, Any]
+    preset: Callable[[argparse.Namespace], Any]
+    describe: Callable[[], str]
+    label: Callable[[Any], str]
+    presets: bool = True
+    unit: str = "epoch"
+    extra: Mapping[str, tuple[Any, Any, str]] = {}
+
+    @property
+    def prog(self) -> str:
+        """The command."""
+        return f"python -m experiments.{self.name}"
+
+
+class Opened(NamedTuple):
+    """What the flags come to: `folder` is None for a new run, whose place is `out`."""
+
+    config: Any
+    folder: "RunFolder | None"
+    out: Path
+    flags: Any
+
+
+def open_run(experiment: Experiment, args: list[str]) -> Opened:
+    """Read the flags: the configuration, and the folder of a run to resume or a new one's place."""
+    from jaxsparse.training import RunError, RunFolder
+
+    first = _first_look(experiment, args)
+    folder = RunFolder.open(Path(first.resume), experiment.unit) if first.resume else None
+    config = experiment.preset(first) if folder is None else _stored_config(experiment, folder)
+    flags_type = _flags_type(experiment)
+    try:
+        flags: Any = cli.parse(flags_type, args, flags_type(config), experiment.prog)
+    except SystemExit as stop:
+        if not stop.code:
+            print(experiment.describe())
+        raise
+    if folder is not None and flags.config != config:
+        differences = cli.differing(dataclasses.asdict(flags.config), dataclasses.asdict(config))
+        raise RunError(f"--resume {flags.resume}: another configuration: {differences}")
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    place = Path("runs") / experiment.name / f"{experiment.label(flags.config)}-{now}"
+    out = flags.out or place
+    if folder is None:
+        RunFolder.check_new(out)
+    return Opened(flags.config, folder, out, flags)
+
+
+def create_run(experiment: Experiment, path: Path, config: Any, **more: Any) -> "RunFolder":
+    """The folder of a new run, with what is needed to tell how its numbers were made."""
+    import jax
+
+    import jaxsparse
+    from jaxsparse.training import RunFolder
+
+    record = {
+        "experiment": experiment.name,
+        "config": dataclasses.asdict(config),
+        "versions": {"jaxsparse": jaxsparse.__version__, "jax": jax.__version__},
+        "device": jax.devices()[0].device_kind,
+        **more,
+    }
+    return RunFolder.create(path, record, experiment.unit)
+
+
+def preset_flags(values: Mapping[str, Any], hidden: Sequence[str]) -> str:
+    """Settings as the flags that make them."""
+    shown = {n: v for n, v in values.items() if n not in hidden and v is not None}
+    return " ".join(_flag(name.replace("_", "-"), value) for name, value in shown.items())
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
+
+
+def _flags_type(experiment: Experiment) -> type:
+    import tyro
+
+    def field(name, kind, default, text):
+        return (name, Annotated[kind, tyro.conf.arg(help=text)], default)
+
+    fields = [
+        ("config", experiment.config_type),
+        *(
+            [field("preset", str | None, None, "settings to start from; listed below")]
+            if experiment.presets
+            else []
+        ),
+        field(
+            "out", Path | None, None,
+            f"folder for the run; default: a new one under runs/{experiment.name}",
+        ),
+        field(
+            "resume", Path | None, None, "folder of a run to go on with; its configuration is used"
+        ),
+        *(field(name, *rest) for name, rest in experiment.extra.items()),
+    ]  # fmt: skip
+    return dataclasses.make_dataclass("Flags", fields, frozen=True)
+
+
+def _first_look(experiment: Experiment, args: list[str]) -> argparse.Namespace:
+    """The flags that decide the defaults of the others; errors are left to the full parse."""
+
+    class Lenient(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(message)
+
+    parser = Lenient(add_help=False, allow_abbrev=False)
+    for name in ("--preset", "--resume"):
+        parser.add_argument(name)
+    for name, default in experiment.hints.items():
+        kind = int if isinstance(default, int) else str
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default)
+    try:
+        return parser.parse_known_args(args)[0]
+    except ValueError:
+        return parser.parse_args([])
+
+
+def _stored_config(experiment: Experiment, folder: "RunFolder") -> Any:
+    from jaxsparse.training import RunError
+
+    try:
+        return experiment.config_type(**folder.config()["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{folder.path / 'config.json'} is no run of {experiment.name}: {error}"
+        ) from error

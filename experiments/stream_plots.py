@@ -1,0 +1,85 @@
+"""The figures of a run over a stream of tasks."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from experiments.plots import band
+
+Rows = list[dict[str, Any]]
+
+
+def draw_run(path: Path, rows: Rows, result: dict[str, Any]) -> None:
+    """Write accuracy.png, matrix.png and sparsity.png into the folder of a run."""
+    for name, draw in FIGURES.items():
+        figure = draw(rows, result)
+        figure.savefig(path / name, dpi=150)
+        plt.close(figure)
+
+
+def draw_accuracy(rows: Rows, result: dict[str, Any]) -> Figure:
+    """Over the stream: accuracy on the newest task, on all tasks so far, and on the first."""
+    R = _matrices(result)
+    tasks = np.arange(1, R.shape[1] + 1)
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    band(axis, tasks, np.diagonal(R, axis1=1, axis2=2).T, "the task just learned")
+    so_far = np.array([R[:, i, : i + 1].mean(1) for i in range(len(tasks))])
+    if not np.isnan(so_far).any():
+        band(axis, tasks, so_far, "all tasks so far")
+        band(axis, tasks, R[:, :, 0].T, "the first task")
+    else:
+        band(axis, tasks, R[:, -1].T, "each task, at the end of the stream")
+    axis.set(xlabel="task", ylabel="test accuracy [%]", ylim=(0, 101))
+    axis.legend(frameon=False)
+    return figure
+
+
+def draw_matrix(rows: Rows, result: dict[str, Any]) -> Figure:
+    """R, the mean over the seeds: a row after each task, a column for each task."""
+    R = _matrices(result).mean(0)
+    tasks = len(R)
+    figure, axis = plt.subplots(figsize=(5.4, 4.6), layout="constrained")
+    edges = (0.5, tasks + 0.5)
+    image = axis.imshow(R, vmin=0, vmax=100, cmap="viridis", extent=(*edges, *edges[::-1]))
+    axis.set(xlabel="accuracy on task", ylabel="after training on task")
+    figure.colorbar(image, label="test accuracy [%]")
+    return figure
+
+
+def draw_sparsity(rows: Rows, result: dict[str, Any]) -> Figure:
+    """Sparsity by layer over the stream, in percent: weights, biases (the paper's Fig. S4)."""
+    names = [name for name in rows[0]["sparsity"] if name != "total"]
+    panels = {
+        "weights": [name for name in names if name.endswith("kernel")],
+        "biases": [name for name in names if name.endswith("bias")],
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, layout="constrained")
+    for axis, (title, members) in zip(axes, panels.items(), strict=True):
+        for name in members:
+            values = [100 * np.atleast_1d(row["sparsity"][name]) for row in rows]
+            band(axis, [row["task"] for row in rows], values, name.rsplit("/", 1)[0])
+        axis.set(title=title, xlabel="tasks learned", ylim=(-2, 102))
+        if members:
+            axis.legend(frameon=False, fontsize="small")
+        else:
+            axis.text(0.5, 0.5, "no gate", ha="center", transform=axis.transAxes)
+    axes[0].set_ylabel("sparsity [%]")
+    return figure
+
+
+def _matrices(result: dict[str, Any]) -> np.ndarray:
+    """R in percent, [seeds, T, T], NaN where it was not measured."""
+    return 100 * np.array([seed["accuracy"] for seed in result["seeds"]], float)
+
+
+FIGURES = {
+    "accuracy.png": draw_accuracy,
+    "matrix.png": draw_matrix,
+    "sparsity.png": draw_sparsity,
+}

@@ -1,0 +1,1 @@
+"""What online continual learning needs beside the gates: memories, and the methods compared."""

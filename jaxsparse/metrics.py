@@ -1,0 +1,116 @@
+"""What is reported of a stream of tasks, from its accuracy matrix.
+
+R[i, j] is the accuracy on task j after training on task i, tasks counted from 0.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def retained_accuracy(R: jax.Array) -> jax.Array:
+    """RA: the accuracy on all tasks after the last one.
+
+    ``RA = 1/T sum_j R[T-1, j]``
+
+    Args:
+      R: accuracies [..., T, T], floating.
+
+    Returns:
+      [...], in the unit of R.
+
+    Raises:
+      ValueError: the last two axes differ.
+
+    Example:
+      >>> float(retained_accuracy(jnp.array([[0.9, 0.1], [0.5, 0.7]])))
+      0.6000000238418579
+
+    Source: Riemer et al. 2019, MER, Sec. 5.
+    """
+    return _square(R)[..., -1, :].mean(-1)
+
+
+def learning_accuracy(R: jax.Array) -> jax.Array:
+    """LA: the accuracy on each task right after it was learned.
+
+    ``LA = 1/T sum_j R[j, j]``
+
+    Args:
+      R: accuracies [..., T, T], floating.
+
+    Returns:
+      [...], in the unit of R.
+
+    Raises:
+      ValueError: the last two axes differ.
+
+    Example:
+      >>> float(learning_accuracy(jnp.array([[0.9, 0.1], [0.5, 0.7]])))
+      0.800000011920929
+
+    Source: Riemer et al. 2019, MER, Sec. 5.
+    """
+    return _diagonal(R).mean(-1)
+
+
+def backward_transfer_interference(R: jax.Array) -> jax.Array:
+    """BTI: what learning the later tasks has changed in the accuracy on each task.
+
+    ``BTI = 1/T sum_j (R[T-1, j] - R[j, j]) = RA - LA``; negative where tasks are forgotten. The
+    last task counts in T and contributes nothing.
+
+    Args:
+      R: accuracies [..., T, T], floating.
+
+    Returns:
+      [...], in the unit of R.
+
+    Raises:
+      ValueError: the last two axes differ.
+
+    Example:
+      >>> float(backward_transfer_interference(jnp.array([[0.75, 0.1], [0.5, 0.7]])))
+      -0.125
+
+    Source: Riemer et al. 2019, MER, Sec. 5.
+    """
+    return (_square(R)[..., -1, :] - _diagonal(R)).mean(-1)
+
+
+def forward_transfer(R: jax.Array, initial: jax.Array) -> jax.Array:
+    """How much earlier tasks have helped with a task before it is seen.
+
+    ``FT = 1/T sum_{j>=1} (R[j-1, j] - b[j])``; task 0 counts in T and contributes nothing, as in
+    the public code of GEM and La-MAML.
+
+    Args:
+      R: accuracies [..., T, T], floating.
+      initial: b, accuracies before any training [..., T].
+
+    Returns:
+      [...], in the unit of R.
+
+    Raises:
+      ValueError: shapes that do not fit together.
+
+    Example:
+      >>> float(forward_transfer(jnp.array([[0.75, 0.5], [0.5, 0.7]]), jnp.array([0.1, 0.25])))
+      0.125
+
+    Source: Lopez-Paz & Ranzato 2017, GEM, Sec. 2 (there divided by T - 1).
+    """
+    tasks = _square(R).shape[-1]
+    if jnp.shape(initial) != R.shape[:-1]:
+        raise ValueError(f"initial has shape {jnp.shape(initial)}, want {R.shape[:-1]}")
+    ahead = jnp.diagonal(R, offset=1, axis1=-2, axis2=-1)
+    return (ahead - initial[..., 1:]).sum(-1) / tasks
+
+
+def _square(R):
+    if jnp.ndim(R) < 2 or R.shape[-1] != R.shape[-2]:
+        raise ValueError(f"R has shape {jnp.shape(R)}, want [..., T, T]")
+    return R
+
+
+def _diagonal(R):
+    return jnp.diagonal(_square(R), axis1=-2, axis2=-1)

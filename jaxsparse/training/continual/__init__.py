@@ -1,0 +1,19 @@
+"""Whole runs over streams of tasks: configuration, learners, the pure program, the host's side."""
+
+from jaxsparse.training.continual.config import META_METHODS, ContinualConfig
+from jaxsparse.training.continual.learners import Rates, default_rates, make_learner
+from jaxsparse.training.continual.program import StreamState, make_program, make_stream
+from jaxsparse.training.continual.run import run_stream, scan_stream
+
+__all__ = [
+    "META_METHODS",
+    "ContinualConfig",
+    "Rates",
+    "StreamState",
+    "default_rates",
+    "make_learner",
+    "make_program",
+    "make_stream",
+    "run_stream",
+    "scan_stream",
+]

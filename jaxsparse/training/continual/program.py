@@ -1,0 +1,259 @@
+"""A run over a stream of tasks as pure functions of a state: learn, measure after every task."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsparse.data import TaskStream, streams
+from jaxsparse.gates import sparsity
+from jaxsparse.maml import float32_by_default
+from jaxsparse.training.continual.config import ContinualConfig
+from jaxsparse.training.continual.learners import Arrival, Rates, default_rates, make_learner
+from jaxsparse.training.errors import ConfigError
+
+Tree = Any
+
+# Streams of randomness that follow from a run's key.
+_INIT, _SCHEDULE, _LEARN, _ORDER, _AUGMENT = range(5)
+# Test images in one matrix product: what a core's cache holds.
+_TEST_BATCH = 1000
+
+
+class Schedule(NamedTuple):
+    """What arrives when: for each place of the stream, a task's training image.
+
+    Attributes:
+      tasks: int32 [T, n], the task of each image (its row's own, but where tasks are mixed).
+      indices: int32 [T, n], its place among the training images.
+    """
+
+    tasks: jax.Array
+    indices: jax.Array
+
+
+class StreamState(NamedTuple):
+    """Everything a run changes: what a checkpoint holds."""
+
+    learner: Tree
+    memory: Tree
+    accuracy: jax.Array  # float32 [T + 1, T]: before training, then after each task
+    totals: dict[str, jax.Array]  # sums over the batches of the present task
+    step: jax.Array  # int32, batches learned
+    measured: jax.Array  # int32, tasks after which the accuracy was measured; -1: not even before
+    bad_step: jax.Array  # int32, the first batch whose loss was not finite; -1: none
+
+
+class StreamProgram(NamedTuple):
+    """The pure functions of a run; see `make_program`."""
+
+    batches_per_task: int
+    schedule: Callable[[jax.Array, TaskStream], Schedule]
+    init: Callable[[jax.Array, Rates, TaskStream], StreamState]
+    train: Callable[..., StreamState]
+    measure: Callable[..., tuple[StreamState, dict[str, Any]]]
+
+
+def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
+    """The pure functions that a run of `config` is made of, for one seed.
+
+    - `schedule(key, stream) -> Schedule`: the images of each task and their order.
+    - `init(key, rates, stream) -> state`
+    - `train(state, schedule, key, rates, stream, steps) -> state`: `steps` more batches. The count
+      is traced: one executable serves any number, so that cutting a run into pieces changes no bit.
+    - `measure(state, rates, stream, done, first, last) -> (state, row)`: after `done` tasks, the
+      accuracies on the tasks from `first` to before `last`; the row holds these ("accuracy" [T],
+      NaN elsewhere), the means over the task's batches and the "sparsity" of the step sizes.
+
+    Args:
+      config: the run's configuration.
+      stream: the stream; only its shapes count.
+
+    Returns:
+      A `StreamProgram`. `vmap` its functions over states, keys and rates to run seeds side by side.
+
+    Raises:
+      ConfigError: batches larger than a task, images too small for the network.
+
+    Example:
+      >>> program = make_program(ContinualConfig(), stream)
+    """
+    learner = make_learner(config, stream.train)
+    per_epoch = _batches_per_epoch(config, stream)
+    per_task, size = per_epoch * config.epochs, config.batch_size
+
+    def schedule(key, stream):
+        drawn = streams.draw_schedule(
+            jax.random.fold_in(key, _SCHEDULE),
+            stream,
+            config.samples_per_task,
+            joint=config.method == "iid",
+        )
+        return Schedule(*drawn)
+
+    def init(key, rates, stream):
+        images = stream.train.images
+        row = (
+            jax.ShapeDtypeStruct(images.shape[1:], images.dtype),
+            jax.ShapeDtypeStruct((), jnp.int32),
+        )
+        return StreamState(
+            learner.init(jax.random.fold_in(key, _INIT), rates),
+            learner.init_memory(row),
+            jnp.full((stream.num_tasks + 1, stream.num_tasks), jnp.nan),
+            {name: jnp.float32(0.0) for name in ("loss", "accuracy")},
+            jnp.int32(0),
+            jnp.int32(-1),
+            jnp.int32(-1),
+        )
+
+    def arrive(schedule, key, stream, step):
+        """The batch number `step` of the run."""
+        task, position = step // per_task, step % per_task
+        tasks, indices = schedule.tasks[task], schedule.indices[task]
+        if config.epochs > 1:
+            passed = position // per_epoch
+            order_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), task * 1000 + passed)
+            order = jax.random.permutation(order_key, len(indices))
+            tasks, indices = tasks[order], indices[order]
+        start = (position % per_epoch) * size
+        tasks, indices = (jax.lax.dynamic_slice(x, (start,), (size,)) for x in (tasks, indices))
+        images, labels = streams.train_rows(stream, tasks, indices)
+        if config.augment:
+            images = streams.augment(
+                jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), step), images
+            )
+        return Arrival((images, labels), task, position < per_epoch)
+
+    def train_step(state, schedule, key, rates, stream):
+        batch_key = jax.random.fold_in(jax.random.fold_in(key, _LEARN), state.step)
+        arrival = arrive(schedule, key, stream, state.step)
+        learned, memory, metrics = learner.learn(
+            state.learner, state.memory, arrival, batch_key, rates
+        )
+        totals = {name: total + metrics[name] for name, total in state.totals.items()}
+        first_bad = ~jnp.isfinite(metrics["loss"]) & (state.bad_step < 0)
+        bad_step = jnp.where(first_bad, state.step, state.bad_step)
+        return state._replace(
+            learner=learned,
+            memory=memory,
+            totals=totals,
+            step=state.step + 1,
+            bad_step=bad_step,
+        )
+
+    def train(state, schedule, key, rates, stream, steps):
+        def body(_, state):
+            return train_step(state, schedule, key, rates, stream)
+
+        return jax.lax.fori_loop(0, steps, body, state)
+
+    def test_accuracy(state, stream, task):
+        images, labels = streams.test_rows(stream, task)
+
+        def correct(row):
+            image, label = row
+            return learner.predict(state.learner, image[None])[0].argmax() == label
+
+        hits = jax.lax.map(correct, (images, labels), batch_size=min(_TEST_BATCH, len(labels)))
+        return jnp.mean(hits.astype(jnp.float32))
+
+    def measure(state, rates, stream, done, first, last):
+        def one(task, row):
+            return row.at[task].set(test_accuracy(state, stream, task))
+
+        accuracy = jax.lax.fori_loop(first, last, one, jnp.full(stream.num_tasks, jnp.nan))
+        row = {name: total / per_task for name, total in state.totals.items()}
+        row |= {"test_accuracy": accuracy, "sparsity": _sparsity(learner, state, rates)}
+        totals = jax.tree.map(jnp.zeros_like, state.totals)
+        whole = state.accuracy.at[done].set(accuracy)
+        return state._replace(accuracy=whole, totals=totals, measured=jnp.int32(done)), row
+
+    functions = (schedule, init, train, measure)
+    return StreamProgram(per_task, *(float32_by_default(function) for function in functions))
+
+
+def make_stream(config: ContinualConfig, stream: TaskStream) -> Callable[..., dict[str, Any]]:
+    """A whole run, all tasks and measurements, as one pure function of its key.
+
+    Args:
+      config: the run's configuration.
+      stream: its shapes; the arrays are an argument of the function.
+
+    Returns:
+      `run(key, stream, rates=None) -> {"accuracy": float32 [T + 1, T], before training and after
+      each task, "rows": what is logged, stacked [T + 1], "state": StreamState}`; jit it, and vmap
+      it over keys for several seeds, over rates for a grid.
+
+    Raises:
+      ConfigError: as `make_program`.
+
+    Example:
+      >>> results = jax.jit(make_stream(config, stream))(jax.random.key(0), stream)
+      >>> jaxsparse.metrics.retained_accuracy(results["accuracy"][1:])
+    """
+    program = make_program(config, stream)
+
+    def run(key, stream, rates=None):
+        rates = Rates(*map(jnp.float32, default_rates(config))) if rates is None else rates
+        schedule = program.schedule(key, stream)
+        state = program.init(key, rates, stream)
+
+        def measured(state, done):
+            bounds = measured_tasks(config, done, stream.num_tasks)
+            return program.measure(state, rates, stream, done, *bounds)
+
+        def task(state, index):
+            state = program.train(state, schedule, key, rates, stream, program.batches_per_task)
+            return measured(state, index + 1)
+
+        state, before = measured(state, 0)
+        state, after = jax.lax.scan(task, state, jnp.arange(stream.num_tasks))
+        rows = jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
+        return {"accuracy": state.accuracy, "rows": rows, "state": state}
+
+    return run
+
+
+def measured_tasks(config: ContinualConfig, done: Any, tasks: int) -> tuple[Any, Any]:
+    """The tasks to measure after `done` of them, as (first, last + 1).
+
+    The metrics of a stream need the diagonal, what lies right above it, the start and the end.
+
+    Args:
+      config: the run's configuration.
+      done: tasks learned, 0 to `tasks`.
+      tasks: T.
+
+    Returns:
+      A range of tasks.
+
+    Example:
+      >>> measured_tasks(ContinualConfig(measure="all"), 3, 20)
+      (0, 20)
+    """
+    if config.measure == "all":
+        return 0, tasks
+    ends = (done == 0) | (done == tasks)
+    first = jnp.where(ends, 0, done - 1)
+    return first, jnp.where(ends, tasks, jnp.minimum(done + 1, tasks))
+
+
+def _sparsity(learner, state, rates):
+    if learner.step_sizes is None:
+        return {}
+    return sparsity(learner.step_sizes(state.learner, rates))
+
+
+def _batches_per_epoch(config, stream):
+    members = stream.train_members
+    there = len(stream.train.labels) if members is None else members.shape[1]
+    wanted = there if config.samples_per_task is None else config.samples_per_task
+    if wanted > there:
+        raise ConfigError(f"samples_per_task must be at most {there} on this data, got {wanted}")
+    if config.batch_size > wanted:
+        raise ConfigError(
+            f"batch_size must be at most {wanted}, a task's images, got {config.batch_size}"
+        )
+    return wanted // config.batch_size

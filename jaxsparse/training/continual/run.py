@@ -1,0 +1,238 @@
+"""The host's side of a run over a stream: drive, report, save, go on, stop."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse.data import TaskStream
+from jaxsparse.training import seeds
+from jaxsparse.training.continual.config import ContinualConfig
+from jaxsparse.training.continual.learners import Rates, default_rates
+from jaxsparse.training.continual.program import make_program, measured_tasks
+from jaxsparse.training.continual.result import SUMMARIES, make_result, mean_and_std, summaries
+from jaxsparse.training.errors import ConfigError
+from jaxsparse.training.host import Hooks, Host, Progress, plain
+from jaxsparse.training.run_folder import RunFolder
+
+
+def run_stream(
+    config: ContinualConfig, stream: TaskStream, folder: RunFolder, hooks: Hooks
+) -> dict[str, Any]:
+    """Learn the stream from wherever the folder's checkpoints are, and write the result.
+
+    Args:
+      config: the run's configuration.
+      stream: the tasks.
+      folder: the run's folder, its unit "task".
+      hooks: see `Hooks`.
+
+    Returns:
+      The result: see `make_result`.
+
+    Raises:
+      Stopped: asked to stop; the state is saved.
+      Diverged: the loss is not finite; the last good checkpoint is kept.
+      RunError: the folder cannot be read or written.
+
+    Example:
+      >>> result = run_stream(config, stream, RunFolder.create(path, {}, "task"), Hooks())
+    """
+    runs = [Run(seed, default_rates(config)) for seed in _seeds(config)]
+    with folder.lock():
+        accuracy = _StreamRun(config, runs, stream, folder, hooks).run()
+        result = make_result(config, folder.rows(), accuracy)
+        folder.write_result(result)
+    return result
+
+
+def scan_stream(
+    config: ContinualConfig,
+    grid: list[Rates],
+    stream: TaskStream,
+    folder: RunFolder,
+    hooks: Hooks,
+) -> dict[str, Any]:
+    """Learn the stream at every point of a grid of rates, in one program.
+
+    Args:
+      config: the configuration, whose rates the grid replaces; `validation` must be set.
+      grid: the points.
+      stream: the tasks, measured on held-out training images.
+      folder: as in `run_stream`.
+      hooks: as in `run_stream`.
+
+    Returns:
+      {"points": for each point its rates, and mean and std over the seeds of RA, BTI, LA}.
+
+    Raises:
+      ConfigError: `config.validation` is not set.
+      Stopped, Diverged, RunError: as in `run_stream`.
+
+    Example:
+      >>> grid = [Rates(alpha, 1.7, 0.1) for alpha in (0.05, 0.1, 0.15)]
+      >>> result = scan_stream(config, grid, stream, folder, Hooks())
+    """
+    if not config.validation:
+        raise ConfigError("validation must be set in a scan: the test images are read once")
+    runs = [Run(seed, rates) for rates in grid for seed in _seeds(config)]
+    with folder.lock():
+        accuracy = _StreamRun(config, runs, stream, folder, hooks, may_diverge=True).run()
+        by_point = accuracy.reshape(len(grid), config.seeds, *accuracy.shape[1:])
+        result = {"points": [_point(*pair) for pair in zip(grid, by_point, strict=True)]}
+        folder.write_result(result)
+    return result
+
+
+def _point(rates, accuracy):
+    by_seed = [summaries(one) for one in accuracy.astype(np.float64)]
+    means = {name: mean_and_std([seed[name] for seed in by_seed]) for name in SUMMARIES}
+    return {**rates._asdict(), **means}
+
+
+def _seeds(config):
+    return range(config.seed, config.seed + config.seeds)
+
+
+class Run(NamedTuple):
+    """What tells the runs of one program apart."""
+
+    seed: int
+    rates: Rates
+
+
+class _StreamRun(Host):
+    """The state of a run on the host; its arrays lead with the axis of runs."""
+
+    unit = "batch"
+
+    def __init__(self, config, runs, stream, folder, hooks, may_diverge=False):
+        super().__init__(folder, hooks)
+        self.config, self.runs, self.tasks = config, runs, stream.num_tasks
+        self.may_diverge = may_diverge
+        self.mesh = seeds.seed_mesh(len(runs))
+        # The places beyond the last run repeat it; nothing of theirs is kept.
+        places = runs + runs[-1:] * (seeds.padded(len(runs), self.mesh) - len(runs))
+        keys = jnp.stack([jax.random.key(run.seed) for run in places])
+        rates = Rates(*jnp.array([run.rates for run in places], jnp.float32).T)
+        self.keys, self.rates = seeds.put((keys, rates), self.mesh, True)
+        self.stream = seeds.put(stream, self.mesh, False)
+        self.program = make_program(config, stream)
+        self.functions = self._jit()
+        self.schedule = self.functions["schedule"](self.keys, self.stream)
+        start = (self.keys, self.rates, self.stream)
+        restored = self.checkpoints.restore(
+            jax.eval_shape(self.functions["init"], *start), hooks.warn
+        )
+        if restored is None:
+            self.state = self.functions["init"](*start)
+        else:
+            self.state = seeds.put(restored, self.mesh, True)
+        folder.keep_rows(max(self.measured, 0))
+
+    def _jit(self):
+        program = self.program
+
+        def over_runs(function, in_axes, **options):
+            return seeds.over_runs(function, in_axes, self.mesh, **options)
+
+        return {
+            "schedule": over_runs(program.schedule, (0, None)),
+            "init": over_runs(program.init, (0, 0, None)),
+            "train": over_runs(program.train, (0, 0, 0, 0, None, None), donate_argnums=0),
+            "measure": over_runs(program.measure, (0, 0, None, None, None, None)),
+        }
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step[0])
+
+    @property
+    def measured(self) -> int:
+        """Tasks after which the accuracy was measured; -1: not even before the first."""
+        return int(self.state.measured[0])
+
+    def position(self):
+        return {"step": self.step, "task": max(self.measured, 0)}
+
+    # ---- the run
+
+    def run(self):
+        if self.measured < 0:
+            self.measure(0)
+        while self.measured < self.tasks:
+            begun = time.monotonic()
+            self.train_task()
+            trained = time.monotonic()
+            self.measure(self.measured + 1)
+            self.folder.log_timing(
+                task=self.measured,
+                train_seconds=round(trained - begun, 3),
+                test_seconds=round(time.monotonic() - trained, 3),
+            )
+        return self.kept(self.state.accuracy)
+
+    def kept(self, leaf):
+        """A leaf on the host, without the places beyond the last run."""
+        return np.asarray(leaf)[: len(self.runs)]
+
+    def train_task(self):
+        per_task = self.program.batches_per_task
+        end = (self.measured + 1) * per_task
+        while self.step < end:
+            self.tell("train", 1 - (end - self.step) / per_task)
+            steps = self.segment(end - self.step)
+            self.timed("step", steps, self.train_segment, steps)
+            if not self.may_diverge:
+                self.check_finite(self.kept(self.state.bad_step), self.config.seed)
+            self.save_if_due()
+
+    def train_segment(self, steps):
+        self.state = self.functions["train"](
+            self.state, self.schedule, self.keys, self.rates, self.stream, jnp.int32(steps)
+        )
+        jax.block_until_ready(self.state)
+
+    def measure(self, done):
+        """Measure after `done` tasks, log the row and save."""
+        self.tell("test", 0.0)
+        self.state, row = self.timed("test", 1, self.measure_state, done)
+        accuracy = self.kept(row.pop("test_accuracy"))
+        if not done:  # no batch has been seen
+            row = {"sparsity": row["sparsity"]}
+        row = {"task": done, "step": self.step, **plain(jax.tree.map(self.kept, row))}
+        row["test_accuracy"] = {
+            f"task {j}": plain(accuracy[:, j])
+            for j in range(self.tasks)
+            if not np.isnan(accuracy[0, j])
+        }
+        self.folder.add_row(row)
+        self.save()
+        self.hooks.row(row)
+
+    def measure_state(self, done):
+        bounds = measured_tasks(self.config, done, self.tasks)
+        measured = self.functions["measure"](
+            self.state, self.rates, self.stream, jnp.int32(done), *map(jnp.int32, bounds)
+        )
+        return jax.block_until_ready(measured)
+
+    # ---- telling
+
+    def tell(self, stage, done):
+        batches = self.step - max(self.measured, 0) * self.program.batches_per_task
+        totals = self.state.totals.items() if batches else ()
+        means = {name: float(np.mean(self.kept(total))) / batches for name, total in totals}
+        stage = stage if "step" in self.seconds_per else "compile"
+        self.hooks.progress(
+            Progress(stage, max(self.measured, 0), self.step, done, self.seconds_left(), means)
+        )
+
+    def seconds_left(self):
+        step, test = (self.seconds_per.get(unit) for unit in ("step", "test"))
+        if step is None or test is None:
+            return None
+        batches = self.tasks * self.program.batches_per_task - self.step
+        return batches * step + (self.tasks - self.measured) * test

@@ -1,0 +1,130 @@
+"""What the host does in every run: segments, saving, stopping, telling."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxsparse.training.checkpoints import Checkpoints
+from jaxsparse.training.errors import Diverged, Stopped
+from jaxsparse.training.run_folder import RunFolder
+
+# A compiled call is cut to about this long, so that progress, Ctrl-C and SIGTERM are prompt.
+SEGMENT_SECONDS = 1.0
+# Within a long epoch or task, the state is saved this often.
+SAVE_SECONDS = 300.0
+
+
+class Progress(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+      stage: "compile", "train", "validation" or "test".
+      epoch: epochs, or tasks of a stream, finished.
+      step: meta-steps, or batches of a stream, taken.
+      done: part of the stage done, in [0, 1].
+      seconds_left: estimate for the whole run; None before the first measurement.
+      metrics: means over the present epoch or task so far: loss, accuracy, sparsity; empty before
+        its first step.
+    """
+
+    stage: str
+    epoch: int
+    step: int
+    done: float
+    seconds_left: float | None
+    metrics: dict[str, float]
+
+
+class Hooks(NamedTuple):
+    """What a run asks of, and tells, its caller.
+
+    Attributes:
+      progress: called with a `Progress` about once a second.
+      row: called with each epoch's, or task's, metrics.
+      warn: called with one line about something that went wrong and was dealt with.
+      should_stop: asked about once a second; when true the run saves and raises `Stopped`.
+    """
+
+    progress: Callable[[Progress], None] = lambda progress: None
+    row: Callable[[dict[str, Any]], None] = lambda row: None
+    warn: Callable[[str], None] = lambda line: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+class Host(ABC):
+    """The host's side of a run whose state lives on the device.
+
+    A run sets `state`; `unit` is what its steps are called.
+    """
+
+    unit = "step"
+    state: Any
+
+    def __init__(self, folder: RunFolder, hooks: Hooks):
+        self.folder, self.hooks = folder, hooks
+        self.checkpoints = Checkpoints(folder.path / "checkpoints")
+        self.started = self.saved_at = time.monotonic()
+        self.seconds_per: dict[str, float] = {}
+
+    @abstractmethod
+    def position(self) -> dict[str, int]:
+        """How far the state is: "step", and what else a checkpoint's record should say."""
+
+    def timed(self, unit: str, count: int, function: Callable, *args: Any) -> Any:
+        """Call `function`; learn the pace of `unit` from it, compilation apart."""
+        begun = time.monotonic()
+        result = function(*args)
+        seconds = time.monotonic() - begun
+        if unit in self.seconds_per:
+            self.seconds_per[unit] = seconds / count
+        else:
+            # The first call compiles; it tells little about the next.
+            self.seconds_per[unit] = SEGMENT_SECONDS
+            since_start = round(time.monotonic() - self.started, 3)
+            self.folder.log_timing(first=unit, seconds=round(seconds, 3), since_start=since_start)
+        return result
+
+    def segment(self, left: int) -> int:
+        """How many of the steps left to take in one compiled call."""
+        pace = self.seconds_per.get("step")
+        return 1 if pace is None else int(np.clip(SEGMENT_SECONDS / pace, 1, left))
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.checkpoints.save(self.state, self.position())
+        self.saved_at = time.monotonic()
+
+    def save_if_due(self) -> None:
+        """Stop where that was asked for; write a checkpoint where the last one is old."""
+        self.stop_if_asked()
+        if time.monotonic() - self.saved_at > SAVE_SECONDS:
+            self.save()
+
+    def stop_if_asked(self) -> None:
+        """Save and raise `Stopped` where the caller wants the run to stop."""
+        if self.hooks.should_stop():
+            self.save()
+            raise Stopped(f"stopped at {self.unit} {self.position()['step']}")
+
+    def check_finite(self, bad_step: Any, first_seed: int) -> None:
+        """Raise `Diverged` where a seed's first step of infinite loss is not negative."""
+        bad = np.asarray(bad_step)
+        if (bad >= 0).any():
+            seed = int(np.argmax(bad >= 0))
+            raise Diverged(
+                f"the loss of seed {first_seed + seed} is not finite at {self.unit} {bad[seed]}"
+            )
+
+
+def plain(tree: Any) -> Any:
+    """Arrays [seeds] as floats, a list where there are several seeds."""
+
+    def as_floats(x):
+        values = [float(v) for v in np.asarray(x)]
+        return values if len(values) > 1 else values[0]
+
+    return jax.tree.map(as_floats, tree)

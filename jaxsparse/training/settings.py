@@ -1,0 +1,66 @@
+"""Checks that the configurations of all experiments share; what fails is one line."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jaxsparse.gates import Init
+from jaxsparse.training.errors import ConfigError
+
+
+def check_positive(config: Any, names: Iterable[str]) -> None:
+    """Raise ConfigError unless these fields are 1 or more (or None)."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be 1 or more, got {value}")
+
+
+def check_not_negative(config: Any, names: Iterable[str]) -> None:
+    """Raise ConfigError unless these fields are finite and 0 or more."""
+    for name in names:
+        if not 0.0 <= getattr(config, name) < float("inf"):
+            raise ConfigError(f"{name} must be 0 or more, got {getattr(config, name)}")
+
+
+def check_seeds(config: Any, names: Iterable[str]) -> None:
+    """Raise ConfigError unless these seeds, and the `config.seeds` from each on, are keys."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 2**31 - 1 - config.seeds:
+            raise ConfigError(f"{name} must lie in [0, 2^31), got {getattr(config, name)}")
+
+
+def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise ConfigError unless each field is one of its choices."""
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            listed = ", ".join(allowed)
+            raise ConfigError(f"{name} must be one of {listed}, got {getattr(config, name)!r}")
+
+
+def parse_init(text: str) -> Init:
+    """Read a mask initialisation: `kaiming`, `auto`, a number, or a range `low:high`.
+
+    Args:
+      text: as given on the command line.
+
+    Returns:
+      A number, a pair of numbers, or the word itself.
+
+    Raises:
+      ConfigError: none of these.
+
+    Example:
+      >>> parse_init("0.005:0.1")
+      (0.005, 0.1)
+    """
+    if text in ("kaiming", "auto"):
+        return text
+    try:
+        values = tuple(float(part) for part in text.split(":"))
+    except ValueError:
+        values = ()
+    if len(values) == 1:
+        return values[0]
+    if len(values) == 2 and values[0] < values[1]:
+        return (values[0], values[1])
+    raise ConfigError(f"mask_init must be kaiming, a number or low:high, got {text!r}")
