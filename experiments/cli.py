@@ -132,6 +132,11 @@ def use_cores(count: int) -> None:
             jax.config.update("jax_num_cpu_devices", count)
 
 
+def use_all_cores() -> None:
+    """Make JAX see one CPU device for each core this process may use: seeds go side by side."""
+    use_cores(len(os.sched_getaffinity(0)))
+
+
 def differing(got: dict[str, Any], wanted: dict[str, Any]) -> str:
     """`name: got, run has wanted` for every entry that differs."""
     names = [name for name in {**wanted, **got} if got.get(name) != wanted.get(name)]

@@ -8,11 +8,10 @@ python -m experiments.continual --resume runs/continual/...
 
 import dataclasses
 import itertools
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments import cli, runs
 
@@ -20,6 +19,15 @@ if TYPE_CHECKING:
     from jaxsparse.data import TaskStream
     from jaxsparse.training import RunFolder
     from jaxsparse.training.continual import ContinualConfig
+
+
+class Grid(NamedTuple):
+    """What a scan goes through; of what is empty, only the configuration's own value."""
+
+    inner_lr: tuple[float, ...] = ()
+    mask_lr: tuple[float, ...] = ()
+    theta_lr: tuple[float, ...] = ()
+    glances: tuple[int, ...] = ()
 
 
 def experiment() -> runs.Experiment:
@@ -30,10 +38,8 @@ def experiment() -> runs.Experiment:
     return runs.Experiment(
         name="continual",
         config_type=ContinualConfig,
-        hints={"stream": "rotations", "method": "sparse-lamaml", "data": None, "memories": None},
-        preset=lambda f: presets.preset_config(
-            f.stream, f.method, f.data, f.memories and int(f.memories)
-        ),
+        hints={"stream": "rotations", "method": "sparse-lamaml", "data": None, "memories": 0},
+        preset=lambda f: presets.preset_config(f.stream, f.method, f.data, f.memories),
         describe=presets.describe,
         label=lambda c: f"{c.stream}-{c.data}-{c.method}",
         presets=False,
@@ -58,20 +64,44 @@ def main(args: Sequence[str] | None = None) -> None:
         own = experiment()
         opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
         config, folder = opened.config, opened.folder
-        cli.use_cores(len(os.sched_getaffinity(0)))
+        cli.use_all_cores()
         cli.use_compilation_cache()
-        result = folder.result() if folder else None
-        if result is None:
-            stream = load_stream(config)
-            check(config, stream)
-            if opened.flags.scan and folder is None:
-                config, scanned = scan(config, opened.flags, opened.out)
-                folder = runs.create_run(own, opened.out, config, scan=scanned)
-            folder = folder or runs.create_run(own, opened.out, config)
-            result = learn(config, stream, folder, own.prog)
+        if opened.flags.scan and folder is None:
+            check(config, load_stream(config))
+            grid = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
+            again = f"the same command with --out {opened.out}"
+            config, scanned = scan(config, grid, opened.out, again)
+            folder = runs.create_run(own, opened.out, config, scan=scanned)
+        resume = f"{own.prog} --resume {folder.path if folder else opened.out}"
+        result = run(config, folder or opened.out, resume)
+        StreamReport(config, folder.path if folder else opened.out).result(result)
+
+
+def run(
+    config: "ContinualConfig", place: "RunFolder | Path", resume_command: str
+) -> dict[str, Any]:
+    """The result of a run: as it is there, or learned to the end, with its figures.
+
+    Args:
+      config: the run's configuration.
+      place: the folder of a run, or where to make a new one.
+      resume_command: what goes on with the run when it is stopped.
+
+    Returns:
+      The content of result.json.
+    """
+    folder = None if isinstance(place, Path) else place
+    result = folder.result() if folder else None
+    if result is None:
+        stream = load_stream(config)
+        check(config, stream)
+        if isinstance(place, Path):
+            folder = runs.create_run(experiment(), place, config)
         assert folder is not None
-        draw_figures(folder, result)
-        StreamReport(config, folder.path).result(result)
+        result = learn(config, stream, folder, resume_command)
+    assert folder is not None
+    draw_figures(folder, result)
+    return result
 
 
 def load_stream(config: "ContinualConfig") -> "TaskStream":
@@ -108,51 +138,54 @@ def check(config: "ContinualConfig", stream: "TaskStream") -> None:
 
 
 def learn(
-    config: "ContinualConfig", stream: "TaskStream", folder: "RunFolder", prog: str
+    config: "ContinualConfig", stream: "TaskStream", folder: "RunFolder", resume_command: str
 ) -> dict[str, Any]:
     """Learn the stream to its end, with a progress bar."""
     from experiments.report import StreamReport
     from jaxsparse.training.continual import run_stream
 
     with StreamReport(config, folder.path) as report:
-        hooks = report.hooks(cli.stop_on_signal(f"{prog} --resume {folder.path}"))
+        hooks = report.hooks(cli.stop_on_signal(resume_command))
         return run_stream(config, stream, folder, hooks)
 
 
 def scan(
-    config: "ContinualConfig", flags: Any, out: Path
+    config: "ContinualConfig", grid: Grid, out: Path, resume_command: str
 ) -> tuple["ContinualConfig", list[dict[str, Any]]]:
-    """The configuration with the rates and glances that retain most on held-out images.
+    """Choose the rates and glances that retain most on held-out training images.
 
     One program for each number of glances runs the whole grid of rates. Its folders lie beside
     the run's own; a scan that was stopped goes on there.
+
+    Args:
+      config: the run's configuration.
+      grid: what to choose among.
+      out: the run's own folder.
+      resume_command: what goes on with the scan when it is stopped.
+
+    Returns:
+      The configuration as chosen, and what each point retained.
     """
     from experiments.report import StreamReport
     from jaxsparse.training.continual import Rates, scan_stream
 
     points = []
-    grid = [
-        Rates(*rates)
-        for rates in itertools.product(
-            flags.grid_inner_lr or (config.inner_lr,),
-            flags.grid_mask_lr or (config.mask_lr,),
-            flags.grid_theta_lr or (config.theta_lr,),
-        )
-    ]
-    for glances in flags.grid_glances or (config.glances,):
+    axes = (getattr(grid, name) or (getattr(config, name),) for name in Rates._fields)
+    rates = [Rates(*values) for values in itertools.product(*axes)]
+    for glances in grid.glances or (config.glances,):
         held_out = dataclasses.replace(config, validation=True, glances=glances)
-        folder = _scan_folder(out, held_out, grid)
+        folder = _scan_folder(out, held_out, rates)
         result = folder.result()
         if result is None:
+            stream = load_stream(held_out)
             with StreamReport(held_out, folder.path) as report:
-                hooks = report.hooks(cli.stop_on_signal("the same command with the same --out"))
-                stream = load_stream(held_out)
-                result = scan_stream(held_out, grid, stream, folder, hooks)
+                hooks = report.hooks(cli.stop_on_signal(resume_command))
+                result = scan_stream(held_out, rates, stream, folder, hooks)
         points += [{"glances": glances, **point} for point in result["points"]]
     best = max(points, key=lambda p: p["retained_accuracy"]["mean"])
     StreamReport(config, out).scan(points, best)
-    rates = {name: best[name] for name in (*Rates._fields, "glances")}
-    return dataclasses.replace(config, **rates), points
+    chosen = {name: best[name] for name in (*Rates._fields, "glances")}
+    return dataclasses.replace(config, **chosen), points
 
 
 def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunFolder":

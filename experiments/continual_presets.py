@@ -111,19 +111,21 @@ _LARGE_MEMORY = 600
 
 
 def preset_config(
-    stream: str, method: str, data: str | None = None, memories: int | None = None
+    stream: str, method: str, data: str | None = None, memories: int = 0
 ) -> ContinualConfig:
     """The published settings of a method on a stream, ours where none were published.
 
+    Args:
+      stream: its name.
+      method: its name.
+      data: other images than the stream's own.
+      memories: images that will be kept; on Split-CIFAR-10 the settings depend on it.
+
     Raises:
-      ConfigError: there is no such stream or method, or they do not go with `memories`.
+      ConfigError: there is no such stream or method.
     """
-    values: Settings = {"stream": stream, "method": method}
-    if stream in _STREAMS:
-        values |= _STREAMS[stream]
-    if memories is not None:
-        values["memories"] = memories
-    values |= _method_settings(stream, method, values.get("memories", 0))
+    values: Settings = {"stream": stream, "method": method, **_STREAMS.get(stream, {})}
+    values |= _method_settings(stream, method, memories)
     if data is not None:
         values["data"] = data
         values["augment"] = data == "cifar10" and values.get("augment", False)
@@ -144,11 +146,12 @@ def describe() -> str:
     lines = ["settings by --stream and --method; flags given beside them override:"]
     for stream in _STREAMS:
         for method in (*META_METHODS, "er", "mer", "gem", "agem", "sgd", "iid"):
-            for memories in (200, 1000) if stream == "split-cifar10" else (None,):
+            for memories in (200, 1000) if stream == "split-cifar10" else (0,):
                 config = preset_config(stream, method, memories=memories)
+                config = dataclasses.replace(config, memories=memories or config.memories)
                 flags = preset_flags(dataclasses.asdict(config), _NOT_SETTINGS)
                 lines.append(f"  {stream}, {method}: {flags}")
     return "\n".join(lines)
 
 
-_NOT_SETTINGS = (*("stream", "method", "data_dir", "data_seed", "seed", "seeds", "validation"),)
+_NOT_SETTINGS = ("stream", "method", "data_dir", "data_seed", "seed", "seeds", "validation")

@@ -1,6 +1,6 @@
 """Meta-learning where to learn: sparse-MAML and its relatives in JAX."""
 
-from jaxsparse import data, gates, nn
+from jaxsparse import data, gates, metrics, nn
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt
 from jaxsparse.lamaml import LaMAMLState, init_lamaml_state, lamaml_step
@@ -23,6 +23,7 @@ __all__ = [
     "init_lamaml_state",
     "init_state",
     "lamaml_step",
+    "metrics",
     "nn",
     "relu_mask",
     "sparse_maml_step",

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import matplotlib
@@ -57,6 +58,16 @@ STRETCH = 0.4  # natural log, each axis
 SHIFT = 0.15
 BEND = 0.17  # standard deviation of a control point of the elastic warp
 BEND_POINTS = 5  # control points per axis
+
+
+class Distortion(NamedTuple):
+    """How far an image may be distorted; the units are those of the constants above."""
+
+    turn: float
+    shear: float
+    stretch: float
+    shift: float
+    bend: float
 
 
 def load_glyphs(split: str, cache_dir: str | Path | None = None, image_size: int = 28) -> ImageSet:
@@ -125,14 +136,20 @@ def _render(split: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
 def _draw_class(stamps: np.ndarray, code: int) -> np.ndarray:
     """Twenty distorted images of a letter: stamps [faces, 2 s, 2 s] -> uint8 [20, s, s]."""
     rng = np.random.default_rng((VERSION, code))
-    n, side = IMAGES_PER_CLASS, stamps.shape[-1]
-    faces = np.resize(rng.permutation(len(stamps)), n)
-    turn, shear = rng.uniform(-TURN, TURN, n), rng.uniform(-SHEAR, SHEAR, n)
-    stretch = np.exp(rng.uniform(-STRETCH, STRETCH, (2, n)))
-    shift = rng.uniform(-SHIFT, SHIFT, (2, n, 1, 1))
-    bend = rng.normal(0.0, BEND, (2, n, BEND_POINTS, BEND_POINTS))
+    faces = np.resize(rng.permutation(len(stamps)), IMAGES_PER_CLASS)
+    return distorted(rng, stamps[faces], Distortion(TURN, SHEAR, STRETCH, SHIFT, BEND))
+
+
+def distorted(rng: np.random.Generator, stamps: np.ndarray, limits: Distortion) -> np.ndarray:
+    """Each stamp under distortions of its own, halved in size: [n, 2 s, 2 s] -> uint8 [n, s, s]."""
+    n, side = len(stamps), stamps.shape[-1]
+    turn = rng.uniform(-limits.turn, limits.turn, n)
+    shear = rng.uniform(-limits.shear, limits.shear, n)
+    stretch = np.exp(rng.uniform(-limits.stretch, limits.stretch, (2, n)))
+    shift = rng.uniform(-limits.shift, limits.shift, (2, n, 1, 1))
+    bend = rng.normal(0.0, limits.bend, (2, n, BEND_POINTS, BEND_POINTS))
     rows, columns = _turned(turn, shear, stretch, side) + shift + _spread(bend, side)
-    warped = _sample(stamps[faces], rows, columns)
+    warped = _sample(stamps, rows, columns)
     fine = warped.reshape(n, side // 2, 2, side // 2, 2)
     return np.rint(fine.mean((2, 4))).astype(np.uint8)
 

@@ -57,7 +57,7 @@ def load(
         raise DataError(f"image_size must be at least 1 pixel, got {image_size}")
     if name == "glyphs":
         return _glyphs(split, image_size)
-    folder = _data_dir(name, data_dir)
+    folder = find_data_dir(name, data_dir)
     if name == "folder":
         return load_folder(folder, split, image_size)
     if name == "mini_imagenet":
@@ -72,7 +72,8 @@ def _glyphs(split: str, image_size: int | None) -> ImageSet:
     return data
 
 
-def _data_dir(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
+def find_data_dir(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder to look for a data set in, `data_dir` or TFDS's; DataError if it is none."""
     if data_dir is None and name == "folder":
         raise DataError("the data set 'folder' needs data_dir, a tree train/<class>/<image> etc.")
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"

@@ -1,5 +1,5 @@
-"""Networks for few-shot tasks, each a `Model(init, apply)` on a plain dict of arrays."""
+"""Networks, each a `Model(init, apply)` on a plain dict of arrays."""
 
-from jaxsparse.nn.models import Model, conv4, mlp, resnet12
+from jaxsparse.nn.models import Model, conv4, mlp, normalised, resnet12, strided_cnn
 
-__all__ = ["Model", "conv4", "mlp", "resnet12"]
+__all__ = ["Model", "conv4", "mlp", "normalised", "resnet12", "strided_cnn"]

@@ -22,6 +22,7 @@ class Model(NamedTuple):
     Args:
       init: key -> params, float32.
       apply: (params, images float [n, h, w, c]) -> logits [n, ways], in the dtype of params.
+      input_layer: the first layer, where that is linear; None: no such layer is known.
 
     Example:
       >>> model = mlp(ways=5)
@@ -31,20 +32,66 @@ class Model(NamedTuple):
 
     init: Callable[[Array], Params]
     apply: Callable[[Params, Array], Array]
+    input_layer: "InputLayer | None" = None
 
 
-# (shape, bound) -> float32 values uniform within the bound; the modules ask in a fixed order.
-Draw = Callable[[tuple[int, ...], float], Array]
+class InputLayer(NamedTuple):
+    """A network cut behind its first products: they are linear in a kernel and in the images.
+
+    model.apply(params, images) = apply(params, inputs(images) @ kernel)
+
+    Args:
+      kernel: where the kernel [in, out] lies in params, such as "dense1/kernel"; used nowhere else.
+      inputs: images [n, h, w, c] -> [n, in], each row made of its own image.
+      apply: (params, products [n, out]) -> logits [n, ways].
+
+    Example:
+      >>> model = mlp(ways=5)
+      >>> params, images = model.init(jax.random.key(0)), jnp.zeros((3, 28, 28, 1))
+      >>> products = model.input_layer.inputs(images) @ params["dense1"]["kernel"]
+      >>> model.input_layer.apply(params, products).shape
+      (3, 5)
+    """
+
+    kernel: str
+    inputs: Callable[[Array], Array]
+    apply: Callable[[Params, Array], Array]
+
+
+class Spread(NamedTuple):
+    """A distribution around zero, float32: uniform within +-scale, or normal of that deviation."""
+
+    scale: float
+    normal: bool = False
+
+
+ZERO = Spread(0.0)
+
+# (shape, spread) -> float32 values; the modules ask in a fixed order.
+Draw = Callable[[tuple[int, ...], Spread], Array]
+
+INITS = ("pytorch", "kaiming", "xavier")
+
+
+def _spreads(init: str, fan_in: int, fan_out: int) -> tuple[Spread, Spread]:
+    """How a layer's kernel and bias are drawn."""
+    if init == "kaiming":
+        return Spread(math.sqrt(2 / fan_in), normal=True), ZERO
+    if init == "xavier":
+        return Spread(math.sqrt(6 / (fan_in + fan_out))), ZERO
+    return Spread(1 / math.sqrt(fan_in)), Spread(1 / math.sqrt(fan_in))
 
 
 class Conv(nnx.Module):
-    """A 3x3 convolution's parameters, initialised as PyTorch's layer is."""
+    """A 3x3 convolution's parameters."""
 
-    def __init__(self, inputs: int, features: int, use_bias: bool, *, draw: Draw):
-        bound = 1 / math.sqrt(9 * inputs)
-        self.kernel = nnx.Param(draw((3, 3, inputs, features), bound))
+    def __init__(
+        self, inputs: int, features: int, use_bias: bool, *, init: str = "pytorch", draw: Draw
+    ):
+        kernel, bias = _spreads(init, 9 * inputs, 9 * features)
+        self.kernel = nnx.Param(draw((3, 3, inputs, features), kernel))
         if use_bias:
-            self.bias = nnx.Param(draw((features,), bound))
+            self.bias = nnx.Param(draw((features,), bias))
 
 
 class BatchNorm(nnx.Module):
@@ -59,12 +106,12 @@ class BatchNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """An affine map, initialised as PyTorch's layer is, or Xavier-uniform with zero bias."""
+    """An affine map."""
 
-    def __init__(self, inputs: int, outputs: int, *, xavier: bool = False, draw: Draw):
-        bound = math.sqrt(6 / (inputs + outputs)) if xavier else 1 / math.sqrt(inputs)
-        self.kernel = nnx.Param(draw((inputs, outputs), bound))
-        self.bias = nnx.Param(draw((outputs,), 0.0 if xavier else bound))
+    def __init__(self, inputs: int, outputs: int, *, init: str = "pytorch", draw: Draw):
+        kernel, bias = _spreads(init, inputs, outputs)
+        self.kernel = nnx.Param(draw((inputs, outputs), kernel))
+        self.bias = nnx.Param(draw((outputs,), bias))
 
     def __call__(self, x: Array) -> Array:
         return x @ self.kernel[...] + self.bias[...]
@@ -90,20 +137,58 @@ class Conv4(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Linear layers with ReLU between them, on the flattened image."""
+    """Linear layers with ReLU between them, on the flattened input."""
 
-    def __init__(self, ways: int, hidden: Sequence[int], image_shape: Shape, draw: Draw):
-        sizes = (math.prod(image_shape), *hidden)
+    def __init__(self, ways: int, inputs: int, hidden: Sequence[int], init: str, draw: Draw):
+        sizes = (inputs, *hidden)
         self.depth = len(hidden)
         for i in range(self.depth):
-            setattr(self, f"dense{i + 1}", Linear(sizes[i], sizes[i + 1], draw=draw))
-        self.head = Linear(sizes[-1], ways, draw=draw)
+            dense = Linear(sizes[i], sizes[i + 1], init=init, draw=draw)
+            setattr(self, f"dense{i + 1}", dense)
+        self.head = Linear(sizes[-1], ways, init=init, draw=draw)
 
     def __call__(self, x: Array) -> Array:
-        x = x.reshape(x.shape[0], -1)
-        for i in range(self.depth):
-            x = nnx.relu(getattr(self, f"dense{i + 1}")(x))
-        return self.head(x)
+        first = self._layers()[0]
+        return self.after_products(x.reshape(x.shape[0], -1) @ first.kernel[...])
+
+    def after_products(self, x: Array) -> Array:
+        """The logits, from the products of the input and the first kernel."""
+        first, *others = self._layers()
+        x = x + first.bias[...]
+        for layer in others:
+            x = layer(nnx.relu(x))
+        return x
+
+    def _layers(self) -> list[Linear]:
+        return [getattr(self, f"dense{i + 1}") for i in range(self.depth)] + [self.head]
+
+
+class StridedCNN(MLP):
+    """Convolutions of stride 2 with ReLU after each, then a multi-layer perceptron."""
+
+    def __init__(
+        self,
+        ways: int,
+        channels: int,
+        layers: int,
+        hidden: Sequence[int],
+        image_shape: Shape,
+        init: str,
+        draw: Draw,
+    ):
+        h, w, c = image_shape
+        self.layers = layers
+        for i in range(layers):
+            conv = Conv(channels if i else c, channels, True, init=init, draw=draw)
+            setattr(self, f"conv{i + 1}", conv)
+            h, w = (h + 1) // 2, (w + 1) // 2
+        super().__init__(ways, h * w * channels, hidden, init, draw)
+
+    def __call__(self, x: Array) -> Array:
+        for i in range(self.layers):
+            conv = getattr(self, f"conv{i + 1}")
+            x = nnx.relu(ops.conv(x, conv.kernel[...], stride=2) + conv.bias[...])
+        return super().__call__(x)
 
 
 class ResidualConv(nnx.Module):
@@ -111,7 +196,7 @@ class ResidualConv(nnx.Module):
 
     def __init__(self, size: int, inputs: int, features: int, *, draw: Draw):
         bound = math.sqrt(6 / (size * size * (inputs + features)))
-        self.kernel = nnx.Param(draw((size, size, inputs, features), bound))
+        self.kernel = nnx.Param(draw((size, size, inputs, features), Spread(bound)))
         self.norm = BatchNorm(features)
 
     def __call__(self, x: Array) -> Array:
@@ -142,7 +227,7 @@ class ResNet12(nnx.Module):
         self.block2 = Residual(inputs[1], inputs[2], draw=draw)
         self.block3 = Residual(inputs[2], inputs[3], draw=draw)
         self.block4 = Residual(inputs[3], inputs[4], draw=draw)
-        self.head = Linear(channels[3], ways, xavier=True, draw=draw)
+        self.head = Linear(channels[3], ways, init="xavier", draw=draw)
 
     def __call__(self, x: Array) -> Array:
         x = ops.max_pool(self.block1(x))
@@ -152,11 +237,14 @@ class ResNet12(nnx.Module):
         return self.head(jnp.mean(x, (1, 2), dtype=jnp.float32).astype(x.dtype))
 
 
-def _model(build: Callable[[Draw], nnx.Module], image_shape: Shape) -> Model:
-    asked: list[tuple[tuple[int, ...], float]] = []
+def _model(
+    build: Callable[[Draw], nnx.Module], image_shape: Shape, first: str | None = None
+) -> Model:
+    """The functions of a module; `first` names its first layer where it has `after_products`."""
+    asked: list[tuple[tuple[int, ...], Spread]] = []
 
-    def note(shape: tuple[int, ...], bound: float) -> Array:
-        asked.append((shape, bound))
+    def note(shape: tuple[int, ...], spread: Spread) -> Array:
+        asked.append((shape, spread))
         return jnp.zeros(shape)
 
     # The structure of the module is fixed here, once; `apply` only fills in the arrays.
@@ -165,27 +253,53 @@ def _model(build: Callable[[Draw], nnx.Module], image_shape: Shape) -> Model:
     def init(key: Array) -> Params:
         # One key per tensor, as nnx.Rngs makes them; drawn together, as that compiles faster.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(asked)))
-        values = iter(draw_each(_uniform, keys, asked))
-        return nnx.to_pure_dict(nnx.state(build(lambda shape, bound: next(values))))
+        values = iter(draw_each(_drawn, keys, asked))
+        return nnx.to_pure_dict(nnx.state(build(lambda shape, spread: next(values))))
 
     def apply(params: Params, images: Array) -> Array:
-        if images.ndim != 4 or images.shape[1:] != image_shape:
-            raise ValueError(f"images: got shape {images.shape}, want [n, *{image_shape}]")
+        _check_images(images, image_shape)
         module = nnx.merge(graph, params)
         return module(images.astype(params["head"]["kernel"].dtype))
 
-    return Model(init, apply)
+    if first is None:
+        return Model(init, apply)
+
+    def inputs(images: Array) -> Array:
+        _check_images(images, image_shape)
+        return images.reshape(images.shape[0], -1)
+
+    def after_products(params: Params, products: Array) -> Array:
+        module: Any = nnx.merge(graph, params)
+        return module.after_products(products)
+
+    return Model(init, apply, InputLayer(f"{first}/kernel", inputs, after_products))
 
 
-def _uniform(key: Array, wanted: tuple[tuple[int, ...], float]) -> Array:
-    shape, bound = wanted
-    return uniform(key, shape, jnp.float32, -bound, bound)
+def _check_images(images: Array, image_shape: Shape) -> None:
+    if images.ndim != 4 or images.shape[1:] != image_shape:
+        raise ValueError(f"images: got shape {images.shape}, want [n, *{image_shape}]")
+
+
+def _drawn(key: Array, wanted: tuple[tuple[int, ...], Spread]) -> Array:
+    shape, (scale, normal) = wanted
+    if not scale:
+        return jnp.zeros(shape, jnp.float32)
+    if not normal:
+        return uniform(key, shape, jnp.float32, -scale, scale)
+    # Flat for the reason `uniform` is.
+    flat = scale * jax.random.normal(key, (math.prod(shape),), jnp.float32)
+    return jax.lax.optimization_barrier(flat.reshape(shape))
 
 
 def _positive(**sizes: Any) -> None:
     for name, value in sizes.items():
         if min(value if isinstance(value, Sequence) else (value,), default=1) < 1:
             raise ValueError(f"{name}: got {value}, want positive integers")
+
+
+def _check_init(init: str) -> None:
+    if init not in INITS:
+        raise ValueError(f"init: got {init!r}, want one of {INITS}")
 
 
 def conv4(
@@ -225,27 +339,135 @@ def conv4(
     return _model(lambda draw: Conv4(ways, width, image_shape, use_bias, draw), image_shape)
 
 
-def mlp(ways: int, hidden: Sequence[int] = (100, 100), image_shape: Shape = (28, 28, 1)) -> Model:
+def mlp(
+    ways: int,
+    hidden: Sequence[int] = (100, 100),
+    image_shape: Shape = (28, 28, 1),
+    init: str = "pytorch",
+) -> Model:
     """Build a multi-layer perceptron: linear layers with ReLU between, on the flattened image.
+
+    | init | kernels, the head's too | biases |
+    |---|---|---|
+    | "pytorch" | U(-1, 1) / sqrt(fan_in) | U(-1, 1) / sqrt(fan_in) |
+    | "kaiming" | N(0, 2 / fan_in) | 0 |
+    | "xavier" | U(-1, 1) sqrt(6 / (fan_in + fan_out)) | 0 |
 
     Args:
       ways: number of classes.
       hidden: units of each hidden layer.
       image_shape: (h, w, c) in pixels and channels.
+      init: how parameters are drawn, as above.
 
     Returns:
       A `Model` with params {"dense1": {"kernel": [h w c, hidden[0]], "bias": [hidden[0]]}, ...,
-      "head": {"kernel": [hidden[-1], ways], "bias": [ways]}}, initialised as PyTorch's layers are.
+      "head": {"kernel": [hidden[-1], ways], "bias": [ways]}}.
 
     Raises:
-      ValueError: for sizes that are not positive.
+      ValueError: for sizes that are not positive, or an unknown init.
 
     Example:
       >>> sorted(mlp(ways=2, hidden=(10,)).init(jax.random.key(0)))
       ['dense1', 'head']
+
+    Source: Glorot & Bengio 2010, Eq. 16 (xavier); He et al. 2015, Eq. 10 (kaiming).
     """
     _positive(ways=ways, hidden=tuple(hidden), image_shape=image_shape)
-    return _model(lambda draw: MLP(ways, hidden, image_shape, draw), image_shape)
+    _check_init(init)
+    inputs = math.prod(image_shape)
+    first = "dense1" if hidden else "head"
+    return _model(lambda draw: MLP(ways, inputs, hidden, init, draw), image_shape, first)
+
+
+def strided_cnn(
+    ways: int,
+    channels: int = 160,
+    layers: int = 4,
+    hidden: Sequence[int] = (640, 640),
+    image_shape: Shape = (32, 32, 3),
+    init: str = "kaiming",
+) -> Model:
+    """Build a network of 3x3 convolutions of stride 2, then linear layers; ReLU after each.
+
+    No norm and no pooling: every convolution has padding 1 and halves the image, rounding up.
+    The form for 100 classes of CIFAR is `layers=3, hidden=(320, 320)`.
+
+    Args:
+      ways: number of classes.
+      channels: of every convolution.
+      layers: number of convolutions.
+      hidden: units of each hidden linear layer.
+      image_shape: (h, w, c) in pixels and channels.
+      init: how parameters are drawn, see `mlp`; the fan of a convolution is 9 channels.
+
+    Returns:
+      A `Model` with params {"conv1": {"kernel": [3, 3, c, channels], "bias": [channels]}, ...,
+      "dense1": {"kernel", "bias"}, ..., "head": {"kernel": [hidden[-1], ways], "bias": [ways]}}.
+
+    Raises:
+      ValueError: for sizes that are not positive, or an unknown init.
+
+    Example:
+      >>> params = strided_cnn(ways=10, channels=8, hidden=(16,)).init(jax.random.key(0))
+      >>> params["dense1"]["kernel"].shape
+      (32, 16)
+
+    Source: Gupta et al. 2020, La-MAML, public code.
+    """
+    _positive(
+        ways=ways, channels=channels, layers=layers, hidden=tuple(hidden), image_shape=image_shape
+    )
+    _check_init(init)
+    return _model(
+        lambda draw: StridedCNN(ways, channels, layers, hidden, image_shape, init, draw),
+        image_shape,
+    )
+
+
+def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Model:
+    """Make a model take images as they are stored, with pixels from 0 to 255.
+
+    apply(params, images) = model.apply(params, (images / 255 - mean) / std)
+
+    Args:
+      model: takes images [n, h, w, c].
+      mean: one number per channel, on the scale [0, 1].
+      std: one number per channel, on the scale [0, 1], above zero.
+
+    Returns:
+      A `Model` with the params of `model`, whose images are uint8 or float.
+
+    Raises:
+      ValueError: mean and std are not of one length, std is not above zero, or images have another
+        number of channels.
+
+    Example:
+      >>> model = normalised(mlp(ways=10), mean=(0.0,), std=(1.0,))
+      >>> params = model.init(jax.random.key(0))
+      >>> model.apply(params, jnp.zeros((3, 28, 28, 1), jnp.uint8)).shape
+      (3, 10)
+    """
+    if len(mean) != len(std) or min(std, default=0) <= 0:
+        raise ValueError(
+            f"mean and std: got {tuple(mean)} and {tuple(std)}, want one of each per channel, "
+            "std > 0"
+        )
+
+    def normalise(images: Array) -> Array:
+        if images.ndim != 4 or images.shape[-1] != len(mean):
+            raise ValueError(f"images: got shape {images.shape}, want [n, h, w, {len(mean)}]")
+        shape = (1, 1, 1, -1)
+        centre, scale = (jnp.array(x, jnp.float32).reshape(shape) for x in (mean, std))
+        return (images.astype(jnp.float32) / 255 - centre) / scale
+
+    def apply(params: Params, images: Array) -> Array:
+        return model.apply(params, normalise(images))
+
+    if model.input_layer is None:
+        return Model(model.init, apply)
+    inputs = model.input_layer.inputs
+    layer = model.input_layer._replace(inputs=lambda images: inputs(normalise(images)))
+    return Model(model.init, apply, layer)
 
 
 def resnet12(

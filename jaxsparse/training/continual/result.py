@@ -75,6 +75,6 @@ def _of_seed(row: dict[str, Any], seed: int) -> dict[str, float]:
 
 def _without_nan(array: np.ndarray) -> Any:
     """Nested lists with None where nothing was measured: JSON has no NaN."""
-    whole = array.astype(object)
+    whole = array.round(6).astype(object)
     whole[np.isnan(array)] = None
     return whole.tolist()

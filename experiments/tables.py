@@ -1,0 +1,270 @@
+"""What `experiments.reproduce` prints: each table as lines of Markdown, each figure drawn."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments import published
+from experiments.report import percent, with_std
+from experiments.reproduce import INNER_RATES, MEMORIES, WIDTHS, Flags, Runner, cell_config
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Lines = list[str]
+_SPARSE = ("lamaml", "sparse-lamaml")
+_TENSORS = (
+    *("dense1/kernel", "dense2/kernel", "head/kernel"),
+    *("dense1/bias", "dense2/bias", "head/bias"),
+)
+_SUMMARIES = (
+    ("RA", "retained_accuracy"),
+    ("BTI", "backward_transfer_interference"),
+    ("LA", "learning_accuracy"),
+    ("forward", "forward_transfer"),
+)
+# Ours may be this far from the paper's, in points, or as far as the seeds are from each other.
+_NEAR = 3.0
+
+
+def accuracies(flags: Flags, runner: Runner) -> Lines:
+    """RA, BTI, LA and forward transfer of every method on every stream of digits."""
+    lines, results = [], {}
+    for stream in flags.streams:
+        lines += [f"**{stream}**, {_seeds(flags)}:", ""]
+        lines += _header("method", *(label for label, _ in _SUMMARIES), "sparsity", "command")
+        for method in flags.methods:
+            result = runner.result(f"{stream}-{method}", cell_config(flags, stream, method))
+            if result is None:
+                continue
+            results[stream, method] = result
+            cells = [with_std(result[name]) for _, name in _SUMMARIES]
+            sparsity = result["sparsity"].get("total")
+            cells.append(with_std(sparsity) if sparsity else "-")
+            lines.append(_row(method, *cells, f"`{_command(flags, stream, method)}`"))
+        lines += ["", *_comparisons(flags, stream, results), ""]
+    return lines
+
+
+def sparsities(flags: Flags, runner: Runner) -> Lines:
+    """Table S5: the sparsity at the end of the stream, by tensor."""
+    lines = [f"Final sparsity in %, ours ({_seeds(flags)}) / the paper's.", ""]
+    lines += _header("stream", "method", "overall", *_TENSORS, "overall within the spread or 3")
+    for stream in flags.streams:
+        for method in _SPARSE:
+            result = runner.result(f"{stream}-{method}", cell_config(flags, stream, method))
+            if result is None:
+                continue
+            paper = published.TABLE_S5[stream, method]
+            cells = [
+                f"{with_std(result['sparsity'][name])} / {paper[name].mean:g}"
+                for name in ("total", *_TENSORS)
+            ]
+            lines.append(_row(stream, method, *cells, _verdict(result["sparsity"], paper)))
+    return lines
+
+
+def settings(flags: Flags, runner: Runner) -> Lines:
+    """Table S6: the rates and glances that retain most on held-out images, beside the paper's."""
+    from experiments.continual import Grid
+
+    lines = ["Chosen on training images held out (seed 0), beside the paper's choice:", ""]
+    lines += _header("stream", "method", "alpha_0, gamma_m, glances", "RA held out", "paper",
+                     "RA held out, paper's choice")  # fmt: skip
+    for stream in flags.streams:
+        for method in _SPARSE:
+            paper = published.TABLE_S6[stream, method]
+            config = dataclasses.replace(cell_config(flags, stream, method), seeds=1)
+            grid = Grid(
+                inner_lr=(0.05, 0.1, 0.15),
+                mask_lr=(0.1, 0.3, 0.5) if method == "lamaml" else (0.75, 1.7, 3.0),
+                glances=(5, 10),
+            )
+            chosen, points = runner.scan(f"settings-{stream}-{method}", config, grid)
+            lines.append(_row(
+                stream, method, f"{chosen.inner_lr:g}, {chosen.mask_lr:g}, {chosen.glances}",
+                _retained(points, chosen.inner_lr, chosen.mask_lr, chosen.glances),
+                ", ".join(f"{value:g}" for value in paper), _retained(points, *paper),
+            ))  # fmt: skip
+    return lines
+
+
+def split_cifar(flags: Flags, runner: Runner) -> Lines:
+    """Table S7: accuracy on all classes after one pass over Split-CIFAR-10."""
+    lines = [f"Accuracy in %, {_seeds(flags)}.", ""]
+    lines += _header("memory", "method", "ours", "paper", "sparsity", "within 2 points")
+    for memories in MEMORIES:
+        for method in flags.methods:
+            paper = published.TABLE_S7.get((method, memories))
+            if paper is None:
+                continue
+            config = cell_config(flags, "split-cifar10", method, memories=memories)
+            result = runner.result(f"split-cifar10-{memories}-{method}", config)
+            if result is None:
+                continue
+            ours = result["retained_accuracy"]
+            near = abs(100 * ours["mean"] - paper.mean) <= 2
+            sparsity = result["sparsity"].get("total")
+            lines.append(_row(
+                str(memories), method, with_std(ours), f"{paper.mean} +- {paper.std}",
+                with_std(sparsity) if sparsity else "-", "yes" if near else "no",
+            ))  # fmt: skip
+    return lines
+
+
+def figure_s3(flags: Flags, runner: Runner) -> Lines:
+    """RA and sparsity against alpha_0, of La-MAML and sparse-La-MAML; drawn into the folder."""
+    lines, curves = [], {}
+    for stream in flags.streams:
+        lines += [f"**{stream}**, {_seeds(flags)}:", ""]
+        lines += _header("alpha_0", *(f"{m}, {what}" for m in _SPARSE for what in _S3_PANELS))
+        for alpha in INNER_RATES:
+            cells = []
+            for method in _SPARSE:
+                config = cell_config(flags, stream, method, inner_lr=alpha)
+                name = f"{stream}-{method}"
+                if config != cell_config(flags, stream, method):
+                    name += f"-alpha-{alpha:g}"
+                result = runner.result(name, config)
+                values = None
+                if result is not None:
+                    values = (result["retained_accuracy"], result["sparsity"]["total"])
+                    curves[stream, method, alpha] = values
+                cells += ["-", "-"] if values is None else [with_std(v) for v in values]
+            lines.append(_row(f"{alpha:g}", *cells))
+        lines.append("")
+    _save(_draw_s3(flags, curves), flags, "figure-s3.png")
+    return [*lines, f"Figure: {flags.out / 'figure-s3.png'}"]
+
+
+def figure_s4(flags: Flags, runner: Runner) -> Lines:
+    """Sparsity by task, and its end against the width of the layers (rotations)."""
+    lines = [f"Final sparsity in % on rotations against the width, {_seeds(flags)}:", ""]
+    lines += _header("width", *_SPARSE)
+    ends: dict[tuple[str, int], Any] = {}
+    for width in WIDTHS:
+        for method in _SPARSE:
+            config = cell_config(flags, "rotations", method, width=width)
+            name = f"rotations-{method}" + (f"-width-{width}" if width != 100 else "")
+            result = runner.result(name, config)
+            if result is not None:
+                ends[method, width] = result["sparsity"]
+        cells = [with_std(ends[m, width]["total"]) if (m, width) in ends else "-" for m in _SPARSE]
+        lines.append(_row(str(width), *cells))
+    by_task = {m: runner.rows(f"rotations-{m}") for m in _SPARSE if (m, 100) in ends}
+    _save(_draw_s4(by_task, ends), flags, "figure-s4.png")
+    return [*lines, "", f"Figure: {flags.out / 'figure-s4.png'}"]
+
+
+_S3_PANELS = ("RA", "sparsity")
+
+
+def _draw_s3(flags, curves) -> "Figure":
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(
+        2, len(flags.streams), figsize=(4 * len(flags.streams), 5.6), sharex=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for column, stream in zip(axes.T, flags.streams, strict=True):
+        for panel, axis in enumerate(column):
+            for method in _SPARSE:
+                points = [
+                    (a, v[panel]) for (s, m, a), v in curves.items() if (s, m) == (stream, method)
+                ]
+                axis.errorbar(
+                    [alpha for alpha, _ in points],
+                    [100 * value["mean"] for _, value in points],
+                    [100 * (value["std"] or 0) for _, value in points],
+                    label=method, marker="o", markersize=3, capsize=2,
+                )  # fmt: skip
+            axis.set(ylabel=f"{_S3_PANELS[panel]} [%]", xscale="log")
+        column[0].set(title=stream)
+        column[1].set(xlabel="alpha_0")
+    axes[0, 0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _draw_s4(by_task, ends) -> "Figure":
+    from matplotlib import pyplot as plt
+
+    from experiments.plots import band
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axis, (method, rows) in zip(axes, by_task.items(), strict=False):
+        for name in ("total", *_TENSORS):
+            values = [100 * np.atleast_1d(row["sparsity"][name]) for row in rows]
+            band(axis, [row["task"] for row in rows], values, name)
+        axis.set(title=method, xlabel="tasks learned", ylabel="sparsity [%]", ylim=(-2, 102))
+    axes[0].legend(frameon=False, fontsize="x-small")
+    for method in _SPARSE:
+        widths = [width for m, width in ends if m == method]
+        values = [100 * ends[method, width]["total"]["mean"] for width in widths]
+        axes[2].plot(widths, values, label=method, marker="o", markersize=3)
+    axes[2].set(xlabel="width of the hidden layers", ylabel="final sparsity [%]", xscale="log")
+    axes[2].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _save(figure, flags, name):
+    from matplotlib import pyplot as plt
+
+    from jaxsparse.training import writing
+
+    with writing(flags.out / name):
+        flags.out.mkdir(parents=True, exist_ok=True)
+        figure.savefig(flags.out / name, dpi=150)
+    plt.close(figure)
+
+
+def _comparisons(flags, stream, results):
+    """Whether sparse-La-MAML retains more than La-MAML and ER: the difference, seed by seed."""
+    lines = []
+    ours = results.get((stream, "sparse-lamaml"))
+    for other in ("lamaml", "er"):
+        theirs = results.get((stream, other))
+        if ours is None or theirs is None:
+            continue
+        pairs = zip(ours["seeds"], theirs["seeds"], strict=True)
+        gaps = np.array([100 * (a["retained_accuracy"] - b["retained_accuracy"]) for a, b in pairs])
+        mean, error = gaps.mean(), gaps.std(ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else np.inf
+        word = (
+            "above" if mean > 2 * error else "below" if mean < -2 * error else "not told apart from"
+        )
+        lines.append(
+            f"- RA of sparse-lamaml is {word} {other}'s: {mean:+.2f} points, "
+            f"standard error {error:.2f} over {len(gaps)} seeds."
+        )
+    return lines
+
+
+def _verdict(sparsity, paper):
+    ours, theirs = sparsity["total"], paper["total"]
+    distance = abs(100 * ours["mean"] - theirs.mean)
+    near = distance <= max(_NEAR, 100 * (ours["std"] or 0))
+    note = f" ({theirs.note})" if theirs.note else ""
+    return f"{'yes' if near else 'no'}, {distance:.1f} apart{note}"
+
+
+def _retained(points, inner_lr, mask_lr, glances):
+    for point in points:
+        if (point["inner_lr"], point["mask_lr"], point["glances"]) == (inner_lr, mask_lr, glances):
+            return percent(point["retained_accuracy"]["mean"])
+    return "not in the grid"
+
+
+def _command(flags, stream, method):
+    return f"--stream {stream} --method {method} --seeds {flags.seeds}"
+
+
+def _seeds(flags):
+    return "seed 0" if flags.seeds == 1 else f"mean +- std over seeds 0 to {flags.seeds - 1}"
+
+
+def _header(*names):
+    return [_row(*names), "|" + "---|" * len(names)]
+
+
+def _row(*cells):
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,184 @@
+"""Experience replay, and the state that all baselines of online continual learning share."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse.checks import check_floating, leaves_by_name
+from jaxsparse.clipping import clip_by_norm
+from jaxsparse.losses import weighted_loss
+
+Tree = Any
+
+
+class OnlineState(NamedTuple):
+    """Everything a step changes.
+
+    Attributes:
+      params: theta, which also predicts.
+      opt_state: the optax state for theta; () without an optimiser.
+      step: int32, the number of steps taken.
+
+    Example:
+      >>> state = OnlineState(jnp.zeros(2), (), jnp.zeros((), jnp.int32))
+    """
+
+    params: Tree
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+def init_online_state(
+    params: Tree, optimizer: optax.GradientTransformation | None = None
+) -> OnlineState:
+    """The state before the first step.
+
+    Args:
+      params: theta, any pytree of floating arrays; copied.
+      optimizer: the optax transformation that the steps are given; None for `mer_step`.
+
+    Returns:
+      An `OnlineState`.
+
+    Raises:
+      TypeError: `params` has a leaf that is not floating.
+
+    Example:
+      >>> state = init_online_state({"w": jnp.ones(3)}, optax.sgd(0.1))
+      >>> int(state.step)
+      0
+
+    Source: plain online learning; see `er_step`.
+    """
+    check_floating("params", params)
+    # As in `init_lamaml_state`: copied for callers who donate, and strongly typed.
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), params)
+    opt_state = () if optimizer is None else optimizer.init(params)
+    return OnlineState(params, opt_state, jnp.zeros((), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "clip_norm"))
+def er_step(
+    state: OnlineState,
+    batch: Any,
+    replay: Any,
+    *,
+    loss_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    replay_weights: jax.Array | None = None,
+    clip_norm: float | None = None,
+) -> tuple[OnlineState, dict[str, jax.Array]]:
+    """One step of experience replay: on the newest rows together with replayed ones.
+
+    ``theta <- theta - eta * grad_theta sum_i w_i L(theta; row_i) / sum_i w_i``
+
+    over the replayed rows and those of the batch. Without replay it is online SGD, or joint
+    training where the batches are drawn from all tasks.
+
+    Args:
+      state: an `OnlineState`; its arrays are not donated.
+      batch: the newest rows of the stream, a tree whose leaves lead with a row axis [n, ...].
+      replay: rows drawn from memory, a tree like `batch`, [r, ...]; None for none.
+      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
+        rows, any number of them.
+      optimizer: the optax transformation for theta, `optax.sgd(eta)` in the paper.
+      replay_weights: [r], floating, not negative: each replayed row's weight, rows of the batch
+        weighing 1; 0 where the memory is still empty (what lies there must be finite). None: all
+        rows alike.
+      clip_norm: c: the gradient is scaled by ``min(1, c / (norm + 1e-6))``; None does not clip.
+
+    Returns:
+      The new state, and metrics: the "loss" before the step (and the loss function's metrics) and
+      the "gradient_norm" before clipping.
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+
+    Example:
+      >>> sgd = optax.sgd(0.1)
+      >>> state = init_online_state(jnp.zeros(2), sgd)
+      >>> state, metrics = er_step(
+      ...     state, jnp.ones((1, 2)), jnp.zeros((10, 2)), optimizer=sgd,
+      ...     loss_fn=lambda w, rows: jnp.mean((rows - w) ** 2))
+      >>> int(state.step)
+      1
+
+    Source: Chaudhry et al. 2019, On tiny episodic memories, Algorithm 1; Riemer et al. 2019, MER,
+    Algorithm 4.
+    """
+    check_floating("state.params", state.params)
+    check_clip_norm(clip_norm)
+    (count,) = check_rows("batch", batch)
+    weights, rows = None, batch
+    if replay is not None:
+        drawn = check_rows("replay", replay, batch)
+        rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
+        if replay_weights is not None:
+            check_weights("replay_weights", replay_weights, drawn)
+            ones = jnp.ones(count, replay_weights.dtype)
+            weights = jnp.concatenate([replay_weights, ones])
+    elif replay_weights is not None:
+        raise ValueError("replay_weights: there is no replay to weigh")
+    loss = weighted_loss(loss_fn, rows, weights)
+    (loss, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    gradient, norm = clip_by_norm(gradient, clip_norm)
+    own = {"loss": loss, "gradient_norm": norm}
+    return apply_gradient(state, gradient, optimizer), with_metrics(own, metrics)
+
+
+def apply_gradient(
+    state: OnlineState, gradient: Tree, optimizer: optax.GradientTransformation
+) -> OnlineState:
+    """The state after the optimiser's step along `gradient`."""
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    return OnlineState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+
+
+def with_metrics(own: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The loss function's metrics beside a step's own; ValueError where they share a name."""
+    for name in own.keys() & metrics.keys():
+        raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
+    return own | metrics
+
+
+def check_clip_norm(clip_norm: float | None) -> None:
+    """Raise ValueError unless `clip_norm` is None or positive."""
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive or None, got {clip_norm}")
+
+
+def check_rows(name: str, rows: Tree, batch: Tree = None, axes: int = 1) -> tuple[int, ...]:
+    """The lengths of the `axes` axes that `rows` lead with; behind them they must be as `batch`."""
+    leaves = {path: jnp.asarray(leaf) for path, leaf in leaves_by_name(rows).items()}
+    sizes = {path: leaf.shape[:axes] for path, leaf in leaves.items()}
+    size = next(iter(sizes.values()), ())
+    if len(size) < axes or 0 in size or set(sizes.values()) != {size}:
+        listed = ", ".join(f"{path}: {list(got)}" for path, got in sizes.items())
+        raise ValueError(
+            f"{name} must lead with the same {axes} axes of rows in every leaf, none empty; got "
+            f"{listed or 'no leaves'}"
+        )
+    if batch is not None:
+        got: Any = jax.tree.structure(rows)
+        want: Any = jax.tree.structure(batch)
+        if got != want:
+            raise ValueError(f"{name} must have the tree of the newest rows: {got}, want {want}")
+        for path, leaf in leaves_by_name(batch).items():
+            own = leaves[path]
+            if (own.shape[axes:], own.dtype) != (jnp.shape(leaf)[1:], jnp.result_type(leaf)):
+                raise ValueError(
+                    f"{name}[{path}] has rows of shape {own.shape[axes:]}, {own.dtype}; the newest "
+                    f"have {jnp.shape(leaf)[1:]}, {jnp.result_type(leaf)}"
+                )
+    return size
+
+
+def check_weights(name: str, weights: jax.Array, shape: tuple[int, ...]) -> None:
+    """Raise unless `weights` is floating and has one entry per row."""
+    if jnp.shape(weights) != shape:
+        raise ValueError(f"{name} has shape {jnp.shape(weights)}, want one per row, {shape}")
+    check_floating(name, weights)

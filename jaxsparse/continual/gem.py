@@ -1,0 +1,253 @@
+"""Gradient episodic memory: steps that, to first order, do not raise the loss of earlier tasks."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse.checks import check_floating, scalar_loss
+from jaxsparse.clipping import clip_by_norm, sum_dtype
+from jaxsparse.continual.er import (
+    OnlineState,
+    apply_gradient,
+    check_clip_norm,
+    check_rows,
+    check_weights,
+    with_metrics,
+)
+from jaxsparse.continual.quadratic import solve_bounded_qp
+from jaxsparse.losses import weighted_loss
+
+# Tasks per block of M M': a stream that has come half its way pays a quarter of the whole.
+BLOCK = 10
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "clip_norm"))
+def gem_step(
+    state: OnlineState,
+    batch: Any,
+    memory: Any,
+    observed: jax.Array | int,
+    *,
+    loss_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    margin: jax.Array | float = 0.5,
+    clip_norm: float | None = None,
+    ridge: jax.Array | float = 1e-3,
+) -> tuple[OnlineState, dict[str, jax.Array]]:
+    """One step of GEM: along the gradient nearest to the batch's that no earlier task opposes.
+
+    With g the gradient of the batch and M that of each earlier task's memory, a task a row: if any
+    entry of ``M g`` is negative,
+    ``v = argmin 1/2 v' (M M' + ridge I) v + (M g)' v   such that v >= margin``
+    ``g <- g + M' v``
+    and theta follows its optimiser along g.
+
+    What costs is M: it is made only where a task opposes, of the observed tasks only. Under `vmap`
+    over states it is made at every step; `jax.lax.map` over seeds is faster.
+
+    Args:
+      state: an `OnlineState`; its arrays are not donated.
+      batch: the newest rows of the stream, a tree whose leaves lead with a row axis [n, ...].
+      memory: the rows kept of each task, a tree like `batch`, [T, k, ...].
+      observed: int32 scalar in [0, T]: the earlier tasks, 0 .. observed - 1; the present one is not
+        among them. What `memory` holds of the others is not looked at.
+      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
+        rows, any number of them.
+      optimizer: the optax transformation for theta, `optax.sgd(eta)` in the paper.
+      margin: gamma, the memory strength, 0 or more.
+      clip_norm: c: g and each row of M are scaled by ``min(1, c / (norm + 1e-6))`` before all else;
+        None does not clip.
+      ridge: what is added to the diagonal of M M'.
+
+    Returns:
+      The new state, and metrics: the batch's "loss" (and the loss function's metrics), the
+      "gradient_norm" of g before clipping, and "violations", int32, the number of tasks opposing.
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+
+    Example:
+      >>> sgd = optax.sgd(0.1)
+      >>> state = init_online_state(jnp.zeros(2), sgd)
+      >>> state, metrics = gem_step(
+      ...     state, jnp.array([[1.0, 0.0]]), jnp.array([[[-1.0, 1.0]]]), 1, optimizer=sgd,
+      ...     loss_fn=lambda w, rows: jnp.mean((rows - w) ** 2))
+      >>> int(metrics["violations"])
+      1
+
+    Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 11 and Algorithm 1; the ridge from the authors' code.
+    """
+    check_floating("state.params", state.params)
+    check_clip_norm(clip_norm)
+    check_rows("batch", batch)
+    tasks, _ = check_rows("memory", memory, batch, axes=2)
+    if jnp.shape(observed) != () or not jnp.issubdtype(jnp.result_type(observed), jnp.integer):
+        kind = f"{jnp.result_type(observed)} {jnp.shape(observed)}"
+        raise TypeError(f"observed must be one integer, a count of tasks, got {kind}")
+    loss, metrics, gradient, norm = _gradient(state.params, loss_fn, batch, None, clip_norm)
+
+    def memory_loss(params, task):
+        rows = jax.tree.map(lambda x: x[task], memory)
+        return scalar_loss(loss_fn)(params, rows)[0]
+
+    alignments = _alignments(memory_loss, state.params, gradient, tasks, observed)
+    violations = jnp.sum(alignments < 0, dtype=jnp.int32)
+
+    def project(gradient):
+        rows = _task_gradients(memory_loss, state.params, tasks, observed)
+        gram = _gram(rows, observed)[:tasks, :tasks]
+        norms = jnp.sqrt(jnp.diagonal(gram))
+        scale = 1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / (norms + 1e-6))
+        scale = jnp.broadcast_to(scale, norms.shape).astype(gram.dtype)
+        gram = gram * scale[:, None] * scale[None, :] + ridge * jnp.eye(tasks, dtype=gram.dtype)
+        seen = jnp.arange(tasks) < observed
+        v = scale * solve_bounded_qp(gram, scale * alignments, margin, seen)
+        return jax.tree.map(lambda g, m: g + _dot(v, m[:tasks]).astype(g.dtype), gradient, rows)
+
+    gradient = jax.lax.cond(violations > 0, project, lambda g: g, gradient)
+    own = {"loss": loss, "gradient_norm": norm, "violations": violations}
+    return apply_gradient(state, gradient, optimizer), with_metrics(own, metrics)
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "clip_norm"))
+def agem_step(
+    state: OnlineState,
+    batch: Any,
+    memory_rows: Any,
+    memory_weights: jax.Array | None = None,
+    *,
+    loss_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    clip_norm: float | None = None,
+) -> tuple[OnlineState, dict[str, jax.Array]]:
+    """One step of A-GEM: as GEM's, with one gradient for all earlier tasks.
+
+    With g the gradient of the batch and h that of rows drawn from the memory of earlier tasks,
+    ``g <- g - (g' h / h' h) h   if g' h < 0``
+    and theta follows its optimiser along g.
+
+    Args:
+      state: an `OnlineState`; its arrays are not donated.
+      batch: the newest rows of the stream, a tree whose leaves lead with a row axis [n, ...].
+      memory_rows: rows drawn from the memory of earlier tasks, a tree like `batch`, [m, ...].
+      memory_weights: [m], floating, not negative: their weights; all 0 where there is no earlier
+        task, and g is then kept (what lies there must be finite). None: all rows alike.
+      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
+        rows, any number of them.
+      optimizer: the optax transformation for theta, `optax.sgd(eta)` in the paper.
+      clip_norm: c: g is scaled by ``min(1, c / (norm + 1e-6))`` before all else; None does not
+        clip. The length of h does not matter.
+
+    Returns:
+      The new state, and metrics: the batch's "loss" (and the loss function's metrics), the
+      "gradient_norm" of g before clipping, and "violations", int32, 1 where g opposed h, else 0.
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+
+    Example:
+      >>> sgd = optax.sgd(0.5)
+      >>> state = init_online_state(jnp.zeros(2), sgd)
+      >>> state, metrics = agem_step(
+      ...     state, jnp.array([[1.0, 0.0]]), jnp.array([[-1.0, 1.0]]), jnp.ones(1), optimizer=sgd,
+      ...     loss_fn=lambda w, rows: jnp.sum((rows - w) ** 2))
+      >>> state.params.tolist()  # at a right angle to (-1, 1)
+      [0.5, 0.5]
+
+    Source: Chaudhry et al. 2019, A-GEM, Eq. 11.
+    """
+    check_floating("state.params", state.params)
+    check_clip_norm(clip_norm)
+    check_rows("batch", batch)
+    drawn = check_rows("memory_rows", memory_rows, batch)
+    weights: jax.Array | None = None
+    remembers: jax.Array | bool = True
+    if memory_weights is not None:
+        check_weights("memory_weights", memory_weights, drawn)
+        remembers = jnp.any(memory_weights > 0)
+        weights = jnp.where(remembers, memory_weights, 1)  # a mean needs some weight
+    loss, metrics, gradient, norm = _gradient(state.params, loss_fn, batch, None, clip_norm)
+    _, _, reference, _ = _gradient(state.params, loss_fn, memory_rows, weights, None)
+    alignment = _tree_dot(gradient, reference)
+    violated = remembers & (alignment < 0)
+    share = jnp.where(violated, alignment / _tree_dot(reference, reference), 0)
+    gradient = jax.tree.map(lambda g, h: g - share.astype(g.dtype) * h, gradient, reference)
+    own = {"loss": loss, "gradient_norm": norm, "violations": violated.astype(jnp.int32)}
+    return apply_gradient(state, gradient, optimizer), with_metrics(own, metrics)
+
+
+def _gradient(params, loss_fn, rows, weights, clip_norm):
+    loss = weighted_loss(loss_fn, rows, weights)
+    (loss, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    gradient, norm = clip_by_norm(gradient, clip_norm)
+    return loss, metrics, gradient, norm
+
+
+def _alignments(memory_loss, params, gradient, tasks, observed):
+    """M g, 0 where not observed, without M: each entry is the derivative of a loss along g.
+
+    A directional derivative is the transpose of the gradient, which a second `vjp` gives: `jvp`
+    would not take losses that have a backward pass of their own.
+    """
+
+    def add(task, alignments):
+        value, backward = jax.vjp(lambda p: memory_loss(p, task), params)
+        _, transpose = jax.vjp(lambda c: backward(c)[0], jnp.ones_like(value))
+        (along,) = transpose(gradient)
+        return alignments.at[task].set(along.astype(alignments.dtype))
+
+    start = jnp.zeros(tasks, _sum_dtype(params))
+    return jax.lax.fori_loop(0, observed, add, start)
+
+
+def _task_gradients(memory_loss, params, tasks, observed):
+    """M as a tree [T up to a multiple of the block, ...], 0 where not observed."""
+
+    def add(task, rows):
+        gradient = jax.grad(memory_loss)(params, task)
+        return jax.tree.map(lambda m, g: m.at[task].set(g.astype(m.dtype)), rows, gradient)
+
+    padded, dtype = -(-tasks // _block(tasks)) * _block(tasks), _sum_dtype(params)
+    start = jax.tree.map(lambda p: jnp.zeros((padded, *p.shape), dtype), params)
+    return jax.lax.fori_loop(0, observed, add, start)
+
+
+def _gram(rows, observed):
+    """M M', block by block of the lower triangle, as far as tasks were observed."""
+    leaves = [x.reshape(len(x), -1) for x in jax.tree.leaves(rows)]
+    size = _block(len(leaves[0]))
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
+
+    def block(i, j, gram):
+        product = sum(_dot(cut(x, i * size), cut(x, j * size).T) for x in leaves)
+        return jax.lax.dynamic_update_slice(gram, product, (i * size, j * size))
+
+    def block_row(i, gram):
+        return jax.lax.fori_loop(0, i + 1, functools.partial(block, i), gram)
+
+    start = jnp.zeros((len(leaves[0]),) * 2, leaves[0].dtype)
+    lower = jax.lax.fori_loop(0, (observed + size - 1) // size, block_row, start)
+    return jnp.tril(lower) + jnp.tril(lower, -1).T
+
+
+def _block(tasks):
+    return min(BLOCK, tasks)
+
+
+def _tree_dot(x, y):
+    dtype = _sum_dtype(x)
+    products = jax.tree.map(lambda a, b: jnp.sum(a.astype(dtype) * b.astype(dtype)), x, y)
+    return sum(jax.tree.leaves(products))
+
+
+def _sum_dtype(params):
+    return sum_dtype(jnp.result_type(*jax.tree.leaves(params)))
+
+
+def _dot(x, y):
+    """A product in full precision, also where the device would round its factors."""
+    return jnp.tensordot(x, y, 1, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,405 @@
+"""Streams of tasks for continual learning: which images, in which task, with which pixels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jaxsparse.data.classification import LabelledSet
+from jaxsparse.data.episodes import _choose
+from jaxsparse.data.images import DataError
+
+CROP_PADDING = 4  # pixels
+BRIGHTNESS = 63 / 255  # largest relative change
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TaskStream:
+    """A sequence of tasks made of one labelled set.
+
+    The stream is a pytree: hand it to compiled functions as an argument, and put it on the device
+    once, with `jax.device_put(stream)`. Tasks share the images; what they differ in is indices.
+
+    Args:
+        train: the images that tasks train on.
+        test: the images that tasks are tested on.
+        train_members: int32 [T, n], each task's images among `train`; None: any image.
+        test_members: int32 [T, m], each task's images among `test`; None: every image.
+        pixel_maps: int32 [T, h * w], for each pixel in row-major order the pixel of the original
+            that it shows, -1 for black; None: images as they are.
+
+    Example:
+        >>> digits = load_labelled("glyphs", "train"), load_labelled("glyphs", "test")
+        >>> permutations(*digits, tasks=3).pixel_maps.shape
+        (3, 784)
+    """
+
+    train: LabelledSet
+    test: LabelledSet
+    train_members: Any = None
+    test_members: Any = None
+    pixel_maps: Any = None
+
+    @property
+    def num_tasks(self) -> int:
+        """T, the number of tasks; one where tasks differ in nothing."""
+        of_tasks = (self.train_members, self.test_members, self.pixel_maps)
+        return next((len(x) for x in of_tasks if x is not None), 1)
+
+
+def rotations(
+    train: LabelledSet, test: LabelledSet, tasks: int = 20, data_seed: int = 0
+) -> TaskStream:
+    """Tasks that each turn all images by one angle, which grows from task to task.
+
+    angle_t ~ U[180 t / T, 180 (t + 1) / T) degrees, t = 0 .. T - 1, counter-clockwise about the
+    centre on the same canvas: the nearest pixel, black where there is none (PIL's Image.rotate).
+
+    Args:
+        train: images of any size.
+        test: images of the same size.
+        tasks: T, the number of tasks.
+        data_seed: seed of the angles, which belong to the data and not to a run.
+
+    Returns:
+        A TaskStream with pixel maps.
+
+    Raises:
+        DataError: tasks below 1, or images that do not go together.
+
+    Example:
+        >>> stream = rotations(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
+        >>> stream.num_tasks
+        20
+
+    Source: Lopez-Paz & Ranzato 2017, GEM, public code; Riemer et al. 2019, MER (20 tasks, 180).
+    """
+    height, width, _ = _check_pair(train, test)
+    _check_count("tasks", tasks)
+    edges = 180 * np.arange(tasks + 1) / tasks
+    angles = np.random.default_rng(data_seed).uniform(edges[:-1], edges[1:])
+    maps = np.stack([_rotation_map(height, width, float(angle)) for angle in angles])
+    return TaskStream(train, test, pixel_maps=maps)
+
+
+def permutations(
+    train: LabelledSet, test: LabelledSet, tasks: int = 20, data_seed: int = 0
+) -> TaskStream:
+    """Tasks that each permute the pixels of all images in one way, the first task too.
+
+    x'_j = x_{p_t(j)},  p_t a uniform permutation of the h w pixels
+
+    Args:
+        train: images of any size.
+        test: images of the same size.
+        tasks: T, the number of tasks.
+        data_seed: seed of the permutations, which belong to the data and not to a run.
+
+    Returns:
+        A TaskStream with pixel maps.
+
+    Raises:
+        DataError: tasks below 1, or images that do not go together.
+
+    Example:
+        >>> digits = load_labelled("glyphs", "train"), load_labelled("glyphs", "test")
+        >>> permutations(*digits, tasks=100).num_tasks
+        100
+
+    Source: Lopez-Paz & Ranzato 2017, GEM, public code.
+    """
+    height, width, _ = _check_pair(train, test)
+    _check_count("tasks", tasks)
+    rng = np.random.default_rng(data_seed)
+    maps = np.stack([rng.permutation(height * width) for _ in range(tasks)])
+    return TaskStream(train, test, pixel_maps=maps.astype(np.int32))
+
+
+def split(train: LabelledSet, test: LabelledSet, classes_per_task: int = 2) -> TaskStream:
+    """Tasks of a few classes each, in the order of the classes.
+
+    Task t holds the images of classes c t, c t + 1, .., c t + c - 1. All tasks get as many images
+    as the smallest has, so larger ones lose their last images: none are lost where all classes
+    are of one size, as in CIFAR-10.
+
+    Args:
+        train: images of all classes.
+        test: images of all classes.
+        classes_per_task: c, a divisor of the number of classes.
+
+    Returns:
+        A TaskStream with members.
+
+    Raises:
+        DataError: c does not divide the number of classes, or a task has no images.
+
+    Example:
+        >>> split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test")).num_tasks
+        5
+
+    Source: Zenke, Poole & Ganguli 2017, Synaptic intelligence, Sec. 5.1.
+    """
+    _check_pair(train, test)
+    _check_count("classes_per_task", classes_per_task)
+    if train.num_classes % classes_per_task:
+        raise DataError(
+            f"classes_per_task must divide the {train.num_classes} classes, got {classes_per_task}"
+        )
+    groups = np.arange(train.num_classes).reshape(-1, classes_per_task)
+    return TaskStream(train, test, _members("train", train, groups), _members("test", test, groups))
+
+
+def hold_out(train: LabelledSet, fraction: float = 1 / 6) -> tuple[LabelledSet, LabelledSet]:
+    """Set the last images of each class apart, to choose settings without the test images.
+
+    Of a class with n images the last round(fraction n) are held out. No randomness.
+
+    Args:
+        train: the training images.
+        fraction: the share to hold out, above 0 and below 1.
+
+    Returns:
+        (the rest, the held-out images), each in the order of `train`.
+
+    Raises:
+        DataError: a fraction that leaves either part without an image of some class.
+
+    Example:
+        >>> rest, validation = hold_out(load_labelled("glyphs", "train"))
+        >>> len(rest.labels), len(validation.labels)
+        (5000, 1000)
+    """
+    _check_set("train", train)
+    labels = np.asarray(train.labels)
+    held = np.zeros(len(labels), bool)
+    for label in range(train.num_classes):
+        (own,) = np.nonzero(labels == label)
+        count = round(fraction * len(own))
+        if not 0 < count < len(own):
+            raise DataError(
+                f"fraction must leave images of every class in both parts, got {fraction}: "
+                f"{count} of the {len(own)} of class {label}"
+            )
+        held[own[-count:]] = True
+    return _subset(train, ~held), _subset(train, held)
+
+
+def draw_schedule(
+    key: jax.Array, stream: TaskStream, samples_per_task: int | None, joint: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Draw which training images a run sees, and in which order.
+
+    For each task, independently, n of its images: uniformly, without replacement, in random order.
+    Joint training sees the same T n pairs of task and image, shuffled over the whole stream.
+
+    Pure; works under jit, vmap and scan with `stream` as a traced argument and the rest static.
+
+    Args:
+        key: a jax.random key.
+        stream: T tasks.
+        samples_per_task: n; None for all images a task has.
+        joint: True to shuffle over the stream; rows of the result are then no tasks any more.
+
+    Returns:
+        (tasks, indices), int32 [T, n] each: what `train_rows` takes, row by row.
+
+    Raises:
+        DataError: n below 1 or above the number of images a task has.
+
+    Example:
+        >>> stream = split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
+        >>> tasks, indices = draw_schedule(jax.random.key(0), stream, 100)
+        >>> tasks.shape, tasks[:, 0].tolist()
+        ((5, 100), [0, 1, 2, 3, 4])
+    """
+    members = stream.train_members
+    available = len(stream.train.labels) if members is None else members.shape[1]
+    count = available if samples_per_task is None else samples_per_task
+    _check_count("samples_per_task", count)
+    if count > available:
+        raise DataError(
+            f"samples_per_task must be at most {available}, the images of a task; got {count}"
+        )
+    draw_key, joint_key = jax.random.split(key)
+    shape = (stream.num_tasks, count)
+    tasks = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    indices = _choose(draw_key, jnp.ones((stream.num_tasks, available), bool), count)
+    if members is not None:
+        indices = jnp.take_along_axis(jnp.asarray(members), indices, 1)
+    if joint:
+        order = jax.random.permutation(joint_key, tasks.size)
+        tasks, indices = (x.ravel()[order].reshape(shape) for x in (tasks, indices))
+    return tasks, indices
+
+
+def train_rows(
+    stream: TaskStream, tasks: jax.Array, indices: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Look up training images, each as its task shows it.
+
+    Args:
+        stream: T tasks.
+        tasks: int32 [b], from 0 to T - 1.
+        indices: int32 [b], positions in `stream.train`.
+
+    Returns:
+        (images uint8 [b, h, w, c], labels int32 [b]).
+
+    Raises:
+        DataError: tasks and indices are not of one shape [b].
+
+    Example:
+        >>> stream = rotations(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
+        >>> images, labels = train_rows(stream, jnp.array([0, 19]), jnp.array([5, 5]))
+        >>> images.shape
+        (2, 28, 28, 1)
+    """
+    if jnp.ndim(tasks) != 1 or jnp.shape(tasks) != jnp.shape(indices):
+        raise DataError(
+            f"tasks and indices must be of one shape [b], got {list(jnp.shape(tasks))} and "
+            f"{list(jnp.shape(indices))}"
+        )
+    images = _rows(stream.train.images, indices)
+    if stream.pixel_maps is not None:
+        maps = _rows(stream.pixel_maps, tasks)
+        flat = images.reshape(len(images), -1, images.shape[-1])
+        seen = jnp.take_along_axis(flat, maps[..., None], 1, mode="clip")
+        images = jnp.where(maps[..., None] < 0, jnp.uint8(0), seen).reshape(images.shape)
+    return images, _rows(stream.train.labels, indices)
+
+
+def test_rows(stream: TaskStream, task: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """All test images of one task, as the task shows them.
+
+    Args:
+        stream: T tasks.
+        task: int32 scalar, from 0 to T - 1; may be traced.
+
+    Returns:
+        (images uint8 [m, h, w, c], labels int32 [m]).
+
+    Example:
+        >>> stream = split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
+        >>> images, labels = test_rows(stream, 1)
+        >>> images.shape, sorted(set(labels.tolist()))
+        ((200, 28, 28, 1), [2, 3])
+    """
+    images, labels = jnp.asarray(stream.test.images), jnp.asarray(stream.test.labels)
+    if stream.test_members is not None:
+        members = _rows(stream.test_members, task)
+        images, labels = _rows(images, members), _rows(labels, members)
+    if stream.pixel_maps is not None:
+        pixels = _rows(stream.pixel_maps, task)
+        flat = images.reshape(len(images), -1, images.shape[-1])
+        seen = jnp.take(flat, pixels, axis=1, mode="clip")
+        images = jnp.where(pixels[:, None] < 0, jnp.uint8(0), seen).reshape(images.shape)
+    return images, labels
+
+
+def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Shift, mirror and brighten each image at random, in whole steps of a pixel and of 1 / 255.
+
+    A crop of the original size out of the image with 4 black pixels on every side; mirrored left
+    to right with probability 1/2; then min(255, floor(f x)), f ~ U[1 - 63/255, 1 + 63/255].
+
+    Args:
+        key: a jax.random key.
+        images: uint8 [b, h, w, c].
+
+    Returns:
+        uint8 [b, h, w, c].
+
+    Raises:
+        DataError: images are not such an array.
+
+    Example:
+        >>> augment(jax.random.key(0), jnp.zeros((2, 32, 32, 3), jnp.uint8)).shape
+        (2, 32, 32, 3)
+
+    Source: Gupta et al. 2020, La-MAML, public code.
+    """
+    if images.ndim != 4 or images.dtype != jnp.uint8:
+        raise DataError(
+            f"images must be uint8 [b, h, w, c], got {images.dtype} {list(images.shape)}"
+        )
+    place_key, flip_key, light_key = jax.random.split(key, 3)
+    count = len(images)
+    places = jax.random.randint(place_key, (count, 2), 0, 2 * CROP_PADDING + 1)
+    flips = jax.random.bernoulli(flip_key, shape=(count,))
+    factors = jax.random.uniform(light_key, (count,), minval=1 - BRIGHTNESS, maxval=1 + BRIGHTNESS)
+    return _brightened(_shifted(images, places, flips), factors)
+
+
+def _shifted(images: jax.Array, places: jax.Array, flips: jax.Array) -> jax.Array:
+    """Cut each image out of its padded self at `places` [b, 2], then mirror where `flips` [b]."""
+    pad = (CROP_PADDING, CROP_PADDING)
+    padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))
+    _, height, width, _ = images.shape
+    rows = places[:, :1] + jnp.arange(height)
+    columns = jnp.arange(width)
+    columns = places[:, 1:] + jnp.where(flips[:, None], columns[::-1], columns)
+    own = jnp.arange(len(images))[:, None, None]
+    return padded.at[own, rows[:, :, None], columns[:, None, :]].get(mode="promise_in_bounds")
+
+
+def _brightened(images: jax.Array, factors: jax.Array) -> jax.Array:
+    """min(255, floor(factor * x)) in float32, as PIL's ImageEnhance.Brightness computes it."""
+    scaled = images.astype(jnp.float32) * factors.astype(jnp.float32)[:, None, None, None]
+    return jnp.minimum(scaled, 255).astype(jnp.uint8)
+
+
+def _rotation_map(height: int, width: int, degrees: float) -> np.ndarray:
+    """Where each pixel of the turned image comes from, row by row: int32 [h w], -1 nowhere."""
+    # An image of the pixels' own numbers, turned, tells; 0 is what PIL fills corners with.
+    numbers = np.arange(1, height * width + 1, dtype=np.int32).reshape(height, width)
+    return np.asarray(Image.fromarray(numbers).rotate(degrees)).ravel() - 1
+
+
+def _rows(array: Any, where: jax.Array) -> jax.Array:
+    # In bounds by construction; saying so spares a masking pass.
+    return jnp.asarray(array).at[where].get(mode="promise_in_bounds")
+
+
+def _members(name: str, data: LabelledSet, groups: np.ndarray) -> np.ndarray:
+    labels = np.asarray(data.labels)
+    found = [np.flatnonzero(np.isin(labels, group)) for group in groups]
+    fewest = min(map(len, found))
+    if not fewest:
+        raise DataError(f"{name}: there is a task without images")
+    return np.stack([own[:fewest] for own in found]).astype(np.int32)
+
+
+def _subset(data: LabelledSet, chosen: np.ndarray) -> LabelledSet:
+    images, labels = np.asarray(data.images)[chosen], np.asarray(data.labels)[chosen]
+    return LabelledSet(images, labels, data.mean, data.std, data.num_classes)
+
+
+def _check_pair(train: LabelledSet, test: LabelledSet) -> tuple[int, int, int]:
+    _check_set("train", train)
+    _check_set("test", test)
+    for what, one, other in (
+        ("image shape", train.image_shape, test.image_shape),
+        ("number of classes", train.num_classes, test.num_classes),
+    ):
+        if one != other:
+            raise DataError(f"train and test must have one {what}, got {one} and {other}")
+    return train.image_shape
+
+
+def _check_set(name: str, data: LabelledSet) -> None:
+    images, labels = data.images, data.labels
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise DataError(
+            f"{name}.images must be uint8 [n, h, w, c], got {images.dtype} {list(images.shape)}"
+        )
+    if labels.shape != images.shape[:1]:
+        raise DataError(f"{name}.labels must be [{len(images)}], got {list(labels.shape)}")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise DataError(f"{name} must be a whole number >= 1, got {value!r}")

@@ -1,0 +1,463 @@
+"""Experience replay, MER, GEM and A-GEM against NumPy, and under JAX's transformations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import quadprog
+from problems import Classifier, classification_loss, quick_jit
+from test_lamaml import assert_trees_close, clip, float64, loss_and_gradient, rows, to_numpy
+
+from jaxsparse.continual.er import er_step, init_online_state
+from jaxsparse.continual.gem import agem_step, gem_step
+from jaxsparse.continual.mer import mer_step
+
+ROWS, REPLAYED, STEPS = 3, 4, 4
+RATE, MOMENTUM = 0.3, 0.9
+SGD = optax.sgd(RATE, momentum=MOMENTUM)
+ALPHA, BETA, GAMMA, BATCHES = 0.4, 0.3, 0.7, 2
+CLIP = 0.2  # below the norm of every gradient here
+
+er, agem, gem = (
+    functools.partial(step, loss_fn=classification_loss, optimizer=SGD)
+    for step in (er_step, agem_step, gem_step)
+)
+mer = functools.partial(
+    mer_step,
+    loss_fn=classification_loss,
+    learning_rate=ALPHA,
+    within_batch_rate=BETA,
+    across_batch_rate=GAMMA,
+)
+
+
+def start(seed=0, optimizer=SGD):
+    return init_online_state(Classifier.init(seed), optimizer)
+
+
+def squares(w, x):
+    """Half the squared distance to each row, the mean of them: its gradient is w - mean(x)."""
+    return 0.5 * jnp.mean(jnp.sum((w - x) ** 2, axis=1))
+
+
+def joined(first, second):
+    return tuple(np.concatenate(pair) for pair in zip(first, second, strict=True))
+
+
+def to_vector(tree):
+    return np.concatenate([x.ravel() for x in tree.values()])
+
+
+def gradient_of(theta, batch, weights=None, bound=None):
+    """The loss, its gradient (clipped) and the norm it had before."""
+    weights = np.ones(len(batch[1])) if weights is None else weights
+    loss, gradient = loss_and_gradient(theta, batch, weights)
+    gradient = {name: gradient[name] for name in theta}
+    return loss, *clip(gradient, bound)
+
+
+class NumpySGD:
+    """Momentum, in float64, on a flat dict."""
+
+    def __init__(self, params):
+        self.params, self.trace = float64(params), 0.0
+
+    def step(self, gradient):
+        if isinstance(gradient, dict):
+            gradient = to_vector(gradient)
+        self.trace = gradient + MOMENTUM * self.trace
+        theta = to_vector(self.params) - RATE * self.trace
+        ends = np.cumsum([x.size for x in self.params.values()])[:-1]
+        parts = zip(self.params.items(), np.split(theta, ends), strict=True)
+        self.params = {name: new.reshape(old.shape) for (name, old), new in parts}
+
+
+def assert_step(state, metrics, theta, wanted, rtol=1e-4):
+    assert_trees_close(float64(state.params), theta, rtol, 1e-5)
+    assert metrics.keys() == wanted.keys() | {"accuracy"}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=rtol, atol=1e-5, err_msg=name)
+
+
+# Experience replay
+
+
+@pytest.mark.usefixtures("strict_ranks")
+@pytest.mark.parametrize(
+    ("replay", "clip_norm"),
+    [("full", None), ("none", CLIP), ("weighted", CLIP), ("weighted", None), ("empty", None)],
+)
+def test_experience_replay_is_numpys(replay, clip_norm):
+    given = {"weighted": np.array([2.0, 1.0, 0.0, 0.0]), "empty": np.zeros(REPLAYED)}.get(replay)
+    state, reference = start(), NumpySGD(Classifier.init(0))
+    step = quick_jit(functools.partial(er, clip_norm=clip_norm))
+    for i in range(STEPS):
+        batch, drawn = rows(i, ROWS), rows(10 + i, REPLAYED)
+        weights = None if given is None else jnp.asarray(given, jnp.float32)
+        kept = None if replay == "none" else drawn
+        state, metrics = step(state, batch, kept, replay_weights=weights)
+        used, shares = to_numpy(batch), np.ones(ROWS)
+        if replay != "none":
+            used = joined(to_numpy(drawn), used)
+            own = np.ones(REPLAYED) if given is None else given
+            shares = np.concatenate([own, shares])
+        loss, gradient, norm = gradient_of(reference.params, used, shares, clip_norm)
+        assert clip_norm is None or norm > clip_norm
+        reference.step(gradient)
+        assert_step(state, metrics, reference.params, {"loss": loss, "gradient_norm": norm})
+    assert state.step == STEPS
+
+
+def test_experience_replay_by_hand():
+    """From 0, half way to the mean of 3 and 6; of 3 and, twice, 6."""
+    half = optax.sgd(0.5)
+    state = init_online_state(jnp.zeros(1), half)
+    batch, replay = jnp.full((1, 1), 3.0), jnp.full((1, 1), 6.0)
+    step = functools.partial(er_step, loss_fn=squares, optimizer=half)
+    np.testing.assert_allclose(step(state, batch, replay)[0].params, [2.25])
+    weighted, metrics = step(state, batch, replay, replay_weights=jnp.full(1, 2.0))
+    np.testing.assert_allclose(weighted.params, [2.5])
+    np.testing.assert_allclose(metrics["gradient_norm"], 5)
+
+
+# MER
+
+
+def numpy_mer(theta, example, replay, weights, bound):
+    """Riemer et al., Algorithm 1: a step per row, then both Reptile updates."""
+    loss, _ = loss_and_gradient(theta, example, np.ones(1))
+    current = theta
+    for i in range(BATCHES):
+        w = current
+        for row, weight in [
+            (example, 1.0),
+            *((tuple(x[i, j : j + 1] for x in replay), weights[i, j]) for j in range(REPLAYED)),
+        ]:
+            _, g, _ = gradient_of(w, row, bound=bound)
+            w = {n: w[n] - ALPHA * weight * g[n] for n in w}
+        current = {n: current[n] + BETA * (w[n] - current[n]) for n in w}
+    return loss, {n: theta[n] + GAMMA * (current[n] - theta[n]) for n in theta}
+
+
+@pytest.mark.usefixtures("strict_ranks")
+@pytest.mark.parametrize(
+    ("filled", "clip_norm"), [(None, CLIP), (0, None), (3, CLIP), (REPLAYED, None)]
+)
+def test_mer_is_numpys(filled, clip_norm):
+    state, theta = start(optimizer=None), float64(Classifier.init(0))
+    step = quick_jit(functools.partial(mer, clip_norm=clip_norm))
+    for i in range(STEPS):
+        example, replay = rows(i, 1), rows(10 + i, BATCHES, REPLAYED)
+        weights = np.ones((BATCHES, REPLAYED))
+        if filled is not None:
+            weights *= np.arange(REPLAYED) < filled
+        given = None if filled is None else jnp.asarray(weights, jnp.float32)
+        state, metrics = step(state, example, replay, given)
+        loss, theta = numpy_mer(theta, to_numpy(example), to_numpy(replay), weights, clip_norm)
+        assert_step(state, metrics, theta, {"loss": loss})
+    assert state.step == STEPS and state.opt_state == ()
+
+
+def test_mer_by_hand():
+    """w halves its distance to 8 and then to 0: 4, 2; a quarter of the way: 1/2; from there 17/8.
+
+    17/8 = (1/2 + 8) / 4; a quarter: 1/2 + 13/32 = 29/32; half of it across batches.
+    """
+    state = init_online_state(jnp.zeros(1))
+    state, _ = mer_step(
+        state,
+        jnp.full((1, 1), 8.0),
+        jnp.zeros((2, 1, 1)),
+        loss_fn=squares,
+        learning_rate=0.5,
+        within_batch_rate=0.25,
+        across_batch_rate=0.5,
+    )
+    np.testing.assert_allclose(state.params, [29 / 64], rtol=1e-6)
+
+
+def test_rows_without_weight_leave_no_trace_in_mer():
+    state, example = start(optimizer=None), rows(1, 1)
+    weights = jnp.array([[1.0, 0.0], [0.0, 0.0]])
+    one, other = rows(2, 2, 2), rows(3, 2, 2)
+    kept = jax.tree.map(lambda x, y: x.at[0, 0].set(y[0, 0]), other, one)
+    step = quick_jit(mer)
+    got, want = (step(state, example, replay, weights)[0].params for replay in (one, kept))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_mer_keeps_small_steps_of_halves():
+    """Far below bfloat16's resolution each, the steps of one example's turn add up to more."""
+    high = init_online_state(jnp.ones((2,), jnp.float32))
+    low = high._replace(params=high.params.astype(jnp.bfloat16))
+    rates = {"learning_rate": 1e-3, "within_batch_rate": 0.5, "across_batch_rate": 1.0}
+    step = quick_jit(functools.partial(mer_step, loss_fn=squares, **rates))
+    new, want = (
+        step(s, jnp.full((1, 2), 4.0, d), jnp.full((5, 9, 2), 4.0, d))[0].params
+        for s, d in ((low, jnp.bfloat16), (high, jnp.float32))
+    )
+    assert new.dtype == jnp.bfloat16
+    np.testing.assert_allclose(new.astype(jnp.float32), want, atol=0.01)
+    assert np.all(want > 1.05)
+
+
+# GEM and A-GEM
+
+
+def numpy_gem(theta, batch, memory, observed, margin, bound, ridge):
+    """Lopez-Paz & Ranzato, Eqs. 8-11, in float64 and with quadprog."""
+    loss, gradient, norm = gradient_of(theta, batch, bound=bound)
+    g, v = to_vector(gradient), np.zeros(0)
+    tasks = [tuple(x[t] for x in memory) for t in range(observed)]
+    M = np.array([to_vector(gradient_of(theta, task, bound=bound)[1]) for task in tasks])
+    violations = 0 if observed == 0 else int(np.sum(M @ g < 0))
+    if violations:
+        P = M @ M.T + ridge * np.eye(observed)
+        v = quadprog.solve_qp(P, -M @ g, np.eye(observed), np.full(observed, margin))[0]
+        g = g + M.T @ v
+    return (
+        g,
+        np.sum(v > margin + 1e-6),
+        {
+            "loss": loss,
+            "gradient_norm": norm,
+            "violations": violations,
+        },
+    )
+
+
+# (tasks, rows kept of each, how many are observed in each of the steps, margin, ridge, clip_norm);
+# more than ten tasks are more than a block of the Gram matrix.
+GEM_CASES = {
+    "none_observed": (3, 4, (0, 0), 0.5, 1e-3, None),
+    "published": (3, 4, (0, 1, 2, 3), 0.5, 1e-3, None),
+    "clipped": (3, 4, (1, 2, 3), 0.5, 1e-3, CLIP),
+    "no_margin": (4, 2, (1, 2, 3, 4), 0.0, 1e-3, None),
+    "blocks": (23, 3, (7, 10, 11, 23), 0.1, 1e-3, CLIP),
+    "ridge": (6, 3, (4, 6, 5), 0.0, 0.5, CLIP),
+}
+
+
+@pytest.mark.usefixtures("strict_ranks")
+@pytest.mark.parametrize("case", GEM_CASES)
+def test_gem_is_numpys(case):
+    tasks, kept, counts, margin, ridge, clip_norm = GEM_CASES[case]
+    state, reference = start(), NumpySGD(Classifier.init(0))
+    options = {"margin": margin, "clip_norm": clip_norm, "ridge": ridge}
+    step = quick_jit(functools.partial(gem, **options))
+    free, violations = 0, []
+    for i, observed in enumerate(counts):
+        batch, (inputs, labels) = rows(i, ROWS), rows(10 + i, tasks, kept)
+        # What is kept of tasks to come must not matter, be it as odd as it may.
+        inputs = jnp.where(jnp.arange(tasks)[:, None, None] < observed, inputs, jnp.nan)
+        memory = inputs, labels
+        state, metrics = step(state, batch, memory, jnp.int32(observed))
+        g, more, wanted = numpy_gem(
+            reference.params, to_numpy(batch), to_numpy(memory), observed, margin, clip_norm, ridge
+        )
+        free += more
+        reference.step(g)
+        assert_step(state, metrics, reference.params, wanted, rtol=1e-3)
+        assert metrics["violations"].dtype == jnp.int32
+        violations.append(int(metrics["violations"]))
+    if case == "none_observed":
+        assert not any(violations)
+    else:
+        assert free or margin > 0.1  # some v lay above a bound that is not wide
+        assert any(violations)
+
+
+def test_gem_by_hand():
+    """g = (-1, 0). One task at (0, -1), which agrees; one at (-2, 1), which does not.
+
+    The second alone: M = (2, -1), v = 2 / 5, and g + M' v = (-1/5, -2/5): at a right angle.
+    """
+    one = optax.sgd(1.0)
+    state = init_online_state(jnp.zeros(2), one)
+    batch = jnp.array([[1.0, 0.0]])
+    step = functools.partial(gem_step, loss_fn=squares, optimizer=one, margin=0.0, ridge=0.0)
+    free, metrics = step(state, batch, jnp.array([[[0.0, -1.0]], [[-2.0, 1.0]]]), 1)
+    np.testing.assert_allclose(free.params, [1, 0])
+    assert metrics["violations"] == 0
+    held, metrics = step(state, batch, jnp.array([[[-2.0, 1.0]], [[0.0, -1.0]]]), 1)
+    np.testing.assert_allclose(held.params, [1 / 5, 2 / 5], rtol=1e-5)
+    assert metrics["violations"] == 1
+
+
+def test_gem_takes_losses_with_a_backward_pass_of_their_own():
+    """Such a loss has no forward derivative, which the alignments are."""
+
+    @jax.custom_vjp
+    def distance(w, x):
+        return squares(w, x)
+
+    distance.defvjp(
+        lambda w, x: (squares(w, x), (w, x)),
+        lambda kept, c: (c * (kept[0] - jnp.mean(kept[1], 0)), jnp.zeros_like(kept[1])),
+    )
+    state = init_online_state(jnp.zeros(2), SGD)
+    batch, memory = jnp.array([[1.0, 0.0]]), jnp.array([[[-2.0, 1.0]]])
+    got, want = (
+        quick_jit(functools.partial(gem_step, loss_fn=f, optimizer=SGD))(state, batch, memory, 1)
+        for f in (distance, squares)
+    )
+    assert got[1]["violations"] == 1
+    assert_trees_close(got, want)
+
+
+@pytest.mark.usefixtures("strict_ranks")
+@pytest.mark.parametrize(
+    ("remembered", "clip_norm"), [(None, None), ("all", CLIP), ("weighted", None), ("empty", CLIP)]
+)
+def test_agem_is_numpys(remembered, clip_norm):
+    """Chaudhry et al. 2019b, Eq. 11."""
+    given = {
+        None: None,
+        "all": np.ones(REPLAYED),
+        "weighted": np.array([2.0, 0.0, 1.0, 0.0]),
+        "empty": np.zeros(REPLAYED),
+    }[remembered]
+    state, reference = start(), NumpySGD(Classifier.init(0))
+    step = quick_jit(functools.partial(agem, clip_norm=clip_norm))
+    opposed = []
+    for i in range(2 * STEPS):
+        batch, drawn = rows(i, ROWS), rows(30 + i, REPLAYED)
+        weights = None if given is None else jnp.asarray(given, jnp.float32)
+        state, metrics = step(state, batch, drawn, weights)
+        loss, gradient, norm = gradient_of(reference.params, to_numpy(batch), bound=clip_norm)
+        g, opposes = to_vector(gradient), False
+        if remembered != "empty":
+            _, mean, _ = gradient_of(reference.params, to_numpy(drawn), given)
+            h = to_vector(mean)
+            opposes = bool(g @ h < 0)
+            if opposes:
+                g = g - (g @ h) / (h @ h) * h
+        reference.step(g)
+        wanted = {"loss": loss, "gradient_norm": norm, "violations": opposes}
+        assert_step(state, metrics, reference.params, wanted)
+        opposed.append(opposes)
+    assert set(opposed) == ({False} if remembered == "empty" else {False, True})
+
+
+# Under JAX's transformations
+
+METHODS = {
+    "er": (er, lambda i: (rows(i, ROWS), rows(10 + i, REPLAYED)), SGD),
+    "mer": (mer, lambda i: (rows(i, 1), rows(10 + i, BATCHES, REPLAYED)), None),
+    "gem": (gem, lambda i: (rows(i, ROWS), rows(10 + i, 3, 4), jnp.int32(2)), SGD),
+    "agem": (agem, lambda i: (rows(i, ROWS), rows(30 + i, REPLAYED)), SGD),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scan_and_vmap(method):
+    """Two seeds together through a scan: as each alone, step by step."""
+    step, draw, optimizer = METHODS[method]
+    inputs = [draw(i) for i in range(3)]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *inputs)
+    states = [start(seed, optimizer) for seed in range(2)]
+
+    def run(state):
+        return jax.lax.scan(lambda s, xs: step(s, *xs), state, stacked)
+
+    together = quick_jit(jax.vmap(run))(jax.tree.map(lambda *xs: jnp.stack(xs), *states))
+    alone = quick_jit(step)
+    for seed, state in enumerate(states):
+        losses = []
+        for xs in inputs:
+            state, metrics = alone(state, *xs)
+            losses.append(metrics["loss"])
+        end, scanned = jax.tree.map(lambda x, seed=seed: x[seed], together)
+        assert_trees_close(end, state, 1e-4)
+        np.testing.assert_allclose(scanned["loss"], losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_traced_once(method):
+    step, draw, optimizer = METHODS[method]
+    calls = []
+
+    def loss_fn(params, batch):
+        calls.append(1)
+        return classification_loss(params, batch)
+
+    params = Classifier.init(0)
+    params["head"]["b"] = jnp.full(3, 0.5)
+    assert params["head"]["b"].weak_type
+    state = init_online_state(params, optimizer)
+    step = functools.partial(step, loss_fn=loss_fn)
+    state, _ = step(state, *draw(0))
+    traced = len(calls)
+    for i in (1, 2):
+        state, _ = step(state, *draw(i))
+    assert len(calls) == traced
+
+
+def test_init_leaves_the_callers_arrays_alone():
+    params = {"w": jnp.ones(3)}
+    state = init_online_state(params, SGD)
+    jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s.params), donate_argnums=0)(state)
+    np.testing.assert_array_equal(params["w"], np.ones(3))
+    with pytest.raises(TypeError, match=r"^params.* must be floating, got int32"):
+        init_online_state({"w": jnp.ones(3, int)}, SGD)
+
+
+# Errors
+
+BATCH, REPLAY, MEMORY = rows(1, ROWS), rows(2, REPLAYED), rows(3, 2, 4)
+ONE, DRAWN = rows(1, 1), rows(2, BATCHES, REPLAYED)
+
+
+@pytest.mark.parametrize(
+    ("step", "arguments", "options", "error", "message"),
+    [
+        (er, ((), None), {}, ValueError, "^batch must lead with the same 1 axes.*no leaves"),
+        (er, ((BATCH[0], BATCH[1][:2]), None), {}, ValueError, r"^batch must.*0: \[3\], 1: \[2\]"),
+        (er, (BATCH, REPLAY[0]), {}, ValueError, "^replay must have the tree of the newest rows"),
+        (
+            er,
+            (BATCH, (REPLAY[0], REPLAY[1].astype(jnp.float32))),
+            {},
+            ValueError,
+            r"^replay\[1\] has rows of shape \(\), float32; the newest have \(\), int32",
+        ),
+        (
+            er,
+            (BATCH, REPLAY),
+            {"replay_weights": jnp.ones(3)},
+            ValueError,
+            r"^replay_weights has shape \(3,\), want one per row, \(4,\)",
+        ),
+        (
+            er,
+            (BATCH, REPLAY),
+            {"replay_weights": jnp.ones(4, int)},
+            TypeError,
+            "^replay_weights must be floating, got int32",
+        ),
+        (er, (BATCH, None), {"replay_weights": jnp.ones(4)}, ValueError, "^replay_weights: there"),
+        (er, (BATCH, REPLAY), {"clip_norm": 0.0}, ValueError, "^clip_norm must be positive"),
+        (mer, (BATCH, DRAWN), {}, ValueError, "^example must be one row, got 3"),
+        (mer, (ONE, REPLAY), {}, ValueError, "^replay must lead with the same 2 axes"),
+        (mer, (ONE, DRAWN, jnp.ones(4)), {}, ValueError, r"^replay_weights .* \(2, 4\)"),
+        (gem, (BATCH, REPLAY, 1), {}, ValueError, "^memory must lead with the same 2 axes"),
+        (gem, (BATCH, MEMORY, 1.0), {}, TypeError, "^observed must be one integer.*got float32"),
+        (gem, (BATCH, MEMORY, jnp.ones(2, bool)), {}, TypeError, r"^observed .*got bool \(2,\)"),
+        (agem, (BATCH, MEMORY), {}, ValueError, r"^memory_rows\[0\] has rows of shape \(4, 5\)"),
+        (agem, (BATCH, REPLAY, jnp.ones(2)), {}, ValueError, r"^memory_weights has shape \(2,\)"),
+        (
+            er,
+            (BATCH, None),
+            {"loss_fn": lambda p, b: (0.0 * p["head"]["b"].sum(), {"gradient_norm": 1.0})},
+            ValueError,
+            "^loss_fn: no metric may be called 'gradient_norm'",
+        ),
+    ],
+)
+def test_errors(step, arguments, options, error, message):
+    optimizer = None if step is mer else SGD
+    with pytest.raises(error, match=message):
+        step(start(optimizer=optimizer), *arguments, **options)

@@ -1,0 +1,287 @@
+"""Whole runs over streams: against a NumPy run, cut to pieces, side by side, from the shell."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from experiments import continual
+from jaxsparse.data import LabelledSet, streams
+from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped
+from jaxsparse.training.continual import (
+    ContinualConfig,
+    Rates,
+    make_program,
+    make_stream,
+    run_stream,
+    scan_stream,
+)
+
+CLASSES, SIDE = 3, 5
+SMALL = ContinualConfig(
+    method="sparse-lamaml",
+    stream="permutations",
+    tasks=3,
+    samples_per_task=12,
+    batch_size=4,
+    glances=2,
+    memories=6,
+    replay_batch_size=3,
+    width=6,
+    inner_lr=0.1,
+)
+PLAIN = dataclasses.replace(SMALL, method="sgd", glances=1, theta_lr=0.05, clip_norm=None)
+
+
+def labelled(seed, count):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(CLASSES, size=count)
+    noise = rng.integers(0, 120, size=(count, SIDE, SIDE, 1))
+    images = noise + 120 * (labels[:, None, None, None] == np.arange(SIDE)[:, None, None])
+    return LabelledSet(images.astype(np.uint8), labels.astype(np.int32), (0.1,), (0.7,), CLASSES)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return streams.permutations(labelled(0, 60), labelled(1, 40), tasks=3)
+
+
+def rows_of(folder):
+    return [{k: v for k, v in row.items() if k != "step"} for row in folder.rows()]
+
+
+def test_online_sgd_is_the_one_written_in_numpy(stream):
+    config = dataclasses.replace(PLAIN, init="xavier")
+    key = jax.random.key(0)
+    got = jax.jit(make_stream(config, stream))(key, stream)
+
+    program = make_program(config, stream)
+    rates = Rates(0.0, 0.0, 0.05)
+    params = jax.tree.map(
+        lambda x: np.asarray(x, np.float64), program.init(key, rates, stream).learner.params
+    )
+    tasks, indices = (np.asarray(x) for x in program.schedule(key, stream))
+    accuracy = [test_accuracies(params, stream)]
+    for task in range(3):
+        assert (tasks[task] == task).all()
+        for start in range(0, 12, 4):
+            chosen = indices[task, start : start + 4]
+            images = permuted(stream.train.images[chosen], stream.pixel_maps[task])
+            sgd_step(params, images, np.asarray(stream.train.labels)[chosen], 0.05)
+        accuracy.append(test_accuracies(params, stream))
+    np.testing.assert_allclose(got["accuracy"], accuracy, atol=1e-6)
+    chex.assert_trees_all_close(got["state"].learner.params, params, atol=1e-5)
+    assert np.ptp(accuracy) > 0.2  # or all of this would say little
+
+
+def permuted(images, pixel_map):
+    flat = np.asarray(images).reshape(len(images), -1)[:, pixel_map]
+    return (flat / 255 - 0.1) / 0.7
+
+
+def forward(params, x):
+    hidden = [x]
+    for name in ("dense1", "dense2"):
+        hidden.append(np.maximum(hidden[-1] @ params[name]["kernel"] + params[name]["bias"], 0))
+    return hidden, hidden[-1] @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def sgd_step(params, images, labels, rate):
+    hidden, logits = forward(params, images)
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    error = (odds / odds.sum(1, keepdims=True) - np.eye(CLASSES)[labels]) / len(labels)
+    for x, name in zip(hidden[::-1], ("head", "dense2", "dense1"), strict=True):
+        below = (error @ params[name]["kernel"].T) * (x > 0)
+        params[name]["kernel"] -= rate * x.T @ error
+        params[name]["bias"] -= rate * error.sum(0)
+        error = below
+
+
+def test_accuracies(params, stream):
+    labels = np.asarray(stream.test.labels)
+    logits = [forward(params, permuted(stream.test.images, m))[1] for m in stream.pixel_maps]
+    return [(x.argmax(1) == labels).mean() for x in logits]
+
+
+test_accuracies.__test__ = False  # a helper, whatever its name says
+
+
+@pytest.mark.parametrize("method", ["sparse-lamaml", "er", "gem"])
+def test_cut_to_pieces_a_run_keeps_its_bits(stream, method):
+    config = dataclasses.replace(SMALL, method=method, epochs=2)
+    program, key, rates = make_program(config, stream), jax.random.key(1), Rates(0.1, 1.0, 0.05)
+    schedule = program.schedule(key, stream)
+    train = jax.jit(program.train)
+    start = program.init(key, rates, stream)
+    whole = train(start, schedule, key, rates, stream, 17)
+    pieces = start
+    for steps in (1, 9, 7):
+        pieces = train(pieces, schedule, key, rates, stream, steps)
+    chex.assert_trees_all_equal(pieces, whole)
+    assert int(whole.step) == 17
+    # 2 passes of 3 batches a task: 17 steps are 3 tasks but for the last one's last batch, and
+    # only what is seen for the first time is remembered, whatever the number of glances.
+    remembered = whole.memory.age if method != "gem" else whole.memory.written.sum()
+    assert int(remembered) == 36
+
+
+def test_the_memory_holds_what_was_seen(stream):
+    config = dataclasses.replace(SMALL, memories=40)
+    key = jax.random.key(2)
+    state = jax.jit(make_stream(config, stream))(key, stream)["state"]
+    images, labels = jax.tree.map(np.asarray, state.memory.rows)
+    tasks, indices = make_program(config, stream).schedule(key, stream)
+    for task in range(3):
+        for start in range(0, 12, 4):
+            where = slice(start, start + 4)
+            seen, classes = streams.train_rows(stream, tasks[task, where], indices[task, where])
+            at = slice(12 * task + start, 12 * task + start + 4)
+            kept = {
+                (image.tobytes(), int(c)) for image, c in zip(images[at], labels[at], strict=True)
+            }
+            want = zip(np.asarray(seen), np.asarray(classes), strict=True)
+            assert kept == {(image.tobytes(), int(c)) for image, c in want}
+    assert int(state.memory.age) == 36
+
+
+def test_joint_training_mixes_the_tasks(stream):
+    config = dataclasses.replace(PLAIN, method="iid")
+    tasks, _ = make_program(config, stream).schedule(jax.random.key(0), stream)
+    assert all(len(set(row.tolist())) > 1 for row in np.asarray(tasks))
+    assert sorted(np.asarray(tasks).ravel().tolist()) == sorted([0, 1, 2] * 12)
+
+
+def test_the_diagonal_is_that_of_the_whole_matrix(stream):
+    whole = jax.jit(make_stream(PLAIN, stream))(jax.random.key(3), stream)["accuracy"]
+    config = dataclasses.replace(PLAIN, measure="diagonal")
+    part = np.asarray(jax.jit(make_stream(config, stream))(jax.random.key(3), stream)["accuracy"])
+    measured = np.array([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 1, 1]], bool)
+    assert (np.isnan(part) == ~measured).all()
+    np.testing.assert_array_equal(part[measured], np.asarray(whole)[measured])
+
+
+def test_seeds_side_by_side_are_those_alone(stream, tmp_path):
+    config = dataclasses.replace(SMALL, method="er", seeds=3, seed=4)
+    together = run_stream(config, stream, new_folder(tmp_path / "all"), Hooks())
+    for index in (0, 2):
+        own = dataclasses.replace(config, seeds=1, seed=4 + index)
+        alone = run_stream(own, stream, new_folder(tmp_path / str(index)), Hooks())
+        assert alone["seeds"] == [together["seeds"][index]]
+    assert together["retained_accuracy"]["std"] > 0
+    first, second = (together["seeds"][i]["accuracy"] for i in (0, 1))
+    assert first != second
+
+
+def new_folder(path):
+    return RunFolder.create(path, {}, "task")
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(stream, tmp_path):
+    config = dataclasses.replace(SMALL, method="er")
+    whole = run_stream(config, stream, new_folder(tmp_path / "whole"), Hooks())
+    folder = new_folder(tmp_path / "stopped")
+    for allowed in (0, 1, 1):  # within a task, at its end but not measured, in the next
+        asked = iter([False] * allowed + [True])
+        with pytest.raises(Stopped, match="stopped at batch"):
+            run_stream(config, stream, folder, Hooks(should_stop=lambda a=asked: next(a)))
+        folder = RunFolder.open(folder.path, "task")
+    assert run_stream(config, stream, folder, Hooks()) == whole
+    assert rows_of(folder) == rows_of(RunFolder.open(tmp_path / "whole", "task"))
+
+
+def test_a_scan_gives_each_point_what_a_run_of_it_gives(stream, tmp_path):
+    config = dataclasses.replace(SMALL, validation=True)
+    grid = [Rates(0.1, 1.7, 0.1), Rates(0.3, 0.5, 0.1)]
+    points = scan_stream(config, grid, stream, new_folder(tmp_path / "scan"), Hooks())["points"]
+    for rates, point in zip(grid, points, strict=True):
+        assert {name: point[name] for name in Rates._fields} == pytest.approx(rates._asdict())
+    own = dataclasses.replace(config, inner_lr=0.3, mask_lr=0.5)
+    alone = run_stream(own, stream, new_folder(tmp_path / "alone"), Hooks())
+    assert points[1]["retained_accuracy"] == alone["retained_accuracy"]
+    assert points[0]["retained_accuracy"] != points[1]["retained_accuracy"]
+    with pytest.raises(ConfigError, match="validation must be set"):
+        scan_stream(SMALL, grid, stream, new_folder(tmp_path / "test"), Hooks())
+
+
+FLAGS = ["--data", "glyphs", "--tasks", "2", "--samples-per-task", "40", "--glances", "1"]
+
+
+def run_command(*flags):
+    continual.main([*FLAGS, *map(str, flags)])
+
+
+def test_the_command_on_embedded_digits(tmp_path, capsys):
+    out = tmp_path / "run"
+    run_command("--stream", "rotations", "--width", 8, "--out", out)
+    printed = capsys.readouterr().out
+    assert "sparse-lamaml on rotations" in printed and "sparsity of dense1/kernel" in printed
+    result = json.loads((out / "result.json").read_text())
+    (seed,) = result["seeds"]
+    R = np.array(seed["accuracy"])
+    assert R.shape == (2, 2)
+    assert seed["retained_accuracy"] == pytest.approx(R[-1].mean())
+    assert seed["learning_accuracy"] == pytest.approx((R[0, 0] + R[1, 1]) / 2)
+    for name in ("accuracy.png", "matrix.png", "sparsity.png", "config.json", "metrics.jsonl"):
+        assert (out / name).stat().st_size > 0
+    before = (out / "result.json").read_bytes()
+    continual.main(["--resume", str(out)])  # finished: only shown again
+    assert "sparse-lamaml on rotations" in capsys.readouterr().out
+    assert (out / "result.json").read_bytes() == before
+
+
+def test_a_scan_chooses_without_the_test_images(tmp_path, monkeypatch, capsys):
+    read = []
+    load = continual.load_stream
+
+    def recorded(config):
+        read.append(config.validation)
+        return load(config)
+
+    monkeypatch.setattr(continual, "load_stream", recorded)
+    out = tmp_path / "run"
+    run_command(
+        "--scan", "--grid-inner-lr", 0.0, 0.1, "--grid-mask-lr", 1.7, "--grid-glances", 1,
+        "--width", 8, "--out", out,
+    )  # fmt: skip
+    assert read == [False, True, False]  # checked, scanned, run once
+    assert "scan on held-out training images" in capsys.readouterr().out
+    record = json.loads((out / "config.json").read_text())
+    assert record["config"]["inner_lr"] == 0.1  # a learner that stands still retains nothing
+    assert not record["config"]["validation"]
+    assert len(record["scan"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--memories", "0"], "memories must be 1 or more, got 0"),
+        (["--batch-size", "50"], "batch_size must be at most samples_per_task 40, got 50"),
+        (["--batch-size", "7"], "batch_size must divide samples_per_task 40, got 7"),
+        (["--samples-per-task", "999990"], "must be at most 6000"),
+        (["--inner-lr", "-1"], "inner_lr must be 0 or more, got -1.0"),
+        (["--inner-batch-size", "3"], "inner_batch_size must divide batch_size 10, got 3"),
+        (["--method", "gem", "--memories", "1"], "at least 1 for each of 2 tasks with gem"),
+        (["--method", "mer", "--batch-size", "2"], "batch_size must be 1 with mer"),
+        (["--method", "magic"], "method must be one of sparse-lamaml, lamaml"),
+        (["--stream", "split-cifar10"], "tasks must be 5"),
+        (["--augment"], "augment wants images of 3 channels"),
+        (["--data", "mnist", "--data-dir", "/nowhere"], "/nowhere"),
+        (["--resume", "/nowhere"], "/nowhere holds no run"),
+    ],
+)
+def test_what_cannot_run_is_said_in_one_line(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_command("--out", tmp_path / "run", *flags)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2
+    assert len(lines) == 1 and message in lines[0], lines
+    assert not (tmp_path / "run").exists()
+
+
+def test_absent_data_says_what_to_do(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_command("--data", "mnist", "--data-dir", tmp_path)
+    assert "download_and_prepare" in capsys.readouterr().err
