@@ -290,8 +290,10 @@ def test_conv4_is_that_of_pytorch(shape, n):
         nn.mlp(3, (7,), (16, 16, 2)),
         nn.mlp(3, (), (16, 16, 2)),
         nn.resnet12(3, (2, 4, 4, 8), (16, 16, 2)),
+        nn.strided_cnn(3, 4, 3, (7,), (16, 16, 2)),
+        nn.normalised(nn.mlp(3, (7,), (16, 16, 2)), (0.5, 0.4), (0.2, 0.3)),
     ],
-    ids=["conv4", "conv4 without biases", "mlp", "linear", "resnet12"],
+    ids=["conv4", "conv4 without biases", "mlp", "linear", "resnet12", "strided", "normalised"],
 )
 class TestEveryModel:
     images = jax.random.normal(KEYS[0], (4, 16, 16, 2))
@@ -343,6 +345,93 @@ def test_conv4_shapes_and_initialisation():
     assert not jnp.array_equal(params["conv2"]["kernel"], params["conv3"]["kernel"])
 
 
+@pytest.mark.parametrize("layers, shape", [(1, (8, 8, 3)), (3, (5, 10, 2))])
+def test_strided_cnn_is_its_layers(layers, shape):
+    model = nn.strided_cnn(5, channels=6, layers=layers, hidden=(7,), image_shape=shape)
+    params = quick(model.init)(KEYS[0])
+    shaken = lambda a: a + 0.1 * jax.random.normal(KEYS[1], a.shape)  # noqa: E731
+    params = jax.tree.map(shaken, params)
+    images = jax.random.normal(KEYS[2], (3, *shape))
+
+    def plain(params, images):
+        x = images
+        for i in range(1, layers + 1):
+            layer = params[f"conv{i}"]
+            x = jax.nn.relu(xla_conv(x, layer["kernel"], stride=2) + layer["bias"])
+        x = x.reshape(len(x), -1)
+        x = jax.nn.relu(x @ params["dense1"]["kernel"] + params["dense1"]["bias"])
+        return x @ params["head"]["kernel"] + params["head"]["bias"]
+
+    def value_and_gradients(apply):
+        scalar = lambda *a: jnp.sum(jnp.sin(apply(*a)) * jnp.arange(1.0, 6.0))  # noqa: E731
+        return quick(lambda *a: (apply(*a), jax.grad(scalar, (0, 1))(*a)))(params, images)
+
+    close(value_and_gradients(model.apply), value_and_gradients(plain))
+
+
+def test_strided_cnn_has_the_published_sizes():
+    def sizes(*args, **kwargs):
+        params = jax.eval_shape(nn.strided_cnn(*args, **kwargs).init, KEYS[0])
+        return sum(a.size for a in jax.tree.leaves(params)), jax.tree.map(jnp.shape, params)
+
+    count, three = sizes(100, layers=3, hidden=(320, 320))
+    assert count == 1_419_940 and three["dense1"]["kernel"] == (2560, 320)
+    _, four = sizes(10)
+    assert list(four) == ["conv1", "conv2", "conv3", "conv4", "dense1", "dense2", "head"]
+    assert four["conv1"] == {"kernel": (3, 3, 3, 160), "bias": (160,)}
+    assert four["conv4"] == {"kernel": (3, 3, 160, 160), "bias": (160,)}
+    assert four["dense1"]["kernel"] == (640, 640) and four["head"]["kernel"] == (640, 10)
+
+
+@pytest.mark.parametrize("build", [nn.mlp, nn.strided_cnn])
+@pytest.mark.parametrize("init", ["kaiming", "xavier"])
+def test_other_initialisations(build, init):
+    """The deviation follows from the fans; the law from its fourth moment and largest entry."""
+    if build is nn.mlp:
+        model = nn.mlp(40, (300,), (12, 12, 2), init)
+        fans = {"dense1": (288, 300), "head": (300, 40)}
+    else:
+        model = nn.strided_cnn(40, 30, 2, (300,), (12, 12, 2), init)
+        fans = {"conv1": (18, 270), "conv2": (270, 270), "dense1": (270, 300), "head": (300, 40)}
+    params = quick(model.init)(KEYS[0])
+    assert params.keys() == fans.keys()
+    for name, (fan_in, fan_out) in fans.items():
+        kernel, bias = np.asarray(params[name]["kernel"], np.float64), params[name]["bias"]
+        assert not bias.any() and bias.dtype == jnp.float32
+        variance = {"kaiming": 2 / fan_in, "xavier": 2 / (fan_in + fan_out)}[init]
+        assert abs(kernel.mean()) < 4 * (variance / kernel.size) ** 0.5
+        np.testing.assert_allclose(kernel.var(), variance, rtol=0.15)
+        kurtosis = (kernel**4).mean() / kernel.var() ** 2  # 3 for a normal, 9 / 5 for a uniform law
+        assert abs(kurtosis - {"kaiming": 3.0, "xavier": 1.8}[init]) < 0.35
+        if init == "xavier":
+            assert 0.9 < np.abs(kernel).max() / (3 * variance) ** 0.5 <= 1 + 1e-6
+
+
+def test_inits_by_default():
+    same = lambda a, b: close(quick(a.init)(KEYS[0]), quick(b.init)(KEYS[0]), 0)  # noqa: E731
+    same(nn.mlp(3, (5,)), nn.mlp(3, (5,), init="pytorch"))
+    strided = (3, 4, 2, (5,))
+    same(nn.strided_cnn(*strided), nn.strided_cnn(*strided, init="kaiming"))
+    bound = 8**-0.5
+    kernel = nn.mlp(500, (), (2, 2, 2)).init(KEYS[0])["head"]["kernel"]
+    assert 0.99 * bound < jnp.abs(kernel).max() <= bound
+
+
+def test_normalised_scales_stored_pixels():
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    model = nn.mlp(4, (), (2, 3, 3))
+    params = model.init(KEYS[0])
+    stored = np.random.default_rng(0).integers(0, 256, (5, 2, 3, 3), dtype=np.uint8)
+    scaled = (stored.astype(np.float64) / 255 - mean) / std
+    want = scaled.reshape(5, -1) @ np.asarray(params["head"]["kernel"]) + params["head"]["bias"]
+    wrapped = nn.normalised(model, mean, std)
+    close(wrapped.apply(params, jnp.asarray(stored)), want)
+    close(wrapped.apply(params, jnp.asarray(stored, jnp.float32)), want)
+    with pytest.raises(ValueError, match=r"images: got shape \(5, 2, 3, 1\), want \[n, h, w, 3\]"):
+        wrapped.apply(params, stored[..., :1])
+    close(wrapped.init(KEYS[0]), params, 0)
+
+
 def test_resnet12_keeps_its_resolution_and_count():
     model = nn.resnet12(5, (4, 6, 8, 10), (20, 20, 3))
     params = quick(model.init)(KEYS[0])
@@ -362,6 +451,11 @@ def test_resnet12_keeps_its_resolution_and_count():
         (lambda: nn.conv4(image_shape=(8, 8, 3)), r"image_shape: got \(8, 8, 3\)"),
         (lambda: nn.mlp(5, (10, -1)), r"hidden: got \(10, -1\)"),
         (lambda: nn.resnet12(5, (1, 2, 3)), r"channels: got \(1, 2, 3\)"),
+        (lambda: nn.mlp(5, init="he"), "init: got 'he', want one of"),
+        (lambda: nn.strided_cnn(5, init="he"), "init: got 'he', want one of"),
+        (lambda: nn.strided_cnn(5, layers=0), "layers: got 0"),
+        (lambda: nn.normalised(nn.mlp(5), (0.0,), (0.0,)), "mean and std: got"),
+        (lambda: nn.normalised(nn.mlp(5), (0.0,), (1.0, 1.0)), "mean and std: got"),
     ],
 )
 def test_builders_refuse_bad_sizes(build, message):
