@@ -24,7 +24,7 @@ def mlp_loss(params: Tensors, images: Any, labels: Any) -> Any:
     return functional.cross_entropy(functional.linear(x, params[-2], params[-1]), labels)
 
 
-class _Step(torch.autograd.Function):
+class BinaryStep(torch.autograd.Function):
     """The binary gate: 1 where m >= 0, and a derivative of one half everywhere."""
 
     @staticmethod
@@ -104,7 +104,7 @@ class GlanceLoop:
     def _size(self, m: Any) -> Any:
         if self.case.method == "lamaml":
             return functional.relu(m)
-        return self.case.inner_lr * _Step.apply(m)
+        return self.case.inner_lr * BinaryStep.apply(m)
 
     def _meta_gradient(self, images: Any, labels: Any, meta: tuple[Any, Any]) -> None:
         phi, losses = self.params, []

@@ -2,20 +2,19 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse.checks import check_floating, check_like, check_steps, leaves_by_name, scalar_loss
-from jaxsparse.clipping import clip_by_norm, sum_dtype
+from jaxsparse.checks import check_floating, check_like, check_steps, leaves_by_name
+from jaxsparse.clipping import clip_by_norm
 from jaxsparse.gates import Gate
 from jaxsparse.inner import descend
-from jaxsparse.losses import weighted_loss
+from jaxsparse.meta_gradients import Glance, MetaIterates, meta_gradient
 
 Tree = Any
-MetaIterates = Literal["all", "last"]
 
 
 class LaMAMLState(NamedTuple):
@@ -156,7 +155,8 @@ def lamaml_step(
         transformation along d theta.
       replay_weights: [r], floating, not negative: each replayed row's weight in the meta-loss, rows
         of the batch weighing 1; 0 where the memory is still empty (what lies there must be finite).
-        The meta-loss is then the weighted mean of the losses of single rows. None: all rows alike.
+        The meta-loss is then the weighted mean of the rows' losses (`weighted_loss`). None: all
+        rows alike.
       meta_loss_fn: the meta-loss, if it is not `loss_fn`; called with r + n rows, replayed first.
       inner_gate: the step sizes of the inner loop, if they are not `gate`'s; m learns through it.
       inner_batch_size: rows per inner step; a divisor of n, K = n / inner_batch_size.
@@ -189,7 +189,6 @@ def lamaml_step(
     count = _check_arguments(state, batch, replay, replay_weights, inner_batch_size, meta_iterates)
     _check_bounds(inner_clip=inner_clip, clip_norm=clip_norm)
     batch, order = _shuffled(batch, key, count)
-    chunks = jax.tree.map(lambda x: x.reshape(-1, inner_batch_size, *x.shape[1:]), batch)
     meta_rows = batch
     if replay is not None:
         meta_rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
@@ -198,16 +197,19 @@ def lamaml_step(
     check_floating("step_sizes", sizes)
     check_like("step_sizes", sizes, "params", state.params)
 
-    gradients = _second_order if second_order else _first_order
-    d_params, d_sizes, metrics = gradients(
-        scalar_loss(loss_fn),
-        weighted_loss(meta_loss_fn or loss_fn, meta_rows, _row_weights(replay_weights, count)),
+    glance = Glance(
+        loss_fn,
+        meta_loss_fn or loss_fn,
         state.params,
         sizes,
-        chunks,
+        batch,
+        meta_rows,
+        _row_weights(replay_weights, count),
+        inner_batch_size,
         inner_clip,
         meta_iterates,
     )
+    d_params, d_sizes, metrics = meta_gradient(glance, second_order)
     own = {"order": order}
     mask, mask_opt = state.mask, state.mask_opt
     if mask_optimizer is not None:
@@ -224,70 +226,6 @@ def lamaml_step(
     return LaMAMLState(params, mask, mask_opt, theta_opt, state.step + 1), metrics | own
 
 
-def _first_order(loss_fn, meta_loss, params, sizes, chunks, bound, iterates):
-    """d theta and d step sizes with constant inner gradients: sums that the loop carries."""
-    loss_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    meta_and_grad = jax.value_and_grad(meta_loss, has_aux=True)
-    share = 1.0 / _length(chunks) if iterates == "all" else 1.0
-
-    def inner_step(phi, gradient_sum, chunk):
-        (loss, _), gradient = loss_and_grad(_cast(phi, params), chunk)
-        gradient = jax.tree.map(lambda g, p: _clamp(g, bound).astype(p.dtype), gradient, phi)
-        phi = descend(phi, sizes, gradient)
-        return phi, jax.tree.map(jnp.add, gradient_sum, gradient), loss
-
-    def meta_step(phi, gradient_sum, d_params, d_sizes):
-        loss_and_metrics, h = meta_and_grad(_cast(phi, params))
-        # Each term is weighted here, not their sum after the loop: a constant factor keeps XLA
-        # from its tiled code for the CPU, which runs such sums several times slower.
-        d_params = jax.tree.map(lambda d, x: d + share * x.astype(d.dtype), d_params, h)
-        d_sizes = jax.tree.map(
-            lambda d, x, g: d - share * x.astype(d.dtype) * g, d_sizes, h, gradient_sum
-        )
-        return d_params, d_sizes, loss_and_metrics
-
-    def step(carry, chunk):
-        phi, gradient_sum, d_params, d_sizes = carry
-        phi, gradient_sum, loss = inner_step(phi, gradient_sum, chunk)
-        outer = None
-        if iterates == "all":
-            d_params, d_sizes, outer = meta_step(phi, gradient_sum, d_params, d_sizes)
-        return (phi, gradient_sum, d_params, d_sizes), (loss, outer)
-
-    start = jax.tree.map(lambda x: x.astype(sum_dtype(x.dtype)), params)
-    zeros = jax.tree.map(jnp.zeros_like, start)
-    sums, (inner_loss, outer) = jax.lax.scan(step, (start, zeros, zeros, zeros), chunks)
-    _, _, d_params, d_sizes = sums
-    if iterates == "last":
-        d_params, d_sizes, outer = meta_step(*sums)
-    # A step size shared by a whole tensor collects what its entries receive.
-    d_sizes = jax.tree.map(
-        lambda d, a: (d if a.shape == d.shape else d.sum()).astype(a.dtype), d_sizes, sizes
-    )
-    return d_params, d_sizes, _metrics(inner_loss, *outer)
-
-
-def _second_order(loss_fn, meta_loss, params, sizes, chunks, bound, iterates):
-    """As `_first_order`, differentiating through the inner gradients."""
-    loss_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-
-    @jax.checkpoint
-    def step(phi, chunk, sizes):
-        (loss, _), gradient = loss_and_grad(phi, chunk)
-        phi = descend(phi, sizes, jax.tree.map(lambda g: _clamp(g, bound), gradient))
-        return phi, (loss, meta_loss(phi) if iterates == "all" else None)
-
-    def outer_loss(params, sizes):
-        phi, (inner_loss, outer) = jax.lax.scan(
-            lambda phi, chunk: step(phi, chunk, sizes), params, chunks
-        )
-        metrics = _metrics(inner_loss, *(meta_loss(phi) if iterates == "last" else outer))
-        return metrics["loss"], metrics
-
-    (d_params, d_sizes), metrics = jax.grad(outer_loss, (0, 1), has_aux=True)(params, sizes)
-    return d_params, d_sizes, metrics
-
-
 def _shuffled(rows, key, count):
     if key is None:
         return jax.tree.map(jnp.asarray, rows), jnp.arange(count)
@@ -301,11 +239,6 @@ def _row_weights(replay_weights, count):
     return jnp.concatenate([replay_weights, jnp.ones(count, replay_weights.dtype)])
 
 
-def _metrics(inner_loss, loss, metrics):
-    """Means over the iterates that the meta-loss is taken at (or the one iterate's own values)."""
-    return jax.tree.map(jnp.mean, {"loss": loss, **metrics}) | {"inner_loss": inner_loss}
-
-
 def _update(optimizer, gradient, opt_state, params):
     gradient = _cast(gradient, params)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
@@ -314,10 +247,6 @@ def _update(optimizer, gradient, opt_state, params):
 
 def _apply(gate, mask, key):
     return gate.apply(mask, key if gate.stochastic else None)
-
-
-def _clamp(x, bound):
-    return x if bound is None else jnp.clip(x, -bound, bound)
 
 
 def _cast(tree, like):

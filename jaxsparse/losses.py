@@ -1,7 +1,8 @@
 """Loss functions over a model's `apply`."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,50 @@ def cross_entropy(model: Any) -> Callable:
     Source: Finn et al. 2017, MAML, Eq. 3.
     """
 
-    def loss_fn(params, batch):
+    return _CrossEntropy(model)
+
+
+class SplitLoss(NamedTuple):
+    """A loss cut behind the first products of a network, linear in one of its parameters.
+
+    ``L(params; rows) = loss_fn(params; (inputs @ kernel, others))`` with
+    ``inputs, others = split(rows)``
+
+    A loss function that can be cut has this as its attribute `split`; `lamaml_step` uses it.
+
+    Attributes:
+      kernel: the name of the kernel [in, out] in params, such as "dense1/kernel".
+      split: rows -> (inputs [n, in], others), a row's own part of both for each row.
+      loss_fn: (params, (products [n, out], others)) -> what the loss returns; the kernel is not
+        looked at.
+
+    Example:
+      >>> split = jaxsparse.cross_entropy(jaxsparse.nn.mlp(ways=5)).split
+      >>> split.kernel
+      'dense1/kernel'
+    """
+
+    kernel: str
+    split: Callable
+    loss_fn: Callable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # as a function: equal to itself only
+class _CrossEntropy:
+    model: Any
+
+    def __call__(self, params, batch):
+        losses, hits = self._of_rows(params, batch)
+        return jnp.mean(losses), {"accuracy": jnp.mean(hits)}
+
+    def weighted(self, params, batch, shares):
+        """The same with each row's share of the mean, [n], in place of 1 / n."""
+        losses, hits = self._of_rows(params, batch)
+        return jnp.dot(shares, losses), {"accuracy": jnp.dot(shares, hits)}
+
+    def _of_rows(self, params, batch):
         images, labels = batch
-        logits = model.apply(params, images)
+        logits = self.model.apply(params, images)
         if logits.ndim != 2 or labels.shape != logits.shape[:1]:
             raise ValueError(
                 f"labels have shape {labels.shape}, logits {logits.shape}; want [n] and [n, ways]"
@@ -45,17 +87,26 @@ def cross_entropy(model: Any) -> Callable:
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise TypeError(f"labels must be integers, got {labels.dtype}")
         one_hot = jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
-        log_likelihood = jnp.sum(one_hot * jax.nn.log_softmax(logits), axis=1)
-        accuracy = jnp.mean((logits.argmax(1) == labels).astype(jnp.float32))
-        return -jnp.mean(log_likelihood), {"accuracy": accuracy}
+        log_likelihoods = jnp.sum(one_hot * jax.nn.log_softmax(logits), axis=1)
+        return -log_likelihoods, (logits.argmax(1) == labels).astype(jnp.float32)
 
-    return loss_fn
+    @property
+    def split(self) -> SplitLoss | None:
+        layer = getattr(self.model, "input_layer", None)
+        if layer is None:
+            return None
+        return SplitLoss(
+            layer.kernel, lambda rows: (layer.inputs(rows[0]), rows[1]), _CrossEntropy(layer)
+        )
 
 
 def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Callable:
     """A loss of the parameters alone: that of all rows at once, or of each by its weight.
 
     ``sum_i w_i L(params; row_i) / sum_i w_i``
+
+    A loss that has a `weighted(params, rows, shares)` of its own, as `cross_entropy`'s does, is
+    asked for that: it sees the rows together. Any other is called once for each row, vmapped.
 
     Args:
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: a mean over rows.
@@ -72,14 +123,17 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
 
     Source: a weighted mean.
     """
-    loss_fn = scalar_loss(loss_fn)
+    whole = scalar_loss(loss_fn)
     if weights is None:
-        return lambda params: loss_fn(params, rows)
-    single_rows = jax.tree.map(lambda x: x[:, None], rows)
+        return lambda params: whole(params, rows)
     shares = weights / weights.sum()
+    together = getattr(loss_fn, "weighted", None)
+    if together is not None:
+        return lambda params: together(params, rows, shares)
+    single_rows = jax.tree.map(lambda x: x[:, None], rows)
 
-    def weighted(params):
-        losses = jax.vmap(loss_fn, (None, 0))(params, single_rows)
+    def row_by_row(params):
+        losses = jax.vmap(whole, (None, 0))(params, single_rows)
         return jax.tree.map(lambda x: jnp.dot(shares, x), losses)
 
-    return weighted
+    return row_by_row

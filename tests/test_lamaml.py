@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import optax
 import pytest
 from problems import WAYS, Classifier, classification_loss, quick_jit
 
-from jaxsparse import LaMAMLState, gates, init_lamaml_state, lamaml_step
+from jaxsparse import LaMAMLState, cross_entropy, gates, init_lamaml_state, lamaml_step, nn
 from jaxsparse.checks import leaves_by_name
+from jaxsparse.nn.models import InputLayer
 
 ROWS, REPLAYED = 6, 4
 ALPHA, MASK_RATE, THETA_RATE = 0.3, 2.0, 0.5
@@ -149,7 +151,15 @@ def assert_trees_close(got, want, rtol=1e-5, atol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
 
 
-def follow(kind, replay="full", sync=False, reference=numpy_glance, glances=3, **options):
+def follow(
+    kind,
+    replay="full",
+    sync=False,
+    reference=numpy_glance,
+    glances=3,
+    loss_fn=classification_loss,
+    **options,
+):
     """Take glances here and in the reference and compare all that they change and report."""
     gate = GATES[kind][0]
     ours = dict(options)
@@ -159,7 +169,7 @@ def follow(kind, replay="full", sync=False, reference=numpy_glance, glances=3, *
     ours["meta_iterates"] = ours.pop("iterates", "all")
     mask_sgd = MASK_SGD if ours.pop("train_mask", True) else None
     theta_sgd = THETA_SGD if sync else None
-    step = quick_jit(make_step(gate, mask_sgd, theta_optimizer=theta_sgd, **ours))
+    step = quick_jit(make_step(gate, mask_sgd, loss_fn, theta_optimizer=theta_sgd, **ours))
     state = start(gate, mask_sgd, theta_sgd)
     theta, m = float64(state.params), float64(state.mask)
     for glance in range(glances):
@@ -221,6 +231,66 @@ def test_glances_are_numpys(case):
         assert_trees_close(state.mask, start(GATES["constant"][0]).mask, 0, 0)
     if case.get("clip_norm") == CLIPS["clipped"] and case["kind"] != "constant":
         assert min(metrics["theta_norm"], metrics["mask_norm"]) > CLIPS["clipped"]
+
+
+def after_products(params, products):
+    head = params["head"]
+    return jnp.tanh(products + params["hidden"]["b"][None]) @ head["w"] + head["b"][None]
+
+
+def not_used(*args):
+    raise AssertionError("this form of the network is not to be used")
+
+
+def split_loss(inputs=lambda x: x, apply=after_products, whole=not_used):
+    """The classifier's loss, cut behind the first products."""
+    layer = InputLayer("hidden/w", inputs, apply)
+    return cross_entropy(types.SimpleNamespace(apply=whole, input_layer=layer))
+
+
+SPLIT_CASES = [CASES[i] for i in (0, 2, 5, 7)]  # each gate, each replay
+
+
+@pytest.mark.usefixtures("strict_ranks")
+@pytest.mark.parametrize("case", SPLIT_CASES, ids=name_of)
+def test_glances_with_the_first_products_outside_the_loop_are_numpys(case):
+    follow(loss_fn=split_loss(), **case)
+
+
+@pytest.mark.parametrize(
+    "options, dtype",
+    [
+        ({"inner_batch_size": 2}, jnp.float32),
+        ({"inner_clip": 0.1}, jnp.float32),
+        ({"meta_iterates": "last"}, jnp.float32),
+        ({"second_order": True}, jnp.float32),
+        ({"meta_loss_fn": classification_loss}, jnp.float32),
+        ({}, jnp.bfloat16),
+    ],
+)
+def test_first_products_stay_in_the_loop(options, dtype):
+    """Where taking them out would not be exact, or not pay."""
+    params = jax.tree.map(lambda x: x.astype(dtype), Classifier.init(0))
+    gate = GATES["rectified"][0]
+    loss_fn = split_loss(not_used, not_used, Classifier.apply)
+    step = make_step(gate, loss_fn=loss_fn, **options)
+    jax.eval_shape(step, start(gate, params=params), rows(1, ROWS), rows(2, REPLAYED), None)
+
+
+@pytest.mark.parametrize("hidden", [(), (6, 4)])
+def test_networks_tell_their_first_products(hidden):
+    images = np.random.default_rng(0).integers(256, size=(2, 3, 4, 1)).astype(np.uint8)
+    model = nn.mlp(3, hidden, (3, 4, 1))
+    stored = nn.normalised(model, (0.1,), (0.3,))
+    params = model.init(jax.random.key(0))
+    kernel = leaves_by_name(params)[model.input_layer.kernel]
+    for network, x in ((model, jnp.asarray(images, jnp.float32)), (stored, jnp.asarray(images))):
+        products = network.input_layer.inputs(x) @ kernel
+        got = network.input_layer.apply(params, products)
+        np.testing.assert_allclose(got, network.apply(params, x), rtol=1e-5, atol=1e-6)
+        assert got.shape == (2, 3)
+    assert nn.conv4(3, 2, (16, 16, 1)).input_layer is None
+    assert nn.strided_cnn(3, 2, 1, (4,), (4, 4, 1)).input_layer is None
 
 
 def test_glance_by_hand():
@@ -305,7 +375,8 @@ def test_meta_loss_of_its_own():
         np.testing.assert_allclose(metrics["loss"], (16 + 1) / 2)
 
 
-def test_step_sizes_shared_by_a_tensor():
+@pytest.mark.parametrize("loss_fn", [classification_loss, split_loss()], ids=["whole", "split"])
+def test_step_sizes_shared_by_a_tensor(loss_fn):
     """A gate with one value per tensor: its derivative is the sum over the tensor."""
     shared = gates.Gate(
         lambda key, params: jax.tree.map(lambda x: jnp.full((), 0.2), params), lambda m, key: m
@@ -314,7 +385,8 @@ def test_step_sizes_shared_by_a_tensor():
     batch, replay, sgd = rows(1, ROWS), rows(2, REPLAYED), optax.sgd(0.1)
     results = []
     for gate in (shared, full):
-        step = quick_jit(make_step(gate, sgd, clip_norm=None, theta_optimizer=THETA_SGD))
+        step = make_step(gate, sgd, loss_fn, clip_norm=None, theta_optimizer=THETA_SGD)
+        step = quick_jit(step)
         results.append(step(start(gate, sgd, THETA_SGD), batch, replay, jax.random.key(1))[0])
     one, each = results
     assert_trees_close(one.params, each.params)
@@ -365,9 +437,10 @@ def test_scan_over_glances():
     np.testing.assert_allclose(scanned["loss"], losses, rtol=1e-5)
 
 
-def test_vmap_over_seeds():
+@pytest.mark.parametrize("loss_fn", [classification_loss, split_loss()], ids=["whole", "split"])
+def test_vmap_over_seeds(loss_fn):
     gate = GATES["rectified"][0]
-    step, batch, replay = make_step(gate), rows(1, ROWS), rows(2, REPLAYED)
+    step, batch, replay = make_step(gate, loss_fn=loss_fn), rows(1, ROWS), rows(2, REPLAYED)
     keys = jax.random.split(jax.random.key(4), 2)
     states = jax.vmap(
         lambda key: init_lamaml_state(Classifier.init(0), gate, key, mask_optimizer=MASK_SGD)

@@ -1,0 +1,54 @@
+"""Weighted losses against NumPy's weighted mean of the rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsparse import cross_entropy
+from jaxsparse.losses import weighted_loss
+from jaxsparse.nn import mlp
+
+MODEL = mlp(ways=3, hidden=(4,), image_shape=(2, 2, 1))
+LOSS = cross_entropy(MODEL)
+WEIGHTS = jnp.array([0.0, 2.0, 1.0, 1.0])
+
+
+def rows(seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(4, 2, 2, 1)).astype(np.float32)
+    return jnp.asarray(images), jnp.array([0, 2, 1, 1])
+
+
+def without_own(params, batch):
+    """The same loss as a plain function, which knows of no weights."""
+    return LOSS(params, batch)
+
+
+@pytest.mark.parametrize("loss_fn", [LOSS, without_own])
+def test_a_weighted_loss_is_the_weighted_mean_of_the_rows(loss_fn):
+    params, (images, labels) = MODEL.init(jax.random.key(0)), rows()
+    loss, metrics = weighted_loss(loss_fn, (images, labels), WEIGHTS)(params)
+    logits = np.asarray(MODEL.apply(params, images), np.float64)
+    log_odds = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    losses, hits = -log_odds[np.arange(4), labels], logits.argmax(1) == np.asarray(labels)
+    assert loss == pytest.approx((2 * losses[1] + losses[2] + losses[3]) / 4, abs=1e-6)
+    want = (2.0 * hits[1] + hits[2] + hits[3]) / 4
+    assert metrics["accuracy"] == pytest.approx(want, abs=1e-6)
+
+
+def test_both_ways_have_the_same_gradient():
+    params = MODEL.init(jax.random.key(1))
+    together, one_by_one = (
+        jax.grad(lambda p, f=f: weighted_loss(f, rows(), WEIGHTS)(p)[0])(params)
+        for f in (LOSS, without_own)
+    )
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(one_by_one), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_without_weights_all_rows_are_alike():
+    params = MODEL.init(jax.random.key(2))
+    loss, _ = weighted_loss(LOSS, rows(), None)(params)
+    equal, _ = weighted_loss(LOSS, rows(), jnp.full(4, 3.0))(params)
+    assert float(loss) == pytest.approx(float(equal), abs=1e-6)
