@@ -58,6 +58,56 @@ def check_leading_axis(name: str, tree: Tree) -> int:
     return size
 
 
+def check_rows(name: str, tree: Tree, axes: int = 1) -> tuple[int, ...]:
+    """The lengths of the axes that all leaves of `tree` lead with; ValueError if they differ."""
+    sizes = {path: jnp.shape(leaf)[:axes] for path, leaf in leaves_by_name(tree).items()}
+    size = next(iter(sizes.values()), ())
+    if len(size) < axes or 0 in size or set(sizes.values()) != {size}:
+        listed = ", ".join(f"{path}: {got or 'scalar'}" for path, got in sizes.items())
+        lead = "one axis" if axes == 1 else f"the same {axes} axes"
+        raise ValueError(
+            f"{name} must lead with {lead} of rows in every leaf, got {listed or 'no leaves'}"
+        )
+    return size
+
+
+def check_like_rows(
+    name: str, tree: Tree, reference_name: str, reference: Tree, *, axes: int = 1, behind: int = 1
+) -> tuple[int, ...]:
+    """As `check_rows`, and behind these axes the rows must be those that `reference` has.
+
+    `reference` leads with `behind` axes of its own.
+    """
+    got: Any = jax.tree.structure(tree)
+    want: Any = jax.tree.structure(reference)
+    if got != want:
+        raise ValueError(f"{name} must have the tree of {reference_name}: got {got}, want {want}")
+    size = check_rows(name, tree, axes)
+    wanted = leaves_by_name(reference)
+    for path, leaf in leaves_by_name(tree).items():
+        kind = jnp.shape(leaf)[axes:], jnp.result_type(leaf)
+        want = jnp.shape(wanted[path])[behind:], jnp.result_type(wanted[path])
+        if kind != want:
+            raise ValueError(
+                f"{name}[{path}] has rows of shape {kind[0]}, {kind[1]}; "
+                f"{reference_name} has {want[0]}, {want[1]}"
+            )
+    return size
+
+
+def check_weights(name: str, weights: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless `weights` is floating and has one entry per row."""
+    if jnp.shape(weights) != shape:
+        raise ValueError(f"{name} has shape {jnp.shape(weights)}, want one per row, {shape}")
+    check_floating(name, weights)
+
+
+def check_bound(name: str, bound: float | None) -> None:
+    """Raise ValueError unless `bound` is None or positive."""
+    if bound is not None and not bound > 0:
+        raise ValueError(f"{name} must be positive or None, got {bound}")
+
+
 def check_steps(name: str, steps: Any) -> None:
     """Raise unless `steps` is a Python integer that is zero or more."""
     if isinstance(steps, bool) or not isinstance(steps, int):

@@ -123,6 +123,32 @@ def linear(init: Init) -> Gate:
     return Gate(_initialiser(init), _leafwise(lambda x: x))
 
 
+def shared(init: Init) -> Gate:
+    """C-MAML's gate: ``step = m``, a learned rate of either sign for each tensor.
+
+    ``step_i = m_t`` for every entry i of tensor t.
+
+    Args:
+      init: a constant, or a `(low, high)` range to draw from uniformly.
+
+    Returns:
+      A `Gate` whose mask has the tree of the parameters and scalars for leaves.
+
+    Example:
+      >>> gate = shared(init=0.01)
+      >>> gate.init(jax.random.key(0), {"w": jnp.ones((3, 2))})["w"].shape
+      ()
+
+    Source: Caccia et al. 2020, OSAKA, the learned rates of its public code.
+    """
+    initialise = _initialiser(init)
+
+    def scalars(key, params):
+        return initialise(key, jax.tree.map(lambda x: jnp.zeros((), jnp.result_type(x)), params))
+
+    return Gate(scalars, _leafwise(lambda x: x))
+
+
 def constant(inner_lr: float) -> Gate:
     """MAML's gate: ``step = inner_lr`` for every parameter, never trained.
 

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse.checks import check_floating, check_like, check_steps, leaves_by_name
+from jaxsparse.checks import (
+    check_bound,
+    check_floating,
+    check_like,
+    check_like_rows,
+    check_rows,
+    check_steps,
+    check_weights,
+)
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.gates import Gate
 from jaxsparse.inner import descend
@@ -187,7 +195,8 @@ def lamaml_step(
     Source: von Oswald, Zhao et al. 2021, Algorithm 1; Gupta et al. 2020, La-MAML, Algorithm 1.
     """
     count = _check_arguments(state, batch, replay, replay_weights, inner_batch_size, meta_iterates)
-    _check_bounds(inner_clip=inner_clip, clip_norm=clip_norm)
+    check_bound("inner_clip", inner_clip)
+    check_bound("clip_norm", clip_norm)
     batch, order = _shuffled(batch, key, count)
     meta_rows = batch
     if replay is not None:
@@ -262,54 +271,16 @@ def _check_arguments(state, batch, replay, replay_weights, inner_batch_size, met
     if meta_iterates not in ("all", "last"):
         raise ValueError(f"meta_iterates must be 'all' or 'last', got {meta_iterates!r}")
     check_floating("state.params", state.params)
-    count = _rows("batch", batch)
+    (count,) = check_rows("batch", batch)
     check_steps("inner_batch_size", inner_batch_size)
     if not inner_batch_size or count % inner_batch_size:
         raise ValueError(
             f"inner_batch_size must divide the {count} rows of batch, got {inner_batch_size}"
         )
     if replay is not None:
-        _check_replay(replay, batch)
+        drawn = check_like_rows("replay", replay, "batch", batch)
     if replay_weights is not None:
-        _check_weights(replay_weights, replay)
+        if replay is None:
+            raise ValueError("replay_weights: there is no replay to weigh")
+        check_weights("replay_weights", replay_weights, drawn)
     return count
-
-
-def _rows(name, tree):
-    sizes = {path: jnp.shape(leaf)[:1] for path, leaf in leaves_by_name(tree).items()}
-    if not sizes or (0,) in sizes.values() or () in sizes.values() or len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{path}: {size or 'scalar'}" for path, size in sizes.items())
-        raise ValueError(
-            f"{name} must lead with one axis of rows in every leaf, got {listed or 'no leaves'}"
-        )
-    return next(iter(sizes.values()))[0]
-
-
-def _check_replay(replay, batch):
-    got: Any = jax.tree.structure(replay)
-    want: Any = jax.tree.structure(batch)
-    if got != want:
-        raise ValueError(f"replay must have the tree of batch: got {got}, want {want}")
-    _rows("replay", replay)
-    wanted = leaves_by_name(batch)
-    for path, leaf in leaves_by_name(replay).items():
-        kind, want = ((jnp.shape(x)[1:], jnp.result_type(x)) for x in (leaf, wanted[path]))
-        if kind != want:
-            raise ValueError(
-                f"replay[{path}] has rows of shape {kind[0]}, {kind[1]}; "
-                f"batch has {want[0]}, {want[1]}"
-            )
-
-
-def _check_weights(weights, replay):
-    shape = None if replay is None else (_length(replay),)
-    if jnp.shape(weights) != shape:
-        want = "no replay to weigh" if shape is None else f"one per replayed row, {shape}"
-        raise ValueError(f"replay_weights has shape {jnp.shape(weights)}, want {want}")
-    check_floating("replay_weights", weights)
-
-
-def _check_bounds(**bounds):
-    for name, bound in bounds.items():
-        if bound is not None and not bound > 0:
-            raise ValueError(f"{name} must be positive or None, got {bound}")

@@ -414,15 +414,15 @@ ONE, DRAWN = rows(1, 1), rows(2, BATCHES, REPLAYED)
 @pytest.mark.parametrize(
     ("step", "arguments", "options", "error", "message"),
     [
-        (er, ((), None), {}, ValueError, "^batch must lead with the same 1 axes.*no leaves"),
-        (er, ((BATCH[0], BATCH[1][:2]), None), {}, ValueError, r"^batch must.*0: \[3\], 1: \[2\]"),
-        (er, (BATCH, REPLAY[0]), {}, ValueError, "^replay must have the tree of the newest rows"),
+        (er, ((), None), {}, ValueError, "^batch must lead with one axis of rows.*no leaves"),
+        (er, ((BATCH[0], BATCH[1][:2]), None), {}, ValueError, r"^batch must.*0: \(3,\), 1: \(2"),
+        (er, (BATCH, REPLAY[0]), {}, ValueError, "^replay must have the tree of batch"),
         (
             er,
             (BATCH, (REPLAY[0], REPLAY[1].astype(jnp.float32))),
             {},
             ValueError,
-            r"^replay\[1\] has rows of shape \(\), float32; the newest have \(\), int32",
+            r"^replay\[1\] has rows of shape \(\), float32; batch has \(\), int32",
         ),
         (
             er,

@@ -121,7 +121,9 @@ def test_earlier_tasks_are_drawn_alike():
 def test_rows_that_do_not_fit_are_named():
     kept = buffer.init_buffer((jnp.zeros(3), jnp.int32(0)), 4)
     key = jax.random.key(0)
-    with pytest.raises(ValueError, match=r"rows\[0\] holds float32 \[2\], what is kept float32"):
+    with pytest.raises(
+        ValueError, match=r"rows\[0\] has rows of shape \(2,\), float32; buffer has \(3,\)"
+    ):
         buffer.add(kept, (jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32)), key)
     with pytest.raises(ValueError, match="rows must have the tree"):
         buffer.add(kept, jnp.zeros((1, 3)), key)

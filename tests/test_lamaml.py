@@ -545,12 +545,12 @@ BATCH, REPLAY = rows(1, ROWS), rows(2, REPLAYED)
         (
             {"replay_weights": jnp.ones(3)},
             ValueError,
-            r"^replay_weights has shape \(3,\), want one per replayed row, \(4,\)",
+            r"^replay_weights has shape \(3,\), want one per row, \(4,\)",
         ),
         (
             {"replay": None, "replay_weights": jnp.ones(3)},
             ValueError,
-            r"^replay_weights has shape \(3,\), want no replay to weigh",
+            "^replay_weights: there is no replay to weigh",
         ),
         (
             {"replay_weights": jnp.ones(4, jnp.int32)},

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.checks import check_steps, leaves_by_name
+from jaxsparse.checks import check_like_rows, check_steps
 
 Tree = Any
 
@@ -86,7 +86,7 @@ def add(
 
     Source: Riemer et al. 2019, MER, public code (textbook reservoirs draw from a values, not a+1).
     """
-    count = _check_rows(rows, buffer.rows, 1)
+    (count,) = check_like_rows("rows", rows, "buffer", buffer.rows)
     ages = buffer.age + 1 + jnp.arange(count, dtype=jnp.int32)
     drawn = jax.random.randint(key, (count,), 0, ages + 1)
     slots = jnp.where(ages <= buffer.capacity, ages - 1, drawn)
@@ -191,7 +191,8 @@ def write(
 
     Source: Lopez-Paz & Ranzato 2017, GEM, Algorithm 1.
     """
-    count, size = _check_rows(rows, memory.rows, 2), jax.tree.leaves(memory.rows)[0].shape[1]
+    (count,) = check_like_rows("rows", rows, "memory", memory.rows, behind=2)
+    size = jax.tree.leaves(memory.rows)[0].shape[1]
     kept = min(count, size)
     first = memory.written[task] + count - kept
     slots = (first + jnp.arange(kept)) % size
@@ -246,23 +247,3 @@ def _positive(name, number):
     if number < 1:
         raise ValueError(f"{name} must be 1 or more, got {number}")
     return number
-
-
-def _check_rows(rows, kept, axes):
-    """The number of rows, once they have been found to be such as `kept` has behind its axes."""
-    got: Any = jax.tree.structure(rows)
-    want: Any = jax.tree.structure(kept)
-    if got != want:
-        raise ValueError(f"rows must have the tree of what is kept: got {got}, want {want}")
-    leaves, slots = leaves_by_name(rows), leaves_by_name(kept)
-    for path, leaf in leaves.items():
-        kinds = [(x.shape[n:], x.dtype) for x, n in ((jnp.asarray(leaf), 1), (slots[path], axes))]
-        if jnp.ndim(leaf) < 1 or kinds[0] != kinds[1]:
-            raise ValueError(
-                f"rows[{path}] holds {kinds[0][1]} {list(kinds[0][0])}, what is kept "
-                f"{kinds[1][1]} {list(kinds[1][0])}"
-            )
-    counts = {len(leaf) for leaf in leaves.values()}
-    if len(counts) != 1:
-        raise ValueError(f"rows must lead with one axis of rows in every leaf, got {counts}")
-    return counts.pop()

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse.checks import check_floating, leaves_by_name
+from jaxsparse.checks import (
+    check_bound,
+    check_floating,
+    check_like_rows,
+    check_rows,
+    check_weights,
+)
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.losses import weighted_loss
 
@@ -111,11 +117,11 @@ def er_step(
     Algorithm 4.
     """
     check_floating("state.params", state.params)
-    check_clip_norm(clip_norm)
+    check_bound("clip_norm", clip_norm)
     (count,) = check_rows("batch", batch)
     weights, rows = None, batch
     if replay is not None:
-        drawn = check_rows("replay", replay, batch)
+        drawn = check_like_rows("replay", replay, "batch", batch)
         rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
         if replay_weights is not None:
             check_weights("replay_weights", replay_weights, drawn)
@@ -143,42 +149,3 @@ def with_metrics(own: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> di
     for name in own.keys() & metrics.keys():
         raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
     return own | metrics
-
-
-def check_clip_norm(clip_norm: float | None) -> None:
-    """Raise ValueError unless `clip_norm` is None or positive."""
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be positive or None, got {clip_norm}")
-
-
-def check_rows(name: str, rows: Tree, batch: Tree = None, axes: int = 1) -> tuple[int, ...]:
-    """The lengths of the `axes` axes that `rows` lead with; behind them they must be as `batch`."""
-    leaves = {path: jnp.asarray(leaf) for path, leaf in leaves_by_name(rows).items()}
-    sizes = {path: leaf.shape[:axes] for path, leaf in leaves.items()}
-    size = next(iter(sizes.values()), ())
-    if len(size) < axes or 0 in size or set(sizes.values()) != {size}:
-        listed = ", ".join(f"{path}: {list(got)}" for path, got in sizes.items())
-        raise ValueError(
-            f"{name} must lead with the same {axes} axes of rows in every leaf, none empty; got "
-            f"{listed or 'no leaves'}"
-        )
-    if batch is not None:
-        got: Any = jax.tree.structure(rows)
-        want: Any = jax.tree.structure(batch)
-        if got != want:
-            raise ValueError(f"{name} must have the tree of the newest rows: {got}, want {want}")
-        for path, leaf in leaves_by_name(batch).items():
-            own = leaves[path]
-            if (own.shape[axes:], own.dtype) != (jnp.shape(leaf)[1:], jnp.result_type(leaf)):
-                raise ValueError(
-                    f"{name}[{path}] has rows of shape {own.shape[axes:]}, {own.dtype}; the newest "
-                    f"have {jnp.shape(leaf)[1:]}, {jnp.result_type(leaf)}"
-                )
-    return size
-
-
-def check_weights(name: str, weights: jax.Array, shape: tuple[int, ...]) -> None:
-    """Raise unless `weights` is floating and has one entry per row."""
-    if jnp.shape(weights) != shape:
-        raise ValueError(f"{name} has shape {jnp.shape(weights)}, want one per row, {shape}")
-    check_floating(name, weights)

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse.checks import check_floating, scalar_loss
-from jaxsparse.clipping import clip_by_norm, sum_dtype
-from jaxsparse.continual.er import (
-    OnlineState,
-    apply_gradient,
-    check_clip_norm,
+from jaxsparse.checks import (
+    check_bound,
+    check_floating,
+    check_like_rows,
     check_rows,
     check_weights,
-    with_metrics,
+    scalar_loss,
 )
+from jaxsparse.clipping import clip_by_norm, sum_dtype
+from jaxsparse.continual.er import OnlineState, apply_gradient, with_metrics
 from jaxsparse.continual.quadratic import solve_bounded_qp
 from jaxsparse.losses import weighted_loss
 
@@ -82,9 +82,9 @@ def gem_step(
     Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 11 and Algorithm 1; the ridge from the authors' code.
     """
     check_floating("state.params", state.params)
-    check_clip_norm(clip_norm)
+    check_bound("clip_norm", clip_norm)
     check_rows("batch", batch)
-    tasks, _ = check_rows("memory", memory, batch, axes=2)
+    tasks, _ = check_like_rows("memory", memory, "batch", batch, axes=2)
     if jnp.shape(observed) != () or not jnp.issubdtype(jnp.result_type(observed), jnp.integer):
         kind = f"{jnp.result_type(observed)} {jnp.shape(observed)}"
         raise TypeError(f"observed must be one integer, a count of tasks, got {kind}")
@@ -161,9 +161,9 @@ def agem_step(
     Source: Chaudhry et al. 2019, A-GEM, Eq. 11.
     """
     check_floating("state.params", state.params)
-    check_clip_norm(clip_norm)
+    check_bound("clip_norm", clip_norm)
     check_rows("batch", batch)
-    drawn = check_rows("memory_rows", memory_rows, batch)
+    drawn = check_like_rows("memory_rows", memory_rows, "batch", batch)
     weights: jax.Array | None = None
     remembers: jax.Array | bool = True
     if memory_weights is not None:

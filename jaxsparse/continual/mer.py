@@ -7,13 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.checks import check_floating, scalar_loss
+from jaxsparse.checks import (
+    check_bound,
+    check_floating,
+    check_like_rows,
+    check_rows,
+    check_weights,
+    scalar_loss,
+)
 from jaxsparse.clipping import clip_by_norm, sum_dtype
 from jaxsparse.continual.er import (
     OnlineState,
-    check_clip_norm,
-    check_rows,
-    check_weights,
 )
 
 
@@ -69,10 +73,10 @@ def mer_step(
     Source: Riemer et al. 2019, MER, Algorithm 1; the example first, as in the authors' code.
     """
     check_floating("state.params", state.params)
-    check_clip_norm(clip_norm)
+    check_bound("clip_norm", clip_norm)
     if check_rows("example", example) != (1,):
         raise ValueError(f"example must be one row, got {check_rows('example', example)[0]}")
-    batches = check_rows("replay", replay, example, axes=2)
+    batches = check_like_rows("replay", replay, "example", example, axes=2)
     if replay_weights is None:
         replay_weights = jnp.ones(batches)
     check_weights("replay_weights", replay_weights, batches)

@@ -1,0 +1,388 @@
+"""Online learning on a switching stream: one timestep of (sparse-)C-MAML on one batch."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse.checks import check_floating, check_like, check_steps, leaves_by_name, scalar_loss
+from jaxsparse.clipping import sum_dtype
+from jaxsparse.gates import Gate, sparsity
+from jaxsparse.maml import float32_by_default
+from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
+
+Tree = Any
+# What a loss function's metrics may not be called, beside the names that are taken everywhere.
+_TAKEN = {"adapted_loss", "detected", "updated", "restarted", "outer_loss", "modulation"}
+
+
+class CMAMLState(NamedTuple):
+    """Everything a timestep changes.
+
+    Attributes:
+      params: theta, the slow weights.
+      fast_params: phi, the fast weights, which predict: the tree of `params` with None for every
+        leaf that the inner loop does not adapt. Those are always read from `params`.
+      mask: m, the gate's mask parameters.
+      theta_opt: the optax state for theta.
+      mask_opt: the optax state for m; () where m is not trained.
+      buffer: whole batches of the stream, every leaf [capacity, *its shape in a batch].
+      stored: int32, how many of the buffer's batches count, from its start.
+      restart: bool, whether the next timestep adapts from theta instead of phi.
+      step: int32, the number of timesteps taken.
+
+    Example:
+      >>> predict = merge_params(state.fast_params, state.params)
+    """
+
+    params: Tree
+    fast_params: Tree
+    mask: Tree
+    theta_opt: optax.OptState
+    mask_opt: optax.OptState
+    buffer: Tree
+    stored: jax.Array
+    restart: jax.Array
+    step: jax.Array
+
+
+def init_cmaml_state(
+    params: Tree,
+    gate: Gate,
+    key: jax.Array,
+    *,
+    batch: Any,
+    theta_optimizer: optax.GradientTransformation,
+    mask_optimizer: optax.GradientTransformation | None,
+    capacity: int = 101,
+    inner_params: Callable[[str], bool] | None = None,
+) -> CMAMLState:
+    """The state before the first timestep: theta and phi as given, m drawn by the gate.
+
+    ``theta_0 = params,  phi_0 = theta_0,  m_0 = gate.init(key, inner part of params),  R = {}``
+
+    Args:
+      params: theta, any pytree of floating arrays.
+      gate: makes the mask parameters, for the part of `params` that the inner loop adapts.
+      key: a PRNG key.
+      batch: a batch of the stream, or the `jax.ShapeDtypeStruct` of each of its leaves.
+      theta_optimizer: as in `cmaml_step`.
+      mask_optimizer: as in `cmaml_step`.
+      capacity: the number of stored batches at which theta is updated without a detection.
+      inner_params: `(path of a leaf) -> bool`: whether the inner loop adapts it, as in
+        `inner_part`. The others, batch norm's gains and shifts say, are trained with theta only.
+
+    Returns:
+      A `CMAMLState`.
+
+    Raises:
+      TypeError: `params` has a leaf that is not floating.
+      ValueError: `capacity` is below 1, or `inner_params` selects nothing.
+
+    Example:
+      >>> gate, adam = gates.binary(inner_lr=0.3), optax.adam(1e-3)
+      >>> state = init_cmaml_state(
+      ...     model.init(jax.random.key(0)), gate, jax.random.key(1), batch=(images, labels),
+      ...     theta_optimizer=adam, mask_optimizer=optax.adam(1e-2),
+      ...     inner_params=lambda name: not name.startswith("norm"))
+
+    Source: von Oswald, Zhao et al. 2021, Algorithm 2.
+    """
+    check_floating("params", params)
+    check_steps("capacity", capacity)
+    if not capacity:
+        raise ValueError("capacity must be 1 or more, got 0")
+    params, fast_params = _copy(params), inner_part(_copy(params), inner_params)
+    mask = gate.init(key, fast_params)
+    specs = jax.eval_shape(lambda b: jax.tree.map(jnp.asarray, b), batch)
+    return CMAMLState(
+        params,
+        fast_params,
+        mask,
+        theta_optimizer.init(params),
+        () if mask_optimizer is None else mask_optimizer.init(mask),
+        jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), specs),
+        jnp.zeros((), jnp.int32),
+        jnp.ones((), bool),
+        jnp.zeros((), jnp.int32),
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "loss_fn",
+        "gate",
+        "inner_steps",
+        "theta_optimizer",
+        "mask_optimizer",
+        "detection_threshold",
+        "modulation",
+        "mask_theta",
+        "restart_now",
+    ),
+)
+@float32_by_default
+def cmaml_step(
+    state: CMAMLState,
+    batch: Any,
+    key: jax.Array | None = None,
+    *,
+    loss_fn: Callable,
+    gate: Gate,
+    inner_steps: int,
+    theta_optimizer: optax.GradientTransformation,
+    mask_optimizer: optax.GradientTransformation | None,
+    detection_threshold: float | None,
+    modulation: float | None = None,
+    mask_theta: bool = False,
+    restart_now: bool = False,
+) -> tuple[CMAMLState, dict[str, jax.Array]]:
+    """One timestep of (sparse-)C-MAML: predict, adapt, detect a switch; learn from the past task.
+
+    With ``adapt(w, B)``: K gated steps from w on the batch B, and R the batches of the buffer,
+
+    1. ``l = L(phi; B_t)``, the prediction that counts;
+    2. ``phi <- adapt(theta, B_t)`` if the timestep before detected a switch, else
+       ``adapt(phi, B_t)`` (prolonged adaptation);
+    3. a switch is detected if ``L(phi; B_t) + detection_threshold <= l``;
+    4. on a detection, or with `capacity` batches in R: theta and m are updated from R and R is
+       emptied; else B_t joins R.
+
+    The update takes the pairs ``(R_i, R_{h+i}), i < n - h, h = ceil(n / 2)`` of the n batches (a
+    single one is paired with itself) and, with ``phi_i = adapt(theta, R_i)``,
+    ``J = mean_i L(phi_i; R_{h+i}),  omega = 1 - exp(-modulation J)``:
+    theta and m follow their optimisers along ``omega dJ/d theta`` and ``omega dJ/dm``, to first
+    order (``dJ/dgate = -mean_i grad L(phi_i; R_{h+i}) * sum_k grad L(phi_{i,k}; R_i)``), both taken
+    before either moves. One pair after the other: memory does not grow with the buffer.
+
+    The gate tells the methods apart:
+
+    | method | gate | mask_optimizer |
+    |---|---|---|
+    | sparse-C-MAML | `binary(alpha)` | `optax.adam(rate)` |
+    | sparse-ReLU-C-MAML | `relu((0.005, 0.1))` | `optax.adam(rate)` |
+    | C-MAML-fixed | `constant(alpha)` | None |
+    | C-MAML | a learned rate of either sign for each tensor | `theta_optimizer` |
+
+    The first timestep adapts from theta and detects nothing. The step is jitted and compiles once
+    for the same functions and shapes: make `loss_fn`, `gate` and the optimisers once, outside the
+    loop that calls it. Matrix products are float32 as in `sparse_maml_step`.
+
+    Args:
+      state: a `CMAMLState`; its arrays are not donated.
+      batch: B_t, what `loss_fn` takes, with the shapes and dtypes that the state was made for.
+      key: a PRNG key for a stochastic gate, which is applied once a timestep.
+      loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
+      gate: turns the mask parameters into step sizes of the leaves in `state.fast_params`.
+      inner_steps: K.
+      theta_optimizer: the optax transformation for theta.
+      mask_optimizer: the optax transformation for m; None keeps m as it is.
+      detection_threshold: gamma, the fall of the loss from which on a batch is of a new task; None
+        never detects.
+      modulation: lambda, the strength of the update's modulation; None: ``omega = 1``.
+      mask_theta: multiply theta's gradient by the step sizes (the old m's) before its optimiser;
+        leaves that the inner loop does not adapt keep theirs.
+      restart_now: restart phi from the new theta, and with the new m, on the batch that was
+        detected, instead of on the next.
+
+    Returns:
+      The new state, and metrics: "loss" before adapting to the batch (and `loss_fn`'s metrics;
+      an accuracy among them is the online one), "inner_loss" [K] (before each inner step),
+      "adapted_loss", whether a switch was "detected", theta was "updated" and phi "restarted"
+      (bool), "outer_loss" J and "modulation" omega (0 without an update), and the "sparsity" of the
+      step sizes used.
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+
+    Example:
+      >>> gate, adam = gates.binary(inner_lr=0.3), optax.adam(1e-3)
+      >>> batch = jnp.ones((50, 2))
+      >>> state = init_cmaml_state(
+      ...     jnp.zeros(2), gate, jax.random.key(0), batch=batch, theta_optimizer=adam,
+      ...     mask_optimizer=adam)
+      >>> state, metrics = cmaml_step(
+      ...     state, batch, loss_fn=lambda w, x: jnp.mean((w - x) ** 2), gate=gate, inner_steps=16,
+      ...     theta_optimizer=adam, mask_optimizer=adam, detection_threshold=1.5, modulation=1.0)
+      >>> int(state.stored)
+      1
+
+    Source: von Oswald, Zhao et al. 2021, Algorithm 2 and Eq. 10; Caccia et al. 2020, OSAKA, the
+    order of the steps from its public code.
+    """
+    _check_arguments(state, batch, inner_steps, detection_threshold, modulation)
+    batch = jax.tree.map(jnp.asarray, batch)
+    loss_fn = _checked_loss(loss_fn)
+    step_sizes, gate_vjp = jax.vjp(lambda m: _apply(gate, m, key), state.mask)
+    check_floating("step_sizes", step_sizes)
+    check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
+    gate_sparsity = sparsity(step_sizes)["total"]
+
+    loss, metrics = loss_fn(merge_params(state.fast_params, state.params), batch)
+    start = jax.tree.map(
+        lambda fast, slow: jnp.where(state.restart, slow, fast),
+        state.fast_params,
+        part_like(state.fast_params, state.params),
+    )
+    fast_params, inner = adapt_part(loss_fn, start, state.params, step_sizes, batch, inner_steps)
+    adapted_loss, _ = loss_fn(merge_params(fast_params, state.params), batch)
+    detected = jnp.zeros((), bool)
+    if detection_threshold is not None:
+        detected = (state.step > 0) & (adapted_loss + detection_threshold <= loss)
+    capacity = len(jax.tree.leaves(state.buffer)[0])
+    update = (detected & (state.stored > 0)) | (state.stored >= capacity)
+
+    # No pair without an update: a loop of no rounds, also under vmap, where `cond` runs both sides.
+    pairs = jnp.where(update, jnp.maximum(state.stored // 2, 1), 0)
+    outer_loss, *gradients = _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps)
+    omega = 1.0 if modulation is None else -jnp.expm1(-modulation * outer_loss)
+    omega = jnp.where(update, omega, 0.0)
+    params, mask, theta_opt, mask_opt = jax.lax.cond(
+        update,
+        lambda: _update(
+            jax.tree.map(lambda x: omega.astype(x.dtype) * x, gradients),
+            *(state, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta),
+        ),
+        lambda: (state.params, state.mask, state.theta_opt, state.mask_opt),
+    )
+    restart = detected
+    if restart_now:
+        start, step_sizes = part_like(start, params), _apply(gate, mask, key)
+        fast_params = jax.lax.cond(
+            detected,
+            lambda: adapt_part(loss_fn, start, params, step_sizes, batch, inner_steps)[0],
+            lambda: fast_params,
+        )
+        restart = jnp.zeros((), bool)
+    metrics = metrics | {
+        "loss": loss,
+        "inner_loss": inner["loss"],
+        "adapted_loss": adapted_loss,
+        "detected": detected,
+        "updated": update,
+        "restarted": state.restart,
+        "outer_loss": outer_loss,
+        "modulation": omega,
+        "sparsity": gate_sparsity,
+    }
+    buffer = _store(state.buffer, batch, state.stored)
+    stored = jnp.where(update, 0, state.stored + 1)
+    opts = theta_opt, mask_opt
+    step = state.step + 1
+    return CMAMLState(params, fast_params, mask, *opts, buffer, stored, restart, step), metrics
+
+
+def _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps):
+    """J, dJ/d theta and dJ/d step sizes: means over the first `pairs` pairs, 0 for none."""
+
+    def query_loss(params, sizes, support, query):
+        start = part_like(state.fast_params, params)
+        part, _ = adapt_part(loss_fn, start, params, sizes, support, inner_steps)
+        return loss_fn(merge_params(part, params), query)[0]
+
+    loss_and_grad = jax.value_and_grad(query_loss, (0, 1))
+
+    def add_pair(i, sums):
+        support, query = (
+            jax.tree.map(lambda x, at=at: x[at], state.buffer)
+            for at in _pair_places(i, state.stored)
+        )
+        loss, gradients = loss_and_grad(state.params, step_sizes, support, query)
+        return jax.tree.map(lambda s, x: s + x.astype(s.dtype), sums, (loss, *gradients))
+
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, sum_dtype(x.dtype)),
+        (jnp.zeros(()), state.params, step_sizes),
+    )
+    sums = jax.lax.fori_loop(0, pairs, add_pair, zeros)
+    count = jnp.maximum(pairs, 1)
+    return jax.tree.map(lambda x: x / count.astype(x.dtype), sums)
+
+
+def _pair_places(pair, stored):
+    """Where a pair's support and query batch lie; a single stored batch is both."""
+    return pair, jnp.minimum((stored + 1) // 2 + pair, stored - 1)
+
+
+def _update(gradients, state, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta):
+    """theta, m and their optimisers' states, each moved along its gradient."""
+    d_params, d_sizes = gradients
+    if mask_theta:
+        part = part_like(state.fast_params, d_params)
+        part = jax.tree.map(lambda d, a: d * a.astype(d.dtype), part, step_sizes)
+        d_params = merge_params(part, d_params)
+    params, theta_opt = _moved(theta_optimizer, d_params, state.theta_opt, state.params)
+    mask, mask_opt = state.mask, state.mask_opt
+    if mask_optimizer is not None:
+        (d_mask,) = gate_vjp(_cast(d_sizes, step_sizes))
+        mask, mask_opt = _moved(mask_optimizer, d_mask, mask_opt, mask)
+    return params, mask, theta_opt, mask_opt
+
+
+def _moved(optimizer, gradient, opt_state, params):
+    updates, opt_state = optimizer.update(_cast(gradient, params), opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def _store(buffer, batch, at):
+    """`batch` at place `at`; a full buffer's last place is overwritten, for it has been used up."""
+    # Always one plain write: what lies beyond the stored batches is never read.
+    return jax.tree.map(
+        lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, at, 0), buffer, batch
+    )
+
+
+def _copy(params):
+    # So that a caller who donates the state to his step keeps his own arrays, and none is donated
+    # twice; the dtype is spelt out, as a weakly typed leaf would turn strong in the first step.
+    return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), params)
+
+
+def _apply(gate, mask, key):
+    return gate.apply(mask, key if gate.stochastic else None)
+
+
+def _cast(tree, like):
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
+def _checked_loss(loss_fn):
+    """As `scalar_loss`, refusing metrics with a name that a timestep's own have."""
+    loss_and_metrics = scalar_loss(loss_fn)
+
+    def checked(params, batch):
+        loss, metrics = loss_and_metrics(params, batch)
+        for name in _TAKEN & set(metrics):
+            raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
+        return loss, metrics
+
+    return checked
+
+
+def _check_arguments(state, batch, inner_steps, detection_threshold, modulation):
+    check_steps("inner_steps", inner_steps)
+    check_floating("state.params", state.params)
+    for name, value in (("detection_threshold", detection_threshold), ("modulation", modulation)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive or None, got {value}")
+    got: Any = jax.tree.structure(batch)
+    want: Any = jax.tree.structure(state.buffer)
+    if got != want:
+        raise ValueError(
+            f"batch must have the tree that state.buffer holds: got {got}, want {want}"
+        )
+    held = leaves_by_name(state.buffer)
+    for path, leaf in leaves_by_name(batch).items():
+        kind, wanted = (
+            (jnp.shape(leaf), jnp.result_type(leaf)),
+            (held[path].shape[1:], held[path].dtype),
+        )
+        if kind != wanted:
+            raise ValueError(
+                f"batch[{path}] is {kind[1]} of shape {kind[0]}, state.buffer holds {wanted[1]} "
+                f"of shape {wanted[0]}"
+            )

@@ -1,0 +1,250 @@
+"""What C-MAML is compared with on a switching stream, beside `er_step` and `bgd_step`.
+
+Online Adam and fine-tuning are `er_step` without replay, one from random weights and one from
+meta-learned weights.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse.checks import check_floating, check_like, leaves_by_name, path_name, scalar_loss
+from jaxsparse.continual.bgd import Gaussian, expected_gradient
+from jaxsparse.continual.er import with_metrics
+from jaxsparse.maml import float32_by_default
+from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
+
+Tree = Any
+
+
+class FrozenState(NamedTuple):
+    """What a meta-learned network that is no longer trained carries along a stream.
+
+    Attributes:
+      params: theta, which stays.
+      fast_params: phi, which predicts: the part of `params` that the inner loop adapts, as
+        `inner_part` makes it. At first that part itself.
+
+    Example:
+      >>> state = FrozenState(params, inner_part(params, lambda name: not name.startswith("norm")))
+    """
+
+    params: Tree
+    fast_params: Tree
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "inner_steps"))
+@float32_by_default
+def frozen_maml_step(
+    state: FrozenState,
+    batch: Any,
+    *,
+    loss_fn: Callable,
+    step_sizes: Tree,
+    inner_steps: int,
+) -> tuple[FrozenState, dict[str, jax.Array]]:
+    """One timestep of MAML or ANIL without retraining: predict, then adapt to what was seen.
+
+    ``l = L(phi; B_t),  phi <- theta adapted to B_t with K steps``
+
+    Args:
+      state: a `FrozenState`; its arrays are not donated.
+      batch: B_t, what `loss_fn` takes.
+      loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
+      step_sizes: a tree like `state.fast_params`; a scalar leaf is shared by the whole tensor. For
+        ANIL 0 in all but the head.
+      inner_steps: K.
+
+    Returns:
+      The new state, and metrics: "loss" before adapting to the batch (and `loss_fn`'s metrics), and
+      "inner_loss" [K] (before each inner step).
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+
+    Example:
+      >>> state, metrics = frozen_maml_step(
+      ...     FrozenState(jnp.zeros(2), jnp.zeros(2)), jnp.ones((50, 2)), inner_steps=16,
+      ...     loss_fn=lambda w, x: jnp.mean((w - x) ** 2), step_sizes=jnp.array(0.1))
+      >>> metrics["inner_loss"].shape
+      (16,)
+
+    Source: Caccia et al. 2020, OSAKA, the baselines MAML and ANIL of its public code.
+    """
+    check_floating("state.params", state.params)
+    check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
+    params = merge_params(state.fast_params, state.params)
+    loss, metrics = scalar_loss(loss_fn)(params, batch)
+    start = part_like(state.fast_params, state.params)
+    fast_params, inner = adapt_part(loss_fn, start, state.params, step_sizes, batch, inner_steps)
+    own = {"loss": loss, "inner_loss": inner["loss"]}
+    return FrozenState(state.params, fast_params), with_metrics(own, metrics)
+
+
+class MetaBGDState(NamedTuple):
+    """Everything a timestep of MetaBGD changes.
+
+    Attributes:
+      params: the `Gaussian` over the slow weights theta.
+      fast_params: phi, which predicts: a part of a tree like the mean, as `inner_part` makes it.
+      opt_state: the optax state for the Gaussian.
+      step: int32, the number of timesteps taken.
+
+    Example:
+      >>> predict = merge_params(state.fast_params, state.params.mean)
+    """
+
+    params: Gaussian
+    fast_params: Tree
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+def init_metabgd_state(
+    distribution: Gaussian,
+    optimizer: optax.GradientTransformation,
+    inner_params: Callable[[str], bool] | None = None,
+) -> MetaBGDState:
+    """The state before the first timestep, which predicts with the mean.
+
+    ``phi_0 = mu``
+
+    Args:
+      distribution: the `Gaussian` over theta, copied.
+      optimizer: `bgd(eta)`.
+      inner_params: as in `inner_part`.
+
+    Returns:
+      A `MetaBGDState`.
+
+    Raises:
+      TypeError: `distribution` has a leaf that is not floating.
+
+    Example:
+      >>> state = init_metabgd_state(gaussian({"w": jnp.ones(3)}), bgd(learning_rate=10.0))
+      >>> int(state.step)
+      0
+
+    Source: as `metabgd_step`.
+    """
+    check_floating("distribution", distribution)
+    # As in `init_cmaml_state`: copied for callers who donate, and strongly typed.
+    first, second = (
+        jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), distribution)
+        for _ in range(2)
+    )
+    fast_params = inner_part(second.mean, inner_params)
+    return MetaBGDState(first, fast_params, optimizer.init(first), jnp.zeros((), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("loss_fn", "inner_steps", "optimizer", "samples"))
+@float32_by_default
+def metabgd_step(
+    state: MetaBGDState,
+    batch: Any,
+    key: jax.Array,
+    *,
+    loss_fn: Callable,
+    step_sizes: Tree,
+    inner_steps: int,
+    optimizer: optax.GradientTransformation,
+    samples: int = 5,
+) -> tuple[MetaBGDState, dict[str, jax.Array]]:
+    """One timestep of MetaBGD: MAML to first order, whose outer optimiser is BGD.
+
+    With samples ``theta_j`` of the Gaussian and phi from the timestep before, the gradient is taken
+    at phi for the leaves that the inner loop adapts and at ``theta_j`` for the others:
+    ``g_j = n grad L(phi, rest of theta_j; B_t)``,  then BGD's step with them, and
+    ``phi <- theta_J adapted to B_t with K steps``, from the last of the samples.
+
+    The first timestep only makes phi.
+
+    Args:
+      state: a `MetaBGDState`; its arrays are not donated.
+      batch: B_t, a tree whose leaves lead with a row axis [n, ...].
+      key: a PRNG key.
+      loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
+        rows.
+      step_sizes: a tree like `state.fast_params`; a scalar leaf is shared by the whole tensor.
+      inner_steps: K.
+      optimizer: `bgd(eta)`.
+      samples: J, the networks drawn.
+
+    Returns:
+      The new state, and metrics: the mean "loss" (and `loss_fn`'s metrics) over the samples before
+      adapting to the batch, and "inner_loss" [K] (before each inner step).
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+
+    Example:
+      >>> optimizer = bgd(learning_rate=10.0)
+      >>> state = init_metabgd_state(gaussian(jnp.zeros(2)), optimizer)
+      >>> state, metrics = metabgd_step(
+      ...     state, jnp.ones((50, 2)), jax.random.key(0), inner_steps=16, optimizer=optimizer,
+      ...     loss_fn=lambda w, x: jnp.mean((w - x) ** 2), step_sizes=jnp.array(0.05))
+      >>> int(state.step)
+      1
+
+    Source: He et al. 2019, Task agnostic continual learning via meta learning, as in the public
+    code of Caccia et al. 2020 but for the order of the derivatives.
+    """
+    check_floating("state.params", state.params)
+    check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
+    gradient, metrics, sample = expected_gradient(
+        loss_fn,
+        state.params,
+        batch,
+        key,
+        samples,
+        at=lambda params: merge_params(state.fast_params, params),
+    )
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    moved = optax.apply_updates(state.params, updates), opt_state
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(state.step > 0, new, old), moved, (state.params, state.opt_state)
+    )
+    start = part_like(state.fast_params, sample)
+    fast_params, inner = adapt_part(loss_fn, start, sample, step_sizes, batch, inner_steps)
+    own = {"inner_loss": inner["loss"]}
+    state = MetaBGDState(params, fast_params, opt_state, state.step + 1)
+    return state, with_metrics(own, metrics)
+
+
+def self_masked_loss(loss_fn: Callable, masked: Callable[[str], bool]) -> Callable:
+    """The loss of a network whose weights are their own soft masks; with `bgd_step`: MetaCOG.
+
+    ``L(theta * sigmoid(theta))`` for the masked leaves, the others as they are.
+
+    The public code of Caccia et al. 2020 adapts masks of MetaCOG's but predicts with masks that it
+    makes from the weights themselves, so its results are those of this network under BGD.
+
+    Args:
+      loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
+      masked: whether the leaf of this path is masked; there, the convolutions' weights and biases.
+
+    Returns:
+      A loss function of the same form.
+
+    Raises:
+      ValueError: (from the loss) `masked` selects no leaf.
+
+    Example:
+      >>> loss_fn = self_masked_loss(loss_fn, lambda name: name.startswith("conv"))
+
+    Source: Caccia et al. 2020, OSAKA, the baseline MetaCOG of its public code; He et al. 2019.
+    """
+
+    def loss(params, batch):
+        if not any(masked(name) for name in leaves_by_name(params)):
+            raise ValueError(f"masked selects none of {', '.join(leaves_by_name(params))}")
+        soft = jax.tree_util.tree_map_with_path(
+            lambda path, x: x * jax.nn.sigmoid(x) if masked(path_name(path)) else x, params
+        )
+        return loss_fn(soft, batch)
+
+    return loss
