@@ -28,6 +28,16 @@ def check_floating(name: str, tree: Tree) -> None:
             raise TypeError(f"{where} must be floating, got {dtype}")
 
 
+def own_copy(name: str, tree: Tree) -> Tree:
+    """A copy of floating arrays for a state to hold; TypeError as in `check_floating`.
+
+    A caller who donates the state to its step keeps his own arrays. The dtype is spelt out, as a
+    weakly typed leaf would turn strong in the first step and compile it twice.
+    """
+    check_floating(name, tree)
+    return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), tree)
+
+
 def check_like(name: str, tree: Tree, reference_name: str, reference: Tree) -> None:
     """Raise ValueError unless `tree` has the structure of `reference`, leaves of its shapes.
 

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse.checks import check_floating, check_like, check_steps, leaves_by_name, scalar_loss
+from jaxsparse.checks import (
+    check_floating,
+    check_like,
+    check_steps,
+    leaves_by_name,
+    own_copy,
+    scalar_loss,
+)
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.maml import float32_by_default
@@ -91,11 +98,11 @@ def init_cmaml_state(
 
     Source: von Oswald, Zhao et al. 2021, Algorithm 2.
     """
-    check_floating("params", params)
     check_steps("capacity", capacity)
     if not capacity:
         raise ValueError("capacity must be 1 or more, got 0")
-    params, fast_params = _copy(params), inner_part(_copy(params), inner_params)
+    params, fast_params = (own_copy("params", params) for _ in range(2))
+    fast_params = inner_part(fast_params, inner_params)
     mask = gate.init(key, fast_params)
     specs = jax.eval_shape(lambda b: jax.tree.map(jnp.asarray, b), batch)
     return CMAMLState(
@@ -334,12 +341,6 @@ def _store(buffer, batch, at):
     return jax.tree.map(
         lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, at, 0), buffer, batch
     )
-
-
-def _copy(params):
-    # So that a caller who donates the state to his step keeps his own arrays, and none is donated
-    # twice; the dtype is spelt out, as a weakly typed leaf would turn strong in the first step.
-    return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), params)
 
 
 def _apply(gate, mask, key):

@@ -16,6 +16,7 @@ from jaxsparse.checks import (
     check_rows,
     check_steps,
     check_weights,
+    own_copy,
 )
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.gates import Gate
@@ -79,10 +80,7 @@ def init_lamaml_state(
 
     Source: von Oswald, Zhao et al. 2021, Algorithm 1.
     """
-    check_floating("params", params)
-    # Copied, so that a caller who donates the state to its step keeps his own arrays; the dtype is
-    # spelt out, as a weakly typed leaf would turn strong in the first step and compile it twice.
-    params = jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), params)
+    params = own_copy("params", params)
     mask = gate.init(key, params)
     mask_opt = () if mask_optimizer is None else mask_optimizer.init(mask)
     theta_opt = () if theta_optimizer is None else theta_optimizer.init(params)

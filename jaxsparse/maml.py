@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxsparse.checks import check_floating, check_leading_axis, check_steps, scalar_loss
+from jaxsparse.checks import check_leading_axis, check_steps, own_copy, scalar_loss
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt
 
@@ -67,11 +67,8 @@ def init_state(
 
     Source: von Oswald, Zhao et al. 2021, Algorithm of Sec. 3.
     """
-    check_floating("params", params)
     mask_key, key = jax.random.split(key)
-    # Copied, so that a caller who donates the state to its step keeps his own arrays; the dtype is
-    # spelt out, as a weakly typed leaf would turn strong in the first step and compile it twice.
-    params = jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), params)
+    params = own_copy("params", params)
     mask = gate.init(mask_key, params)
     return MetaState(
         params,

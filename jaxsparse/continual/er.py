@@ -14,6 +14,7 @@ from jaxsparse.checks import (
     check_like_rows,
     check_rows,
     check_weights,
+    own_copy,
 )
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.losses import weighted_loss
@@ -60,9 +61,7 @@ def init_online_state(
 
     Source: plain online learning; see `er_step`.
     """
-    check_floating("params", params)
-    # As in `init_lamaml_state`: copied for callers who donate, and strongly typed.
-    params = jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), params)
+    params = own_copy("params", params)
     opt_state = () if optimizer is None else optimizer.init(params)
     return OnlineState(params, opt_state, jnp.zeros((), jnp.int32))
 

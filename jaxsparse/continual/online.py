@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse.checks import check_floating, check_like, leaves_by_name, path_name, scalar_loss
+from jaxsparse.checks import (
+    check_floating,
+    check_like,
+    leaves_by_name,
+    own_copy,
+    path_name,
+    scalar_loss,
+)
 from jaxsparse.continual.bgd import Gaussian, expected_gradient
 from jaxsparse.continual.er import with_metrics
 from jaxsparse.maml import float32_by_default
@@ -131,12 +138,7 @@ def init_metabgd_state(
 
     Source: as `metabgd_step`.
     """
-    check_floating("distribution", distribution)
-    # As in `init_cmaml_state`: copied for callers who donate, and strongly typed.
-    first, second = (
-        jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), distribution)
-        for _ in range(2)
-    )
+    first, second = (own_copy("distribution", distribution) for _ in range(2))
     fast_params = inner_part(second.mean, inner_params)
     return MetaBGDState(first, fast_params, optimizer.init(first), jnp.zeros((), jnp.int32))
 
