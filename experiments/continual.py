@@ -29,6 +29,16 @@ class Grid(NamedTuple):
     theta_lr: tuple[float, ...] = ()
     glances: tuple[int, ...] = ()
 
+    def or_usual(self, config: "ContinualConfig") -> "Grid":
+        """This grid, or where it is empty the usual one of the configuration's method."""
+        from jaxsparse.training.continual import META_METHODS
+
+        if any(self):
+            return self
+        if config.method in META_METHODS:
+            return Grid((0.05, 0.1, 0.15), (0.3, 0.75, 1.7), (), (5, 10))
+        return Grid(theta_lr=tuple(config.theta_lr * factor for factor in (0.3, 1.0, 3.0)))
+
 
 def experiment() -> runs.Experiment:
     """The command line of continual learning."""
@@ -46,10 +56,15 @@ def experiment() -> runs.Experiment:
         unit="task",
         extra={
             "scan": (bool, False, "first choose rates and glances on held-out training images"),
-            "grid_inner_lr": (tuple[float, ...], (0.05, 0.1, 0.15), "alpha_0 to scan"),
-            "grid_mask_lr": (tuple[float, ...], (0.3, 0.75, 1.7), "gamma_m to scan"),
-            "grid_theta_lr": (tuple[float, ...], (), "rates of theta to scan; none: the preset's"),
-            "grid_glances": (tuple[int, ...], (5, 10), "glances to scan"),
+            "grid_inner_lr": (
+                tuple[float, ...],
+                (),
+                "alpha_0 to scan; without any grid: 0.05 0.1 0.15, gamma_m 0.3 0.75 1.7 and glances"
+                " 5 10, or for methods without a gate the rate of theta times 0.3 1 3",
+            ),
+            "grid_mask_lr": (tuple[float, ...], (), "gamma_m to scan"),
+            "grid_theta_lr": (tuple[float, ...], (), "rates of theta to scan"),
+            "grid_glances": (tuple[int, ...], (), "glances to scan"),
         },
     )
 
@@ -68,7 +83,8 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.use_compilation_cache()
         if opened.flags.scan and folder is None:
             check(config, load_stream(config))
-            grid = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
+            given = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
+            grid = given.or_usual(config)
             again = f"the same command with --out {opened.out}"
             config, scanned = scan(config, grid, opened.out, again)
             folder = runs.create_run(own, opened.out, config, scan=scanned)

@@ -17,8 +17,8 @@ from PIL import Image
 from experiments import fewshot, presets
 from jaxsparse import data as data_module
 from jaxsparse import training
-from jaxsparse.training import loop
-from jaxsparse.training import result as result_module
+from jaxsparse.training import host
+from jaxsparse.training.fewshot import result as result_module
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES, IMAGES = 3, 4
@@ -113,7 +113,7 @@ def test_the_interval_is_the_normal_one_over_tasks():
     assert result["accuracy"] == 0.75
 
 
-@pytest.mark.parametrize("method", training.config.Method.__args__)
+@pytest.mark.parametrize("method", training.fewshot.config.Method.__args__)
 def test_every_method_runs_and_changes_what_it_should(method, flags, tmp_path):
     fewshot.main([*flags, f"--method={method}", "--epochs=1", "--embedding=8"])
     rows, _, _ = outcome(tmp_path / "run")
@@ -182,7 +182,7 @@ def test_seeds_side_by_side_are_the_seeds_alone(flags, tmp_path):
 
 @pytest.mark.parametrize("segments", [0, 3, 8, 14])
 def test_a_stopped_run_goes_on_to_the_same_end(segments, flags, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SEGMENT_SECONDS", 1e-9)  # a segment is one meta-step
+    monkeypatch.setattr(host, "SEGMENT_SECONDS", 1e-9)  # a segment is one meta-step
     fewshot.main([*flags, f"--out={tmp_path / 'whole'}"])
     config = read_config(tmp_path / "whole")
     asked = iter(range(1000))

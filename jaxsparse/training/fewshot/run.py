@@ -20,6 +20,7 @@ from jaxsparse.training.fewshot.program import (
 from jaxsparse.training.fewshot.result import make_result
 from jaxsparse.training.host import Hooks, Host, Progress, plain
 from jaxsparse.training.run_folder import RunFolder
+from jaxsparse.training.seeds import over_runs
 
 
 def run(
@@ -81,18 +82,10 @@ class _Run(Host):
         return jax.device_put(tree, self.mesh and NamedSharding(self.mesh, PartitionSpec()))
 
     def _jit(self):
-        """The program's functions, compiled over the seeds; a lone seed is not vmapped."""
+        """The program's functions, compiled over the seeds."""
 
         def over_seeds(function, in_axes, **jit_options):
-            if self.config.seeds > 1:
-                return jax.jit(jax.vmap(function, in_axes), **jit_options)
-
-            def lone(*args):
-                pairs = zip(args, in_axes, strict=True)
-                first = [jax.tree.map(lambda x: x[0], a) if axis == 0 else a for a, axis in pairs]
-                return jax.tree.map(lambda x: x[None], function(*first))
-
-            return jax.jit(lone, **jit_options)
+            return over_runs(function, in_axes, None, **jit_options)
 
         program = self.program
         return {
