@@ -243,3 +243,11 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one(tmp_path):
         assert_same(checkpoints(folder).restore(STATE, pytest.fail), STATE)
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_matrix_takes_a_line_for_each_row(folder):
+    result = {"rows": [[1, None], [0.5, 2]], "text": "a [ b ]", "empty": [], "seeds": [{"x": [1]}]}
+    folder.write_result(result)
+    text = (folder.path / "result.json").read_text()
+    assert "    [1, null],\n    [0.5, 2]\n" in text
+    assert json.loads(text) == result

@@ -11,6 +11,7 @@ result.json      written once, at the end
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -186,7 +187,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    _replace_text(path, json.dumps(value, indent=2) + "\n")
+    # Innermost lists on one line: a matrix is a line for each of its rows.
+    text = re.sub(
+        r"\[\n\s*([^\[\]{}]*?)\n\s*\]",
+        lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]",
+        json.dumps(value, indent=2),
+    )
+    _replace_text(path, text + "\n")
 
 
 def _replace_text(path: Path, text: str) -> None:
