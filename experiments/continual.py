@@ -204,10 +204,15 @@ def scan(
     return dataclasses.replace(config, **chosen), points
 
 
+def scan_path(out: Path, glances: int) -> Path:
+    """Where the scan with this number of glances lies, beside the run's own folder."""
+    return out.with_name(f"{out.name}-scan-{glances}-glances")
+
+
 def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunFolder":
     from jaxsparse.training import RunError, RunFolder
 
-    path = out.with_name(f"{out.name}-scan-{config.glances}-glances")
+    path = scan_path(out, config.glances)
     record = {"config": dataclasses.asdict(config), "grid": [rates._asdict() for rates in grid]}
     if not (path / "config.json").exists():
         return runs.create_run(experiment(), path, config, grid=record["grid"])

@@ -101,11 +101,17 @@ class Runner:
             return folder.result() if folder else None
         return continual.run(config, folder or self.flags.out / name, self.command)
 
-    def scan(self, name: str, config: "ContinualConfig", flags: Any) -> tuple[Any, list[Any]]:
-        """The configuration a scan chooses, and its points."""
+    def scan(
+        self, name: str, config: "ContinualConfig", grid: Any
+    ) -> tuple["ContinualConfig", list[dict[str, Any]]] | None:
+        """The configuration a scan chooses, and its points; None as for `result`."""
         from experiments import continual
 
-        return continual.scan(config, flags, self.flags.out / name, self.command)
+        out = self.flags.out / name
+        paths = [continual.scan_path(out, glances) for glances in grid.glances]
+        if not self.flags.run and not all((path / "result.json").is_file() for path in paths):
+            return None
+        return continual.scan(config, grid, out, self.command)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The metrics of a run that is there."""

@@ -92,7 +92,10 @@ def settings(flags: Flags, runner: Runner) -> Lines:
                 mask_lr=(0.1, 0.3, 0.5) if method == "lamaml" else (0.75, 1.7, 3.0),
                 glances=(5, 10),
             )
-            chosen, points = runner.scan(f"settings-{stream}-{method}", config, grid)
+            scanned = runner.scan(f"settings-{stream}-{method}", config, grid)
+            if scanned is None:
+                continue
+            chosen, points = scanned
             lines.append(_row(
                 stream, method, f"{chosen.inner_lr:g}, {chosen.mask_lr:g}, {chosen.glances}",
                 _retained(points, chosen.inner_lr, chosen.mask_lr, chosen.glances),
