@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -32,7 +33,11 @@ def put(tree: Any, mesh: Mesh | None, divided: bool) -> Any:
 
 
 def over_runs(
-    function: Callable, in_axes: Sequence[int | None], mesh: Mesh | None, **jit_options: Any
+    function: Callable,
+    in_axes: Sequence[int | None],
+    mesh: Mesh | None,
+    count: int | None = None,
+    **jit_options: Any,
 ) -> Callable:
     """`jax.jit(jax.vmap(function, in_axes))`, in the form that is fastest where it runs.
 
@@ -43,6 +48,8 @@ def over_runs(
       function: of one run.
       in_axes: for each argument 0 (it leads with the axis of runs) or None (shared by all).
       mesh: what `seed_mesh` returned.
+      count: the number of runs; the places beyond it (`padded`) are passed over on the CPU, which
+        leaves their core to the others. None: all places are runs.
       **jit_options: for `jax.jit`.
 
     Returns:
@@ -56,6 +63,7 @@ def over_runs(
 
     def local(*args):
         runs = tuple(arg for arg, axis in zip(args, in_axes, strict=True) if axis == 0)
+        places = jax.tree.leaves(runs)[0].shape[0]
 
         def one(run):
             own = iter(run)
@@ -63,10 +71,21 @@ def over_runs(
                 *(next(own) if axis == 0 else arg for arg, axis in zip(args, in_axes, strict=True))
             )
 
-        if jax.tree.leaves(runs)[0].shape[0] == 1:  # a loop of one would cost copies
+        def one_if_used(place_and_run):
+            place, run = place_and_run
+            shapes = jax.eval_shape(one, run)
+            empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return jax.lax.cond(place < count, one, lambda run: empty, run)
+
+        if places == 1:  # a loop of one would cost copies
             first = jax.tree.map(lambda x: x[0], runs)
             return jax.tree.map(lambda x: x[None], one(first))
-        return jax.lax.map(one, runs) if jax.default_backend() == "cpu" else jax.vmap(one)(runs)
+        if jax.default_backend() != "cpu":
+            return jax.vmap(one)(runs)
+        if mesh is None or count is None or count == places * mesh.size:
+            return jax.lax.map(one, runs)
+        first = jax.lax.axis_index(_AXIS) * places
+        return jax.lax.map(one_if_used, (first + jnp.arange(places), runs))
 
     if mesh is None:
         return jax.jit(local, **jit_options)

@@ -136,7 +136,7 @@ class _StreamRun(Host):
         program = self.program
 
         def over_runs(function, in_axes, **options):
-            return seeds.over_runs(function, in_axes, self.mesh, **options)
+            return seeds.over_runs(function, in_axes, self.mesh, len(self.runs), **options)
 
         return {
             "schedule": over_runs(program.schedule, (0, None)),
