@@ -82,7 +82,7 @@ FIGURES = {"curves.png": draw_curves, "sparsity.png": draw_sparsity}
 
 def main() -> None:
     """Draw the figures of the run folders that are named."""
-    from experiments import stream_plots
+    from experiments import online_plots, stream_plots
     from jaxsparse.training import RunError, RunFolder
 
     with cli.one_line_errors():
@@ -97,6 +97,9 @@ def main() -> None:
             elif result is not None and any(row.get("task") for row in rows):
                 stream_plots.draw_run(Path(name), rows, result)
                 print(f"{name}: {', '.join(stream_plots.FIGURES)}")
+            elif result is not None and any(row.get("interval") for row in rows):
+                online_plots.draw_run(Path(name), rows, result)
+                print(f"{name}: {', '.join(online_plots.FIGURES)}")
             else:
                 raise RunError(f"{name} holds no metrics of any epoch, nor a stream's result")
 

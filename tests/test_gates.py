@@ -23,6 +23,7 @@ BY_HAND = {
     "relu": (gates.relu(), [0, 0, 0, 0.5], [1, 1, 1, 1]),
     "rectified": (gates.rectified(0.1), [0, 0, 0, 0.5], [0, 0, 0, 1]),
     "linear": (gates.linear(0.1), [-1, 0, 0, 0.5], [1, 1, 1, 1]),
+    "shared": (gates.shared(0.1), [-1, 0, 0, 0.5], [1, 1, 1, 1]),
     "constant": (gates.constant(0.1), [-1, 0, 0, 0.5], [0, 0, 0, 0]),
     "head only": (gates.head_only(0.1), [-1, 0, 0, 0.5], [0, 0, 0, 0]),
     "body only": (gates.body_only(0.1), [-1, 0, 0, 0.5], [0, 0, 0, 0]),
@@ -60,6 +61,20 @@ def test_initial_step_sizes(gate, body, head):
         want = head if name.startswith("head") else body
         np.testing.assert_array_equal(leaf, np.full(leaf.shape, want, np.float32), err_msg=name)
     assert jax.tree.map(jnp.shape, sizes) == jax.tree.map(jnp.shape, PARAMS)
+
+
+def test_shared_rates_are_one_for_each_tensor():
+    m = gates.shared(0.3).init(jax.random.key(0), PARAMS)
+    assert jax.tree.map(jnp.shape, m) == jax.tree.map(lambda x: (), PARAMS)
+    np.testing.assert_allclose(jax.tree.leaves(m), [0.3] * 4, rtol=1e-6)
+    drawn = jax.tree.leaves(gates.shared((-0.1, 0.1)).init(jax.random.key(0), PARAMS))
+    assert len({float(x) for x in drawn}) == 4 and np.abs(drawn).max() < 0.1
+    # d loss / d rate of a tensor is the sum over its entries.
+    params, gradient = {"w": jnp.arange(3.0)}, jnp.array([1.0, -2.0, 4.0])
+    d_m = jax.grad(lambda m: jnp.sum((params["w"] - m["w"] * gradient) ** 2))({"w": jnp.array(0.5)})
+    np.testing.assert_allclose(d_m["w"], -2 * gradient @ (params["w"] - 0.5 * gradient))
+    with pytest.raises(TypeError, match="params"):
+        gates.shared(0.1).init(jax.random.key(0), {"w": jnp.ones(2, int)})
 
 
 def test_head_is_a_whole_path_component():

@@ -1,0 +1,84 @@
+"""The figures of a run on a switching stream."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from experiments.plots import band
+
+Rows = list[dict[str, Any]]
+
+
+def draw_run(path: Path, rows: Rows, result: dict[str, Any]) -> None:
+    """Write online.png, switches.png and sparsity.png into the folder of a run."""
+    for name, draw in FIGURES.items():
+        figure = draw(rows, result)
+        figure.savefig(path / name, dpi=150)
+        plt.close(figure)
+
+
+def draw_online(rows: Rows, result: dict[str, Any]) -> Figure:
+    """Over the stream: the accuracy of all timesteps so far, in total and by data set."""
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    learned = [row for row in rows if row["interval"]]
+    _line(axis, learned, [row["accuracy"] for row in learned], "all")
+    for name in result["by_dataset"]:
+        seen = [row for row in learned if name in row["by_dataset"]]
+        _line(axis, seen, [row["by_dataset"][name] for row in seen], name)
+    axis.set(xlabel="timesteps", ylabel="online accuracy so far [%]", ylim=(0, 101))
+    axis.legend(frameon=False)
+    return figure
+
+
+def draw_switches(rows: Rows, result: dict[str, Any]) -> Figure:
+    """The mean accuracy before and after a switch of task."""
+    figure, axis = plt.subplots(figsize=(5.4, 3.6), layout="constrained")
+    curves = [seed["around_switches"] for seed in result["seeds"]]
+    by_seed = 100 * np.array([curve["accuracy"] for curve in curves], float).T
+    known = ~np.isnan(by_seed).any(1)
+    if known.any():
+        offsets = np.array(curves[0]["offset"])
+        band(axis, offsets[known], by_seed[known], "")
+    else:
+        axis.text(0.5, 0.5, "no switch", ha="center", transform=axis.transAxes)
+    axis.axvline(0, color="0.7", linewidth=1, zorder=0)
+    axis.set(xlabel="timesteps after a switch", ylabel="online accuracy [%]", ylim=(0, 101))
+    return figure
+
+
+def draw_sparsity(rows: Rows, result: dict[str, Any]) -> Figure:
+    """Sparsity by layer over the stream, in percent: weights, biases (the paper's Fig. S5)."""
+    names = [name for name in rows[0]["sparsity"] if name != "total"]
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, layout="constrained")
+    for axis, (title, ending) in zip(
+        axes, (("weights", "kernel"), ("biases", "bias")), strict=True
+    ):
+        members = [name for name in names if name.endswith(ending)]
+        for name in members:
+            _line(axis, rows, [row["sparsity"][name] for row in rows], name.rsplit("/", 1)[0])
+        axis.set(title=title, xlabel="timesteps", ylim=(-2, 102))
+        if members:
+            axis.legend(frameon=False, fontsize="small")
+        else:
+            axis.text(0.5, 0.5, "no learned gate", ha="center", transform=axis.transAxes)
+    axes[0].set_ylabel("sparsity [%]")
+    return figure
+
+
+def _line(axis, rows, shares, label):
+    """A share over the stream, in percent."""
+    if rows:
+        band(axis, [row["step"] for row in rows], [100 * np.atleast_1d(x) for x in shares], label)
+
+
+FIGURES = {
+    "online.png": draw_online,
+    "switches.png": draw_switches,
+    "sparsity.png": draw_sparsity,
+}

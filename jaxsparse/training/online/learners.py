@@ -1,0 +1,291 @@
+"""What a configuration names as a learner: how it starts, and what a timestep changes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse import gates, losses, nn
+from jaxsparse.checks import path_name
+from jaxsparse.cmaml import cmaml_step, init_cmaml_state
+from jaxsparse.continual.bgd import bgd, bgd_step, gaussian
+from jaxsparse.continual.er import er_step, init_online_state
+from jaxsparse.continual.online import (
+    FrozenState,
+    frozen_maml_step,
+    init_metabgd_state,
+    metabgd_step,
+    self_masked_loss,
+)
+from jaxsparse.gates import Gate
+from jaxsparse.partition import inner_part, part_like
+from jaxsparse.training.errors import ConfigError
+from jaxsparse.training.online.config import (
+    CMAML_METHODS,
+    OnlineConfig,
+    parse_mask_init,
+)
+
+Tree = Any
+Metrics = dict[str, jax.Array]
+
+
+class Pretrained(NamedTuple):
+    """What fine-tuning, MAML and ANIL start from.
+
+    Attributes:
+      params: theta.
+      opt_state: the state of Adam that theta was meta-learned with.
+    """
+
+    params: Tree
+    opt_state: optax.OptState
+
+
+class Learner(NamedTuple):
+    """A method as pure functions.
+
+    Attributes:
+      init: `(key, batch, pretrained) -> state`; of the batch only shapes and dtypes count, and
+        only the methods that are pretrained look at `pretrained`.
+      learn: `(state, batch, key, timestep) -> (state, metrics)`: "loss" and "accuracy" before
+        anything is learned of the batch, and whether a new task was "detected".
+      step_sizes: `state -> tree` of the gate's step sizes; None where none are learned.
+    """
+
+    init: Callable[[jax.Array, Any, Any], Tree]
+    learn: Callable[[Tree, Any, jax.Array, jax.Array], tuple[Tree, Metrics]]
+    step_sizes: Callable[[Tree], Tree] | None = None
+
+
+def make_learner(config: OnlineConfig, image_shape: tuple[int, int, int]) -> Learner:
+    """The method that `config` names.
+
+    Args:
+      config: the run's configuration.
+      image_shape: (height, width, channels).
+
+    Returns:
+      A `Learner`. All methods start from the same weights where their keys are the same.
+
+    Raises:
+      ConfigError: images too small for the network.
+
+    Example:
+      >>> learner = make_learner(OnlineConfig(), (28, 28, 1))
+    """
+    try:
+        model = nn.conv4(config.ways, config.width, image_shape)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if config.method in CMAML_METHODS:
+        return _cmaml(config, model)
+    return _BASELINES[config.method](config, model)
+
+
+def make_gate(config: OnlineConfig, model: nn.Model) -> Gate:
+    """The gate of `config.method`, one of C-MAML's: an algorithm is a gate.
+
+    Args:
+      config: the run's configuration.
+      model: the network, which says how its layers are drawn.
+
+    Returns:
+      A `Gate`.
+
+    Example:
+      >>> gate = make_gate(OnlineConfig(method="cmaml"), nn.conv4(image_shape=(28, 28, 1)))
+    """
+    if config.method == "cmaml":
+        return gates.shared(config.inner_lr)
+    if config.method == "cmaml-fixed":
+        return gates.constant(config.inner_lr)
+    init = parse_mask_init(config.mask_init)
+    drawn_as_layers = init == "pytorch"
+    own = 0.0 if drawn_as_layers else init
+    if config.method == "sparse-cmaml":
+        gate = gates.binary(config.inner_lr, init=own)
+    else:
+        gate = gates.relu(own)
+    if drawn_as_layers:
+        return gate._replace(init=lambda key, params: part_like(params, model.init(key)))
+    return gate
+
+
+def inner_params(name: str) -> bool:
+    """Whether the inner loop adapts a parameter: all but the gains and shifts of the norms."""
+    return not name.startswith("norm")
+
+
+def inner_rates(config: OnlineConfig, params: Tree) -> Tree:
+    """Fixed inner rates, one for each tensor: 0 for the norms', for ANIL for all but the head's.
+
+    Args:
+      config: the run's configuration.
+      params: theta.
+
+    Returns:
+      A tree like `params` of scalars.
+
+    Example:
+      >>> float(inner_rates(OnlineConfig(method="anil"), params)["conv1"]["kernel"])
+      0.0
+    """
+
+    def rate(path, x):
+        name = path_name(path)
+        moves = name.startswith("head") if config.method == "anil" else inner_params(name)
+        return jnp.float32(config.inner_lr if moves else 0.0)
+
+    return jax.tree_util.tree_map_with_path(rate, params)
+
+
+def _cmaml(config, model):
+    gate = make_gate(config, model)
+    loss_fn = losses.cross_entropy(model)
+    optimizers = {
+        "theta_optimizer": optax.adam(config.theta_lr),
+        "mask_optimizer": None if config.method == "cmaml-fixed" else optax.adam(config.mask_lr),
+    }
+
+    def init(key, batch, pretrained):
+        model_key, mask_key = jax.random.split(key)
+        return init_cmaml_state(
+            model.init(model_key),
+            gate,
+            mask_key,
+            batch=batch,
+            capacity=config.capacity,
+            inner_params=inner_params,
+            **optimizers,
+        )
+
+    def learn(state, batch, key, timestep):
+        state, metrics = cmaml_step(
+            state,
+            batch,
+            loss_fn=loss_fn,
+            gate=gate,
+            inner_steps=config.inner_steps,
+            detection_threshold=config.detection_threshold,
+            modulation=config.modulation,
+            mask_theta=config.mask_theta,
+            restart_now=config.restart_now,
+            **optimizers,
+        )
+        return state, {name: metrics[name] for name in ("loss", "accuracy", "detected")}
+
+    learned = config.method != "cmaml-fixed"
+    return Learner(init, learn, (lambda state: gate.apply(state.mask, None)) if learned else None)
+
+
+def _adam(config, model):
+    """Online Adam, from random weights or, fine-tuning, from meta-learned ones."""
+    loss_fn, adam = losses.cross_entropy(model), optax.adam(config.theta_lr)
+
+    def init(key, batch, pretrained):
+        if config.method == "online-adam":
+            return init_online_state(_first_params(model, key), adam)
+        state = init_online_state(pretrained.params, adam)
+        return state._replace(opt_state=pretrained.opt_state)
+
+    def learn(state, batch, key, timestep):
+        return _from_the_second(
+            timestep, state, er_step(state, batch, None, loss_fn=loss_fn, optimizer=adam)
+        )
+
+    return Learner(init, learn)
+
+
+def _bgd(config, model, loss_fn=None):
+    loss_fn = losses.cross_entropy(model) if loss_fn is None else loss_fn
+    optimizer = bgd(config.theta_lr)
+
+    def init(key, batch, pretrained):
+        start = gaussian(_first_params(model, key), config.initial_std)
+        return init_online_state(start, optimizer)
+
+    def learn(state, batch, key, timestep):
+        moved = bgd_step(
+            state, batch, key, loss_fn=loss_fn, optimizer=optimizer, samples=config.samples
+        )
+        return _from_the_second(timestep, state, moved)
+
+    return Learner(init, learn)
+
+
+def _metacog(config, model):
+    masked = self_masked_loss(losses.cross_entropy(model), lambda name: name.startswith("conv"))
+    return _bgd(config, model, masked)
+
+
+def _metabgd(config, model):
+    loss_fn, optimizer = losses.cross_entropy(model), bgd(config.theta_lr)
+
+    def init(key, batch, pretrained):
+        start = gaussian(_first_params(model, key), config.initial_std)
+        return init_metabgd_state(start, optimizer, inner_params)
+
+    def learn(state, batch, key, timestep):
+        state, metrics = metabgd_step(
+            state,
+            batch,
+            key,
+            loss_fn=loss_fn,
+            step_sizes=part_like(state.fast_params, inner_rates(config, state.params.mean)),
+            inner_steps=config.inner_steps,
+            optimizer=optimizer,
+            samples=config.samples,
+        )
+        return state, _seen(metrics)
+
+    return Learner(init, learn)
+
+
+def _frozen(config, model):
+    """MAML and ANIL, whose theta is no longer trained."""
+    loss_fn = losses.cross_entropy(model)
+
+    def init(key, batch, pretrained):
+        return FrozenState(pretrained.params, inner_part(pretrained.params, inner_params))
+
+    def learn(state, batch, key, timestep):
+        state, metrics = frozen_maml_step(
+            state,
+            batch,
+            loss_fn=loss_fn,
+            step_sizes=part_like(state.fast_params, inner_rates(config, state.params)),
+            inner_steps=config.inner_steps,
+        )
+        return state, _seen(metrics)
+
+    return Learner(init, learn)
+
+
+_BASELINES = {
+    "online-adam": _adam,
+    "fine-tuning": _adam,
+    "maml": _frozen,
+    "anil": _frozen,
+    "bgd": _bgd,
+    "metacog": _metacog,
+    "metabgd": _metabgd,
+}
+
+
+def _first_params(model, key):
+    """The weights that C-MAML has with the same key."""
+    return model.init(jax.random.split(key)[0])
+
+
+def _from_the_second(timestep, before, moved):
+    """A step's state, but the one before at the first timestep, of which nothing is learned."""
+    after, metrics = moved
+    state = jax.tree.map(lambda new, old: jnp.where(timestep > 0, new, old), after, before)
+    return state, _seen(metrics)
+
+
+def _seen(metrics):
+    return {"loss": metrics["loss"], "accuracy": metrics["accuracy"], "detected": jnp.array(False)}

@@ -1,0 +1,532 @@
+"""Whole runs on switching streams: against loops written out, cut to pieces, from the shell."""
+
+import dataclasses
+import functools
+import json
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import quick_jit
+
+from experiments import cli, online, plots
+from experiments.online_presets import preset_config
+from jaxsparse import cross_entropy, gates, nn
+from jaxsparse.cmaml import cmaml_step, init_cmaml_state
+from jaxsparse.continual.bgd import bgd, bgd_step, gaussian
+from jaxsparse.continual.er import init_online_state
+from jaxsparse.continual.online import init_metabgd_state, metabgd_step
+from jaxsparse.data import ImageSet
+from jaxsparse.data.switching import first_task, next_batch, side_by_side
+from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped
+from jaxsparse.training.host import Host
+from jaxsparse.training.online import (
+    OnlineConfig,
+    Trace,
+    make_learner,
+    make_online,
+    make_program,
+    pretrain,
+    run_online,
+)
+from jaxsparse.training.online.learners import Pretrained, make_gate
+from jaxsparse.training.online.pretrain import QUERY_SHOTS, pretraining_classes, sample_episodes
+from jaxsparse.training.online.result import accuracies, around_switches, detections, make_result
+
+SIDE, T = 16, 13
+STREAM, INIT, LEARN = 0, 1, 2  # what keys are for
+SMALL = OnlineConfig(
+    method="online-adam",
+    p=0.7,
+    timesteps=T,
+    ways=3,
+    shots=2,
+    width=6,
+    inner_steps=2,
+    inner_lr=0.3,
+    theta_lr=0.05,
+    log_every=4,
+    capacity=4,
+    detection_threshold=0.3,
+    modulation=0.7,
+    pretrain_steps=2,
+    pretrain_epochs=3,
+    pretrain_batch_size=2,
+)
+
+
+def images_of(classes, seed, count=6):
+    """Noise with a bright row, another for each class."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 120, size=(classes, count, SIDE, SIDE, 1))
+    for row in range(classes):
+        images[row, :, row] += 120
+    names = tuple(map(str, range(classes)))
+    counts = np.full(classes, count, np.int32)
+    return ImageSet(images.astype(np.uint8), counts, names, (0.0,), (1.0,))
+
+
+DRAW = quick_jit(next_batch, static_argnames="shots")
+DATA = side_by_side({"a": images_of(12, 0), "b": images_of(4, 1), "c": images_of(3, 2)})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """What a run does: keep compiled programs, which several tests share."""
+    cli.use_compilation_cache()
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    """A network without convolutions, which compiles in a moment."""
+    monkeypatch.setattr(nn, "conv4", small_model)
+
+
+def small_model(ways, width, image_shape):
+    return nn.mlp(ways, (width,), image_shape)
+
+
+def run_compiled(config, key=None, pretrained=()):
+    run = quick_jit(make_online(config, DATA))
+    return run(jax.random.key(0) if key is None else key, DATA, pretrained)
+
+
+def batches(config, key=None):
+    """The stream as the seed alone makes it."""
+    key = jax.random.fold_in(jax.random.key(0) if key is None else key, STREAM)
+    task = first_task(config.ways)
+    for t in range(config.timesteps):
+        task, batch, info = DRAW(
+            jax.random.fold_in(key, t), task, DATA, stay_probability=config.p, shots=config.shots
+        )
+        yield t, batch, info
+
+
+@functools.cache
+def model_and_key():
+    """The network and its first weights, and the key of what else is drawn before the stream."""
+    model = small_model(SMALL.ways, SMALL.width, (SIDE, SIDE, 1))
+    model_key, mask_key = jax.random.split(jax.random.fold_in(jax.random.key(0), INIT))
+    return model, model.init(model_key), mask_key
+
+
+def negative_log_likelihood(model):
+    def loss(params, batch):
+        images, labels = batch
+        rows = jax.nn.log_softmax(model.apply(params, images))
+        return -rows[jnp.arange(len(labels)), labels].mean()
+
+    return loss
+
+
+def share_right(model, params, batch):
+    return np.mean(np.asarray(model.apply(params, batch[0])).argmax(1) == np.asarray(batch[1]))
+
+
+def test_online_adam_is_the_loop_written_out(small_network):
+    got = run_compiled(SMALL)
+    model, params, _ = model_and_key()
+    gradient, adam = quick_jit(jax.grad(negative_log_likelihood(model))), optax.adam(SMALL.theta_lr)
+    opt_state, score, infos = adam.init(params), [], []
+    for t, batch, info in batches(SMALL):
+        score.append(share_right(model, params, batch) if t else 0.0)
+        infos.append((int(info["dataset"]), bool(info["switched"])))
+        if t:  # the first batch is not learned from
+            updates, opt_state = adam.update(gradient(params, batch), opt_state)
+            params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(got["trace"].score, score, atol=1e-6)
+    assert list(zip(*map(np.ndarray.tolist, map(np.asarray, got["trace"][2:4])), strict=True)) == (
+        infos
+    )
+    chex.assert_trees_all_close(got["state"].learner.params, params, atol=3e-4)
+    assert np.ptp(score[1:]) > 0.4  # or all of this would say little
+
+
+CMAML = {
+    "sparse-cmaml": (gates.binary(0.3, init=(-0.1, 0.5)), optax.adam(0.01)),
+    "sparse-relu-cmaml": (gates.relu((-0.1, 0.5)), optax.adam(0.01)),
+    "cmaml": (gates.shared(0.3), optax.adam(0.01)),
+    "cmaml-fixed": (gates.constant(0.3), None),
+}
+
+
+@pytest.mark.parametrize("method", CMAML)
+def test_cmaml_is_its_steps_in_a_row(small_network, method):
+    config = dataclasses.replace(SMALL, method=method, mask_init="-0.1:0.5")
+    got = run_compiled(config)
+    model, params, mask_key = model_and_key()
+    gate, mask_optimizer = CMAML[method]
+    optimizers = {"theta_optimizer": optax.adam(0.05), "mask_optimizer": mask_optimizer}
+    state, loss_fn, score, detected = None, cross_entropy(model), [], []
+    for _, batch, _ in batches(config):
+        if state is None:
+            state = init_cmaml_state(params, gate, mask_key, batch=batch, capacity=4, **optimizers)
+        state, metrics = cmaml_step(
+            state, batch, loss_fn=loss_fn, gate=gate, inner_steps=2, detection_threshold=0.3,
+            modulation=0.7, **optimizers,
+        )  # fmt: skip
+        score.append(float(metrics["accuracy"]))
+        detected.append(bool(metrics["detected"]))
+    np.testing.assert_allclose(got["trace"].score, [0.0, *score[1:]], atol=1e-6)
+    assert np.asarray(got["trace"].detected).tolist() == detected
+    assert any(detected) and not all(detected)
+    for name in ("params", "mask"):
+        mine = getattr(got["state"].learner, name)
+        chex.assert_trees_all_close(mine, getattr(state, name), atol=3e-4)
+    assert bool(got["sparsity"]) == (method != "cmaml-fixed")
+
+
+@pytest.mark.parametrize("method", ["bgd", "metabgd"])
+def test_bgd_scores_the_mean_of_its_samples(small_network, method):
+    config = dataclasses.replace(SMALL, method=method, theta_lr=10.0, samples=3, initial_std=0.1)
+    got = run_compiled(config)
+    model, params, _ = model_and_key()
+    optimizer, score = bgd(10.0), [0.0]
+    given = {"loss_fn": cross_entropy(model), "optimizer": optimizer, "samples": 3}
+    if method == "bgd":
+        state, step = init_online_state(gaussian(params, 0.1), optimizer), bgd_step
+    else:
+        state, step = init_metabgd_state(gaussian(params, 0.1), optimizer), metabgd_step
+        given |= {"step_sizes": jax.tree.map(lambda x: jnp.float32(0.3), params), "inner_steps": 2}
+    key = jax.random.fold_in(jax.random.key(0), LEARN)
+    for t, batch, _ in batches(config):
+        if t or method == "metabgd":  # which only makes its fast weights at first
+            state, metrics = step(state, batch, jax.random.fold_in(key, t), **given)
+        if t:
+            score.append(float(metrics["accuracy"]))
+    np.testing.assert_allclose(got["trace"].score, score, atol=1e-6)
+    chex.assert_trees_all_close(got["state"].learner.params, state.params, atol=1e-4)
+
+
+def test_metacog_masks_the_convolutions_with_themselves():
+    config = dataclasses.replace(
+        SMALL, method="metacog", theta_lr=10.0, samples=1, initial_std=1e-6, width=2
+    )
+    learner, (_, batch, _) = make_learner(config, (SIDE, SIDE, 1)), next(batches(config))
+    state = quick_jit(lambda key: learner.init(key, batch, ()))(jax.random.key(0))
+    _, metrics = quick_jit(learner.learn)(state, batch, jax.random.key(1), 1)
+    params = state.params.mean
+    masked = {
+        name: jax.tree.map(lambda x: x / (1 + jnp.exp(-x)), leaf) if "conv" in name else leaf
+        for name, leaf in params.items()
+    }
+    loss = quick_jit(negative_log_likelihood(nn.conv4(config.ways, 2, (SIDE, SIDE, 1))))
+    assert metrics["loss"] == pytest.approx(float(loss(masked, batch)), abs=1e-3)
+    assert abs(float(loss(masked, batch) - loss(params, batch))) > 1e-2
+
+
+@pytest.mark.parametrize(("method", "rate"), [("maml", 0.3), ("anil", 3.0)])
+def test_what_is_frozen_adapts_to_the_batch_before(small_network, method, rate):
+    config = dataclasses.replace(SMALL, method=method, inner_lr=rate)
+    model, _, _ = model_and_key()
+    theta = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(9)))
+    got = run_compiled(config, pretrained=Pretrained(theta, ()))
+    gradient = quick_jit(jax.grad(negative_log_likelihood(model)))
+    score, phi = [], theta
+    for t, batch, _ in batches(config):
+        score.append(share_right(model, phi, batch) if t else 0.0)
+        phi = theta
+        for _ in range(2):
+            moved = jax.tree.map(lambda w, g: w - rate * g, phi, gradient(phi, batch))
+            phi = moved if method == "maml" else {**phi, "head": moved["head"]}
+    np.testing.assert_allclose(got["trace"].score, score, atol=1e-6)
+    assert np.ptp(score[1:]) > 0.3
+
+
+def test_every_method_sees_one_stream_and_starts_from_the_same_weights(small_network):
+    starts, streams = [], []
+    for method in ("online-adam", "metabgd"):
+        config = dataclasses.replace(SMALL, method=method)
+        learner = make_learner(config, (SIDE, SIDE, 1))
+        init = learner.init(jax.random.key(4), (jnp.ones((6, SIDE, SIDE, 1)), jnp.ones(6, int)), ())
+        starts.append(init.params.mean if method == "metabgd" else init.params)
+        streams.append(run_compiled(config)["trace"])
+    chex.assert_trees_all_equal(*starts)
+    chex.assert_trees_all_equal(*(trace[2:4] for trace in streams))
+    other = run_compiled(SMALL, key=jax.random.key(1))["trace"]
+    assert not (np.asarray(other.switched) == np.asarray(streams[0].switched)).all()
+
+
+def test_the_norms_are_read_and_not_adapted():
+    config = dataclasses.replace(SMALL, method="sparse-cmaml")
+    learner = make_learner(config, (SIDE, SIDE, 1))
+    batch = jax.ShapeDtypeStruct((6, SIDE, SIDE, 1), jnp.float32), jax.ShapeDtypeStruct((6,), int)
+    state = jax.jit(lambda key: learner.init(key, batch, ()))(jax.random.key(0))
+    assert set(jax.tree.leaves(state.mask["norm1"])) == set()
+    assert len(jax.tree.leaves(state.mask)) == 10
+    assert len(jax.tree.leaves(state.params)) == 18
+    assert state.buffer[0].shape == (4, 6, SIDE, SIDE, 1)
+
+
+def test_masks_may_be_drawn_as_layers_are():
+    model = nn.conv4(10, 64, (28, 28, 1))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    for method in ("sparse-cmaml", "sparse-relu-cmaml"):
+        gate = make_gate(OnlineConfig(method=method, mask_init="pytorch"), model)
+        m = gate.init(jax.random.key(0), params)
+        for name, bound in (("conv1", 1 / 3), ("conv2", 1 / 24), ("head", 1 / 8)):
+            for leaf in m[name].values():
+                assert bound * 0.75 < np.abs(leaf).max() <= bound
+        off = np.concatenate([np.ravel(x) < 0 for x in jax.tree.leaves(m)]).mean()
+        assert off == pytest.approx(0.5, abs=0.01)
+    for text, least in (("0.005:0.1", 0.005), ("0.2", 0.2)):
+        gate = make_gate(OnlineConfig(mask_init=text), model)
+        m = gate.init(jax.random.key(0), {"w": jnp.ones(500)})["w"]
+        assert m.min() == pytest.approx(least, rel=0.3)
+
+
+def test_cut_to_pieces_a_run_keeps_its_bits(small_network):
+    config = dataclasses.replace(SMALL, method="sparse-cmaml", mask_init="-0.1:0.5")
+    program, key = make_program(config, DATA), jax.random.key(0)
+    train, start = jax.jit(program.train), program.init(key, ())
+    whole = train(start, key, DATA, T)
+    pieces = start
+    for steps in (1, 9, 3):
+        pieces = train(pieces, key, DATA, steps)
+    chex.assert_trees_all_equal(pieces, whole)
+    assert int(whole.step) == T and np.asarray(whole.trace.detected).any()
+
+
+# The host's side
+
+
+def new_folder(path):
+    return RunFolder.create(path, {}, "interval")
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(small_network, tmp_path, monkeypatch):
+    monkeypatch.setattr(Host, "segment", lambda self, left: 1)
+    config = dataclasses.replace(SMALL, seeds=2)
+    whole = run_online(config, DATA, new_folder(tmp_path / "whole"), Hooks())
+    rows = RunFolder.open(tmp_path / "whole", "interval").rows()
+    assert [row["step"] for row in rows] == [0, 4, 8, 12, 13]
+    folder = new_folder(tmp_path / "stopped")
+    stopped_at = []
+    # Within an interval, at its end before its row was written, in the next, at the very end.
+    for allowed in (1, 1, 1, 6):
+        asked = iter([False] * allowed + [True])
+        with pytest.raises(Stopped, match="stopped at timestep") as stop:
+            run_online(config, DATA, folder, Hooks(should_stop=lambda a=asked: next(a)))
+        stopped_at.append(int(str(stop.value).split()[-1]))
+        folder = RunFolder.open(folder.path, "interval")
+    assert stopped_at == [2, 4, 6, T]
+    assert run_online(config, DATA, folder, Hooks()) == whole
+    assert folder.rows() == rows
+
+
+def test_seeds_side_by_side_are_those_alone(small_network, tmp_path):
+    config = dataclasses.replace(SMALL, seeds=3, seed=4)
+    together = run_online(config, DATA, new_folder(tmp_path / "all"), Hooks())
+    for index in (1, 2):
+        own = dataclasses.replace(config, seeds=1, seed=4 + index)
+        alone = run_online(own, DATA, new_folder(tmp_path / str(index)), Hooks())
+        assert alone["seeds"] == [together["seeds"][index]]
+    by_seed = [seed["accuracy"] for seed in together["seeds"]]
+    assert together["accuracy"] == {"mean": np.mean(by_seed), "std": pytest.approx(np.std(by_seed))}
+    assert np.std(by_seed) > 0
+
+
+def test_the_last_row_says_what_the_result_says(small_network, tmp_path):
+    config = dataclasses.replace(SMALL, method="cmaml-fixed", timesteps=40, p=0.8)
+    folder = new_folder(tmp_path / "run")
+    (seed,) = run_online(config, DATA, folder, Hooks())["seeds"]
+    row = folder.rows()[-1]
+    assert row["accuracy"] == pytest.approx(seed["accuracy"])
+    seen = {name: value for name, value in seed["by_dataset"].items() if value is not None}
+    assert row["by_dataset"] == pytest.approx(seen)
+    for name, value in seed["detections"].items():
+        assert row[name] == value
+    intervals = [row["interval_accuracy"] for row in folder.rows()[1:]]
+    assert np.mean(intervals) == pytest.approx(seed["accuracy"])
+    assert seed["detections"]["hits"] > 0
+
+
+# What is counted, by hand
+
+
+def trace_of(switched, detected=(), length=12, dataset=0, score=0.0):
+    def marked(where):
+        return np.isin(np.arange(length), where)
+
+    column = np.full(length, 0.0)
+    return Trace(
+        column + score, column, column.astype(int) + dataset, marked(switched), marked(detected)
+    )
+
+
+@pytest.mark.parametrize(
+    ("switched", "detected", "counts"),
+    [
+        ([0, 4, 8], [4, 9], (2, 2, 0, 0.5)),
+        ([0, 4, 8], [6], (2, 0, 1, None)),  # two timesteps late
+        ([0, 4], [1], (1, 0, 1, None)),  # the first batch is no switch
+        ([0, 4, 5], [5], (2, 1, 0, 0.0)),  # the second's, not the first's, one late
+        ([0, 4, 5], [4, 6], (2, 2, 0, 0.5)),
+        ([0, 4], [4, 5], (1, 1, 0, 0.0)),  # twice, and no false alarm
+        ([0, 11], [11], (1, 1, 0, 0.0)),  # at the very end
+        ([0, 11], [3], (1, 0, 1, None)),
+        ([0], [], (0, 0, 0, None)),
+    ],
+)
+def test_detections_by_hand(switched, detected, counts):
+    got = detections(trace_of(switched, detected))
+    assert (got["switches"], got["hits"], got["false_alarms"]) == counts[:3]
+    if counts[3] is None:
+        assert np.isnan(got["mean_delay"])
+    else:
+        assert got["mean_delay"] == counts[3]
+
+
+def test_accuracy_around_switches_by_hand():
+    score = np.arange(12) / 10
+    curve = around_switches(trace_of([0, 3, 8], score=score))
+    by_offset = dict(zip(curve["offset"], curve["accuracy"], strict=True))
+    assert list(by_offset) == list(range(-5, 21))
+    want = {
+        -5: 0.3,  # 8 - 5 is of the task before; 3 - 5 is before the stream
+        -3: 0.5,  # the score at 0 is not counted
+        -2: (0.1 + 0.6) / 2,
+        -1: (0.2 + 0.7) / 2,
+        0: (0.3 + 0.8) / 2,
+        3: (0.6 + 1.1) / 2,
+        4: 0.7,  # the second task has ended with the stream; after 5 steps both have
+    }
+    assert {d: by_offset[d] for d in want} == pytest.approx(want)
+    assert np.isnan(by_offset[5])
+    assert np.isnan(around_switches(trace_of([0]))["accuracy"]).all()
+
+
+def test_accuracies_by_hand():
+    trace = trace_of([0], length=4, dataset=np.array([0, 2, 2, 0]), score=np.arange(4.0))
+    got = accuracies(trace, ("a", "b", "c"))
+    assert got["accuracy"] == 1.5
+    assert got["by_dataset"]["a"] == 1.5 and got["by_dataset"]["c"] == 1.5
+    assert np.isnan(got["by_dataset"]["b"])
+    stacked = jax.tree.map(lambda *x: np.stack(x), trace, trace._replace(score=trace.score + 2))
+    rows = [{"sparsity": {}}]
+    result = make_result(dataclasses.replace(SMALL, seeds=2), ("a", "b", "c"), rows, stacked)
+    assert result["accuracy"] == {"mean": 2.5, "std": 1.0}  # ddof 0
+    assert result["by_dataset"]["b"] is None
+    assert result["seeds"][0]["by_dataset"]["b"] is None
+    json.dumps(result, allow_nan=False)
+
+
+# Pretraining
+
+
+def test_episodes_keep_classes_and_images_apart():
+    training, held_out = pretraining_classes(SMALL, DATA)
+    assert (training, held_out) == ((0, 6), (6, 3))
+    for classes in (training, held_out):
+        support, query = sample_episodes(jax.random.key(0), DATA, classes, 20, 3, 5)
+        for (images, labels), shots, halves in ((support, 5, (0, 3)), (query, QUERY_SHOTS, (3, 6))):
+            assert labels.tolist() == [np.repeat(range(3), shots).tolist()] * 20
+            seen = set()
+            for episode in np.rint(np.asarray(images) * 255).astype(np.uint8):
+                for one in episode:
+                    (at,) = np.flatnonzero((DATA.images == one).all((1, 2, 3)))
+                    seen.add((int(at) // 6, int(at) % 6))
+            first, count = classes
+            assert seen == {(c, i) for c in range(first, first + count) for i in range(*halves)}
+    with pytest.raises(ConfigError, match=r"ways must be lower with maml: .* 12 of a are too few"):
+        pretraining_classes(dataclasses.replace(SMALL, ways=7, method="maml"), DATA)
+
+
+def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, method="fine-tuning")
+    monkeypatch.setattr(Host, "segment", lambda self, left: 1)
+
+    def run(name, **hooks):
+        monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / name))
+        return pretrain(config, DATA, Hooks(**hooks))
+
+    rows = []
+    whole = run("whole", row=rows.append)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert int(whole.opt_state[0].count) in (2, 4, 6)  # that of the best epoch
+    asked = iter([False] * 6 + [True])  # between two batches of the second validation
+    with pytest.raises(Stopped, match="stopped at meta-step 4"):
+        run("stopped", should_stop=lambda: next(asked))
+    chex.assert_trees_all_equal(run("stopped"), whole)
+    again = []
+    chex.assert_trees_all_equal(run("whole", row=again.append), whole)
+    assert not again  # nothing was left to do
+    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of the best
+    assert int(whole.opt_state[0].count) == 2 * best["epoch"]
+
+    got = run_compiled(config, pretrained=whole)["state"].learner
+    assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam goes on
+
+
+# The command line
+
+FLAGS = ["--data", "glyphs", "--timesteps", "12", "--log-every", "5", "--width", "4", "--p", "0.8"]
+
+
+def run_command(*flags):
+    online.main([*FLAGS, *map(str, flags)])
+
+
+def test_the_command_on_embedded_letters(small_network, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    run_command("--method", "sparse-cmaml", "--inner-steps", 2, "--out", out)
+    printed = capsys.readouterr().out
+    assert "sparse-cmaml on glyphs images, p = 0.8" in printed
+    assert "sparsity of dense1/kernel" in printed
+    result = json.loads((out / "result.json").read_text())
+    rows = RunFolder.open(out, "interval").rows()
+    assert [row["step"] for row in rows] == [0, 5, 10, 12]
+    assert result["accuracy"] == {"mean": result["seeds"][0]["accuracy"], "std": None}
+    for name in ("online.png", "switches.png", "sparsity.png", "config.json"):
+        assert (out / name).stat().st_size > 0
+    before = (out / "result.json").read_bytes()
+    online.main(["--resume", str(out)])  # finished: only shown again
+    assert "sparse-cmaml at p = 0.8" in capsys.readouterr().out
+    assert (out / "result.json").read_bytes() == before
+    (out / "online.png").unlink()
+    monkeypatch.setattr(sys, "argv", ["plots", str(out)])
+    plots.main()
+    assert (out / "online.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--p", "1.5"], "p must lie in [0, 1], got 1.5"),
+        (["--p", "nan"], "p must lie in [0, 1], got nan"),
+        (["--p", "often"], "--p"),
+        (["--ways", "11"], "ways must be at most 10, the classes of cyrillic; got 11"),
+        (["--shots", "21"], "shots must be at most 20"),
+        (["--timesteps", "0"], "timesteps must be 1 or more, got 0"),
+        (["--detection-threshold", "-1"], "detection_threshold must be above 0, got -1.0"),
+        (["--mask-init", "auto"], "mask_init must be pytorch, kaiming, a number or low:high"),
+        (["--method", "magic"], "method must be one of sparse-cmaml"),
+        (["--data", "real", "--data-dir", "/nowhere"], "/nowhere"),
+        (["--resume", "/nowhere"], "/nowhere holds no run"),
+    ],
+)
+def test_what_cannot_run_is_said_in_one_line(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_command("--out", tmp_path / "run", *flags)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2
+    assert len(lines) == 1 and message in lines[0], lines
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_are_those_of_the_nearer_published_p():
+    sparse = preset_config(0.98, "sparse-cmaml")
+    assert (sparse.inner_lr, sparse.mask_lr, sparse.mask_init) == (0.3, 0.01, "pytorch")
+    assert (sparse.theta_lr, sparse.modulation, sparse.detection_threshold) == (0.005, 1000, 3)
+    assert (sparse.ways, sparse.shots, sparse.timesteps, sparse.capacity) == (10, 5, 10_000, 101)
+    often = preset_config("0.91", "sparse-cmaml")
+    assert (often.p, often.inner_lr, often.mask_lr, often.mask_init) == (
+        0.91, 0.3, 0.003, "0.005:0.1")  # fmt: skip
+    assert (often.theta_lr, often.modulation, often.detection_threshold) == (0.001, 1, 1.5)
+    assert [preset_config(p, "cmaml").inner_lr for p in (0.98, 0.9)] == [0.01, 0.0005]
+    assert [preset_config(p, "cmaml-fixed").inner_lr for p in (1.0, 0.0)] == [0.1, 0.3]
+    assert preset_config(0.98, "maml").pretrain_batch_size == 8
