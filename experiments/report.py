@@ -21,12 +21,17 @@ class ConsoleReport:
       header: a line on what is run.
       path: the run's folder.
       unit: what the run is counted in, "epoch" or "task", and how many there are.
-      steps: of the whole run.
+      steps: of the whole run; None: what is done of each unit tells how far it is.
       metrics: those shown beside the bar.
     """
 
     def __init__(
-        self, header: str, path: Path, unit: tuple[str, int], steps: int, metrics: tuple[str, ...]
+        self,
+        header: str,
+        path: Path,
+        unit: tuple[str, int],
+        steps: int | None,
+        metrics: tuple[str, ...],
     ):
         self.header, self.path, self.unit, self.steps = header, path, unit, steps
         self.metrics = metrics
@@ -59,7 +64,9 @@ class ConsoleReport:
         """Move the bar."""
         p = progress
         name, count = self.unit
-        done = p.step / self.steps if p.stage in ("train", "compile") else p.done
+        done = p.done
+        if p.stage in ("train", "compile"):
+            done = p.step / self.steps if self.steps else (p.epoch + p.done) / count
         if p.metrics:
             self.shown = " ".join(f"{name} {p.metrics[name]:.3f}" for name in self.metrics)
         self.bar.update(
@@ -142,10 +149,7 @@ class StreamReport(ConsoleReport):
             f" batches of {c.batch_size}, {c.glances} glances, memory of {c.memories},"
             f" seeds {c.seed}..{c.seed + c.seeds - 1}"
         )
-        per_task = (c.samples_per_task or 1) * c.epochs // c.batch_size
-        super().__init__(
-            header, path, ("task", c.tasks), max(1, c.tasks * per_task), ("loss", "accuracy")
-        )
+        super().__init__(header, path, ("task", c.tasks), None, ("loss", "accuracy"))
 
     def row(self, row: dict[str, Any]) -> None:
         """Print the line of a task: accuracies on it, on all tasks so far, and the sparsity."""

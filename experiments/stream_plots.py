@@ -9,6 +9,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.plots import band
 
@@ -36,6 +37,7 @@ def draw_accuracy(rows: Rows, result: dict[str, Any]) -> Figure:
     else:
         band(axis, tasks, R[:, -1].T, "each task, at the end of the stream")
     axis.set(xlabel="task", ylabel="test accuracy [%]", ylim=(0, 101))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False)
     return figure
 
@@ -48,6 +50,8 @@ def draw_matrix(rows: Rows, result: dict[str, Any]) -> Figure:
     edges = (0.5, tasks + 0.5)
     image = axis.imshow(R, vmin=0, vmax=100, cmap="viridis", extent=(*edges, *edges[::-1]))
     axis.set(xlabel="accuracy on task", ylabel="after training on task")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, label="test accuracy [%]")
     return figure
 

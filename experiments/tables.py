@@ -217,6 +217,8 @@ def _draw_s4(by_task, ends) -> "Figure":
         values = [100 * ends[method, width]["total"]["mean"] for width in widths]
         axes[2].plot(widths, values, label=method, marker="o", markersize=3)
     axes[2].set(xlabel="width of the hidden layers", ylabel="final sparsity [%]", xscale="log")
+    axes[2].set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+    axes[2].minorticks_off()
     axes[2].legend(frameon=False, fontsize="small")
     return figure
 

@@ -197,7 +197,7 @@ class _StreamRun(Host):
 
     def measure(self, done):
         """Measure after `done` tasks, log the row and save."""
-        self.tell("test", 0.0)
+        self.tell("test", done / self.tasks)
         self.state, row = self.timed("test", 1, self.measure_state, done)
         accuracy = self.kept(row.pop("test_accuracy"))
         if not done:  # no batch has been seen
