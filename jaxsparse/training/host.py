@@ -22,7 +22,7 @@ class Progress(NamedTuple):
     """How far a run is.
 
     Attributes:
-      stage: "compile", "train", "validation" or "test".
+      stage: "compile", "pretraining", "train", "validation" or "test".
       epoch: epochs, or tasks of a stream, finished.
       step: meta-steps, or batches of a stream, taken.
       done: part of the stage done, in [0, 1].

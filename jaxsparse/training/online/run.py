@@ -63,10 +63,14 @@ class _OnlineRun(Host):
         self.keys = seeds.put(keys, self.mesh, True)
         self.data = seeds.put(data, self.mesh, False)
         program = make_program(config, data)
-        init = seeds.over_runs(program.init, (0, None), self.mesh)
+
+        def over_runs(function, in_axes, **options):
+            return seeds.over_runs(function, in_axes, self.mesh, config.seeds, **options)
+
+        init = over_runs(program.init, (0, None))
         start = self.keys, seeds.put(pretrained, self.mesh, False)
-        self.train = seeds.over_runs(program.train, (0, 0, None, None), self.mesh, donate_argnums=0)
-        self.sparsity = seeds.over_runs(program.sparsity, (0,), self.mesh)
+        self.train = over_runs(program.train, (0, 0, None, None), donate_argnums=0)
+        self.sparsity = over_runs(program.sparsity, (0,))
         restored = self.checkpoints.restore(jax.eval_shape(init, *start), hooks.warn)
         if restored is None:
             self.state = init(*start)
