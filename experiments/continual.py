@@ -225,11 +225,11 @@ def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunF
 def draw_figures(folder: "RunFolder", result: dict[str, Any]) -> None:
     """Draw the figures of a finished run, unless they are there."""
     from experiments import stream_plots
-    from jaxsparse.training import writing
 
-    if not all((folder.path / name).exists() for name in stream_plots.FIGURES):
-        with writing(folder.path):
-            stream_plots.draw_run(folder.path, folder.rows(), result)
+    def draw(path, rows):
+        stream_plots.draw_run(path, rows, result)
+
+    runs.draw_missing(folder, stream_plots.FIGURES, draw)
 
 
 if __name__ == "__main__":

@@ -83,12 +83,8 @@ def train(
 def draw_figures(folder: "RunFolder") -> None:
     """Draw the figures of a finished run, unless they are there."""
     from experiments import plots
-    from jaxsparse.training import writing
 
-    # Asked of every finished run: one may have been killed between its result and its figures.
-    if not all((folder.path / name).exists() for name in plots.FIGURES):
-        with writing(folder.path):
-            plots.draw_run(folder.path, folder.rows())
+    runs.draw_missing(folder, plots.FIGURES, plots.draw_run)
 
 
 if __name__ == "__main__":

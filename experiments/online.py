@@ -103,11 +103,11 @@ def learn(
 def draw_figures(folder: "RunFolder", result: dict[str, Any]) -> None:
     """Draw the figures of a finished run, unless they are there."""
     from experiments import online_plots
-    from jaxsparse.training import writing
 
-    if not all((folder.path / name).exists() for name in online_plots.FIGURES):
-        with writing(folder.path):
-            online_plots.draw_run(folder.path, folder.rows(), result)
+    def draw(path, rows):
+        online_plots.draw_run(path, rows, result)
+
+    runs.draw_missing(folder, online_plots.FIGURES, draw)
 
 
 if __name__ == "__main__":

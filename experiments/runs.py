@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
@@ -93,6 +93,23 @@ def create_run(experiment: Experiment, path: Path, config: Any, **more: Any) -> 
         **more,
     }
     return RunFolder.create(path, record, experiment.unit)
+
+
+def draw_missing(folder: "RunFolder", names: Iterable[str], draw: Callable[..., None]) -> None:
+    """Draw a finished run's figures into its folder, unless all that are `names` are there.
+
+    Asked of every finished run: one may have been killed between its result and its figures.
+
+    Args:
+      folder: the run's folder.
+      names: the figures' file names.
+      draw: called with the folder's path and the run's rows.
+    """
+    from jaxsparse.training import writing
+
+    if not all((folder.path / name).exists() for name in names):
+        with writing(folder.path):
+            draw(folder.path, folder.rows())
 
 
 def preset_flags(values: Mapping[str, Any], hidden: Sequence[str]) -> str:
