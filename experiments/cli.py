@@ -70,6 +70,9 @@ def one_line_errors() -> Iterator[None]:
         fail(f"{error} and saved; continue with: {resume_command}", status=128 + number)
     except MemoryError:
         fail("out of memory", status=1)
+    except BrokenPipeError:  # who reads has seen enough, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 # The signal that asked the run to stop, and the command that continues it.

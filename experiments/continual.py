@@ -43,7 +43,8 @@ class Grid(NamedTuple):
 def experiment() -> runs.Experiment:
     """The command line of continual learning."""
     from experiments import continual_presets as presets
-    from jaxsparse.training.continual import ContinualConfig
+    from experiments.report import StreamReport
+    from jaxsparse.training.continual import ContinualConfig, run_stream
 
     return runs.Experiment(
         name="continual",
@@ -52,6 +53,10 @@ def experiment() -> runs.Experiment:
         preset=lambda f: presets.preset_config(f.stream, f.method, f.data, f.memories),
         describe=presets.describe,
         label=lambda c: f"{c.stream}-{c.data}-{c.method}",
+        load=load_stream,
+        learn=run_stream,
+        report=StreamReport,
+        figures=_figures,
         presets=False,
         unit="task",
         extra={
@@ -78,53 +83,25 @@ def main(args: Sequence[str] | None = None) -> None:
     with cli.one_line_errors():
         own = experiment()
         opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
-        config, folder = opened.config, opened.folder
+        config, place = opened.config, opened.place
         cli.use_all_cores()
         cli.use_compilation_cache()
-        if opened.flags.scan and folder is None:
-            check(config, load_stream(config))
+        if opened.flags.scan and opened.folder is None:
+            load_stream(config)  # refuses here what cannot be run
             given = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
             grid = given.or_usual(config)
             again = f"the same command with --out {opened.out}"
             config, scanned = scan(config, grid, opened.out, again)
-            folder = runs.create_run(own, opened.out, config, scan=scanned)
-        resume = f"{own.prog} --resume {folder.path if folder else opened.out}"
-        result = run(config, folder or opened.out, resume)
-        StreamReport(config, folder.path if folder else opened.out).result(result)
-
-
-def run(
-    config: "ContinualConfig", place: "RunFolder | Path", resume_command: str
-) -> dict[str, Any]:
-    """The result of a run: as it is there, or learned to the end, with its figures.
-
-    Args:
-      config: the run's configuration.
-      place: the folder of a run, or where to make a new one.
-      resume_command: what goes on with the run when it is stopped.
-
-    Returns:
-      The content of result.json.
-    """
-    folder = None if isinstance(place, Path) else place
-    result = folder.result() if folder else None
-    if result is None:
-        stream = load_stream(config)
-        check(config, stream)
-        if isinstance(place, Path):
-            folder = runs.create_run(experiment(), place, config)
-        assert folder is not None
-        result = learn(config, stream, folder, resume_command)
-    assert folder is not None
-    draw_figures(folder, result)
-    return result
+            place = runs.create_run(own, opened.out, config, scan=scanned)
+        folder, result = runs.run(own, config, place, f"{own.prog} --resume {opened.path}")
+        StreamReport(config, folder.path).result(result)
 
 
 def load_stream(config: "ContinualConfig") -> "TaskStream":
-    """The stream that a configuration names, with the images it is measured on."""
+    """The stream that a configuration names, with the images it is measured on; checked."""
     from jaxsparse import data
     from jaxsparse.data import streams
-    from jaxsparse.training import ConfigError
+    from jaxsparse.training.continual import make_program
 
     train = data.load_labelled(config.data, "train", config.data_dir)
     if config.validation:
@@ -133,36 +110,22 @@ def load_stream(config: "ContinualConfig") -> "TaskStream":
         test = data.load_labelled(config.data, "test", config.data_dir)
     if config.stream == "split-cifar10":
         stream = streams.split(train, test)
-        if stream.num_tasks != config.tasks:
-            raise ConfigError(
-                f"tasks must be {stream.num_tasks}, pairs of classes, got {config.tasks}"
-            )
-        return stream
-    build = streams.rotations if config.stream == "rotations" else streams.permutations
-    return build(train, test, config.tasks, config.data_seed)
+    else:
+        build = streams.rotations if config.stream == "rotations" else streams.permutations
+        stream = build(train, test, config.tasks, config.data_seed)
+    _check(config, stream)
+    make_program(config, stream)  # refuses what cannot be run
+    return stream
 
 
-def check(config: "ContinualConfig", stream: "TaskStream") -> None:
-    """Raise ConfigError where the configuration cannot run on the stream's images."""
+def _check(config, stream):
     from jaxsparse.training import ConfigError
-    from jaxsparse.training.continual import make_program
 
-    shape = stream.train.images.shape[1:]
-    if config.augment and shape[2] != 3:
-        raise ConfigError(f"augment wants images of 3 channels, {config.data} has {shape[2]}")
-    make_program(config, stream)
-
-
-def learn(
-    config: "ContinualConfig", stream: "TaskStream", folder: "RunFolder", resume_command: str
-) -> dict[str, Any]:
-    """Learn the stream to its end, with a progress bar."""
-    from experiments.report import StreamReport
-    from jaxsparse.training.continual import run_stream
-
-    with StreamReport(config, folder.path) as report:
-        hooks = report.hooks(cli.stop_on_signal(resume_command))
-        return run_stream(config, stream, folder, hooks)
+    if stream.num_tasks != config.tasks:
+        raise ConfigError(f"tasks must be {stream.num_tasks}, pairs of classes, got {config.tasks}")
+    channels = stream.train.images.shape[3]
+    if config.augment and channels != 3:
+        raise ConfigError(f"augment wants images of 3 channels, {config.data} has {channels}")
 
 
 def scan(
@@ -222,14 +185,10 @@ def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunF
     return folder
 
 
-def draw_figures(folder: "RunFolder", result: dict[str, Any]) -> None:
-    """Draw the figures of a finished run, unless they are there."""
-    from experiments import stream_plots
+def _figures():
+    from experiments import stream_plots  # not above: drawing is a slow import, wanted at the end
 
-    def draw(path, rows):
-        stream_plots.draw_run(path, rows, result)
-
-    runs.draw_missing(folder, stream_plots.FIGURES, draw)
+    return stream_plots.FIGURES
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from experiments import cli, runs
 
 if TYPE_CHECKING:
-    from jaxsparse.training import FewShotConfig, RunFolder
+    from jaxsparse.training import FewShotConfig
 
 
 def experiment() -> runs.Experiment:
     """The command line of few-shot learning."""
     from experiments import presets
+    from experiments.report import FewShotReport
+    from jaxsparse import training
     from jaxsparse.training import FewShotConfig
 
     return runs.Experiment(
@@ -28,6 +30,10 @@ def experiment() -> runs.Experiment:
         preset=lambda f: presets.preset_config(f.preset, f.dataset, f.method, f.shots),
         describe=presets.describe,
         label=lambda c: f"{c.dataset}-{c.ways}way-{c.shots}shot-{c.method}",
+        load=load_data,
+        learn=training.run,
+        report=FewShotReport,
+        figures=_figures,
     )
 
 
@@ -36,27 +42,22 @@ def main(args: Sequence[str] | None = None) -> None:
     cli.leave_on_signal()
     # Imported here and not above: Ctrl-C during these seconds is one line, too.
     from experiments.report import FewShotReport
-    from jaxsparse.training import largest_share, make_learner
+    from jaxsparse.training import largest_share
 
     with cli.one_line_errors():
         own = experiment()
         opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
-        config, folder = opened.config, opened.folder
-        cli.use_cores(largest_share(config, len(os.sched_getaffinity(0))))
-        result = folder.result() if folder else None
-        if result is None:
-            data = load_data(config)
-            make_learner(config, data["train"].image_shape)  # refuses what cannot be built
-            folder = folder or runs.create_run(own, opened.out, config)
-            result = train(config, data, folder, own.prog)
-        assert folder is not None
-        draw_figures(folder)
-        FewShotReport(config, folder.path).result(result, folder.rows())
+        cli.use_cores(largest_share(opened.config, len(os.sched_getaffinity(0))))
+        cli.use_compilation_cache()
+        again = f"{own.prog} --resume {opened.path}"
+        folder, result = runs.run(own, opened.config, opened.place, again)
+        FewShotReport(opened.config, folder.path).result(result, folder.rows())
 
 
 def load_data(config: "FewShotConfig") -> dict[str, Any]:
-    """The three splits, checked to hold the tasks that are asked for."""
+    """The three splits, checked to hold the tasks that are asked for, for this network."""
     from jaxsparse import data
+    from jaxsparse.training import make_learner
 
     splits = {}
     for split in ("train", "validation", "test"):
@@ -64,27 +65,14 @@ def load_data(config: "FewShotConfig") -> dict[str, Any]:
             config.dataset, split, data_dir=config.data_dir, image_size=config.image_size
         )
         data.check_episode(splits[split], config.ways, config.shots, config.query_shots)
+    make_learner(config, splits["train"].image_shape)  # refuses what cannot be built
     return splits
 
 
-def train(
-    config: "FewShotConfig", data: dict[str, Any], folder: "RunFolder", prog: str
-) -> dict[str, Any]:
-    """Run to the end, with a progress bar."""
-    from experiments.report import FewShotReport
-    from jaxsparse import training
+def _figures():
+    from experiments import plots  # not above: drawing is a slow import, wanted at the end
 
-    cli.use_compilation_cache()
-    with FewShotReport(config, folder.path) as report:
-        hooks = report.hooks(cli.stop_on_signal(f"{prog} --resume {folder.path}"))
-        return training.run(config, data, folder, hooks)
-
-
-def draw_figures(folder: "RunFolder") -> None:
-    """Draw the figures of a finished run, unless they are there."""
-    from experiments import plots
-
-    runs.draw_missing(folder, plots.FIGURES, plots.draw_run)
+    return plots.FIGURES
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The figures of a run on a switching stream."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -13,14 +12,6 @@ from matplotlib.figure import Figure
 from experiments.plots import band
 
 Rows = list[dict[str, Any]]
-
-
-def draw_run(path: Path, rows: Rows, result: dict[str, Any]) -> None:
-    """Write online.png, switches.png and sparsity.png into the folder of a run."""
-    for name, draw in FIGURES.items():
-        figure = draw(rows, result)
-        figure.savefig(path / name, dpi=150)
-        plt.close(figure)
 
 
 def draw_online(rows: Rows, result: dict[str, Any]) -> Figure:

@@ -4,6 +4,7 @@ python -m experiments.plots runs/fewshot/...
 """
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,17 @@ _PANELS = {
 }
 
 
-def draw_run(path: Path, rows: Rows) -> None:
-    """Write curves.png and sparsity.png into the folder of a run."""
-    for name, draw in FIGURES.items():
-        figure = draw(rows)
+def draw_run(
+    path: Path, figures: Mapping[str, Callable[..., Figure]], rows: Rows, result: Any
+) -> None:
+    """Write the figures, file name -> `(rows, result) -> figure`, into the folder of a run."""
+    for name, draw in figures.items():
+        figure = draw(rows, result)
         figure.savefig(path / name, dpi=150)
         plt.close(figure)
 
 
-def draw_curves(rows: Rows) -> Figure:
+def draw_curves(rows: Rows, _: Any = None) -> Figure:
     """Loss and accuracy over training, of training and validation tasks."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
@@ -47,7 +50,7 @@ def draw_curves(rows: Rows) -> Figure:
     return figure
 
 
-def draw_sparsity(rows: Rows) -> Figure:
+def draw_sparsity(rows: Rows, _: Any = None) -> Figure:
     """Sparsity by layer over training, in percent: weights, batch-norm gains, biases."""
     names = [name for name in rows[0]["sparsity"] if name != "total"]
     panels = {
@@ -91,17 +94,17 @@ def main() -> None:
         for name in sys.argv[1:]:
             folder = RunFolder(Path(name))
             rows, result = folder.rows(), folder.result()
-            if any(row.get("epoch") for row in rows):
-                draw_run(Path(name), rows)
-                print(f"{name}: {', '.join(FIGURES)}")
-            elif result is not None and any(row.get("task") for row in rows):
-                stream_plots.draw_run(Path(name), rows, result)
-                print(f"{name}: {', '.join(stream_plots.FIGURES)}")
-            elif result is not None and any(row.get("interval") for row in rows):
-                online_plots.draw_run(Path(name), rows, result)
-                print(f"{name}: {', '.join(online_plots.FIGURES)}")
+            units = {
+                unit for row in rows for unit in ("epoch", "task", "interval") if row.get(unit)
+            }
+            if "epoch" in units:
+                figures = FIGURES
+            elif result is not None and units:
+                figures = {"task": stream_plots, "interval": online_plots}[units.pop()].FIGURES
             else:
                 raise RunError(f"{name} holds no metrics of any epoch, nor a stream's result")
+            draw_run(Path(name), figures, rows, result)
+            print(f"{name}: {', '.join(figures)}")
 
 
 if __name__ == "__main__":

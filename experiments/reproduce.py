@@ -2,45 +2,49 @@
 
 python -m experiments.reproduce --table S5
 python -m experiments.reproduce --table 3 --methods sparse-lamaml er
+python -m experiments.reproduce --table S8 --p 0.98 --seeds 3 --timesteps 1000
 python -m experiments.reproduce --figure S3
 """
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from experiments import cli
-
-if TYPE_CHECKING:
-    from jaxsparse.training.continual import ContinualConfig
 
 PROG = "python -m experiments.reproduce"
 DOCUMENT = Path(__file__).resolve().parent.parent / "REPRODUCIBILITY.md"
 
 StreamName = Literal["rotations", "permutations", "many-permutations"]
 MethodName = Literal[
-    "sparse-lamaml", "lamaml", "sync-lamaml", "cmaml-sync", "er", "mer", "gem", "agem", "sgd", "iid"
-]
-MEMORIES = (200, 1000)
-INNER_RATES = (0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
-WIDTHS = (25, 50, 100, 200, 400)
+    "sparse-lamaml", "lamaml", "sync-lamaml", "cmaml-sync", "er", "mer", "gem", "agem", "sgd",
+    "iid", "sparse-cmaml", "sparse-relu-cmaml", "cmaml", "cmaml-fixed", "online-adam",
+    "fine-tuning", "maml", "anil", "bgd", "metacog", "metabgd",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
     """Run what a table or figure of the paper needs, and print ours beside the paper's."""
 
-    table: Literal["3", "S5", "S6", "S7"] | None = None
+    table: Literal["3", "S5", "S6", "S7", "S8", "S9"] | None = None
     """3: accuracies of every method on every stream of digits; S5: sparsity; S6: settings chosen
-    on held-out images; S7: Split-CIFAR-10"""
+    on held-out images; S7: Split-CIFAR-10; S8: online accuracies on a switching stream; S9: those
+    of C-MAML's kin, with their rates"""
     figure: Literal["S3", "S4"] | None = None
     """S3: accuracy and sparsity against alpha_0; S4: sparsity by task, and against layer width"""
     streams: tuple[StreamName, ...] = StreamName.__args__  # type: ignore[attr-defined]
     """streams of digits, where the table has several"""
-    methods: tuple[MethodName, ...] = MethodName.__args__  # type: ignore[attr-defined]
-    """methods, where the table has several"""
+    methods: tuple[MethodName, ...] = ()
+    """methods, where the table has several; none named: all of the table"""
+    memories: tuple[int, ...] = (200, 1000)
+    """S7: images kept"""
+    p: tuple[float, ...] = (0.98, 0.9)
+    """S8, S9: probabilities of no switch of task"""
+    timesteps: int = 10_000
+    """S8, S9: batches of the stream"""
     seeds: int = 5
     """number of seeds: 0, 1, ..."""
     data_dir: str | None = None
@@ -65,81 +69,25 @@ def main(args: Sequence[str] | None = None) -> None:
             cli.fail(f"--seeds must be 1 or more, got {flags.seeds}")
         cli.use_all_cores()
         cli.use_compilation_cache()
-        from experiments import tables
+        # Imported here and not above: Ctrl-C during these seconds is one line, too.
+        from experiments.tables import continual, online
+        from experiments.tables.runner import Runner
 
         name = f"table {flags.table}" if flags.table else f"figure {flags.figure}"
-        show: dict[str, Callable[[Flags, Runner], list[str]]] = {
-            "table 3": tables.accuracies,
-            "table S5": tables.sparsities,
-            "table S6": tables.settings,
-            "table S7": tables.split_cifar,
-            "figure S3": tables.figure_s3,
-            "figure S4": tables.figure_s4,
+        show = {
+            "table 3": continual.accuracies,
+            "table S5": continual.sparsities,
+            "table S6": continual.settings,
+            "table S7": continual.split_cifar,
+            "table S8": online.accuracies,
+            "table S9": online.settings,
+            "figure S3": continual.figure_s3,
+            "figure S4": continual.figure_s4,
         }
-        lines = show[name](flags, Runner(flags, f"{PROG} {' '.join(given)}"))
+        lines = show[name](flags, Runner(flags.out, flags.run, f"{PROG} {' '.join(given)}"))
         print("\n".join(lines))
         if flags.document:
             write_section(DOCUMENT, name, lines)
-
-
-class Runner:
-    """Gives the results of runs, running those that are missing."""
-
-    def __init__(self, flags: Flags, command: str):
-        self.flags, self.command = flags, command
-
-    def result(self, name: str, config: "ContinualConfig") -> dict[str, Any] | None:
-        """The result of a run called `name`; None where it is not there and not to be run.
-
-        Raises:
-          RunError: the folder holds a run of another configuration.
-        """
-        from experiments import continual
-
-        folder = self._folder(name, config)
-        if not self.flags.run:
-            return folder.result() if folder else None
-        return continual.run(config, folder or self.flags.out / name, self.command)
-
-    def scan(
-        self, name: str, config: "ContinualConfig", grid: Any
-    ) -> tuple["ContinualConfig", list[dict[str, Any]]] | None:
-        """The configuration a scan chooses, and its points; None as for `result`."""
-        from experiments import continual
-
-        out = self.flags.out / name
-        paths = [continual.scan_path(out, glances) for glances in grid.glances]
-        if not self.flags.run and not all((path / "result.json").is_file() for path in paths):
-            return None
-        return continual.scan(config, grid, out, self.command)
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        """The metrics of a run that is there."""
-        from jaxsparse.training import RunFolder
-
-        return RunFolder.open(self.flags.out / name, "task").rows()
-
-    def _folder(self, name, config):
-        from jaxsparse.training import RunError, RunFolder
-
-        path = self.flags.out / name
-        if not (path / "config.json").is_file():
-            return None
-        folder = RunFolder.open(path, "task")
-        there = {n: v for n, v in folder.config()["config"].items() if n != "data_dir"}
-        wanted = {n: v for n, v in dataclasses.asdict(config).items() if n != "data_dir"}
-        if there != wanted:
-            differences = cli.differing(wanted, there)
-            raise RunError(f"{path} holds a run of another configuration: {differences}")
-        return folder
-
-
-def cell_config(flags: Flags, stream: str, method: str, **settings: Any) -> "ContinualConfig":
-    """The published settings of a method on a stream, with the flags' seeds."""
-    from experiments.continual_presets import preset_config
-
-    config = preset_config(stream, method, memories=settings.get("memories", 0))
-    return dataclasses.replace(config, seeds=flags.seeds, data_dir=flags.data_dir, **settings)
 
 
 def write_section(path: Path, name: str, lines: list[str]) -> None:

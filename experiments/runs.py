@@ -3,18 +3,18 @@
 import argparse
 import dataclasses
 import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 from experiments import cli
 
 if TYPE_CHECKING:
-    from jaxsparse.training import RunFolder
+    from jaxsparse.training import Hooks, RunFolder
 
 
 class Experiment(NamedTuple):
-    """An experiment's command line.
+    """An experiment: its command line, and what a run of it is made of.
 
     Attributes:
       name: of its folder under runs/, and in config.json.
@@ -23,6 +23,10 @@ class Experiment(NamedTuple):
       preset: `hints' values -> configuration` that the flags start from.
       describe: what --help adds: the presets in full.
       label: `configuration -> str`, the start of a new run's folder name.
+      load: `configuration -> data`, checked to be what the configuration can run on.
+      learn: `(configuration, data, folder, hooks) -> result`, from where the folder's run is.
+      report: `(configuration, path) ->` what shows a run in progress, a context with `hooks`.
+      figures: `() -> {file name: (rows, result) -> figure}` of a finished run.
       presets: whether there are presets by name.
       unit: what a row of its metrics is about.
       extra: further flags: name -> (type, default, help).
@@ -34,6 +38,10 @@ class Experiment(NamedTuple):
     preset: Callable[[argparse.Namespace], Any]
     describe: Callable[[], str]
     label: Callable[[Any], str]
+    load: Callable[[Any], Any]
+    learn: Callable[[Any, Any, "RunFolder", "Hooks"], dict[str, Any]]
+    report: Callable[[Any, Path], Any]
+    figures: Callable[[], Mapping[str, Callable[..., Any]]]
     presets: bool = True
     unit: str = "epoch"
     extra: Mapping[str, tuple[Any, Any, str]] = {}
@@ -51,6 +59,16 @@ class Opened(NamedTuple):
     folder: "RunFolder | None"
     out: Path
     flags: Any
+
+    @property
+    def place(self) -> "RunFolder | Path":
+        """The folder of the run, or where to make it."""
+        return self.folder or self.out
+
+    @property
+    def path(self) -> Path:
+        """Where the run lies or will lie."""
+        return self.folder.path if self.folder else self.out
 
 
 def open_run(experiment: Experiment, args: list[str]) -> Opened:
@@ -95,21 +113,47 @@ def create_run(experiment: Experiment, path: Path, config: Any, **more: Any) -> 
     return RunFolder.create(path, record, experiment.unit)
 
 
-def draw_missing(folder: "RunFolder", names: Iterable[str], draw: Callable[..., None]) -> None:
-    """Draw a finished run's figures into its folder, unless all that are `names` are there.
-
-    Asked of every finished run: one may have been killed between its result and its figures.
+def run(
+    experiment: Experiment, config: Any, place: "RunFolder | Path", resume_command: str
+) -> tuple["RunFolder", dict[str, Any]]:
+    """Take a run to its end, with its figures, from wherever it is.
 
     Args:
-      folder: the run's folder.
-      names: the figures' file names.
-      draw: called with the folder's path and the run's rows.
+      experiment: what it is a run of.
+      config: the run's configuration.
+      place: the folder of a run, or where to make a new one.
+      resume_command: what goes on with the run when it is stopped.
+
+    Returns:
+      The folder of the finished run, and the content of its result.json.
     """
+    folder = None if isinstance(place, Path) else place
+    result = folder.result() if folder else None
+    if result is None:
+        data = experiment.load(config)
+        if isinstance(place, Path):
+            folder = create_run(experiment, place, config)
+        assert folder is not None
+        with experiment.report(config, folder.path) as report:
+            hooks = report.hooks(cli.stop_on_signal(resume_command))
+            result = experiment.learn(config, data, folder, hooks)
+    assert folder is not None
+    _draw_missing(experiment, folder)
+    return folder, result
+
+
+def _draw_missing(experiment: Experiment, folder: "RunFolder") -> None:
+    """Draw a finished run's figures, unless all are there.
+
+    Asked of every finished run: one may have been killed between its result and its figures.
+    """
+    from experiments.plots import draw_run
     from jaxsparse.training import writing
 
-    if not all((folder.path / name).exists() for name in names):
+    figures = experiment.figures()
+    if not all((folder.path / name).exists() for name in figures):
         with writing(folder.path):
-            draw(folder.path, folder.rows())
+            draw_run(folder.path, figures, folder.rows(), folder.result())
 
 
 def preset_flags(values: Mapping[str, Any], hidden: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """The figures of a run over a stream of tasks."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,14 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from experiments.plots import band
 
 Rows = list[dict[str, Any]]
-
-
-def draw_run(path: Path, rows: Rows, result: dict[str, Any]) -> None:
-    """Write accuracy.png, matrix.png and sparsity.png into the folder of a run."""
-    for name, draw in FIGURES.items():
-        figure = draw(rows, result)
-        figure.savefig(path / name, dpi=150)
-        plt.close(figure)
 
 
 def draw_accuracy(rows: Rows, result: dict[str, Any]) -> Figure:

@@ -5,9 +5,12 @@ import json
 
 import pytest
 
-from experiments import reproduce, tables
-from experiments.published import TABLE_S5
-from experiments.reproduce import Flags, cell_config
+from experiments import reproduce
+from experiments.published import TABLE_S5, TABLE_S8
+from experiments.reproduce import Flags
+from experiments.tables import continual as tables
+from experiments.tables import online as online_tables
+from experiments.tables.continual import cell_config
 
 
 def value(mean, std=0.01):
@@ -79,7 +82,7 @@ def test_a_section_is_replaced_and_the_rest_stays(tmp_path):
     [
         ([], "name one --table or one --figure"),
         (["--table", "S5", "--figure", "S3"], "name one --table or one --figure"),
-        (["--table", "S9"], "S9"),
+        (["--table", "S4"], "S4"),
         (["--table", "S5", "--seeds", "0"], "--seeds must be 1 or more, got 0"),
         (["--table", "3", "--streams", "rotations"], "holds a run of another configuration"),
     ],
@@ -95,3 +98,100 @@ def test_what_cannot_be_done_is_said_in_one_line(flags, message, tmp_path, capsy
     lines = capsys.readouterr().err.strip().splitlines()
     assert stopped.value.code == 2
     assert len(lines) == 1 and message in lines[0]
+
+
+def store_online(out, p, method, totals, sparsity=None, detections=None):
+    """The folder of a finished run of two seeds on a switching stream."""
+    config = online_tables.cell_config(Flags(seeds=2), p, method)
+    folder = out / f"p{p:g}-{method}"
+    folder.mkdir(parents=True)
+    result = {
+        "accuracy": value(sum(totals) / 2),
+        "by_dataset": {
+            "omniglot": value(0.97), "mnist": value(0.94), "fashion_mnist": None,
+        },
+        "sparsity": {"total": value(sparsity)} if sparsity else {},
+        "seeds": [{"accuracy": x, "detections": detections} for x in totals],
+    }  # fmt: skip
+    if detections is None:
+        for seed in result["seeds"]:
+            del seed["detections"]
+    (folder / "config.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def table_rows(text):
+    """The cells of each line of the tables in a text."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_online_accuracies_stand_beside_the_papers(tmp_path, capsys):
+    found = {"hits": 90, "switches": 100, "false_alarms": 1}
+    store_online(tmp_path, 0.98, "sparse-cmaml", (0.94, 0.95), 0.4, found)
+    store_online(tmp_path, 0.98, "bgd", (0.88, 0.90))
+    run(tmp_path, "--table", "S8", "--p", "0.98")
+    out = capsys.readouterr().out
+    bgd, sparse = table_rows(out)[1:]
+    assert bgd[:2] == ["bgd", "89.00 +- 1.00 / 87.8 +- 1.3"]
+    assert bgd[4:] == ["- / 74.4 +- 1.1", "-", "-", "-"]  # no such batch seen, nothing detected
+    assert sparse[1:3] == ["94.50 +- 1.00 / 94.2 +- 0.4", "97.00 +- 1.00 / 97.3 +- 0.1"]
+    assert sparse[5:] == ["180 of 200", "2", "40.00 +- 1.00"]
+    # 6 and 5 points: mean 5.5, standard error 0.5.
+    assert "sparse-cmaml is above bgd: +5.50 points, standard error 0.50 over 2 seeds" in out
+
+
+def test_a_misprinted_row_is_read_both_ways(tmp_path, capsys):
+    store_online(tmp_path, 0.9, "sparse-relu-cmaml", (0.85, 0.86))
+    run(tmp_path, "--table", "S8", "--p", "0.9")
+    printed, moved = table_rows(capsys.readouterr().out)[1:]
+    assert printed[:2] == ["sparse-relu-cmaml (as printed)", "85.50 +- 1.00 / 84.7 +- 1.3"]
+    assert moved[:2] == ["sparse-relu-cmaml (moved left)", "85.50 +- 1.00 / 86.1 +- 0.2"]
+
+
+def test_the_printed_accuracies_are_weighted_as_their_data_sets_are_drawn():
+    for (method, _), readings in TABLE_S8.items():
+        for reading, cells in readings.items():
+            weights = {"omniglot": 0.5, "mnist": 0.25, "fashion_mnist": 0.25}
+            weighted = sum(weight * cells[name].mean for name, weight in weights.items())
+            close = abs(weighted - cells["total"].mean) < 0.7
+            assert close == (reading != "as printed"), (method, reading)
+
+
+def test_rates_stand_beside_the_papers(tmp_path, capsys):
+    store_online(tmp_path, 0.9, "cmaml-fixed", (0.85, 0.86))
+    run(tmp_path, "--table", "S9", "--p", "0.9")
+    (line,) = table_rows(capsys.readouterr().out)[1:]
+    assert line == [
+        "0.9", "cmaml-fixed", "85.50 +- 1.00 / 85.3 +- 0.5", "0.3", "-", "0.3, -",
+    ]  # fmt: skip
+
+
+def test_a_short_stream_is_said_to_be_one(tmp_path, capsys):
+    run(tmp_path, "--table", "S8", "--timesteps", "1000")
+    assert "first 1,000 timesteps, the paper's of 10,000" in capsys.readouterr().out
+
+
+def test_seeds_of_split_cifar_are_gathered(tmp_path, capsys):
+    # 1,523,050 parameters, 6,410 of them in the head.
+    for seed, accuracy in enumerate((0.26, 0.30)):
+        own = {"memories": 200, "seed": seed, "seeds": 1}
+        config = cell_config(Flags(), "split-cifar10", "sparse-lamaml", **own)
+        folder = tmp_path / f"split-cifar10-200-sparse-lamaml-seed-{seed}"
+        folder.mkdir()
+        result = {
+            "retained_accuracy": value(accuracy, None),
+            "sparsity": {
+                "total": value(0.02), "head/kernel": value(0.5), "head/bias": value(1.0),
+            },
+        }  # fmt: skip
+        (folder / "config.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
+        (folder / "result.json").write_text(json.dumps(result))
+    reproduce.main(["--no-run", "--out", str(tmp_path), "--table", "S7"])
+    (line,) = table_rows(capsys.readouterr().out)[1:]
+    head = 100 * (0.5 * 6400 + 10) / 6410
+    rest = (2 * 1523050 - head * 6410) / (1523050 - 6410)
+    assert line == [
+        "200", "sparse-lamaml", "2", "28.00 +- 2.83 / 27.85 +- 0.69",
+        f"{head:.2f} +- 0.00 / 57.5", f"{rest:.2f} +- 0.00 / 1.6", "2.00 +- 0.00", "yes",
+    ]  # fmt: skip

@@ -1,18 +1,30 @@
-"""What `experiments.reproduce` prints: each table as lines of Markdown, each figure drawn."""
+"""Tables 3 and S5 to S7 and Figures S3 and S4: learning on streams of tasks."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
-from experiments import published
+from experiments import continual, published
 from experiments.report import percent, with_std
-from experiments.reproduce import INNER_RATES, MEMORIES, WIDTHS, Flags, Runner, cell_config
+from experiments.tables.markdown import Lines, comparison, header, row, seeds
+from experiments.tables.runner import Runner
+from jaxsparse.training.continual.result import mean_and_std
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Lines = list[str]
+    from experiments.reproduce import Flags
+    from jaxsparse.training.continual import ContinualConfig
+
+# Those of the digits' streams.
+_METHODS = (
+    *("sparse-lamaml", "lamaml", "sync-lamaml", "cmaml-sync"),
+    *("er", "mer", "gem", "agem", "sgd", "iid"),
+)
+INNER_RATES = (0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
+WIDTHS = (25, 50, 100, 200, 400)
 _SPARSE = ("lamaml", "sparse-lamaml")
 _TENSORS = (
     *("dense1/kernel", "dense2/kernel", "head/kernel"),
@@ -28,32 +40,36 @@ _SUMMARIES = (
 _NEAR = 3.0
 
 
-def accuracies(flags: Flags, runner: Runner) -> Lines:
+def accuracies(flags: "Flags", runner: Runner) -> Lines:
     """RA, BTI, LA and forward transfer of every method on every stream of digits."""
+    experiment = continual.experiment()
     lines, results = [], {}
     for stream in flags.streams:
-        lines += [f"**{stream}**, {_seeds(flags)}:", ""]
-        lines += _header("method", *(label for label, _ in _SUMMARIES), "sparsity", "command")
-        for method in flags.methods:
-            result = runner.result(f"{stream}-{method}", cell_config(flags, stream, method))
+        lines += [f"**{stream}**, {seeds(flags.seeds)}:", ""]
+        lines += header("method", *(label for label, _ in _SUMMARIES), "sparsity", "command")
+        for method in flags.methods or _METHODS:
+            result = runner.result(
+                experiment, f"{stream}-{method}", cell_config(flags, stream, method)
+            )
             if result is None:
                 continue
             results[stream, method] = result
             cells = [with_std(result[name]) for _, name in _SUMMARIES]
             sparsity = result["sparsity"].get("total")
             cells.append(with_std(sparsity) if sparsity else "-")
-            lines.append(_row(method, *cells, f"`{_command(flags, stream, method)}`"))
-        lines += ["", *_comparisons(flags, stream, results), ""]
+            lines.append(row(method, *cells, f"`{_command(flags, stream, method)}`"))
+        lines += ["", *_comparisons(stream, results), ""]
     return lines
 
 
-def sparsities(flags: Flags, runner: Runner) -> Lines:
+def sparsities(flags: "Flags", runner: Runner) -> Lines:
     """Table S5: the sparsity at the end of the stream, by tensor."""
-    lines = [f"Final sparsity in %, ours ({_seeds(flags)}) / the paper's.", ""]
-    lines += _header("stream", "method", "overall", *_TENSORS, "overall within the spread or 3")
+    experiment = continual.experiment()
+    lines = [f"Final sparsity in %, ours ({seeds(flags.seeds)}) / the paper's.", ""]
+    lines += header("stream", "method", "overall", *_TENSORS, "overall within the spread or 3")
     for stream, method, settings in _sparsity_runs(flags):
         name = "-".join([stream, method, *(f"{n}-{v:g}" for n, v in settings.items())])
-        result = runner.result(name, cell_config(flags, stream, method, **settings))
+        result = runner.result(experiment, name, cell_config(flags, stream, method, **settings))
         if result is None:
             continue
         paper = published.TABLE_S5[stream, method]
@@ -62,7 +78,7 @@ def sparsities(flags: Flags, runner: Runner) -> Lines:
             f"{with_std(result['sparsity'][name])} / {paper[name].mean:g}"
             for name in ("total", *_TENSORS)
         ]
-        lines.append(_row(stream, label, *cells, _verdict(result["sparsity"], paper)))
+        lines.append(row(stream, label, *cells, _verdict(result["sparsity"], paper)))
     return lines
 
 
@@ -76,18 +92,16 @@ def _sparsity_runs(flags):
             yield stream, "lamaml", {"mask_lr": 0.3}
 
 
-def settings(flags: Flags, runner: Runner) -> Lines:
+def settings(flags: "Flags", runner: Runner) -> Lines:
     """Table S6: the rates and glances that retain most on held-out images, beside the paper's."""
-    from experiments.continual import Grid
-
     lines = ["Chosen on training images held out (seed 0), beside the paper's choice:", ""]
-    lines += _header("stream", "method", "alpha_0, gamma_m, glances", "RA held out", "paper",
+    lines += header("stream", "method", "alpha_0, gamma_m, glances", "RA held out", "paper",
                      "RA held out, paper's choice")  # fmt: skip
     for stream in flags.streams:
         for method in _SPARSE:
             paper = published.TABLE_S6[stream, method]
             config = dataclasses.replace(cell_config(flags, stream, method), seeds=1)
-            grid = Grid(
+            grid = continual.Grid(
                 inner_lr=(0.05, 0.1, 0.15),
                 mask_lr=(0.1, 0.3, 0.5) if method == "lamaml" else (0.75, 1.7, 3.0),
                 glances=(5, 10),
@@ -96,7 +110,7 @@ def settings(flags: Flags, runner: Runner) -> Lines:
             if scanned is None:
                 continue
             chosen, points = scanned
-            lines.append(_row(
+            lines.append(row(
                 stream, method, f"{chosen.inner_lr:g}, {chosen.mask_lr:g}, {chosen.glances}",
                 _retained(points, chosen.inner_lr, chosen.mask_lr, chosen.glances),
                 ", ".join(f"{value:g}" for value in paper), _retained(points, *paper),
@@ -104,35 +118,73 @@ def settings(flags: Flags, runner: Runner) -> Lines:
     return lines
 
 
-def split_cifar(flags: Flags, runner: Runner) -> Lines:
-    """Table S7: accuracy on all classes after one pass over Split-CIFAR-10."""
-    lines = [f"Accuracy in %, {_seeds(flags)}.", ""]
-    lines += _header("memory", "method", "ours", "paper", "sparsity", "within 2 points")
-    for memories in MEMORIES:
-        for method in flags.methods:
-            paper = published.TABLE_S7.get((method, memories))
-            if paper is None:
+def split_cifar(flags: "Flags", runner: Runner) -> Lines:
+    """Table S7: accuracy on all classes after one pass over Split-CIFAR-10.
+
+    Every seed is a run of its own, so that more can be added to those that are there.
+    """
+    experiment = continual.experiment()
+    lines = [
+        "Accuracy in %, mean +- std over the seeds that were run (from 0 on) / the paper's.",
+        "",
+    ]
+    lines += header("memory", "method", "seeds", "accuracy", *_S7_SPARSITIES, "within 2 points")
+    for memories in flags.memories:
+        for method in flags.methods or _S7_METHODS:
+            if (method, memories) not in published.TABLE_S7:
                 continue
-            config = cell_config(flags, "split-cifar10", method, memories=memories)
-            result = runner.result(f"split-cifar10-{memories}-{method}", config)
-            if result is None:
-                continue
-            ours = result["retained_accuracy"]
-            near = abs(100 * ours["mean"] - paper.mean) <= 2
-            sparsity = result["sparsity"].get("total")
-            lines.append(_row(
-                str(memories), method, with_std(ours), f"{paper.mean} +- {paper.std}",
-                with_std(sparsity) if sparsity else "-", "yes" if near else "no",
-            ))  # fmt: skip
+            results = []
+            for seed in range(flags.seeds):
+                own = {"memories": memories, "seed": seed, "seeds": 1}
+                results.append(runner.result(
+                    experiment, f"split-cifar10-{memories}-{method}-seed-{seed}",
+                    cell_config(flags, "split-cifar10", method, **own),
+                ))  # fmt: skip
+            there = [result for result in results if result is not None]
+            if there:
+                lines.append(_s7_row(memories, method, there))
     return lines
 
 
-def figure_s3(flags: Flags, runner: Runner) -> Lines:
+_S7_METHODS = ("er", "mer", "gem", "lamaml", "sparse-lamaml")
+_S7_SPARSITIES = ("sparsity of the head", "of the rest", "of all")
+
+
+def _s7_row(memories, method, results):
+    paper = published.TABLE_S7[method, memories]
+    ours: Any = mean_and_std([result["retained_accuracy"]["mean"] for result in results])
+    sparsities = ["-"] * 3
+    if results[0]["sparsity"]:
+        parts = np.array([_head_rest_all(result["sparsity"]) for result in results]).T
+        theirs = published.S7_SPARSITY[method, memories]
+        sparsities = [
+            with_std(mean_and_std(list(part))) + ("" if value is None else f" / {value.mean:g}")
+            for part, value in zip(parts, theirs, strict=True)
+        ]
+    near = "yes" if abs(100 * ours["mean"] - paper.mean) <= 2 else "no"
+    accuracy = f"{with_std(ours)} / {paper.mean:g} +- {paper.std:g}"
+    return row(str(memories), method, str(len(results)), accuracy, *sparsities, near)
+
+
+def _head_rest_all(sparsity):
+    """Sparsity of the last layer, of all others, and of all, weighted by their entries."""
+    from jaxsparse import nn
+
+    params = jax.eval_shape(nn.strided_cnn(10).init, jax.random.key(0))
+    whole = sum(leaf.size for leaf in jax.tree.leaves(params))
+    head = {f"head/{name}": leaf.size for name, leaf in params["head"].items()}
+    head_size, total = sum(head.values()), sparsity["total"]["mean"]
+    frozen = sum(sparsity[name]["mean"] * size for name, size in head.items())
+    return frozen / head_size, (total * whole - frozen) / (whole - head_size), total
+
+
+def figure_s3(flags: "Flags", runner: Runner) -> Lines:
     """RA and sparsity against alpha_0, of La-MAML and sparse-La-MAML; drawn into the folder."""
+    experiment = continual.experiment()
     lines, curves = [], {}
     for stream in flags.streams:
-        lines += [f"**{stream}**, {_seeds(flags)}:", ""]
-        lines += _header("alpha_0", *(f"{m}, {what}" for m in _SPARSE for what in _S3_PANELS))
+        lines += [f"**{stream}**, {seeds(flags.seeds)}:", ""]
+        lines += header("alpha_0", *(f"{m}, {what}" for m in _SPARSE for what in _S3_PANELS))
         for alpha in INNER_RATES:
             cells = []
             for method in _SPARSE:
@@ -140,33 +192,34 @@ def figure_s3(flags: Flags, runner: Runner) -> Lines:
                 name = f"{stream}-{method}"
                 if config != cell_config(flags, stream, method):
                     name += f"-alpha-{alpha:g}"
-                result = runner.result(name, config)
+                result = runner.result(experiment, name, config)
                 values = None
                 if result is not None:
                     values = (result["retained_accuracy"], result["sparsity"]["total"])
                     curves[stream, method, alpha] = values
                 cells += ["-", "-"] if values is None else [with_std(v) for v in values]
-            lines.append(_row(f"{alpha:g}", *cells))
+            lines.append(row(f"{alpha:g}", *cells))
         lines.append("")
     _save(_draw_s3(flags, curves), flags, "figure-s3.png")
     return [*lines, f"Figure: {flags.out / 'figure-s3.png'}"]
 
 
-def figure_s4(flags: Flags, runner: Runner) -> Lines:
+def figure_s4(flags: "Flags", runner: Runner) -> Lines:
     """Sparsity by task, and its end against the width of the layers (rotations)."""
-    lines = [f"Final sparsity in % on rotations against the width, {_seeds(flags)}:", ""]
-    lines += _header("width", *_SPARSE)
+    experiment = continual.experiment()
+    lines = [f"Final sparsity in % on rotations against the width, {seeds(flags.seeds)}:", ""]
+    lines += header("width", *_SPARSE)
     ends: dict[tuple[str, int], Any] = {}
     for width in WIDTHS:
         for method in _SPARSE:
             config = cell_config(flags, "rotations", method, width=width)
             name = f"rotations-{method}" + (f"-width-{width}" if width != 100 else "")
-            result = runner.result(name, config)
+            result = runner.result(experiment, name, config)
             if result is not None:
                 ends[method, width] = result["sparsity"]
         cells = [with_std(ends[m, width]["total"]) if (m, width) in ends else "-" for m in _SPARSE]
-        lines.append(_row(str(width), *cells))
-    by_task = {m: runner.rows(f"rotations-{m}") for m in _SPARSE if (m, 100) in ends}
+        lines.append(row(str(width), *cells))
+    by_task = {m: runner.rows(experiment, f"rotations-{m}") for m in _SPARSE if (m, 100) in ends}
     _save(_draw_s4(by_task, ends), flags, "figure-s4.png")
     return [*lines, "", f"Figure: {flags.out / 'figure-s4.png'}"]
 
@@ -234,25 +287,17 @@ def _save(figure, flags, name):
     plt.close(figure)
 
 
-def _comparisons(flags, stream, results):
-    """Whether sparse-La-MAML retains more than La-MAML and ER: the difference, seed by seed."""
-    lines = []
+def _comparisons(stream, results):
+    """Whether sparse-La-MAML retains more than La-MAML and ER."""
     ours = results.get((stream, "sparse-lamaml"))
-    for other in ("lamaml", "er"):
-        theirs = results.get((stream, other))
-        if ours is None or theirs is None:
-            continue
-        pairs = zip(ours["seeds"], theirs["seeds"], strict=True)
-        gaps = np.array([100 * (a["retained_accuracy"] - b["retained_accuracy"]) for a, b in pairs])
-        mean, error = gaps.mean(), gaps.std(ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else np.inf
-        word = (
-            "above" if mean > 2 * error else "below" if mean < -2 * error else "not told apart from"
+    found = {other: results.get((stream, other)) for other in ("lamaml", "er")}
+    return [
+        comparison(
+            f"RA of sparse-lamaml is {{}} {other}'s",
+            "retained_accuracy", ours["seeds"], theirs["seeds"],
         )
-        lines.append(
-            f"- RA of sparse-lamaml is {word} {other}'s: {mean:+.2f} points, "
-            f"standard error {error:.2f} over {len(gaps)} seeds."
-        )
-    return lines
+        for other, theirs in found.items() if ours is not None and theirs is not None
+    ]  # fmt: skip
 
 
 def _verdict(sparsity, paper):
@@ -274,13 +319,10 @@ def _command(flags, stream, method):
     return f"--stream {stream} --method {method} --seeds {flags.seeds}"
 
 
-def _seeds(flags):
-    return "seed 0" if flags.seeds == 1 else f"mean +- std over seeds 0 to {flags.seeds - 1}"
+def cell_config(flags: "Flags", stream: str, method: str, **settings: Any) -> "ContinualConfig":
+    """The published settings of a method on a stream, with the flags' seeds."""
+    from experiments.continual_presets import preset_config
 
-
-def _header(*names):
-    return [_row(*names), "|" + "---|" * len(names)]
-
-
-def _row(*cells):
-    return "| " + " | ".join(cells) + " |"
+    config = preset_config(stream, method, memories=settings.get("memories", 0))
+    settings = {"seeds": flags.seeds, **settings}
+    return dataclasses.replace(config, data_dir=flags.data_dir, **settings)

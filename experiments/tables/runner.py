@@ -1,0 +1,67 @@
+"""The results a table is made of: those that are there, and those still to be run."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments import cli, runs
+
+if TYPE_CHECKING:
+    from jaxsparse.training import RunFolder
+    from jaxsparse.training.continual import ContinualConfig
+
+
+class Runner:
+    """Gives the results of runs, running those that are missing.
+
+    Args:
+      out: the folder of the runs' folders.
+      missing: whether to run what is missing.
+      command: what goes on with the table when it is stopped.
+    """
+
+    def __init__(self, out: Path, missing: bool, command: str):
+        self.out, self.missing, self.command = out, missing, command
+
+    def result(self, experiment: runs.Experiment, name: str, config: Any) -> dict[str, Any] | None:
+        """The result of a run called `name`; None where it is not there and not to be run.
+
+        Raises:
+          RunError: the folder holds a run of another configuration.
+        """
+        folder = self._folder(experiment, name, config)
+        if not self.missing:
+            return folder.result() if folder else None
+        return runs.run(experiment, config, folder or self.out / name, self.command)[1]
+
+    def scan(
+        self, name: str, config: "ContinualConfig", grid: Any
+    ) -> tuple["ContinualConfig", list[dict[str, Any]]] | None:
+        """The configuration a scan chooses, and its points; None as for `result`."""
+        from experiments import continual
+
+        out = self.out / name
+        paths = [continual.scan_path(out, glances) for glances in grid.glances]
+        if not self.missing and not all((path / "result.json").is_file() for path in paths):
+            return None
+        return continual.scan(config, grid, out, self.command)
+
+    def rows(self, experiment: runs.Experiment, name: str) -> list[dict[str, Any]]:
+        """The metrics of a run that is there."""
+        from jaxsparse.training import RunFolder
+
+        return RunFolder.open(self.out / name, experiment.unit).rows()
+
+    def _folder(self, experiment, name, config) -> "RunFolder | None":
+        from jaxsparse.training import RunError, RunFolder
+
+        path = self.out / name
+        if not (path / "config.json").is_file():
+            return None
+        folder = RunFolder.open(path, experiment.unit)
+        there = {n: v for n, v in folder.config()["config"].items() if n != "data_dir"}
+        wanted = {n: v for n, v in dataclasses.asdict(config).items() if n != "data_dir"}
+        if there != wanted:
+            differences = cli.differing(wanted, there)
+            raise RunError(f"{path} holds a run of another configuration: {differences}")
+        return folder
