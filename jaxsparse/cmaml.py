@@ -20,6 +20,7 @@ from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.maml import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
+from jaxsparse.updates import apply_gate, cast, update
 
 Tree = Any
 # What a loss function's metrics may not be called, beside the names that are taken everywhere.
@@ -224,7 +225,7 @@ def cmaml_step(
     _check_arguments(state, batch, inner_steps, detection_threshold, modulation)
     batch = jax.tree.map(jnp.asarray, batch)
     loss_fn = _checked_loss(loss_fn)
-    step_sizes, gate_vjp = jax.vjp(lambda m: _apply(gate, m, key), state.mask)
+    step_sizes, gate_vjp = jax.vjp(lambda m: apply_gate(gate, m, key), state.mask)
     check_floating("step_sizes", step_sizes)
     check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
     gate_sparsity = sparsity(step_sizes)["total"]
@@ -241,16 +242,16 @@ def cmaml_step(
     if detection_threshold is not None:
         detected = (state.step > 0) & (adapted_loss + detection_threshold <= loss)
     capacity = len(jax.tree.leaves(state.buffer)[0])
-    update = (detected & (state.stored > 0)) | (state.stored >= capacity)
+    updated = (detected & (state.stored > 0)) | (state.stored >= capacity)
 
     # No pair without an update: a loop of no rounds, also under vmap, where `cond` runs both sides.
-    pairs = jnp.where(update, jnp.maximum(state.stored // 2, 1), 0)
+    pairs = jnp.where(updated, jnp.maximum(state.stored // 2, 1), 0)
     outer_loss, *gradients = _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps)
     omega = 1.0 if modulation is None else -jnp.expm1(-modulation * outer_loss)
-    omega = jnp.where(update, omega, 0.0)
+    omega = jnp.where(updated, omega, 0.0)
     params, mask, theta_opt, mask_opt = jax.lax.cond(
-        update,
-        lambda: _update(
+        updated,
+        lambda: _outer_update(
             jax.tree.map(lambda x: omega.astype(x.dtype) * x, gradients),
             *(state, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta),
         ),
@@ -258,7 +259,7 @@ def cmaml_step(
     )
     restart = detected
     if restart_now:
-        start, step_sizes = part_like(start, params), _apply(gate, mask, key)
+        start, step_sizes = part_like(start, params), apply_gate(gate, mask, key)
         fast_params = jax.lax.cond(
             detected,
             lambda: adapt_part(loss_fn, start, params, step_sizes, batch, inner_steps)[0],
@@ -270,14 +271,14 @@ def cmaml_step(
         "inner_loss": inner["loss"],
         "adapted_loss": adapted_loss,
         "detected": detected,
-        "updated": update,
+        "updated": updated,
         "restarted": state.restart,
         "outer_loss": outer_loss,
         "modulation": omega,
         "sparsity": gate_sparsity,
     }
     buffer = _store(state.buffer, batch, state.stored)
-    stored = jnp.where(update, 0, state.stored + 1)
+    stored = jnp.where(updated, 0, state.stored + 1)
     opts = theta_opt, mask_opt
     step = state.step + 1
     return CMAMLState(params, fast_params, mask, *opts, buffer, stored, restart, step), metrics
@@ -315,24 +316,22 @@ def _pair_places(pair, stored):
     return pair, jnp.minimum((stored + 1) // 2 + pair, stored - 1)
 
 
-def _update(gradients, state, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta):
+def _outer_update(
+    gradients, state, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta
+):
     """theta, m and their optimisers' states, each moved along its gradient."""
     d_params, d_sizes = gradients
     if mask_theta:
         part = part_like(state.fast_params, d_params)
         part = jax.tree.map(lambda d, a: d * a.astype(d.dtype), part, step_sizes)
         d_params = merge_params(part, d_params)
-    params, theta_opt = _moved(theta_optimizer, d_params, state.theta_opt, state.params)
+    d_params = cast(d_params, state.params)
+    params, theta_opt = update(theta_optimizer, d_params, state.theta_opt, state.params)
     mask, mask_opt = state.mask, state.mask_opt
     if mask_optimizer is not None:
-        (d_mask,) = gate_vjp(_cast(d_sizes, step_sizes))
-        mask, mask_opt = _moved(mask_optimizer, d_mask, mask_opt, mask)
+        (d_mask,) = gate_vjp(cast(d_sizes, step_sizes))
+        mask, mask_opt = update(mask_optimizer, cast(d_mask, mask), mask_opt, mask)
     return params, mask, theta_opt, mask_opt
-
-
-def _moved(optimizer, gradient, opt_state, params):
-    updates, opt_state = optimizer.update(_cast(gradient, params), opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
 
 
 def _store(buffer, batch, at):
@@ -341,14 +340,6 @@ def _store(buffer, batch, at):
     return jax.tree.map(
         lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, at, 0), buffer, batch
     )
-
-
-def _apply(gate, mask, key):
-    return gate.apply(mask, key if gate.stochastic else None)
-
-
-def _cast(tree, like):
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
 
 
 def _checked_loss(loss_fn):

@@ -34,3 +34,17 @@ def draw_each(
         values = jax.vmap(lambda key, spec=spec: draw(key, spec))(keys[jnp.array(where)])
         drawn |= dict(zip(where, values, strict=True))
     return [drawn[place] for place in range(len(specs))]
+
+
+def choose(key: jax.Array, allowed: jax.Array, count: int) -> jax.Array:
+    """`count` distinct allowed positions of the last axis, uniformly and in random order.
+
+    allowed is bool [..., n]; the result int32 [..., count].
+    """
+    # XLA's fast top_k on the CPU takes float32 only. Random bits read as positive normal floats
+    # keep 30 bits, where jax.random.uniform would keep 23: ties, which top_k settles by position,
+    # are too rare to bias the draw.
+    bits = jax.random.bits(key, allowed.shape, jnp.uint32)
+    scores = jax.lax.bitcast_convert_type((bits >> 2) + jnp.uint32(1 << 23), jnp.float32)
+    # A slice of its result would turn that top_k into a whole sort: hence the barrier.
+    return jax.lax.optimization_barrier(jax.lax.top_k(jnp.where(allowed, scores, -1.0), count)[1])

@@ -22,6 +22,7 @@ from jaxsparse.clipping import clip_by_norm
 from jaxsparse.gates import Gate
 from jaxsparse.inner import descend
 from jaxsparse.meta_gradients import Glance, MetaIterates, meta_gradient
+from jaxsparse.updates import apply_gate, cast, update
 
 Tree = Any
 
@@ -200,7 +201,7 @@ def lamaml_step(
     if replay is not None:
         meta_rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
     gate_key = None if key is None else jax.random.fold_in(key, 1)
-    sizes, gate_vjp = jax.vjp(lambda m: _apply(inner_gate or gate, m, gate_key), state.mask)
+    sizes, gate_vjp = jax.vjp(lambda m: apply_gate(inner_gate or gate, m, gate_key), state.mask)
     check_floating("step_sizes", sizes)
     check_like("step_sizes", sizes, "params", state.params)
 
@@ -222,12 +223,13 @@ def lamaml_step(
     if mask_optimizer is not None:
         (d_mask,) = gate_vjp(d_sizes)
         d_mask, own["mask_norm"] = clip_by_norm(d_mask, clip_norm)
-        mask, mask_opt = _update(mask_optimizer, d_mask, mask_opt, mask)
+        mask, mask_opt = update(mask_optimizer, cast(d_mask, mask), mask_opt, mask)
     d_params, own["theta_norm"] = clip_by_norm(d_params, clip_norm)
     if theta_optimizer is None:
-        params, theta_opt = descend(state.params, _apply(gate, mask, gate_key), d_params), ()
+        params, theta_opt = descend(state.params, apply_gate(gate, mask, gate_key), d_params), ()
     else:
-        params, theta_opt = _update(theta_optimizer, d_params, state.theta_opt, state.params)
+        d_params = cast(d_params, state.params)
+        params, theta_opt = update(theta_optimizer, d_params, state.theta_opt, state.params)
     for name in own.keys() & metrics.keys():
         raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
     return LaMAMLState(params, mask, mask_opt, theta_opt, state.step + 1), metrics | own
@@ -244,24 +246,6 @@ def _row_weights(replay_weights, count):
     if replay_weights is None:
         return None
     return jnp.concatenate([replay_weights, jnp.ones(count, replay_weights.dtype)])
-
-
-def _update(optimizer, gradient, opt_state, params):
-    gradient = _cast(gradient, params)
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
-
-
-def _apply(gate, mask, key):
-    return gate.apply(mask, key if gate.stochastic else None)
-
-
-def _cast(tree, like):
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
-
-
-def _length(tree):
-    return len(jax.tree.leaves(tree)[0])
 
 
 def _check_arguments(state, batch, replay, replay_weights, inner_batch_size, meta_iterates):

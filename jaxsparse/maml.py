@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxsparse.checks import check_leading_axis, check_steps, own_copy, scalar_loss
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt
+from jaxsparse.updates import update
 
 Tree = Any
 TaskLoop = Literal["auto", "vmap", "scan"]
@@ -195,8 +196,8 @@ def sparse_maml_step(
     # Sizes drawn per task keep their task axis here: the gate's own VJP adds the tasks up.
     d_sizes = jax.tree.map(lambda x: x / count if gate.stochastic else x.mean(0), d_sizes)
     (d_mask,) = gate_vjp(d_sizes)
-    params, theta_opt = _update(theta_optimizer, d_params, state.theta_opt, state.params)
-    mask, mask_opt = _update(mask_optimizer, d_mask, state.mask_opt, state.mask)
+    params, theta_opt = update(theta_optimizer, d_params, state.theta_opt, state.params)
+    mask, mask_opt = update(mask_optimizer, d_mask, state.mask_opt, state.mask)
     metrics["sparsity"] = sparsity(step_sizes)["total"]
     return MetaState(params, mask, theta_opt, mask_opt, state.step + 1, key), metrics
 
@@ -308,11 +309,6 @@ def _over_tasks(function, count, per_task, task_loop, mesh):
     return jax.shard_map(
         gathered, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
     )
-
-
-def _update(optimizer, gradient, opt_state, params):
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
 
 
 def _resolve(task_loop: TaskLoop) -> str:

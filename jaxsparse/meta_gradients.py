@@ -10,6 +10,7 @@ from jaxsparse.checks import leaves_by_name, scalar_loss
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.inner import descend
 from jaxsparse.losses import SplitLoss, weighted_loss
+from jaxsparse.updates import cast
 
 Tree = Any
 MetaIterates = Literal["all", "last"]
@@ -74,12 +75,12 @@ def _first_order(glance):
     share = 1.0 / _length(chunks) if iterates == "all" else 1.0
 
     def meta_step(phi, gradient_sum, d_params, d_sizes):
-        loss_and_metrics, h = meta_and_grad(_cast(phi, params))
+        loss_and_metrics, h = meta_and_grad(cast(phi, params))
         return *_add_terms(d_params, d_sizes, share, h, gradient_sum), loss_and_metrics
 
     def step(carry, chunk):
         phi, gradient_sum, d_params, d_sizes = carry
-        (loss, _), gradient = loss_and_grad(_cast(phi, params), chunk)
+        (loss, _), gradient = loss_and_grad(cast(phi, params), chunk)
         phi, gradient_sum = _inner_step(phi, gradient_sum, sizes, gradient, glance.bound)
         outer = None
         if iterates == "all":
@@ -126,11 +127,11 @@ def _split_first_order(glance: Glance, split: SplitLoss):
     share = 1.0 / count
 
     def inner_loss(phi, products, others):
-        return scalar_loss(split.loss_fn)(join(_cast(phi, rest), kernel), (products, others))
+        return scalar_loss(split.loss_fn)(join(cast(phi, rest), kernel), (products, others))
 
     def meta_loss(phi, products):
         loss = weighted_loss(split.loss_fn, (products, others), glance.weights)
-        return loss(join(_cast(phi, rest), kernel))
+        return loss(join(cast(phi, rest), kernel))
 
     loss_and_grads = jax.value_and_grad(inner_loss, (0, 1), has_aux=True)
     meta_and_grads = jax.value_and_grad(meta_loss, (0, 1), has_aux=True)
@@ -237,10 +238,6 @@ def _chunks(glance):
 
 def _clamp(x, bound):
     return x if bound is None else jnp.clip(x, -bound, bound)
-
-
-def _cast(tree, like):
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
 
 
 def _length(tree):

@@ -19,6 +19,7 @@ from jaxsparse.clipping import clip_by_norm, sum_dtype
 from jaxsparse.continual.er import (
     OnlineState,
 )
+from jaxsparse.updates import cast
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "clip_norm"))
@@ -85,7 +86,7 @@ def mer_step(
     def sgd(params, row_and_weight):
         row, weight = row_and_weight
         row = jax.tree.map(lambda x: x[None], row)
-        value, gradient = value_and_grad(_cast(params, state.params), row)
+        value, gradient = value_and_grad(cast(params, state.params), row)
         gradient, _ = clip_by_norm(gradient, clip_norm)
         return _step(params, gradient, -learning_rate * weight), value
 
@@ -99,7 +100,7 @@ def mer_step(
     # Carried in float32 where theta is kept in halves, which would lose steps as small as these.
     start = jax.tree.map(lambda x: x.astype(sum_dtype(x.dtype)), state.params)
     end, values = jax.lax.scan(batch, start, (replay, replay_weights))
-    params = _cast(_reptile(start, end, across_batch_rate), state.params)
+    params = cast(_reptile(start, end, across_batch_rate), state.params)
     loss, metrics = jax.tree.map(lambda x: x[0], values)
     return OnlineState(params, state.opt_state, state.step + 1), {"loss": loss} | metrics
 
@@ -112,7 +113,3 @@ def _step(params, direction, rate):
     return jax.tree.map(
         lambda p, d: p + jnp.asarray(rate, p.dtype) * d.astype(p.dtype), params, direction
     )
-
-
-def _cast(tree, like):
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)

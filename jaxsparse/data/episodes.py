@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.draws import choose
 
 
 class Task(NamedTuple):
@@ -63,8 +64,8 @@ def sample_tasks(
     check_episode(data, ways, shots, query_shots)
     class_key, image_key = jax.random.split(key)
     present = jnp.ones((tasks, data.num_classes), bool)
-    classes = _choose(class_key, present, ways)
-    images = _choose(image_key, _valid(data, classes), shots + query_shots)
+    classes = choose(class_key, present, ways)
+    images = choose(image_key, _valid(data, classes), shots + query_shots)
     support = _batch(data, classes, images[..., :shots])
     query = _batch(data, classes, images[..., shots:])
     return Task(support, query)
@@ -131,20 +132,6 @@ def _check_arrays(data: ImageSet) -> None:
     for name, value in (("mean", data.mean), ("std", data.std)):
         if len(value) != channels:
             raise DataError(f"data.{name} must have {channels} values, one a channel: {value}")
-
-
-def _choose(key: jax.Array, allowed: jax.Array, count: int) -> jax.Array:
-    """`count` distinct allowed positions of the last axis, uniformly and in random order.
-
-    allowed is bool [..., n]; the result int32 [..., count].
-    """
-    # XLA's fast top_k on the CPU takes float32 only. Random bits read as positive normal floats
-    # keep 30 bits, where jax.random.uniform would keep 23: ties, which top_k settles by position,
-    # are too rare to bias the draw.
-    bits = jax.random.bits(key, allowed.shape, jnp.uint32)
-    scores = jax.lax.bitcast_convert_type((bits >> 2) + jnp.uint32(1 << 23), jnp.float32)
-    # A slice of its result would turn that top_k into a whole sort: hence the barrier.
-    return jax.lax.optimization_barrier(jax.lax.top_k(jnp.where(allowed, scores, -1.0), count)[1])
 
 
 def _valid(data: ImageSet, classes: jax.Array) -> jax.Array:

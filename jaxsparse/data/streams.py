@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from jaxsparse.data.classification import LabelledSet
-from jaxsparse.data.episodes import _choose
 from jaxsparse.data.images import DataError
+from jaxsparse.draws import choose
 
 CROP_PADDING = 4  # pixels
 BRIGHTNESS = 63 / 255  # largest relative change
@@ -227,7 +227,7 @@ def draw_schedule(
     draw_key, joint_key = jax.random.split(key)
     shape = (stream.num_tasks, count)
     tasks = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-    indices = _choose(draw_key, jnp.ones((stream.num_tasks, available), bool), count)
+    indices = choose(draw_key, jnp.ones((stream.num_tasks, available), bool), count)
     if members is not None:
         indices = jnp.take_along_axis(jnp.asarray(members), indices, 1)
     if joint:

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.data.classification import LabelledSet, load_labelled
-from jaxsparse.data.episodes import _choose
 from jaxsparse.data.glyphs import load_glyphs
 from jaxsparse.data.images import DataError, ImageSet
 from jaxsparse.data.omniglot import load_omniglot
 from jaxsparse.data.sources import SPLITS, find_data_dir
+from jaxsparse.draws import choose
 
 NAMES = ("omniglot-mnist-fashion", "glyphs")
 WEIGHTS = (0.5, 0.25, 0.25)  # how often each of the three data sets is drawn
@@ -275,7 +275,7 @@ def next_batch(
 def _draw_task(key, data, ways, weights):
     dataset_key, class_key = jax.random.split(key)
     dataset = jax.random.categorical(dataset_key, jnp.log(jnp.array(weights, jnp.float32)))
-    classes = _choose(class_key, jnp.asarray(data.datasets) == dataset, ways)
+    classes = choose(class_key, jnp.asarray(data.datasets) == dataset, ways)
     return SwitchingTask(dataset.astype(jnp.int32), classes.astype(jnp.int32))
 
 

@@ -17,10 +17,10 @@ def seed_mesh(runs: int) -> Mesh | None:
     return Mesh(np.array(devices), (_AXIS,)) if len(devices) > 1 else None
 
 
-def padded(runs: int, mesh: Mesh | None) -> int:
-    """The number of places that hold `runs` runs, the same number on each device."""
+def places(runs: int, mesh: Mesh | None) -> list[int]:
+    """The run at each place, the same number on each device; those beyond the last repeat it."""
     size = 1 if mesh is None else mesh.size
-    return -(-runs // size) * size
+    return [min(place, runs - 1) for place in range(-(-runs // size) * size)]
 
 
 def put(tree: Any, mesh: Mesh | None, divided: bool) -> Any:
@@ -48,7 +48,7 @@ def over_runs(
       function: of one run.
       in_axes: for each argument 0 (it leads with the axis of runs) or None (shared by all).
       mesh: what `seed_mesh` returned.
-      count: the number of runs; the places beyond it (`padded`) are passed over on the CPU, which
+      count: the number of runs; the places beyond it (`places`) are passed over on the CPU, which
         leaves their core to the others. None: all places are runs.
       **jit_options: for `jax.jit`.
 

@@ -113,10 +113,9 @@ class _StreamRun(Host):
         self.config, self.runs, self.tasks = config, runs, stream.num_tasks
         self.may_diverge = may_diverge
         self.mesh = seeds.seed_mesh(len(runs))
-        # The places beyond the last run repeat it; nothing of theirs is kept.
-        places = runs + runs[-1:] * (seeds.padded(len(runs), self.mesh) - len(runs))
-        keys = jnp.stack([jax.random.key(run.seed) for run in places])
-        rates = Rates(*jnp.array([run.rates for run in places], jnp.float32).T)
+        placed = [runs[i] for i in seeds.places(len(runs), self.mesh)]
+        keys = jnp.stack([jax.random.key(run.seed) for run in placed])
+        rates = Rates(*jnp.array([run.rates for run in placed], jnp.float32).T)
         self.keys, self.rates = seeds.put((keys, rates), self.mesh, True)
         self.stream = seeds.put(stream, self.mesh, False)
         self.program = make_program(config, stream)

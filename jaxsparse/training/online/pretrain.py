@@ -15,9 +15,9 @@ import numpy as np
 import optax
 
 from jaxsparse import losses, nn
-from jaxsparse.data.episodes import _choose
 from jaxsparse.data.images import cache_dir
 from jaxsparse.data.switching import SwitchingData
+from jaxsparse.draws import choose
 from jaxsparse.gates import Gate
 from jaxsparse.maml import MetaState, evaluate, float32_by_default, init_state, sparse_maml_step
 from jaxsparse.training.errors import ConfigError
@@ -261,7 +261,7 @@ def sample_episodes(
     class_key, support_key, query_key = jax.random.split(key, 3)
     number, (first, count) = jnp.arange(len(data.starts)), classes
     allowed = (number >= first) & (number < first + count)
-    chosen = _choose(class_key, jnp.broadcast_to(allowed, (episodes, len(number))), ways)
+    chosen = choose(class_key, jnp.broadcast_to(allowed, (episodes, len(number))), ways)
     starts, counts = (jnp.asarray(x)[chosen][..., None] for x in (data.starts, data.counts))
     half = counts // 2
 

@@ -57,9 +57,8 @@ class _OnlineRun(Host):
         super().__init__(folder, hooks)
         self.config, self.names = config, data.names
         self.mesh = seeds.seed_mesh(config.seeds)
-        # The places beyond the last seed repeat it; nothing of theirs is kept.
-        places = np.minimum(np.arange(seeds.padded(config.seeds, self.mesh)), config.seeds - 1)
-        keys = jnp.stack([jax.random.key(config.seed + int(place)) for place in places])
+        placed = seeds.places(config.seeds, self.mesh)
+        keys = jnp.stack([jax.random.key(config.seed + i) for i in placed])
         self.keys = seeds.put(keys, self.mesh, True)
         self.data = seeds.put(data, self.mesh, False)
         program = make_program(config, data)
