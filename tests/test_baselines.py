@@ -8,8 +8,17 @@ import numpy as np
 import optax
 import pytest
 import quadprog
-from problems import Classifier, classification_loss, quick_jit
-from test_lamaml import assert_trees_close, clip, float64, loss_and_gradient, rows, to_numpy
+from problems import (
+    Classifier,
+    assert_trees_close,
+    classification_loss,
+    clip,
+    float64,
+    loss_and_gradient,
+    quick_jit,
+    rows,
+    to_numpy,
+)
 
 from jaxsparse.continual.er import er_step, init_online_state
 from jaxsparse.continual.gem import agem_step, gem_step

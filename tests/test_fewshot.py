@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from processes import finish, kill, kill_at_random, outcome, start
 
 from experiments import fewshot, presets
 from jaxsparse import data as data_module
@@ -20,7 +20,6 @@ from jaxsparse import training
 from jaxsparse.training import host
 from jaxsparse.training.fewshot import result as result_module
 
-ROOT = Path(__file__).resolve().parent.parent
 CLASSES, IMAGES = 3, 4
 
 
@@ -54,14 +53,6 @@ def flags(images, tmp_path):
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-
-
-def outcome(run: Path):
-    """Everything that equal runs must agree in, to the bit."""
-    folder = training.RunFolder(run)
-    newest = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name))
-    digest = json.loads((newest / "position" / "metadata").read_text())["digest"]
-    return folder.rows(), folder.result(), digest
 
 
 def read_config(run: Path):
@@ -335,23 +326,10 @@ def test_presets_are_table_s2():
 # ---- killed processes
 
 
-def start(args, **options):
-    command = [sys.executable, "-m", "experiments.fewshot", *args]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
-def finish(args):
-    process = start(args)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves_with_one_line(number, flags, tmp_path):
     run = tmp_path / "run"
-    process = start([*flags, "--epochs=100000"])
+    process = start("fewshot", [*flags, "--epochs=100000"])
     deadline = time.monotonic() + 120
     while not list(run.glob("checkpoints/*")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -365,34 +343,19 @@ def test_a_signal_saves_and_leaves_with_one_line(number, flags, tmp_path):
 
 @pytest.mark.slow
 def test_killed_twenty_times_the_run_ends_the_same(flags, tmp_path):
-    longer = [*flags, "--epochs=60", "--steps-per-epoch=20"]
-    finish([*longer, f"--out={tmp_path / 'whole'}"])
-    run = tmp_path / "run"
-    rng = np.random.default_rng(0)
-    kills = 0
-    while kills < 20:
-        resume = [f"--resume={run}"] if (run / "config.json").exists() else longer
-        process = start(resume)
-        # Most of the run is start-up: the kills fall into that, too, but mostly later.
-        time.sleep(rng.uniform(0.5, 12.0))
-        assert process.poll() is None or (run / "result.json").exists()
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += 1
-        if (run / "result.json").exists():
-            (run / "result.json").unlink()
-    finish([f"--resume={run}"])
+    longer, run = [*flags, "--epochs=60", "--steps-per-epoch=20"], tmp_path / "run"
+    finish("fewshot", [*longer, f"--out={tmp_path / 'whole'}"])
+    kill_at_random("fewshot", longer, run, kills=20, longest=12.0)
+    finish("fewshot", [f"--resume={run}"])
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
 def test_a_killed_run_goes_on_to_the_same_end(flags, tmp_path):
-    finish([*flags, f"--out={tmp_path / 'whole'}"])
+    finish("fewshot", [*flags, f"--out={tmp_path / 'whole'}"])
     run = tmp_path / "run"
-    process = start(flags)
+    process = start("fewshot", flags)
     while not list(run.glob("checkpoints/*")) and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    finish([f"--resume={run}"])
+    kill(process)
+    finish("fewshot", [f"--resume={run}"])
     assert outcome(run) == outcome(tmp_path / "whole")

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import WAYS, Classifier, classification_loss, quick_jit
+from problems import (
+    Classifier,
+    assert_trees_close,
+    classification_loss,
+    clip,
+    float64,
+    loss_and_gradient,
+    quick_jit,
+    rows,
+    to_numpy,
+)
 
 from jaxsparse import LaMAMLState, cross_entropy, gates, init_lamaml_state, lamaml_step, nn
 from jaxsparse.checks import leaves_by_name
@@ -37,31 +47,6 @@ GATES = {
     "linear": (gates.linear(RANGE), lambda m: m, lambda m: 1.0),
     "constant": (gates.constant(ALPHA), lambda m: m, lambda m: 0.0),
 }
-
-
-def loss_and_gradient(params, rows, weights):
-    """The weighted mean cross-entropy of the tanh classifier and its gradient, by hand."""
-    inputs, labels = rows
-    hidden = np.tanh(inputs @ params["hidden/w"] + params["hidden/b"])
-    logits = hidden @ params["head/w"] + params["head/b"]
-    logits -= logits.max(1, keepdims=True)
-    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    shares = weights / weights.sum()
-    loss = -shares @ log_p[np.arange(len(labels)), labels]
-    d_logits = (np.exp(log_p) - np.eye(WAYS)[labels]) * shares[:, None]
-    d_hidden = d_logits @ params["head/w"].T * (1 - hidden**2)
-    return loss, {
-        "head/b": d_logits.sum(0),
-        "head/w": hidden.T @ d_logits,
-        "hidden/b": d_hidden.sum(0),
-        "hidden/w": inputs.T @ d_hidden,
-    }
-
-
-def clip(tree, bound):
-    norm = np.sqrt(sum(np.sum(x**2) for x in tree.values()))
-    scale = 1.0 if bound is None else min(1.0, bound / (norm + 1e-6))
-    return {n: scale * x for n, x in tree.items()}, norm
 
 
 def numpy_glance(
@@ -115,22 +100,6 @@ def numpy_glance(
     return {i: theta[i] - rate[i] * d_theta[i] for i in names}, m, metrics
 
 
-def rows(seed, *shape):
-    random = np.random.default_rng(seed)
-    return (
-        jnp.asarray(random.normal(size=(*shape, 5)), jnp.float32),
-        jnp.asarray(random.integers(WAYS, size=shape)),
-    )
-
-
-def float64(tree):
-    return {n: np.asarray(x, np.float64) for n, x in leaves_by_name(tree).items()}
-
-
-def to_numpy(batch):
-    return np.asarray(batch[0], np.float64), np.asarray(batch[1])
-
-
 def start(gate, mask_optimizer=MASK_SGD, theta_optimizer=None, params=None):
     return init_lamaml_state(
         Classifier.init(0) if params is None else params,
@@ -145,10 +114,6 @@ def make_step(gate, mask_optimizer=MASK_SGD, loss_fn=classification_loss, **opti
     return functools.partial(
         lamaml_step, loss_fn=loss_fn, gate=gate, mask_optimizer=mask_optimizer, **options
     )
-
-
-def assert_trees_close(got, want, rtol=1e-5, atol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
 
 
 def follow(

@@ -1,0 +1,64 @@
+"""Experiments as processes of their own, to be stopped and killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from jaxsparse.training import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def start(experiment, args, save_seconds=None, **options):
+    """Start `python -m experiments.EXPERIMENT`, saving as often as is asked for."""
+    command = [sys.executable, "-m", f"experiments.{experiment}", *args]
+    if save_seconds is not None:
+        program = (
+            "import sys; from jaxsparse.training import host; "
+            f"host.SAVE_SECONDS = {save_seconds}; "
+            f"from experiments import {experiment}; {experiment}.main(sys.argv[1:])"
+        )
+        command = [sys.executable, "-c", program, *args]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def finish(experiment, args, **options):
+    """Run to the end, which must be reached."""
+    process = start(experiment, args, **options)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def kill(process):
+    """End it as the system would that runs out of memory."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def kill_at_random(experiment, args, run, kills, longest, **options):
+    """Start and resume a run, and kill it each time after up to `longest` seconds."""
+    rng = np.random.default_rng(0)
+    for _ in range(kills):
+        resume = [f"--resume={run}"] if (run / "config.json").exists() else args
+        process = start(experiment, resume, **options)
+        # Most of a run is start-up: the kills fall into that, too, but mostly later.
+        time.sleep(rng.uniform(0.5, longest))
+        assert process.poll() is None or (run / "result.json").exists()
+        kill(process)
+        # Finished already: what follows its last checkpoint is to be done again.
+        (run / "result.json").unlink(missing_ok=True)
+
+
+def outcome(run):
+    """Everything that equal runs must agree in, to the bit."""
+    folder = RunFolder(run)
+    newest = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    digest = json.loads((newest / "position" / "metadata").read_text())["digest"]
+    return folder.rows(), folder.result(), digest
