@@ -50,7 +50,8 @@ def kill_at_random(experiment, args, run, kills, longest, **options):
         process = start(experiment, resume, **options)
         # Most of a run is start-up: the kills fall into that, too, but mostly later.
         time.sleep(rng.uniform(0.5, longest))
-        assert process.poll() is None or (run / "result.json").exists()
+        if process.poll() is not None and not (run / "result.json").exists():
+            raise AssertionError(f"ended by itself: {process.communicate()[1]}")
         kill(process)
         # Finished already: what follows its last checkpoint is to be done again.
         (run / "result.json").unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from jaxsparse.training.continual import (
     run_stream,
     scan_stream,
 )
+from jaxsparse.training.host import Host
 
 CLASSES, SIDE = 3, 5
 SMALL = ContinualConfig(
@@ -190,6 +191,22 @@ def test_a_stopped_run_ends_as_one_that_was_not(stream, tmp_path):
         folder = RunFolder.open(folder.path, "task")
     assert run_stream(config, stream, folder, Hooks()) == whole
     assert rows_of(folder) == rows_of(RunFolder.open(tmp_path / "whole", "task"))
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(stream, tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, method="sgd", glances=1)
+
+    def end(self):
+        raise InterruptedError
+
+    folder = new_folder(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Host, "save", end)
+        run_stream(config, stream, folder, Hooks())
+    assert [row["task"] for row in folder.rows()] == [0]
+    folder = RunFolder.open(folder.path, "task")
+    run_stream(config, stream, folder, Hooks())
+    assert [row["task"] for row in folder.rows()] == [0, 1, 2, 3]
 
 
 def test_a_scan_gives_each_point_what_a_run_of_it_gives(stream, tmp_path):

@@ -318,6 +318,23 @@ def test_a_stopped_run_ends_as_one_that_was_not(small_network, tmp_path, monkeyp
     assert folder.rows() == rows
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(small_network, tmp_path):
+    whole = run_online(SMALL, DATA, new_folder(tmp_path / "whole"), Hooks())
+    rows = RunFolder.open(tmp_path / "whole", "interval").rows()
+
+    def end(row):
+        raise InterruptedError
+
+    folder = new_folder(tmp_path / "ended")
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            run_online(SMALL, DATA, folder, Hooks(row=end))
+        folder = RunFolder.open(folder.path, "interval")
+    assert len(folder.rows()) == 1
+    assert run_online(SMALL, DATA, folder, Hooks()) == whole
+    assert folder.rows() == rows
+
+
 def test_seeds_side_by_side_are_those_alone(small_network, tmp_path):
     config = dataclasses.replace(SMALL, seeds=3, seed=4)
     together = run_online(config, DATA, new_folder(tmp_path / "all"), Hooks())

@@ -130,6 +130,9 @@ class RunFolder:
     def keep_rows(self, last: int) -> None:
         """Drop the rows after number `last`: the run goes on from an earlier checkpoint.
 
+        Args:
+          last: the last row to keep; -1 drops all: the run starts anew.
+
         Raises:
           RunError: rows up to that one are missing.
         """

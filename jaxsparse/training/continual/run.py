@@ -129,7 +129,7 @@ class _StreamRun(Host):
             self.state = self.functions["init"](*start)
         else:
             self.state = seeds.put(restored, self.mesh, True)
-        folder.keep_rows(max(self.measured, 0))
+        folder.keep_rows(self.measured)
 
     def _jit(self):
         program = self.program

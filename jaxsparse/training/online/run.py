@@ -75,7 +75,7 @@ class _OnlineRun(Host):
             self.state = init(*start)
         else:
             self.state = seeds.put(restored, self.mesh, True)
-        folder.keep_rows(self.first_interval)
+        folder.keep_rows(self.first_interval if self.step else -1)
 
     @property
     def step(self) -> int:
