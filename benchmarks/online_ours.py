@@ -1,0 +1,217 @@
+"""Our timesteps of (sparse-)C-MAML on given batches, and what both sides start from."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxsparse
+from benchmarks.families import Trees
+from jaxsparse import nn
+from jaxsparse.checks import leaves_by_name
+from jaxsparse.partition import inner_part
+from jaxsparse.training import seeds
+from jaxsparse.training.online.learners import inner_params, make_gate
+
+IMAGE = (28, 28, 1)
+METRICS = ("loss", "adapted_loss")
+ADAM_B1 = 0.9  # optax's and PyTorch's default
+
+
+class Start(NamedTuple):
+    """What a stream starts from.
+
+    Attributes:
+      params: theta.
+      fast: phi, another draw than theta, so that it shows which of them a timestep goes on from.
+      mask: m.
+      batches: (images [stored, rows, h, w, c], labels [stored, rows]).
+    """
+
+    params: Any
+    fast: Any
+    mask: Any
+    batches: tuple[Any, Any]
+
+
+def make_model(config: Any) -> Any:
+    """The network of a configuration."""
+    return nn.conv4(config.ways, config.width, IMAGE)
+
+
+def draw(config: Any, seed: int = 0) -> Start:
+    """A start, and as many batches as theta is updated from, each with `ways` x `shots` images."""
+    model = make_model(config)
+    keys = jax.random.split(jax.random.key(seed), 4)
+    params, other = (model.init(key) for key in keys[:2])
+    mask = make_gate(config, model).init(keys[2], inner_part(params, inner_params))
+    labels = jnp.repeat(jnp.arange(config.ways, dtype=jnp.int32), config.shots)
+    images = jax.random.uniform(keys[3], (config.capacity, labels.size, *IMAGE))
+    rows = jnp.broadcast_to(labels, images.shape[:2])
+    return Start(params, inner_part(other, inner_params), mask, (images, rows))
+
+
+class Ours:
+    """One stream: `jaxsparse.cmaml_step` called in a loop, its state donated."""
+
+    name = "jaxsparse"
+
+    def __init__(self, config: Any, starts: Sequence[Start], options: dict[str, Any] | None = None):
+        """Start.
+
+        Args:
+          config: an `OnlineConfig`.
+          starts: what each stream starts from.
+          options: the compiler's.
+        """
+        self.config, self.options, self.streams = config, options, len(starts)
+        self.begin(starts)
+
+    def begin(self, starts: Sequence[Start]) -> None:
+        """Start anew."""
+        self.batches, self.state = starts[0].batches, make_state(self.config, starts[0])
+        count = self.config.capacity
+        self.each = [jax.tree.map(lambda x, i=i: x[i], self.batches) for i in range(count)]
+
+    def _lower(self) -> Any:
+        step = jax.jit(make_step(self.config), donate_argnums=0)
+        return step.lower(self.state, self.each[0])
+
+    def compile(self) -> None:
+        """To be called before the first timestep."""
+        self.program = self._lower().compile(compiler_options=self.options)
+
+    def fill(self, count: int) -> None:
+        """Let the stream's first batches be stored, as if they had just been met."""
+        buffer = jax.tree.map(jnp.copy, self.batches)
+        self.state = self.state._replace(buffer=buffer, stored=self._number(count))
+
+    def _number(self, count: int) -> Any:
+        return jnp.int32(count)
+
+    def learn(self, timesteps: int) -> dict[str, list[float]]:
+        """Meet the stream's first batches, one a timestep; `METRICS` of each."""
+        seen = []
+        for batch in self.each[:timesteps]:
+            self.state, metrics = self.program(self.state, batch)
+            seen.append(metrics)
+        jax.block_until_ready(self.state)
+        return {name: [float(metrics[name]) for metrics in seen] for name in METRICS}
+
+    def phi_now(self) -> dict[str, np.ndarray]:
+        """Phi, of the first stream, by name."""
+        return flat(self._first(self.state.fast_params))
+
+    def gradients(self) -> Trees:
+        """Those of the first update: Adam's first moments after it, as they start at zero."""
+        moments = {"theta": self.state.theta_opt[0].mu, "mask": self.state.mask_opt[0].mu}
+        return {
+            tree: {name: x / np.float32(1 - ADAM_B1) for name, x in flat(self._first(mu)).items()}
+            for tree, mu in moments.items()
+        }
+
+    def _first(self, tree: Any) -> Any:
+        return tree
+
+
+class Seeds(Ours):
+    """Streams in one program, divided among the cores: what the experiment does with --seeds."""
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"jaxsparse, {self.streams} seeds"
+
+    def begin(self, starts: Sequence[Start]) -> None:
+        """Start anew."""
+        self.mesh = seeds.seed_mesh(len(starts))
+        self.places = seeds.places(len(starts), self.mesh)
+        placed = [starts[place] for place in self.places]
+        trees = [(start.batches, make_state(self.config, start)) for start in placed]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *trees)
+        self.batches, self.state = seeds.put(stacked, self.mesh, True)
+
+    def _lower(self) -> Any:
+        program = seeds.over_runs(
+            make_loop(self.config), (0, 0, None), self.mesh, self.streams, donate_argnums=0
+        )
+        return program.lower(self.state, self.batches, jnp.int32(1))  # type: ignore[attr-defined]
+
+    def _number(self, count: int) -> Any:
+        return seeds.put(np.full(len(self.places), count, np.int32), self.mesh, True)
+
+    def learn(self, timesteps: int) -> dict[str, list[float]]:
+        """Meet each stream's first batches, one a timestep; `METRICS` of the first stream's."""
+        self.state, seen = self.program(self.state, self.batches, jnp.int32(timesteps))
+        jax.block_until_ready(self.state)
+        return {name: self._first(column)[:timesteps].tolist() for name, column in seen.items()}
+
+    def _first(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: np.asarray(x)[0], tree)
+
+
+def make_step(config: Any) -> Any:
+    """`(state, batch) -> (state, METRICS)`: the timestep that the experiment takes."""
+    model = make_model(config)
+    step = functools.partial(
+        jaxsparse.cmaml_step,
+        loss_fn=jaxsparse.cross_entropy(model),
+        gate=make_gate(config, model),
+        inner_steps=config.inner_steps,
+        detection_threshold=config.detection_threshold,
+        modulation=config.modulation,
+        **_optimizers(config),
+    )
+
+    def timestep(state, batch):
+        state, metrics = step(state, batch)
+        # Both losses go out: a loss that nobody asks for, XLA would not compute.
+        return state, {name: metrics[name] for name in METRICS}
+
+    return timestep
+
+
+def make_loop(config: Any) -> Any:
+    """`(state, batches, timesteps) -> (state, METRICS of each)`."""
+    step = make_step(config)
+
+    def loop(state, batches, timesteps):
+        def timestep(t, carry):
+            state, seen = carry
+            state, metrics = step(state, jax.tree.map(lambda x: x[t], batches))
+            return state, {name: seen[name].at[t].set(metrics[name]) for name in METRICS}
+
+        seen = {name: jnp.zeros(config.capacity) for name in METRICS}
+        return jax.lax.fori_loop(0, timesteps, timestep, (state, seen))
+
+    return loop
+
+
+def make_state(config: Any, start: Start) -> Any:
+    """A state that goes on from phi, nothing stored."""
+    # Copies, as the state will be donated and the start serves others, too.
+    fast, mask = jax.tree.map(jnp.copy, (start.fast, start.mask))
+    gate = make_gate(config, make_model(config))._replace(init=lambda key, params: mask)
+    state = jaxsparse.init_cmaml_state(
+        start.params,
+        gate,
+        jax.random.key(0),
+        batch=jax.tree.map(lambda x: x[0], start.batches),
+        capacity=config.capacity,
+        inner_params=inner_params,
+        **_optimizers(config),
+    )
+    return state._replace(fast_params=fast, restart=jnp.zeros((), bool))
+
+
+def _optimizers(config: Any) -> dict[str, Any]:
+    theta, mask = (optax.adam(rate, b1=ADAM_B1) for rate in (config.theta_lr, config.mask_lr))
+    return {"theta_optimizer": theta, "mask_optimizer": mask}
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves by name; what the inner loop does not adapt is left out of its part."""
+    return {name: np.asarray(x) for name, x in leaves_by_name(tree).items()}
