@@ -129,16 +129,19 @@ def table_rows(text):
 def test_online_accuracies_stand_beside_the_papers(tmp_path, capsys):
     found = {"hits": 90, "switches": 100, "false_alarms": 1}
     store_online(tmp_path, 0.98, "sparse-cmaml", (0.94, 0.95), 0.4, found)
-    store_online(tmp_path, 0.98, "bgd", (0.88, 0.90))
+    store_online(tmp_path, 0.98, "bgd", (0.88, 0.892))
+    store_online(tmp_path, 0.98, "cmaml-fixed", (0.93, 0.93))
     run(tmp_path, "--table", "S8", "--p", "0.98")
     out = capsys.readouterr().out
-    bgd, sparse = table_rows(out)[1:]
-    assert bgd[:2] == ["bgd", "89.00 +- 1.00 / 87.8 +- 1.3"]
+    bgd, _, sparse = table_rows(out)[1:]
+    assert bgd[:2] == ["bgd", "88.60 +- 1.00 / 87.8 +- 1.3"]
     assert bgd[4:] == ["- / 74.4 +- 1.1", "-", "-", "-"]  # no such batch seen, nothing detected
     assert sparse[1:3] == ["94.50 +- 1.00 / 94.2 +- 0.4", "97.00 +- 1.00 / 97.3 +- 0.1"]
     assert sparse[5:] == ["180 of 200", "2", "40.00 +- 1.00"]
-    # 6 and 5 points: mean 5.5, standard error 0.5.
-    assert "sparse-cmaml is above bgd: +5.50 points, standard error 0.50 over 2 seeds" in out
+    # 6 and 5.8 points: mean 5.9, standard error 0.1; Student's t of one degree is 12.7.
+    assert "sparse-cmaml is above bgd: +5.90 points, standard error 0.10 over 2 seeds" in out
+    # 1 and 2 points: three standard errors, too few for two seeds.
+    assert "not told apart from cmaml-fixed: +1.50 points, standard error 0.50" in out
 
 
 def test_a_misprinted_row_is_read_both_ways(tmp_path, capsys):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 Lines = list[str]
 
@@ -35,12 +36,16 @@ def comparison(
       theirs: likewise, of the same seeds.
 
     Returns:
-      An item of a list: above, below, or not told apart, where twice the standard error reaches 0.
+      An item of a list: above or below, or not told apart where the 95% interval of Student's t
+      holds 0, as it always does with one seed.
     """
     pairs = zip(ours, theirs, strict=True)
     gaps = np.array([100 * (a[measure] - b[measure]) for a, b in pairs])
-    mean, error = gaps.mean(), gaps.std(ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else np.inf
-    word = "above" if mean > 2 * error else "below" if mean < -2 * error else "not told apart from"
+    mean, reach, error = gaps.mean(), np.inf, np.inf
+    if len(gaps) > 1:
+        error = gaps.std(ddof=1) / len(gaps) ** 0.5
+        reach = stats.t.ppf(0.975, len(gaps) - 1) * error
+    word = "above" if mean > reach else "below" if mean < -reach else "not told apart from"
     return (
         f"- {label.format(word)}: {mean:+.2f} points, "
         f"standard error {error:.2f} over {len(gaps)} seeds."
