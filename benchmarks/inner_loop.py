@@ -6,7 +6,6 @@ python -m benchmarks.inner_loop --curves
 """
 
 import dataclasses
-import importlib.util
 import os
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.cases import CPU_CASES, GPU_CASES, Case
+from benchmarks.command import Mismatch, want_torch
 from benchmarks.families import GLANCE, SPARSE_MAML, Family
 from benchmarks.glance import GlanceCase
 from experiments import cli
@@ -105,13 +105,13 @@ def _checked(flags: Flags) -> tuple[Case, ...]:
         cases = (Case(**fields),) if fields else ()
     except ValueError as error:
         cli.fail(str(error))
-    if set(flags.forms) & set(SPARSE_MAML.peers) and importlib.util.find_spec("torch") is None:
-        cli.fail("PyTorch is not installed; it comes with pip install -e '.[benchmark]'")
+    if set(flags.forms) & set(SPARSE_MAML.peers):
+        want_torch()
     return cases
 
 
 def _run(flags: Flags, cases: tuple[Case, ...]) -> None:
-    from benchmarks.measure import Mismatch, Setting
+    from benchmarks.measure import Setting
     from benchmarks.probe import ProbeError
     from benchmarks.report import prepare
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import probe
+from benchmarks.command import Mismatch
 from benchmarks.families import Contestant, Family, Trees
 
 # Relative L2 error of the updated parameters, and of the change that made them: the latter holds
@@ -20,10 +21,6 @@ from benchmarks.families import Contestant, Family, Trees
 # A lower precision's change is reported, not judged: how far it may be off the reader has to say.
 LIMITS = {"result": 1e-3, "change": 0.1}
 LOW_PRECISION_LIMITS = {"result": 1e-2}
-
-
-class Mismatch(Exception):
-    """Two contestants do not do the same arithmetic; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)

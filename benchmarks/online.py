@@ -5,7 +5,6 @@ python -m benchmarks.online --method cmaml --stored 100
 """
 
 import dataclasses
-import importlib.util
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.command import Mismatch, check_least, one_line_ends, want_torch
 from benchmarks.families import Trees
 from experiments import cli
 
@@ -101,23 +101,13 @@ class Round:
 def main(args: Sequence[str] | None = None) -> None:
     """Read the flags, measure, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
-    for name in ("width", "inner_steps", "stored", "timesteps", "seeds", "repeats", "threads"):
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            cli.fail(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    counts = ("width", "inner_steps", "stored", "timesteps", "seeds", "repeats", "threads")
+    check_least(flags, dict.fromkeys(counts, 1))
     if flags.timesteps > flags.stored:
         cli.fail(f"--timesteps must be at most --stored, {flags.stored}, got {flags.timesteps}")
-    if importlib.util.find_spec("torch") is None:
-        cli.fail("PyTorch is not installed; it comes with pip install -e '.[benchmark]'")
-    from benchmarks.measure import Mismatch
-
-    try:
-        with cli.one_line_errors():
-            _run(flags)
-    except Mismatch as error:
-        cli.fail(str(error), status=1)
-    except KeyboardInterrupt:
-        cli.fail("stopped", status=130)
+    want_torch()
+    with one_line_ends():
+        _run(flags)
 
 
 def _run(flags: Flags) -> None:
@@ -247,8 +237,6 @@ def check_timed(contest: Contest) -> dict[str, dict[str, float]]:
 def _judge(
     form: str, config: Any, errors: Mapping[str, float], limits: Mapping[str, float]
 ) -> None:
-    from benchmarks.measure import Mismatch
-
     for what, limit in limits.items():
         if not errors[what] <= limit:  # so that NaN is a mismatch, too
             raise Mismatch(
@@ -288,7 +276,7 @@ def timed(contest: Contest, flags: Flags) -> list[dict[str, Any]]:
     seconds: dict[Any, list[float]] = measure.timed(rounds, flags.repeats)  # type: ignore[arg-type]
     for learner in learners:
         if not all(np.isfinite(x).all() for x in learner.phi_now().values()):
-            raise measure.Mismatch(f"{learner.name} diverged while it was timed")
+            raise Mismatch(f"{learner.name} diverged while it was timed")
     rows = [_figures(learner, seconds, flags.timesteps) for learner in learners]
     for row in rows:
         row["ratio"] = {

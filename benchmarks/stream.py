@@ -5,7 +5,6 @@ python -m benchmarks.stream --method lamaml --full
 """
 
 import dataclasses
-import importlib.util
 import statistics
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.command import Mismatch, check_least, one_line_ends, want_torch
 from experiments import cli
 
 PROG = "python -m benchmarks.stream"
@@ -57,10 +57,6 @@ class Flags:
     """folder of the results; default: one per machine under benchmarks/results"""
 
 
-class Mismatch(Exception):
-    """The two do not do the same arithmetic; the message is one line."""
-
-
 class Draws(NamedTuple):
     """What is drawn for one batch.
 
@@ -91,19 +87,10 @@ class Times(NamedTuple):
 def main(args: Sequence[str] | None = None) -> None:
     """Read the flags, measure, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
-    for name, least in (("repeats", 1), ("tasks", SAMPLED), ("threads", 1)):
-        value = getattr(flags, name)
-        if value is not None and value < least:
-            cli.fail(f"--{name} must be at least {least}, got {value}")
-    if importlib.util.find_spec("torch") is None:
-        cli.fail("PyTorch is not installed; it comes with pip install -e '.[benchmark]'")
-    try:
-        with cli.one_line_errors():
-            _run(flags)
-    except Mismatch as error:
-        cli.fail(str(error), status=1)
-    except KeyboardInterrupt:
-        cli.fail("stopped", status=130)
+    check_least(flags, {"repeats": 1, "tasks": SAMPLED, "threads": 1})
+    want_torch()
+    with one_line_ends():
+        _run(flags)
 
 
 def _run(flags: Flags) -> None:

@@ -138,11 +138,11 @@ def run(
             hooks = report.hooks(cli.stop_on_signal(resume_command))
             result = experiment.learn(config, data, folder, hooks)
     assert folder is not None
-    _draw_missing(experiment, folder)
+    _draw_missing(experiment, folder, result)
     return folder, result
 
 
-def _draw_missing(experiment: Experiment, folder: "RunFolder") -> None:
+def _draw_missing(experiment: Experiment, folder: "RunFolder", result: dict[str, Any]) -> None:
     """Draw a finished run's figures, unless all are there.
 
     Asked of every finished run: one may have been killed between its result and its figures.
@@ -153,7 +153,7 @@ def _draw_missing(experiment: Experiment, folder: "RunFolder") -> None:
     figures = experiment.figures()
     if not all((folder.path / name).exists() for name in figures):
         with writing(folder.path):
-            draw_run(folder.path, figures, folder.rows(), folder.result())
+            draw_run(folder.path, figures, folder.rows(), result)
 
 
 def preset_flags(values: Mapping[str, Any], hidden: Sequence[str]) -> str:
