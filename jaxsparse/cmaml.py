@@ -230,13 +230,13 @@ def cmaml_step(
     check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
     gate_sparsity = sparsity(step_sizes)["total"]
 
-    loss, metrics = loss_fn(merge_params(state.fast_params, state.params), batch)
     start = jax.tree.map(
         lambda fast, slow: jnp.where(state.restart, slow, fast),
         state.fast_params,
         part_like(state.fast_params, state.params),
     )
     fast_params, inner = adapt_part(loss_fn, start, state.params, step_sizes, batch, inner_steps)
+    loss, metrics = _prediction(loss_fn, state, batch, inner)
     adapted_loss, _ = loss_fn(merge_params(fast_params, state.params), batch)
     detected = jnp.zeros((), bool)
     if detection_threshold is not None:
@@ -282,6 +282,20 @@ def cmaml_step(
     opts = theta_opt, mask_opt
     step = state.step + 1
     return CMAMLState(params, fast_params, mask, *opts, buffer, stored, restart, step), metrics
+
+
+def _prediction(loss_fn, state, batch, inner):
+    """The loss and metrics of phi before the batch is learnt."""
+
+    def predict():
+        return loss_fn(merge_params(state.fast_params, state.params), batch)
+
+    if not len(inner["loss"]):
+        return predict()
+    first = jax.tree.map(lambda x: x[0], inner)
+    first = first["loss"], {name: x for name, x in first.items() if name != "loss"}
+    # Where phi goes on, the first inner step has computed them already.
+    return jax.lax.cond(state.restart, predict, lambda: first)
 
 
 def _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps):

@@ -87,10 +87,11 @@ def _overlap(t: Sequence[Array], axis: int) -> list[Array]:
     return [t[1] + _moved(t[3], axis, 1), t[2] + _moved(t[0], axis, -1)]
 
 
-def _images_gradient(tiles: Grid, h: int, w: int) -> Array:
+def _images_gradient(tiles: Grid) -> Grid:
+    """The gradient of the images, in quadrants."""
     grid = _both_ways(_data_transposed, tiles)
     rows = zip(*[_overlap(column, 1) for column in zip(*grid, strict=True)], strict=True)
-    return join([_overlap(row, 2) for row in rows], h, w)
+    return [_overlap(row, 2) for row in rows]
 
 
 def split(x: Array) -> Grid:
@@ -127,14 +128,22 @@ def conv_quads(images: Array, kernel: Array) -> Grid:
 
 # Floats of all sixteen tile arrays of a piece of the batch: what a processor's cache holds.
 _PIECE = 1_000_000
+# Tiles below which a piece's products cost more to start than cutting the batch saves.
+_PIECE_TILES = 200
 
 
 def _pieces(images: Array) -> int:
-    """Into how many equal pieces to cut a batch, so that the tiles of one stay in the cache."""
+    """Into how many equal pieces to cut a batch, so that the tiles of one stay in the cache.
+
+    Two or more wherever they are large enough: what a loop returns is an array, and is not worked
+    out again, entry by entry, inside the operation that reads it.
+    """
     n, h, w, c = images.shape
-    one = 16 * ((h + 1) // 2) * ((w + 1) // 2) * c
-    fits = [p for p in range(1, n + 1) if n % p == 0 and n // p * one <= _PIECE]
-    return min(fits, default=n)
+    tiles = ((h + 1) // 2) * ((w + 1) // 2)
+    counts = [p for p in range(1, n + 1) if n % p == 0]
+    several = [p for p in counts[1:] if n // p * tiles >= _PIECE_TILES]
+    fits = [p for p in (*several, *counts) if n // p * tiles * 16 * c <= _PIECE]
+    return fits[0] if fits else n
 
 
 def _cut(tree, pieces: int):
@@ -164,22 +173,21 @@ def _backward(saved: tuple, gradients: Grid) -> tuple[Array, Array]:
     tiles, images, weights = saved
     size = images.shape[1:3]
     if tiles is not None:
-        d_images, d_weights = _backward_piece(tiles, weights, gradients, size)
-        return d_images, _tile_to_kernel(d_weights)
+        d_images, d_weights = _backward_piece(tiles, weights, gradients)
+        return join(d_images, *size), _tile_to_kernel(d_weights)
     pieces = _pieces(images)
 
-    def piece(total: Grid, parts: tuple[Array, Grid]) -> tuple[Grid, Array]:
-        d_images, d_weights = _backward_piece(_tiles(parts[0]), weights, parts[1], size)
+    def piece(total: Grid, parts: tuple[Array, Grid]) -> tuple[Grid, Grid]:
+        d_images, d_weights = _backward_piece(_tiles(parts[0]), weights, parts[1])
         return jax.tree.map(jnp.add, total, d_weights), d_images
 
     zeros = jax.tree.map(jnp.zeros_like, weights)
     d_weights, d_images = lax.scan(piece, zeros, _cut((images, gradients), pieces))
-    return _whole(d_images), _tile_to_kernel(d_weights)
+    # Quadrants are put in order here, for inside the loop it would be done entry by entry.
+    return join(_whole(d_images), *size), _tile_to_kernel(d_weights)
 
 
-def _backward_piece(
-    tiles: Grid, weights: Grid, gradients: Grid, size: tuple[int, ...]
-) -> tuple[Array, Grid]:
+def _backward_piece(tiles: Grid, weights: Grid, gradients: Grid) -> tuple[Grid, Grid]:
     gradients = lax.optimization_barrier(gradients)  # read sixteen times, made once
     products = lax.optimization_barrier(_both_ways(_output_transposed, gradients))
     inputs, outputs = weights[0][0].shape
@@ -190,8 +198,7 @@ def _backward_piece(
 
     kernel = [[kernel_part(u, v) for v in range(4)] for u in range(4)]
     back = [[products[u][v] @ weights[u][v].T for v in range(4)] for u in range(4)]
-    back = lax.optimization_barrier(back)
-    return _images_gradient(back, size[0], size[1]), kernel
+    return _images_gradient(lax.optimization_barrier(back)), kernel
 
 
 conv_quads.defvjp(_forward, _backward)
