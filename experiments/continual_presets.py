@@ -78,8 +78,8 @@ _OTHERS: dict[str, dict[str, Settings]] = {
 # sparse-La-MAML's slope is that of Eq. 10 as printed: with 1/2 the head stays too dense.
 _CIFAR: dict[str, tuple[Settings, Settings]] = {
     "sparse-lamaml": (
-        {"inner_lr": 0.005, "mask_lr": 0.1, "slope": 1.0, "glances": 2},
-        {"inner_lr": 0.01, "mask_lr": 0.01, "slope": 1.0, "glances": 2},
+        {"inner_lr": 0.005, "mask_lr": 0.1, "theta_lr": 0.005, "slope": 1.0, "glances": 2},
+        {"inner_lr": 0.01, "mask_lr": 0.01, "theta_lr": 0.01, "slope": 1.0, "glances": 2},
     ),
     **dict.fromkeys(
         ("lamaml", "sync-lamaml"),
