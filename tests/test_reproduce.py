@@ -175,21 +175,23 @@ def test_a_short_stream_is_said_to_be_one(tmp_path, capsys):
     assert "first 1,000 timesteps, the paper's of 10,000" in capsys.readouterr().out
 
 
+def split_cifar_run(folder, accuracy, total, **own):
+    """A finished run of sparse-La-MAML, half of its head frozen."""
+    config = cell_config(Flags(), "split-cifar10", "sparse-lamaml", memories=200, seeds=1, **own)
+    result = {
+        "retained_accuracy": value(accuracy, None),
+        "sparsity": {"total": value(total), "head/kernel": value(0.5), "head/bias": value(1.0)},
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
+    (folder / "result.json").write_text(json.dumps(result))
+
+
 def test_seeds_of_split_cifar_are_gathered(tmp_path, capsys):
     # 1,523,050 parameters, 6,410 of them in the head.
     for seed, accuracy in enumerate((0.26, 0.30)):
-        own = {"memories": 200, "seed": seed, "seeds": 1}
-        config = cell_config(Flags(), "split-cifar10", "sparse-lamaml", **own)
         folder = tmp_path / f"split-cifar10-200-sparse-lamaml-seed-{seed}"
-        folder.mkdir()
-        result = {
-            "retained_accuracy": value(accuracy, None),
-            "sparsity": {
-                "total": value(0.02), "head/kernel": value(0.5), "head/bias": value(1.0),
-            },
-        }  # fmt: skip
-        (folder / "config.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
-        (folder / "result.json").write_text(json.dumps(result))
+        split_cifar_run(folder, accuracy, 0.02, seed=seed)
     reproduce.main(["--no-run", "--out", str(tmp_path), "--table", "S7"])
     (line,) = table_rows(capsys.readouterr().out)[1:]
     head = 100 * (0.5 * 6400 + 10) / 6410
@@ -198,3 +200,19 @@ def test_seeds_of_split_cifar_are_gathered(tmp_path, capsys):
         "200", "sparse-lamaml", "2", "28.00 +- 2.83 / 27.85 +- 0.69",
         f"{head:.2f} +- 0.00 / 57.5", f"{rest:.2f} +- 0.00 / 1.6", "2.00 +- 0.00", "yes",
     ]  # fmt: skip
+
+
+def test_choices_on_split_cifar_stand_beside_each_other(tmp_path, capsys):
+    frozen = (0.5 * 6400 + 10) / 1523050  # the head's, and a little less, as float32 may have it
+    short = {"validation": True, "samples_per_task": 2000}
+    name = "split-cifar10-200-sparse-lamaml-held-out"
+    split_cifar_run(tmp_path / name, 0.27, frozen, **short)
+    split_cifar_run(
+        tmp_path / f"{name}-augment-True", 0.24, 0.99999 * frozen, augment=True, **short
+    )
+    reproduce.main(["--no-run", "--out", str(tmp_path), "--table", "S7-choices"])
+    cells = ["50.08 / 57.5", "0.00 / 1.6", "0.21"]
+    assert table_rows(capsys.readouterr().out)[1:] == [
+        ["200", "sparse-lamaml", "nothing", "27.00", *cells],
+        ["200", "sparse-lamaml", "augment True", "24.00", *cells],
+    ]

@@ -1,16 +1,14 @@
-"""Tables 3 and S5 to S7 and Figures S3 and S4: learning on streams of tasks."""
+"""Tables 3, S5 and S6 and Figures S3 and S4: learning on streams of digits."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from experiments import continual, published
 from experiments.report import percent, with_std
 from experiments.tables.markdown import Lines, comparison, header, row, seeds
 from experiments.tables.runner import Runner
-from jaxsparse.training.continual.result import mean_and_std
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from experiments.reproduce import Flags
     from jaxsparse.training.continual import ContinualConfig
 
-# Those of the digits' streams.
 _METHODS = (
     *("sparse-lamaml", "lamaml", "sync-lamaml", "cmaml-sync"),
     *("er", "mer", "gem", "agem", "sgd", "iid"),
@@ -116,66 +113,6 @@ def settings(flags: "Flags", runner: Runner) -> Lines:
                 ", ".join(f"{value:g}" for value in paper), _retained(points, *paper),
             ))  # fmt: skip
     return lines
-
-
-def split_cifar(flags: "Flags", runner: Runner) -> Lines:
-    """Table S7: accuracy on all classes after one pass over Split-CIFAR-10.
-
-    Every seed is a run of its own, so that more can be added to those that are there.
-    """
-    experiment = continual.experiment()
-    lines = [
-        "Accuracy in %, mean +- std over the seeds that were run (from 0 on) / the paper's.",
-        "",
-    ]
-    lines += header("memory", "method", "seeds", "accuracy", *_S7_SPARSITIES, "within 2 points")
-    for memories in flags.memories:
-        for method in flags.methods or _S7_METHODS:
-            if (method, memories) not in published.TABLE_S7:
-                continue
-            results = []
-            for seed in range(flags.seeds):
-                own = {"memories": memories, "seed": seed, "seeds": 1}
-                results.append(runner.result(
-                    experiment, f"split-cifar10-{memories}-{method}-seed-{seed}",
-                    cell_config(flags, "split-cifar10", method, **own),
-                ))  # fmt: skip
-            there = [result for result in results if result is not None]
-            if there:
-                lines.append(_s7_row(memories, method, there))
-    return lines
-
-
-_S7_METHODS = ("er", "mer", "gem", "lamaml", "sparse-lamaml")
-_S7_SPARSITIES = ("sparsity of the head", "of the rest", "of all")
-
-
-def _s7_row(memories, method, results):
-    paper = published.TABLE_S7[method, memories]
-    ours: Any = mean_and_std([result["retained_accuracy"]["mean"] for result in results])
-    sparsities = ["-"] * 3
-    if results[0]["sparsity"]:
-        parts = np.array([_head_rest_all(result["sparsity"]) for result in results]).T
-        theirs = published.S7_SPARSITY[method, memories]
-        sparsities = [
-            with_std(mean_and_std(list(part))) + ("" if value is None else f" / {value.mean:g}")
-            for part, value in zip(parts, theirs, strict=True)
-        ]
-    near = "yes" if abs(100 * ours["mean"] - paper.mean) <= 2 else "no"
-    accuracy = f"{with_std(ours)} / {paper.mean:g} +- {paper.std:g}"
-    return row(str(memories), method, str(len(results)), accuracy, *sparsities, near)
-
-
-def _head_rest_all(sparsity):
-    """Sparsity of the last layer, of all others, and of all, weighted by their entries."""
-    from jaxsparse import nn
-
-    params = jax.eval_shape(nn.strided_cnn(10).init, jax.random.key(0))
-    whole = sum(leaf.size for leaf in jax.tree.leaves(params))
-    head = {f"head/{name}": leaf.size for name, leaf in params["head"].items()}
-    head_size, total = sum(head.values()), sparsity["total"]["mean"]
-    frozen = sum(sparsity[name]["mean"] * size for name, size in head.items())
-    return frozen / head_size, (total * whole - frozen) / (whole - head_size), total
 
 
 def figure_s3(flags: "Flags", runner: Runner) -> Lines:

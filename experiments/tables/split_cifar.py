@@ -1,0 +1,122 @@
+"""Table S7, streaming Split-CIFAR-10, and which of the choices that it leaves open decide it."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from experiments import continual, published
+from experiments.report import with_std
+from experiments.tables.continual import cell_config
+from experiments.tables.markdown import Lines, header, row
+from experiments.tables.runner import Runner
+from jaxsparse.training.continual.result import mean_and_std
+
+if TYPE_CHECKING:
+    from experiments.reproduce import Flags
+
+_STREAM = "split-cifar10"
+_METHODS = ("er", "mer", "gem", "lamaml", "sparse-lamaml")
+_SPARSITIES = ("sparsity of the head", "of the rest", "of all")
+# What Table S7 leaves open: methods, memories, and what is changed of the preset.
+_CHOICES: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("sparse-lamaml", 200, {}),
+    ("sparse-lamaml", 200, {"augment": True}),
+    ("sparse-lamaml", 200, {"slope": 0.5}),
+    ("sparse-lamaml", 200, {"augment": True, "slope": 0.5}),
+    ("sparse-lamaml", 200, {"augment": True, "slope": 0.5, "inner_batch_size": 1}),
+    ("sparse-lamaml", 1000, {}),
+    ("lamaml", 200, {}),
+    ("lamaml", 200, {"inner_batch_size": 1}),
+    ("lamaml", 200, {"clip_norm": None}),
+    ("lamaml", 1000, {}),
+)
+_CHOICE_SAMPLES = 2000  # of the 10,000 images of a task
+
+
+def accuracies(flags: "Flags", runner: Runner) -> Lines:
+    """Table S7: accuracy on all classes after one pass over Split-CIFAR-10.
+
+    Every seed is a run of its own, so that more can be added to those that are there.
+    """
+    experiment = continual.experiment()
+    lines = [
+        "Accuracy in %, mean +- std over the seeds that were run (from 0 on) / the paper's.",
+        "",
+    ]
+    lines += header("memory", "method", "seeds", "accuracy", *_SPARSITIES, "within 2 points")
+    for memories in flags.memories:
+        for method in flags.methods or _METHODS:
+            if (method, memories) not in published.TABLE_S7:
+                continue
+            results = []
+            for seed in range(flags.seeds):
+                own = {"memories": memories, "seed": seed, "seeds": 1}
+                results.append(runner.result(
+                    experiment, f"{_STREAM}-{memories}-{method}-seed-{seed}",
+                    cell_config(flags, _STREAM, method, **own),
+                ))  # fmt: skip
+            there = [result for result in results if result is not None]
+            if there:
+                lines.append(_accuracy_row(memories, method, there))
+    return lines
+
+
+def choices(flags: "Flags", runner: Runner) -> Lines:
+    """What single choices change: seed 0, a shorter stream, training images held out."""
+    experiment = continual.experiment()
+    lines = [
+        f"Seed 0, {_CHOICE_SAMPLES:,} images of each task, measured on training images held out; in"
+        " %, beside the paper's sparsities after 10,000.",
+        "",
+    ]
+    lines += header("memory", "method", "changed", "accuracy", *_SPARSITIES)
+    for method, memories, changed in _CHOICES:
+        config = cell_config(
+            flags, _STREAM, method, memories=memories, seeds=1, validation=True,
+            samples_per_task=_CHOICE_SAMPLES, **changed,
+        )  # fmt: skip
+        marks = [f"{name} {value}" for name, value in changed.items()]
+        name = "-".join([_STREAM, str(memories), method, "held-out", *marks]).replace(" ", "-")
+        result = runner.result(experiment, name, config)
+        if result is not None:
+            lines.append(row(
+                str(memories), method, ", ".join(marks) or "nothing",
+                with_std(result["retained_accuracy"]), *_sparsities(memories, method, [result]),
+            ))  # fmt: skip
+    return lines
+
+
+def _accuracy_row(memories, method, results):
+    paper = published.TABLE_S7[method, memories]
+    ours: Any = mean_and_std([result["retained_accuracy"]["mean"] for result in results])
+    near = "yes" if abs(100 * ours["mean"] - paper.mean) <= 2 else "no"
+    accuracy = f"{with_std(ours)} / {paper.mean:g} +- {paper.std:g}"
+    cells = _sparsities(memories, method, results)
+    return row(str(memories), method, str(len(results)), accuracy, *cells, near)
+
+
+def _sparsities(memories, method, results):
+    """Ours / the paper's, of the last layer, of all others, and of all."""
+    if not results[0]["sparsity"]:
+        return ["-"] * 3
+    parts = np.array([_head_rest_all(result["sparsity"]) for result in results]).T
+    theirs = published.S7_SPARSITY[method, memories]
+    return [
+        with_std(mean_and_std(list(part))) + ("" if value is None else f" / {value.mean:g}")
+        for part, value in zip(parts, theirs, strict=True)
+    ]
+
+
+def _head_rest_all(sparsity):
+    """Sparsity of the last layer, of all others, and of all, weighted by their entries."""
+    from jaxsparse import nn
+
+    params = jax.eval_shape(nn.strided_cnn(10).init, jax.random.key(0))
+    whole = sum(leaf.size for leaf in jax.tree.leaves(params))
+    head = {f"head/{name}": leaf.size for name, leaf in params["head"].items()}
+    head_size, total = sum(head.values()), sparsity["total"]["mean"]
+    frozen = sum(sparsity[name]["mean"] * size for name, size in head.items())
+    # The total is a float32: what is left of it beside the head may be rounding below 0.
+    rest = max(0.0, total * whole - frozen)
+    return frozen / head_size, rest / (whole - head_size), total
