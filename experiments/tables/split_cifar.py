@@ -26,6 +26,7 @@ _CHOICES: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("sparse-lamaml", 200, {"augment": True, "slope": 0.5}),
     ("sparse-lamaml", 200, {"augment": True, "slope": 0.5, "inner_batch_size": 1}),
     ("sparse-lamaml", 1000, {}),
+    ("sparse-lamaml", 1000, {"mask_lr": 0.1}),
     ("lamaml", 200, {}),
     ("lamaml", 200, {"inner_batch_size": 1}),
     ("lamaml", 200, {"clip_norm": None}),
