@@ -88,15 +88,14 @@ def _gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -
     weights = kernel.reshape(-1, kernel.shape[-1])
     patches = ops.patches(images, 3, 1, 1)
     mean = jnp.mean(patches, (0, 1, 2))
-    centred = (patches - mean).reshape(-1, len(weights))
-    covariance = centred.T @ centred / len(centred)
-    gain = scale * lax.rsqrt(jnp.sum(weights * (covariance @ weights), 0) + eps)
-    weights = weights * gain
-    shift = bias - mean @ weights
+    rows = (patches - mean).reshape(-1, len(weights))
+    covariance = rows.T @ rows / len(rows)
+    weights = weights * scale * lax.rsqrt(jnp.sum(weights * (covariance @ weights), 0) + eps)
     quads = winograd.split(patches[:, : h // 2 * 2, : w // 2 * 2])
     pieces = _pieces(n, (h // 2) * (w // 2))
-    cut = [q.reshape(pieces, -1, len(weights)) for row in quads for q in row]
-    return _product_relu_max(cut, weights, shift).reshape(n, h // 2, w // 2, -1)
+    # Centred one by one: XLA moves a difference out of an inner loop, a mere slice it does not.
+    cut = [(q - mean).reshape(pieces, -1, len(weights)) for row in quads for q in row]
+    return _product_relu_max(cut, weights, bias).reshape(n, h // 2, w // 2, -1)
 
 
 def _pieces(images: int, windows: int) -> int:
