@@ -32,7 +32,7 @@ KINDS = ("timestep", "update")
 # roughly.
 LIMIT = 1e-4
 CHECKED = {"width": 16, "inner_steps": 2, "capacity": 5}  # an odd number: one batch has no partner
-STARTS = 8
+STARTS = 24
 ROUGH_LIMITS = {"loss": 1e-4, "phi": 0.1}
 
 
