@@ -32,7 +32,7 @@ KINDS = ("timestep", "update")
 # roughly.
 LIMIT = 1e-4
 CHECKED = {"width": 16, "inner_steps": 2, "capacity": 5}  # an odd number: one batch has no partner
-STARTS = 24
+STARTS = 24  # few have no such tie; the first of them ends the search
 ROUGH_LIMITS = {"loss": 1e-4, "phi": 0.1}
 
 

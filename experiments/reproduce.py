@@ -40,7 +40,7 @@ class Flags:
     methods: tuple[MethodName, ...] = ()
     """methods, where the table has several; none named: all of the table"""
     memories: tuple[int, ...] = (200, 1000)
-    """S7: images kept"""
+    """S7, S7-choices: images kept"""
     p: tuple[float, ...] = (0.98, 0.9)
     """S8, S9: probabilities of no switch of task"""
     timesteps: int = 10_000

@@ -216,3 +216,6 @@ def test_choices_on_split_cifar_stand_beside_each_other(tmp_path, capsys):
         ["200", "sparse-lamaml", "nothing", "27.00", *cells],
         ["200", "sparse-lamaml", "augment True", "24.00", *cells],
     ]
+    for left_out in (["--methods", "lamaml"], ["--memories", "1000"]):
+        reproduce.main(["--no-run", "--out", str(tmp_path), "--table", "S7-choices", *left_out])
+        assert not table_rows(capsys.readouterr().out)[1:]

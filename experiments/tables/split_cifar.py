@@ -73,6 +73,8 @@ def choices(flags: "Flags", runner: Runner) -> Lines:
     ]
     lines += header("memory", "method", "changed", "accuracy", *_SPARSITIES)
     for method, memories, changed in _CHOICES:
+        if memories not in flags.memories or method not in (flags.methods or _METHODS):
+            continue
         config = cell_config(
             flags, _STREAM, method, memories=memories, seeds=1, validation=True,
             samples_per_task=_CHOICE_SAMPLES, **changed,

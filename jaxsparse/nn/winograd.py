@@ -142,8 +142,7 @@ def _pieces(images: Array) -> int:
     tiles = ((h + 1) // 2) * ((w + 1) // 2)
     counts = [p for p in range(1, n + 1) if n % p == 0]
     several = [p for p in counts[1:] if n // p * tiles >= _PIECE_TILES]
-    fits = [p for p in (*several, *counts) if n // p * tiles * 16 * c <= _PIECE]
-    return fits[0] if fits else n
+    return next((p for p in (*several, *counts) if n // p * tiles * 16 * c <= _PIECE), n)
 
 
 def _cut(tree, pieces: int):
