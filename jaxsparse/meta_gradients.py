@@ -10,6 +10,7 @@ from jaxsparse.checks import leaves_by_name, scalar_loss
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.inner import descend
 from jaxsparse.losses import SplitLoss, weighted_loss
+from jaxsparse.partition import cut_leaf
 from jaxsparse.updates import cast
 
 Tree = Any
@@ -116,8 +117,8 @@ def _split_first_order(glance: Glance, split: SplitLoss):
     ``sum_k h_k * G_k = sum_k (Q * x_k)ᵀ (delta_k * (E_k + ... + E_K))``.
     What was a pass over five arrays of W's size in every step is two large products per glance.
     """
-    kernel, rest, join = _cut(glance.params, split.kernel)
-    size, rest_sizes, _ = _cut(glance.sizes, split.kernel)
+    kernel, rest, join = cut_leaf(glance.params, split.kernel)
+    size, rest_sizes, _ = cut_leaf(glance.sizes, split.kernel)
     inputs, others = split.split(glance.meta_rows)
     inputs = inputs.astype(kernel.dtype)
     count, replayed = _length(glance.batch), len(inputs) - _length(glance.batch)
@@ -218,17 +219,6 @@ def _as_sizes(d_sizes, sizes):
 def _metrics(inner_loss, loss, metrics):
     """Means over the iterates that the meta-loss is taken at (or the one iterate's own values)."""
     return jax.tree.map(jnp.mean, {"loss": loss, **metrics}) | {"inner_loss": inner_loss}
-
-
-def _cut(tree, name):
-    """The leaf `name` of a tree, the list of its other leaves, and the way back."""
-    place = list(leaves_by_name(tree)).index(name)
-    leaves, structure = jax.tree.flatten(tree)
-
-    def join(rest, leaf):
-        return jax.tree.unflatten(structure, [*rest[:place], leaf, *rest[place:]])
-
-    return leaves[place], leaves[:place] + leaves[place + 1 :], join
 
 
 def _chunks(glance):

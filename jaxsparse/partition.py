@@ -84,6 +84,33 @@ def part_like(part: Tree, params: Tree) -> Tree:
     return jax.tree.map(lambda x, p: None if x is None else p, part, params, is_leaf=_is_none)
 
 
+def cut_leaf(tree: Tree, name: str) -> tuple[Any, list[Any], Callable[[list[Any], Any], Tree]]:
+    """A leaf, all others, and the way back.
+
+    Args:
+      tree: any pytree.
+      name: the leaf's, as `leaves_by_name` gives it.
+
+    Returns:
+      The leaf, the list of the others, and ``join(others, leaf)``, which makes the tree again.
+
+    Raises:
+      ValueError: there is no such leaf.
+
+    Example:
+      >>> leaf, others, join = cut_leaf({"a": 1, "b": 2, "c": 3}, "b")
+      >>> leaf, others, join(others, 7)
+      (2, [1, 3], {'a': 1, 'b': 7, 'c': 3})
+    """
+    place = list(leaves_by_name(tree)).index(name)
+    leaves, structure = jax.tree.flatten(tree)
+
+    def join(rest, leaf):
+        return jax.tree.unflatten(structure, [*rest[:place], leaf, *rest[place:]])
+
+    return leaves[place], leaves[:place] + leaves[place + 1 :], join
+
+
 def adapt_part(
     loss_fn: Callable, part: Tree, params: Tree, step_sizes: Tree, batch: Any, steps: int
 ) -> tuple[Tree, dict[str, jax.Array]]:

@@ -1,6 +1,7 @@
 """Small problems that several test modules adapt to."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 
 from jaxsparse import cross_entropy
 from jaxsparse.checks import leaves_by_name
+from jaxsparse.nn.models import InputLayer
 
 TASKS, WAYS = 3, 3
 
@@ -34,6 +36,21 @@ class Classifier:
 
 
 classification_loss = cross_entropy(Classifier)
+
+
+def after_products(params, products):
+    head = params["head"]
+    return jnp.tanh(products + params["hidden"]["b"][None]) @ head["w"] + head["b"][None]
+
+
+def not_used(*args):
+    raise AssertionError("this form of the network is not to be used")
+
+
+def split_loss(inputs=lambda x: x, apply=after_products, whole=not_used):
+    """The classifier's loss, cut behind the first products."""
+    layer = InputLayer("hidden/w", inputs, apply)
+    return cross_entropy(types.SimpleNamespace(apply=whole, input_layer=layer))
 
 
 def classification_tasks(seed, samples=7, shape=(5,)):

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import logging
-import types
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +16,15 @@ from problems import (
     clip,
     float64,
     loss_and_gradient,
+    not_used,
     quick_jit,
     rows,
+    split_loss,
     to_numpy,
 )
 
-from jaxsparse import LaMAMLState, cross_entropy, gates, init_lamaml_state, lamaml_step, nn
+from jaxsparse import LaMAMLState, gates, init_lamaml_state, lamaml_step, nn
 from jaxsparse.checks import leaves_by_name
-from jaxsparse.nn.models import InputLayer
 
 ROWS, REPLAYED = 6, 4
 ALPHA, MASK_RATE, THETA_RATE = 0.3, 2.0, 0.5
@@ -196,21 +196,6 @@ def test_glances_are_numpys(case):
         assert_trees_close(state.mask, start(GATES["constant"][0]).mask, 0, 0)
     if case.get("clip_norm") == CLIPS["clipped"] and case["kind"] != "constant":
         assert min(metrics["theta_norm"], metrics["mask_norm"]) > CLIPS["clipped"]
-
-
-def after_products(params, products):
-    head = params["head"]
-    return jnp.tanh(products + params["hidden"]["b"][None]) @ head["w"] + head["b"][None]
-
-
-def not_used(*args):
-    raise AssertionError("this form of the network is not to be used")
-
-
-def split_loss(inputs=lambda x: x, apply=after_products, whole=not_used):
-    """The classifier's loss, cut behind the first products."""
-    layer = InputLayer("hidden/w", inputs, apply)
-    return cross_entropy(types.SimpleNamespace(apply=whole, input_layer=layer))
 
 
 SPLIT_CASES = [CASES[i] for i in (0, 2, 5, 7)]  # each gate, each replay

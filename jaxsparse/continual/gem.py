@@ -14,15 +14,12 @@ from jaxsparse.checks import (
     check_like_rows,
     check_rows,
     check_weights,
-    scalar_loss,
 )
 from jaxsparse.clipping import clip_by_norm, sum_dtype
 from jaxsparse.continual.er import OnlineState, apply_gradient, with_metrics
 from jaxsparse.continual.quadratic import solve_bounded_qp
+from jaxsparse.continual.task_gradients import combination, gram_matrix, task_gradients
 from jaxsparse.losses import weighted_loss
-
-# Tasks per block of M M': a stream that has come half its way pays a quarter of the whole.
-BLOCK = 10
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "clip_norm"))
@@ -90,23 +87,20 @@ def gem_step(
         raise TypeError(f"observed must be one integer, a count of tasks, got {kind}")
     loss, metrics, gradient, norm = _gradient(state.params, loss_fn, batch, None, clip_norm)
 
-    def memory_loss(params, task):
-        rows = jax.tree.map(lambda x: x[task], memory)
-        return scalar_loss(loss_fn)(params, rows)[0]
-
-    alignments = _alignments(memory_loss, state.params, gradient, tasks, observed)
+    alignments, make_rows = task_gradients(loss_fn, state.params, memory, observed, gradient)
     violations = jnp.sum(alignments < 0, dtype=jnp.int32)
 
     def project(gradient):
-        rows = _task_gradients(memory_loss, state.params, tasks, observed)
-        gram = _gram(rows, observed)[:tasks, :tasks]
+        rows = make_rows()
+        gram = gram_matrix(rows, observed)[:tasks, :tasks]
         norms = jnp.sqrt(jnp.diagonal(gram))
         scale = 1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / (norms + 1e-6))
         scale = jnp.broadcast_to(scale, norms.shape).astype(gram.dtype)
         gram = gram * scale[:, None] * scale[None, :] + ridge * jnp.eye(tasks, dtype=gram.dtype)
         seen = jnp.arange(tasks) < observed
         v = scale * solve_bounded_qp(gram, scale * alignments, margin, seen)
-        return jax.tree.map(lambda g, m: g + _dot(v, m[:tasks]).astype(g.dtype), gradient, rows)
+        shift = combination(rows, v, gradient)
+        return jax.tree.map(lambda g, x: g + x.astype(g.dtype), gradient, shift)
 
     gradient = jax.lax.cond(violations > 0, project, lambda g: g, gradient)
     own = {"loss": loss, "gradient_norm": norm, "violations": violations}
@@ -187,57 +181,6 @@ def _gradient(params, loss_fn, rows, weights, clip_norm):
     return loss, metrics, gradient, norm
 
 
-def _alignments(memory_loss, params, gradient, tasks, observed):
-    """M g, 0 where not observed, without M: each entry is the derivative of a loss along g.
-
-    A directional derivative is the transpose of the gradient, which a second `vjp` gives: `jvp`
-    would not take losses that have a backward pass of their own.
-    """
-
-    def add(task, alignments):
-        value, backward = jax.vjp(lambda p: memory_loss(p, task), params)
-        _, transpose = jax.vjp(lambda c: backward(c)[0], jnp.ones_like(value))
-        (along,) = transpose(gradient)
-        return alignments.at[task].set(along.astype(alignments.dtype))
-
-    start = jnp.zeros(tasks, _sum_dtype(params))
-    return jax.lax.fori_loop(0, observed, add, start)
-
-
-def _task_gradients(memory_loss, params, tasks, observed):
-    """M as a tree [T up to a multiple of the block, ...], 0 where not observed."""
-
-    def add(task, rows):
-        gradient = jax.grad(memory_loss)(params, task)
-        return jax.tree.map(lambda m, g: m.at[task].set(g.astype(m.dtype)), rows, gradient)
-
-    padded, dtype = -(-tasks // _block(tasks)) * _block(tasks), _sum_dtype(params)
-    start = jax.tree.map(lambda p: jnp.zeros((padded, *p.shape), dtype), params)
-    return jax.lax.fori_loop(0, observed, add, start)
-
-
-def _gram(rows, observed):
-    """M M', block by block of the lower triangle, as far as tasks were observed."""
-    leaves = [x.reshape(len(x), -1) for x in jax.tree.leaves(rows)]
-    size = _block(len(leaves[0]))
-    cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
-
-    def block(i, j, gram):
-        product = sum(_dot(cut(x, i * size), cut(x, j * size).T) for x in leaves)
-        return jax.lax.dynamic_update_slice(gram, product, (i * size, j * size))
-
-    def block_row(i, gram):
-        return jax.lax.fori_loop(0, i + 1, functools.partial(block, i), gram)
-
-    start = jnp.zeros((len(leaves[0]),) * 2, leaves[0].dtype)
-    lower = jax.lax.fori_loop(0, (observed + size - 1) // size, block_row, start)
-    return jnp.tril(lower) + jnp.tril(lower, -1).T
-
-
-def _block(tasks):
-    return min(BLOCK, tasks)
-
-
 def _tree_dot(x, y):
     dtype = _sum_dtype(x)
     products = jax.tree.map(lambda a, b: jnp.sum(a.astype(dtype) * b.astype(dtype)), x, y)
@@ -246,8 +189,3 @@ def _tree_dot(x, y):
 
 def _sum_dtype(params):
     return sum_dtype(jnp.result_type(*jax.tree.leaves(params)))
-
-
-def _dot(x, y):
-    """A product in full precision, also where the device would round its factors."""
-    return jnp.tensordot(x, y, 1, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,277 @@
+"""The gradients of earlier tasks' memories, a task a row of a matrix M: what GEM asks of them.
+
+A kernel's gradient is a product of the layer's inputs and of derivatives by its outputs. Where few
+rows of a task are kept and the loss tells its first layer, M holds these two factors in place of
+the first kernel's gradients: neither is that large matrix written, nor read again for M M'.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsparse.checks import leaves_by_name, scalar_loss
+from jaxsparse.clipping import sum_dtype
+from jaxsparse.losses import SplitLoss
+from jaxsparse.partition import cut_leaf
+
+Tree = Any
+
+# Tasks that are taken together: a stream that has come half its way pays a quarter of M M'.
+BLOCK = 10
+
+
+class Factors(NamedTuple):
+    """A kernel's gradients as products: task t's is ``inputs[t]' deltas[t]``.
+
+    Attributes:
+      inputs: [T, k, in], of the layer, for the k rows kept of each task.
+      deltas: [T, k, out], the derivatives of the task's loss by the layer's outputs.
+    """
+
+    inputs: Array
+    deltas: Array
+
+
+def task_gradients(
+    loss_fn: Callable, params: Tree, memory: Any, observed: Array | int, along: Tree
+) -> tuple[Array, Callable[[], list[Array | Factors]]]:
+    """Which tasks a direction helps, and a way to M, whose row t is the gradient of ``L_t``.
+
+    ``L_t(params) = L(params; memory of task t)``
+
+    Args:
+      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`.
+      params: floating arrays.
+      memory: the rows kept of each task, a tree whose leaves are [T, k, ...].
+      observed: how many tasks, from the first on, count; what is kept of others is not looked at.
+      along: the direction, a tree like `params`.
+
+    Returns:
+      M along, [T], and a function that gives M in parts, one for each leaf of params: [T', size of
+      the leaf], or `Factors`; T' is T or more. Rows of tasks that do not count are 0.
+
+    Example:
+      >>> memory = jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]])
+      >>> alignments, make_rows = task_gradients(
+      ...     lambda w, x: jnp.sum(w * x), jnp.zeros(2), memory, 2, jnp.array([1.0, -1.0]))
+      >>> alignments.tolist()
+      [1.0, -2.0]
+
+    Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 8.
+    """
+    split = _usable_split(loss_fn, params, memory)
+    if split is not None:
+        alignments, rows = _in_factors(split, params, memory, observed, along)
+        return alignments, lambda: rows
+
+    def memory_loss(params, task):
+        rows = jax.tree.map(lambda x: x[task], memory)
+        return scalar_loss(loss_fn)(params, rows)[0]
+
+    tasks = _shape(memory)[0]
+    alignments = _alignments(memory_loss, params, along, tasks, observed)
+    return alignments, lambda: _whole(memory_loss, params, tasks, observed)
+
+
+def gram_matrix(rows: list[Array | Factors], observed: Array | int) -> Array:
+    """M M', block by block of the lower triangle, as far as tasks were observed.
+
+    Args:
+      rows: M, as `task_gradients` makes it, for T' tasks.
+      observed: how many tasks count.
+
+    Returns:
+      [T', T'], symmetric, 0 where a task does not count.
+
+    Example:
+      >>> gram_matrix([jnp.array([[3.0, 4.0], [0.0, 1.0]])], 2).tolist()
+      [[25.0, 4.0], [4.0, 1.0]]
+
+    Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 11.
+    """
+    tasks = _tasks(rows)
+    size = _block(tasks)
+
+    def block(i, j, gram):
+        product = sum(_block_product(part, i * size, j * size, size) for part in rows)
+        return jax.lax.dynamic_update_slice(gram, product, (i * size, j * size))
+
+    def block_row(i, gram):
+        return jax.lax.fori_loop(0, i + 1, functools.partial(block, i), gram)
+
+    start = jnp.zeros((tasks, tasks), jax.tree.leaves(rows)[0].dtype)
+    lower = jax.lax.fori_loop(0, (observed + size - 1) // size, block_row, start)
+    return jnp.tril(lower) + jnp.tril(lower, -1).T
+
+
+def combination(rows: list[Array | Factors], weights: Array, params: Tree) -> Tree:
+    """M' v: the sum of the tasks' gradients, each by its weight.
+
+    Args:
+      rows: M, as `task_gradients` makes it.
+      weights: v, [T].
+      params: what M was made for.
+
+    Returns:
+      A tree with the shapes of `params`.
+
+    Example:
+      >>> combination([jnp.array([[3.0, 4.0], [0.0, 1.0]])], jnp.array([1.0, 2.0]), jnp.zeros(2))
+      Array([3., 6.], dtype=float32)
+
+    Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 12.
+    """
+    weights = jnp.pad(weights, (0, _tasks(rows) - len(weights)))
+
+    def whole(part):
+        if isinstance(part, Factors):
+            weighted = part.deltas * weights[:, None, None]
+            return _dot(_joined(part.inputs).T, _joined(weighted))
+        return _dot(weights, part)
+
+    leaves, structure = jax.tree.flatten(params)
+    summed = [whole(part).reshape(x.shape) for part, x in zip(rows, leaves, strict=True)]
+    return jax.tree.unflatten(structure, summed)
+
+
+def _usable_split(loss_fn, params, memory) -> SplitLoss | None:
+    """The loss's first layer, where the factors of its gradients are exact and pay."""
+    split = getattr(loss_fn, "split", None)
+    if split is None:
+        return None
+    kernel = leaves_by_name(params)[split.kernel]
+    inputs, outputs = kernel.shape
+    _, kept = _shape(memory)
+    # Operations for an entry of M M', half of which read from memory would cost as much.
+    if kept**2 * (inputs + outputs) > 2 * inputs * outputs:
+        return None
+    return split if kernel.dtype == sum_dtype(kernel.dtype) else None
+
+
+def _in_factors(split, params, memory, observed, along):
+    """M along, and M with the first kernel's gradients as factors, a block of tasks at a time."""
+    kernel, rest, join = cut_leaf(params, split.kernel)
+    kernel_along, rest_along, _ = cut_leaf(along, split.kernel)
+    tasks, kept = _shape(memory)
+    padded = _padded(tasks)
+    size = _block(tasks)
+    memory = jax.tree.map(lambda x: _lengthened(x, padded), memory)
+    inputs, others = split.split(jax.tree.map(_joined, memory))
+    inputs, others = jax.tree.map(lambda x: x.reshape(padded, kept, *x.shape[1:]), (inputs, others))
+    seen = jnp.arange(padded) < observed
+    inputs = jnp.where(seen[:, None, None], inputs, 0).astype(kernel.dtype)
+
+    def loss(rest, products, others):
+        return scalar_loss(split.loss_fn)(join(rest, kernel), (products, others))[0]
+
+    gradients = jax.vmap(jax.grad(loss, (0, 1)), (None, 0, 0))
+
+    def block(i, made):
+        x, other, counts = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size), (inputs, others, seen)
+        )
+        d_rest, deltas = gradients(rest, _times(x, kernel), other)
+        d_rest = [d.reshape(size, -1).astype(sum_dtype(d.dtype)) for d in d_rest]
+        d_rest, deltas = jax.tree.map(
+            lambda d: jnp.where(counts.reshape(-1, *[1] * (d.ndim - 1)), d, 0), (d_rest, deltas)
+        )
+        entries = jnp.sum(_times(x, kernel_along) * deltas, (1, 2))
+        for d, g in zip(d_rest, rest_along, strict=True):
+            entries += _dot(d, g.ravel().astype(d.dtype))
+        return jax.tree.map(
+            lambda all_, own: jax.lax.dynamic_update_slice_in_dim(
+                all_, own.astype(all_.dtype), i * size, 0
+            ),
+            made,
+            (entries, deltas, d_rest),
+        )
+
+    zeros = (
+        jnp.zeros(padded, kernel.dtype),
+        jnp.zeros((padded, kept, kernel.shape[1]), kernel.dtype),
+        [jnp.zeros((padded, x.size), sum_dtype(x.dtype)) for x in rest],
+    )
+    blocks = (observed + size - 1) // size
+    alignments, deltas, d_rest = jax.lax.fori_loop(0, blocks, block, zeros)
+    place = list(leaves_by_name(params)).index(split.kernel)
+    rows = [*d_rest[:place], Factors(inputs, deltas), *d_rest[place:]]
+    return alignments[:tasks], rows
+
+
+def _alignments(memory_loss, params, along, tasks, observed):
+    """M along, without M: each entry is the derivative of a loss along a direction.
+
+    A directional derivative is the transpose of the gradient, which a second `vjp` gives: `jvp`
+    would not take losses that have a backward pass of their own.
+    """
+
+    def add(task, alignments):
+        value, backward = jax.vjp(lambda p: memory_loss(p, task), params)
+        _, transpose = jax.vjp(lambda c: backward(c)[0], jnp.ones_like(value))
+        (entry,) = transpose(along)
+        return alignments.at[task].set(entry.astype(alignments.dtype))
+
+    dtype = sum_dtype(jnp.result_type(*jax.tree.leaves(params)))
+    return jax.lax.fori_loop(0, observed, add, jnp.zeros(tasks, dtype))
+
+
+def _whole(memory_loss, params, tasks, observed):
+    """M, a task at a time."""
+
+    def add(task, rows):
+        gradient = jax.tree.leaves(jax.grad(memory_loss)(params, task))
+        return [
+            m.at[task].set(g.ravel().astype(m.dtype)) for m, g in zip(rows, gradient, strict=True)
+        ]
+
+    dtype = sum_dtype(jnp.result_type(*jax.tree.leaves(params)))
+    start = [jnp.zeros((_padded(tasks), x.size), dtype) for x in jax.tree.leaves(params)]
+    return jax.lax.fori_loop(0, observed, add, start)
+
+
+def _block_product(part, i, j, size):
+    """A block of M M', rows i, i+1, ... and columns j, j+1, ..., of one leaf."""
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
+    if not isinstance(part, Factors):
+        return _dot(cut(part, i), cut(part, j).T)
+    products = [_dot(_joined(cut(x, i)), _joined(cut(x, j)).T) for x in part]
+    return (products[0] * products[1]).reshape(size, -1, size, part.inputs.shape[1]).sum((1, 3))
+
+
+def _joined(x):
+    """The rows of all tasks on one axis."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _times(x, kernel):
+    return _dot(_joined(x), kernel).reshape(*x.shape[:2], -1)
+
+
+def _lengthened(x, length):
+    return jnp.pad(x, [(0, length - len(x)), *[(0, 0)] * (x.ndim - 1)])
+
+
+def _shape(memory):
+    """How many tasks, and rows of each."""
+    return jax.tree.leaves(memory)[0].shape[:2]
+
+
+def _tasks(rows):
+    return len(jax.tree.leaves(rows)[0])
+
+
+def _block(tasks):
+    return min(BLOCK, tasks)
+
+
+def _padded(tasks):
+    return -(-tasks // _block(tasks)) * _block(tasks)
+
+
+def _dot(x, y):
+    """A product in full precision, also where the device would round its factors."""
+    return jnp.tensordot(x, y, 1, precision=jax.lax.Precision.HIGHEST)
