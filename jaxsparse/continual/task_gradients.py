@@ -20,8 +20,9 @@ from jaxsparse.partition import cut_leaf
 
 Tree = Any
 
-# Tasks that are taken together: a stream that has come half its way pays a quarter of M M'.
-BLOCK = 10
+# Tasks that are taken together, at least, and parts of the stream that pay for themselves: one
+# that has come half its way pays little more than a quarter of M M'.
+BLOCK, PARTS = 10, 5
 
 
 class Factors(NamedTuple):
@@ -159,35 +160,31 @@ def _in_factors(split, params, memory, observed, along):
     tasks, kept = _shape(memory)
     padded = _padded(tasks)
     size = _block(tasks)
-    memory = jax.tree.map(lambda x: _lengthened(x, padded), memory)
-    inputs, others = split.split(jax.tree.map(_joined, memory))
-    inputs, others = jax.tree.map(lambda x: x.reshape(padded, kept, *x.shape[1:]), (inputs, others))
     seen = jnp.arange(padded) < observed
-    inputs = jnp.where(seen[:, None, None], inputs, 0).astype(kernel.dtype)
+    # Zeros, for what is kept of other tasks may be anything: no weight would take a NaN away.
+    memory = jax.tree.map(lambda x: _masked(_lengthened(x, padded), seen), memory)
+    inputs, others = split.split(jax.tree.map(_joined, memory))
+    inputs = inputs.astype(kernel.dtype)
+    inputs, others = jax.tree.map(lambda x: x.reshape(padded, kept, *x.shape[1:]), (inputs, others))
 
-    def loss(rest, products, others):
-        return scalar_loss(split.loss_fn)(join(rest, kernel), (products, others))[0]
+    def loss(rest, products, others, weight):
+        return weight * scalar_loss(split.loss_fn)(join(rest, kernel), (products, others))[0]
 
-    gradients = jax.vmap(jax.grad(loss, (0, 1)), (None, 0, 0))
+    gradients = jax.vmap(jax.grad(loss, (0, 1)), (None, 0, 0, 0))
 
     def block(i, made):
-        x, other, counts = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size), (inputs, others, seen)
+        x, *other = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size),
+            (inputs, others, seen.astype(kernel.dtype)),
         )
-        d_rest, deltas = gradients(rest, _times(x, kernel), other)
+        d_rest, deltas = gradients(rest, _times(x, kernel), *other)
         d_rest = [d.reshape(size, -1).astype(sum_dtype(d.dtype)) for d in d_rest]
-        d_rest, deltas = jax.tree.map(
-            lambda d: jnp.where(counts.reshape(-1, *[1] * (d.ndim - 1)), d, 0), (d_rest, deltas)
-        )
         entries = jnp.sum(_times(x, kernel_along) * deltas, (1, 2))
         for d, g in zip(d_rest, rest_along, strict=True):
             entries += _dot(d, g.ravel().astype(d.dtype))
+        own = entries, deltas, d_rest
         return jax.tree.map(
-            lambda all_, own: jax.lax.dynamic_update_slice_in_dim(
-                all_, own.astype(all_.dtype), i * size, 0
-            ),
-            made,
-            (entries, deltas, d_rest),
+            lambda whole, x: jax.lax.dynamic_update_slice_in_dim(whole, x, i * size, 0), made, own
         )
 
     zeros = (
@@ -255,6 +252,10 @@ def _lengthened(x, length):
     return jnp.pad(x, [(0, length - len(x)), *[(0, 0)] * (x.ndim - 1)])
 
 
+def _masked(x, seen):
+    return jnp.where(seen.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+
+
 def _shape(memory):
     """How many tasks, and rows of each."""
     return jax.tree.leaves(memory)[0].shape[:2]
@@ -265,7 +266,7 @@ def _tasks(rows):
 
 
 def _block(tasks):
-    return min(BLOCK, tasks)
+    return min(max(BLOCK, -(-tasks // PARTS)), tasks)
 
 
 def _padded(tasks):
