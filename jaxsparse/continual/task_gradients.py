@@ -38,44 +38,61 @@ class Factors(NamedTuple):
 
 
 def task_gradients(
-    loss_fn: Callable, params: Tree, memory: Any, observed: Array | int, along: Tree
-) -> tuple[Array, Callable[[], list[Array | Factors]]]:
-    """Which tasks a direction helps, and a way to M, whose row t is the gradient of ``L_t``.
-
-    ``L_t(params) = L(params; memory of task t)``
+    loss_fn: Callable, params: Tree, memory: Any, observed: Array | int
+) -> list[Array | Factors]:
+    """M, whose row t is the gradient of ``L_t(params) = L(params; memory of task t)``.
 
     Args:
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`.
       params: floating arrays.
       memory: the rows kept of each task, a tree whose leaves are [T, k, ...].
       observed: how many tasks, from the first on, count; what is kept of others is not looked at.
-      along: the direction, a tree like `params`.
 
     Returns:
-      M along, [T], and a function that gives M in parts, one for each leaf of params: [T', size of
-      the leaf], or `Factors`; T' is T or more. Rows of tasks that do not count are 0.
+      M in parts, one for each leaf of params: [T', size of the leaf], or `Factors`, where T' is T
+      or more. Rows of tasks that do not count are 0.
 
     Example:
       >>> memory = jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]])
-      >>> alignments, make_rows = task_gradients(
-      ...     lambda w, x: jnp.sum(w * x), jnp.zeros(2), memory, 2, jnp.array([1.0, -1.0]))
-      >>> alignments.tolist()
-      [1.0, -2.0]
+      >>> (rows,) = task_gradients(lambda w, x: jnp.sum(w * x), jnp.zeros(2), memory, 2)
+      >>> rows.tolist()
+      [[1.0, 0.0], [0.0, 2.0]]
 
     Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 8.
     """
     split = _usable_split(loss_fn, params, memory)
     if split is not None:
-        alignments, rows = _in_factors(split, params, memory, observed, along)
-        return alignments, lambda: rows
+        return _in_factors(split, params, memory, observed)
+    return _whole(scalar_loss(loss_fn), params, memory, observed)
 
-    def memory_loss(params, task):
-        rows = jax.tree.map(lambda x: x[task], memory)
-        return scalar_loss(loss_fn)(params, rows)[0]
 
-    tasks = _shape(memory)[0]
-    alignments = _alignments(memory_loss, params, along, tasks, observed)
-    return alignments, lambda: _whole(memory_loss, params, tasks, observed)
+def alignments(rows: list[Array | Factors], direction: Tree, observed: Array | int) -> Array:
+    """M g: below 0 where a step along -g would raise a task's loss.
+
+    Args:
+      rows: M, as `task_gradients` makes it, for T' tasks.
+      direction: g, a tree like params.
+      observed: how many tasks count.
+
+    Returns:
+      [T'], 0 where a task does not count.
+
+    Example:
+      >>> alignments([jnp.array([[3.0, 4.0], [0.0, 1.0]])], jnp.array([1.0, -1.0]), 2).tolist()
+      [-1.0, -1.0]
+
+    Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 8.
+    """
+    tasks, dtype = _tasks(rows), jax.tree.leaves(rows)[0].dtype
+    size = _block(tasks)
+    leaves = [x.astype(dtype) for x in jax.tree.leaves(direction)]
+
+    def block(i, entries):
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i * size, slice_size=size)
+        own = sum(_along(jax.tree.map(cut, m), g) for m, g in zip(rows, leaves, strict=True))
+        return jax.lax.dynamic_update_slice_in_dim(entries, own, i * size, 0)
+
+    return jax.lax.fori_loop(0, _blocks(observed, size), block, jnp.zeros(tasks, dtype))
 
 
 def gram_matrix(rows: list[Array | Factors], observed: Array | int) -> Array:
@@ -105,7 +122,7 @@ def gram_matrix(rows: list[Array | Factors], observed: Array | int) -> Array:
         return jax.lax.fori_loop(0, i + 1, functools.partial(block, i), gram)
 
     start = jnp.zeros((tasks, tasks), jax.tree.leaves(rows)[0].dtype)
-    lower = jax.lax.fori_loop(0, (observed + size - 1) // size, block_row, start)
+    lower = jax.lax.fori_loop(0, _blocks(observed, size), block_row, start)
     return jnp.tril(lower) + jnp.tril(lower, -1).T
 
 
@@ -129,7 +146,7 @@ def combination(rows: list[Array | Factors], weights: Array, params: Tree) -> Tr
     weights = jnp.pad(weights, (0, _tasks(rows) - len(weights)))
 
     def whole(part):
-        if isinstance(part, Factors):
+        if _is_factors(part):
             weighted = part.deltas * weights[:, None, None]
             return _dot(_joined(part.inputs).T, _joined(weighted))
         return _dot(weights, part)
@@ -153,13 +170,11 @@ def _usable_split(loss_fn, params, memory) -> SplitLoss | None:
     return split if kernel.dtype == sum_dtype(kernel.dtype) else None
 
 
-def _in_factors(split, params, memory, observed, along):
-    """M along, and M with the first kernel's gradients as factors, a block of tasks at a time."""
+def _in_factors(split, params, memory, observed):
+    """M with the first kernel's gradients as factors, a block of tasks at a time."""
     kernel, rest, join = cut_leaf(params, split.kernel)
-    kernel_along, rest_along, _ = cut_leaf(along, split.kernel)
     tasks, kept = _shape(memory)
-    padded = _padded(tasks)
-    size = _block(tasks)
+    padded, size = _padded(tasks), _block(tasks)
     seen = jnp.arange(padded) < observed
     # Zeros, for what is kept of other tasks may be anything: no weight would take a NaN away.
     memory = jax.tree.map(lambda x: _masked(_lengthened(x, padded), seen), memory)
@@ -178,65 +193,55 @@ def _in_factors(split, params, memory, observed, along):
             (inputs, others, seen.astype(kernel.dtype)),
         )
         d_rest, deltas = gradients(rest, _times(x, kernel), *other)
-        d_rest = [d.reshape(size, -1).astype(sum_dtype(d.dtype)) for d in d_rest]
-        entries = jnp.sum(_times(x, kernel_along) * deltas, (1, 2))
-        for d, g in zip(d_rest, rest_along, strict=True):
-            entries += _dot(d, g.ravel().astype(d.dtype))
-        own = entries, deltas, d_rest
+        own = [d.reshape(size, -1).astype(m.dtype) for d, m in zip(d_rest, made[1], strict=True)]
         return jax.tree.map(
-            lambda whole, x: jax.lax.dynamic_update_slice_in_dim(whole, x, i * size, 0), made, own
+            lambda whole, x: jax.lax.dynamic_update_slice_in_dim(whole, x, i * size, 0),
+            made,
+            (deltas, own),
         )
 
     zeros = (
-        jnp.zeros(padded, kernel.dtype),
         jnp.zeros((padded, kept, kernel.shape[1]), kernel.dtype),
-        [jnp.zeros((padded, x.size), sum_dtype(x.dtype)) for x in rest],
+        [jnp.zeros((padded, x.size), kernel.dtype) for x in rest],
     )
-    blocks = (observed + size - 1) // size
-    alignments, deltas, d_rest = jax.lax.fori_loop(0, blocks, block, zeros)
-    place = list(leaves_by_name(params)).index(split.kernel)
-    rows = [*d_rest[:place], Factors(inputs, deltas), *d_rest[place:]]
-    return alignments[:tasks], rows
+    deltas, d_rest = jax.lax.fori_loop(0, _blocks(observed, size), block, zeros)
+    return jax.tree.leaves(join(d_rest, Factors(inputs, deltas)), is_leaf=_is_factors)
 
 
-def _alignments(memory_loss, params, along, tasks, observed):
-    """M along, without M: each entry is the derivative of a loss along a direction.
-
-    A directional derivative is the transpose of the gradient, which a second `vjp` gives: `jvp`
-    would not take losses that have a backward pass of their own.
-    """
-
-    def add(task, alignments):
-        value, backward = jax.vjp(lambda p: memory_loss(p, task), params)
-        _, transpose = jax.vjp(lambda c: backward(c)[0], jnp.ones_like(value))
-        (entry,) = transpose(along)
-        return alignments.at[task].set(entry.astype(alignments.dtype))
-
-    dtype = sum_dtype(jnp.result_type(*jax.tree.leaves(params)))
-    return jax.lax.fori_loop(0, observed, add, jnp.zeros(tasks, dtype))
-
-
-def _whole(memory_loss, params, tasks, observed):
+def _whole(loss_fn, params, memory, observed):
     """M, a task at a time."""
+    leaves = jax.tree.leaves(params)
 
     def add(task, rows):
-        gradient = jax.tree.leaves(jax.grad(memory_loss)(params, task))
+        own = jax.tree.map(lambda x: x[task], memory)
+        gradient = jax.tree.leaves(jax.grad(lambda p: loss_fn(p, own)[0])(params))
         return [
             m.at[task].set(g.ravel().astype(m.dtype)) for m, g in zip(rows, gradient, strict=True)
         ]
 
-    dtype = sum_dtype(jnp.result_type(*jax.tree.leaves(params)))
-    start = [jnp.zeros((_padded(tasks), x.size), dtype) for x in jax.tree.leaves(params)]
-    return jax.lax.fori_loop(0, observed, add, start)
+    padded, dtype = _padded(_shape(memory)[0]), sum_dtype(jnp.result_type(*leaves))
+    return jax.lax.fori_loop(0, observed, add, [jnp.zeros((padded, x.size), dtype) for x in leaves])
+
+
+def _along(part, direction):
+    """The entries of M g that one leaf gives."""
+    if _is_factors(part):
+        kernel = direction.reshape(part.inputs.shape[-1], -1)
+        return jnp.sum(_times(part.inputs, kernel) * part.deltas, (1, 2))
+    return _dot(part, direction.ravel())
 
 
 def _block_product(part, i, j, size):
     """A block of M M', rows i, i+1, ... and columns j, j+1, ..., of one leaf."""
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
-    if not isinstance(part, Factors):
+    if not _is_factors(part):
         return _dot(cut(part, i), cut(part, j).T)
     products = [_dot(_joined(cut(x, i)), _joined(cut(x, j)).T) for x in part]
     return (products[0] * products[1]).reshape(size, -1, size, part.inputs.shape[1]).sum((1, 3))
+
+
+def _is_factors(part):
+    return isinstance(part, Factors)
 
 
 def _joined(x):
@@ -267,6 +272,10 @@ def _tasks(rows):
 
 def _block(tasks):
     return min(max(BLOCK, -(-tasks // PARTS)), tasks)
+
+
+def _blocks(observed, size):
+    return (observed + size - 1) // size
 
 
 def _padded(tasks):
