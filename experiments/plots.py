@@ -58,7 +58,7 @@ def draw_sparsity(rows: Rows, _: Any = None) -> Figure:
     }
     panels = {title: members for title, members in panels.items() if members}
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(4 * len(panels), 3.6), sharey=True, layout="constrained",
+        1, len(panels), figsize=(4 * len(panels), 4.2), sharey=True, layout="constrained",
         squeeze=False,
     )  # fmt: skip
     for axis, (title, members) in zip(axes[0], panels.items(), strict=True):
@@ -66,7 +66,14 @@ def draw_sparsity(rows: Rows, _: Any = None) -> Figure:
             values = [100 * np.asarray(row["sparsity"][name]) for row in rows]
             band(axis, [row["step"] for row in rows], values, name.rsplit("/", 1)[0])
         axis.set(title=title, xlabel="meta-steps", ylim=(-2, 102))
-        axis.legend(frameon=False, fontsize="small", ncols=1 + len(members) // 6)
+        # Below the axes: lines end in every corner.
+        axis.legend(
+            frameon=False,
+            fontsize="small",
+            ncols=3,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+        )
     axes[0, 0].set_ylabel("sparsity [%]")
     return figure
 
