@@ -45,7 +45,8 @@ class SplitLoss(NamedTuple):
     ``L(params; rows) = loss_fn(params; (inputs @ kernel, others))`` with
     ``inputs, others = split(rows)``
 
-    A loss function that can be cut has this as its attribute `split`; `lamaml_step` uses it.
+    A loss function that can be cut has this as its attribute `split`; `lamaml_step` and `gem_step`
+    use it.
 
     Attributes:
       kernel: the name of the kernel [in, out] in params, such as "dense1/kernel".

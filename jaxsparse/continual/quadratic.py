@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.checks import check_floating
+from jaxsparse.nn.products import exact_product
 
 
 class _Iterate(NamedTuple):
@@ -59,7 +60,7 @@ def solve_bounded_qp(
     # As y >= 0 from the bounds on, in units that make the diagonal of P one.
     unit = 1 / jnp.sqrt(jnp.diagonal(P))
     A = P * unit[:, None] * unit[None, :]
-    b = jnp.where(active, unit * (q + _dot(P, lower)), 0)
+    b = jnp.where(active, unit * (q + exact_product(P, lower)), 0)
     point, free = jnp.zeros_like(b), jnp.zeros(b.shape, bool)
     entering = _entering(A, b, point, free)
     start = _Iterate(point, entering, jnp.zeros((), jnp.int32), ~jnp.any(entering))
@@ -90,21 +91,16 @@ def _newton_direction(A, b, point, free):
     raised = jnp.where(free[:, None] & free[None, :], A, 0)
     raised += jnp.diag(jnp.where(free, len(b) * jnp.finfo(b.dtype).eps, 1))
     factor = jnp.linalg.cholesky(raised, symmetrize_input=False)
-    gradient = jnp.where(free, _dot(A, point) + b, 0)
+    gradient = jnp.where(free, exact_product(A, point) + b, 0)
     return -jax.scipy.linalg.cho_solve((factor, True), gradient)
 
 
 def _entering(A, b, point, free):
     """One-hot: the variable at its bound that the function falls steepest in; none: all False."""
-    gradient = _dot(A, point) + b
-    rounding = 4 * jnp.finfo(b.dtype).eps * (_dot(jnp.abs(A), point) + jnp.abs(b))
+    gradient = exact_product(A, point) + b
+    rounding = 4 * jnp.finfo(b.dtype).eps * (exact_product(jnp.abs(A), point) + jnp.abs(b))
     falls = jnp.where(~free & (gradient < -rounding), gradient, 0)
     return (jnp.arange(len(b)) == jnp.argmin(falls)) & (falls < 0)
-
-
-def _dot(x, y):
-    """A product in full precision, also where the device would round its factors."""
-    return jnp.dot(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def _check_arguments(P, q, lower, active):

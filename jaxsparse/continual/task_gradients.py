@@ -16,6 +16,7 @@ from jax import Array
 from jaxsparse.checks import leaves_by_name, scalar_loss
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.losses import SplitLoss
+from jaxsparse.nn.products import exact_product
 from jaxsparse.partition import cut_leaf
 
 Tree = Any
@@ -148,8 +149,8 @@ def combination(rows: list[Array | Factors], weights: Array, params: Tree) -> Tr
     def whole(part):
         if _is_factors(part):
             weighted = part.deltas * weights[:, None, None]
-            return _dot(_joined(part.inputs).T, _joined(weighted))
-        return _dot(weights, part)
+            return exact_product(_joined(part.inputs).T, _joined(weighted))
+        return exact_product(weights, part)
 
     leaves, structure = jax.tree.flatten(params)
     summed = [whole(part).reshape(x.shape) for part, x in zip(rows, leaves, strict=True)]
@@ -228,15 +229,15 @@ def _along(part, direction):
     if _is_factors(part):
         kernel = direction.reshape(part.inputs.shape[-1], -1)
         return jnp.sum(_times(part.inputs, kernel) * part.deltas, (1, 2))
-    return _dot(part, direction.ravel())
+    return exact_product(part, direction.ravel())
 
 
 def _block_product(part, i, j, size):
     """A block of M M', rows i, i+1, ... and columns j, j+1, ..., of one leaf."""
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
     if not _is_factors(part):
-        return _dot(cut(part, i), cut(part, j).T)
-    products = [_dot(_joined(cut(x, i)), _joined(cut(x, j)).T) for x in part]
+        return exact_product(cut(part, i), cut(part, j).T)
+    products = [exact_product(_joined(cut(x, i)), _joined(cut(x, j)).T) for x in part]
     return (products[0] * products[1]).reshape(size, -1, size, part.inputs.shape[1]).sum((1, 3))
 
 
@@ -250,7 +251,7 @@ def _joined(x):
 
 
 def _times(x, kernel):
-    return _dot(_joined(x), kernel).reshape(*x.shape[:2], -1)
+    return exact_product(_joined(x), kernel).reshape(*x.shape[:2], -1)
 
 
 def _lengthened(x, length):
@@ -271,6 +272,7 @@ def _tasks(rows):
 
 
 def _block(tasks):
+    """How many tasks are taken together; the same for the number they are padded to."""
     return min(max(BLOCK, -(-tasks // PARTS)), tasks)
 
 
@@ -280,8 +282,3 @@ def _blocks(observed, size):
 
 def _padded(tasks):
     return -(-tasks // _block(tasks)) * _block(tasks)
-
-
-def _dot(x, y):
-    """A product in full precision, also where the device would round its factors."""
-    return jnp.tensordot(x, y, 1, precision=jax.lax.Precision.HIGHEST)
