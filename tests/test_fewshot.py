@@ -16,7 +16,7 @@ from processes import finish, kill, kill_at_random, outcome, start
 
 from experiments import fewshot, presets
 from jaxsparse import data as data_module
-from jaxsparse import training
+from jaxsparse import nn, training
 from jaxsparse.training import host
 from jaxsparse.training.fewshot import result as result_module
 
@@ -53,6 +53,16 @@ def flags(images, tmp_path):
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    """A network of one convolution, which compiles in a third of the time."""
+    monkeypatch.setattr(nn, "conv4", small_model)
+
+
+def small_model(ways, width, image_shape, use_bias):
+    return nn.strided_cnn(ways, width, 1, (), image_shape)
 
 
 def read_config(run: Path):
@@ -105,7 +115,7 @@ def test_the_interval_is_the_normal_one_over_tasks():
 
 
 @pytest.mark.parametrize("method", training.fewshot.config.Method.__args__)
-def test_every_method_runs_and_changes_what_it_should(method, flags, tmp_path):
+def test_every_method_runs_and_changes_what_it_should(method, flags, small_network, tmp_path):
     fewshot.main([*flags, f"--method={method}", "--epochs=1", "--embedding=8"])
     rows, _, _ = outcome(tmp_path / "run")
     sparsity = rows[-1]["sparsity"]
@@ -120,7 +130,7 @@ def test_every_method_runs_and_changes_what_it_should(method, flags, tmp_path):
         assert 0.1 < sparsity["total"] < 0.9
 
 
-def test_the_same_seed_gives_the_same_run_and_another_another(flags, tmp_path):
+def test_the_same_seed_gives_the_same_run_and_another_another(flags, small_network, tmp_path):
     outcomes = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         fewshot.main([*flags, f"--out={tmp_path / name}", f"--seed={seed}"])
@@ -148,7 +158,7 @@ def test_a_run_has_the_precision_of_its_configuration(name, wanted):
         assert set(re.findall(r"precision = \[(\w+), (\w+)\]", text)) == {(wanted, wanted)}
 
 
-def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(flags, tmp_path):
+def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(flags, small_network, tmp_path):
     fewshot.main(flags)
     run = tmp_path / "run"
     whole = outcome(run)
@@ -162,7 +172,7 @@ def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(flags, t
     assert outcome(run) == whole
 
 
-def test_seeds_side_by_side_are_the_seeds_alone(flags, tmp_path):
+def test_seeds_side_by_side_are_the_seeds_alone(flags, small_network, tmp_path):
     fewshot.main([*flags, "--seeds=2", "--seed=3"])
     fewshot.main([*flags, "--seed=4", f"--out={tmp_path / 'alone'}"])
     together, alone = outcome(tmp_path / "run")[0], outcome(tmp_path / "alone")[0]
@@ -172,7 +182,7 @@ def test_seeds_side_by_side_are_the_seeds_alone(flags, tmp_path):
 
 
 @pytest.mark.parametrize("segments", [0, 3, 8, 14])
-def test_a_stopped_run_goes_on_to_the_same_end(segments, flags, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_end(segments, flags, small_network, tmp_path, monkeypatch):
     monkeypatch.setattr(host, "SEGMENT_SECONDS", 1e-9)  # a segment is one meta-step
     fewshot.main([*flags, f"--out={tmp_path / 'whole'}"])
     config = read_config(tmp_path / "whole")
@@ -187,7 +197,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(segments, flags, tmp_path, monkey
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_costs_time_and_nothing_else(flags, tmp_path, capsys):
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(flags, small_network, tmp_path, capsys):
     fewshot.main(flags)
     whole = outcome(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
@@ -199,7 +209,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(flags, tmp_path, capsy
     assert outcome(tmp_path / "run") == whole
 
 
-def test_the_pure_program_trains_as_the_loop_does(flags, tmp_path):
+def test_the_pure_program_trains_as_the_loop_does(flags, small_network, tmp_path):
     fewshot.main(flags)
     rows, result, _ = outcome(tmp_path / "run")
     config = read_config(tmp_path / "run")
@@ -209,7 +219,7 @@ def test_the_pure_program_trains_as_the_loop_does(flags, tmp_path):
     assert float(pure["test"]["accuracy"].mean()) == pytest.approx(result["accuracy"], abs=0.02)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_stops_the_run(flags, small_network, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         fewshot.main([*flags, "--theta-lr=1e38", "--epochs=2"])
     assert stop.value.code == 1
@@ -217,7 +227,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(flags, tmp_path, capsys):
     assert "seed 0" in line and "meta-step 1" in line
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(flags, tmp_path):
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(flags, small_network, tmp_path):
     fewshot.main([*flags, "--epochs=1"])
     good = outcome(tmp_path / "run")[2]
     config = read_config(tmp_path / "run")
