@@ -290,7 +290,7 @@ def test_a_broken_image_is_named(images, flags, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_with_another_run_is_left_alone(flags, tmp_path, capsys):
+def test_a_folder_with_another_run_is_left_alone(flags, small_network, tmp_path, capsys):
     fewshot.main([*flags, "--epochs=1"])
     run = tmp_path / "run"
     before = outcome(run)
