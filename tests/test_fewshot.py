@@ -158,7 +158,9 @@ def test_a_run_has_the_precision_of_its_configuration(name, wanted):
         assert set(re.findall(r"precision = \[(\w+), (\w+)\]", text)) == {(wanted, wanted)}
 
 
-def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(flags, small_network, tmp_path):
+def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(
+    flags, small_network, tmp_path
+):
     fewshot.main(flags)
     run = tmp_path / "run"
     whole = outcome(run)
@@ -182,7 +184,9 @@ def test_seeds_side_by_side_are_the_seeds_alone(flags, small_network, tmp_path):
 
 
 @pytest.mark.parametrize("segments", [0, 3, 8, 14])
-def test_a_stopped_run_goes_on_to_the_same_end(segments, flags, small_network, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_end(
+    segments, flags, small_network, tmp_path, monkeypatch
+):
     monkeypatch.setattr(host, "SEGMENT_SECONDS", 1e-9)  # a segment is one meta-step
     fewshot.main([*flags, f"--out={tmp_path / 'whole'}"])
     config = read_config(tmp_path / "whole")

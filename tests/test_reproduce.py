@@ -175,12 +175,14 @@ def test_a_short_stream_is_said_to_be_one(tmp_path, capsys):
     assert "first 1,000 timesteps, the paper's of 10,000" in capsys.readouterr().out
 
 
-def split_cifar_run(folder, accuracy, total, **own):
-    """A finished run of sparse-La-MAML, half of its head frozen."""
-    config = cell_config(Flags(), "split-cifar10", "sparse-lamaml", memories=200, seeds=1, **own)
+def split_cifar_run(folder, accuracy, total, method="sparse-lamaml", **own):
+    """A finished run, of sparse-La-MAML say, half of its head frozen."""
+    config = cell_config(Flags(), "split-cifar10", method, memories=200, seeds=1, **own)
+    sparsity = {"total": value(total), "head/kernel": value(0.5), "head/bias": value(1.0)}
     result = {
         "retained_accuracy": value(accuracy, None),
-        "sparsity": {"total": value(total), "head/kernel": value(0.5), "head/bias": value(1.0)},
+        "seeds": [{"seed": config.seed, "retained_accuracy": accuracy}],
+        "sparsity": {} if method == "er" else sparsity,
     }
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
@@ -200,6 +202,21 @@ def test_seeds_of_split_cifar_are_gathered(tmp_path, capsys):
         "200", "sparse-lamaml", "2", "28.00 +- 2.83 / 27.85 +- 0.69",
         f"{head:.2f} +- 0.00 / 57.5", f"{rest:.2f} +- 0.00 / 1.6", "2.00 +- 0.00", "yes",
     ]  # fmt: skip
+
+
+def test_split_cifar_compares_the_seeds_that_both_have(tmp_path, capsys):
+    runs = {("sparse-lamaml", 1): 0.26, ("sparse-lamaml", 2): 0.30, ("sparse-lamaml", 4): 0.50}
+    runs |= {("er", 0): 0.90, ("er", 1): 0.25, ("er", 2): 0.26, ("lamaml", 4): 0.40}
+    for (method, seed), accuracy in runs.items():
+        folder = tmp_path / f"split-cifar10-200-{method}-seed-{seed}"
+        split_cifar_run(folder, accuracy, 0.02, method, seed=seed)
+    reproduce.main(["--no-run", "--out", str(tmp_path), "--table", "S7"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("- "))
+    # 1 and 4 points: sqrt(4.5 / 2) is the standard error, and t = 12.7 for one degree of freedom.
+    assert line == (
+        "- 200 images: sparse-lamaml is not told apart from er: +2.50 points, "
+        "standard error 1.50 over 2 seeds."
+    )
 
 
 def test_choices_on_split_cifar_stand_beside_each_other(tmp_path, capsys):

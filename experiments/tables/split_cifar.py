@@ -8,7 +8,7 @@ import numpy as np
 from experiments import continual, published
 from experiments.report import with_std
 from experiments.tables.continual import cell_config
-from experiments.tables.markdown import Lines, header, row
+from experiments.tables.markdown import Lines, comparison, header, row
 from experiments.tables.runner import Runner
 from jaxsparse.training.continual.result import mean_and_std
 
@@ -46,7 +46,9 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
         "",
     ]
     lines += header("memory", "method", "seeds", "accuracy", *_SPARSITIES, "within 2 points")
+    comparisons = []
     for memories in flags.memories:
+        by_method = {}
         for method in flags.methods or _METHODS:
             if (method, memories) not in published.TABLE_S7:
                 continue
@@ -60,7 +62,9 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
             there = [result for result in results if result is not None]
             if there:
                 lines.append(_accuracy_row(memories, method, there))
-    return lines
+            by_method[method] = results
+        comparisons += _comparisons(memories, by_method)
+    return [*lines, "", *comparisons]
 
 
 def choices(flags: "Flags", runner: Runner) -> Lines:
@@ -97,6 +101,21 @@ def _accuracy_row(memories, method, results):
     accuracy = f"{with_std(ours)} / {paper.mean:g} +- {paper.std:g}"
     cells = _sparsities(memories, method, results)
     return row(str(memories), method, str(len(results)), accuracy, *cells, near)
+
+
+def _comparisons(memories, by_method):
+    """sparse-La-MAML beside each other method, on the seeds that both were run on, if several."""
+    ours, lines = by_method.pop("sparse-lamaml", []), []
+    for other, theirs in by_method.items():
+        pairs = [
+            (mine["seeds"][0], result["seeds"][0])
+            for mine, result in zip(ours, theirs, strict=True)
+            if mine is not None and result is not None
+        ]
+        if len(pairs) > 1:
+            label = f"{memories} images: sparse-lamaml is {{}} {other}"
+            lines.append(comparison(label, "retained_accuracy", *zip(*pairs, strict=True)))
+    return lines
 
 
 def _sparsities(memories, method, results):
