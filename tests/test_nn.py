@@ -1,5 +1,6 @@
 """The networks and their operations, against XLA's own and against PyTorch."""
 
+import os
 import re
 
 import jax
@@ -104,6 +105,19 @@ def test_winograd_of_a_batch_cut_to_pieces(n, h, w, pieces):
     got = derivatives(lambda x, k: ops.conv(x, k, form="winograd"), images, kernel)
     # A sum over more positions than elsewhere: float32 keeps less of it.
     close(got, derivatives(xla_conv, images, kernel), 1e-4)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core: XLA divides nothing")
+def test_sums_of_a_piece_are_not_divided_among_cores():
+    def divided(rows):
+        four = [jax.ShapeDtypeStruct((rows, 64), jnp.float32)] * 4
+        compiled = jax.jit(lambda a, b, c, d: a - b + c - d).lower(*four).compile()
+        return "outer_dimension_partitions" in compiled.as_text()
+
+    rows = winograd.undivided_rows(64)
+    assert not divided(rows) and divided(rows + 1)
+    # 245 tiles in place of 490.
+    assert winograd._pieces(jax.ShapeDtypeStruct((50, 14, 14, 64), jnp.float32)) == 10
 
 
 @pytest.mark.parametrize("form", ["winograd", "patches"])

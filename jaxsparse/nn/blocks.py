@@ -92,15 +92,16 @@ def _gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -
     covariance = rows.T @ rows / len(rows)
     weights = weights * scale * lax.rsqrt(jnp.sum(weights * (covariance @ weights), 0) + eps)
     quads = winograd.split(patches[:, : h // 2 * 2, : w // 2 * 2])
-    pieces = _pieces(n, (h // 2) * (w // 2))
+    pieces = _pieces(n, (h // 2) * (w // 2), weights.shape[1])
     # Centred one by one: XLA moves a difference out of an inner loop, a mere slice it does not.
     cut = [(q - mean).reshape(pieces, -1, len(weights)) for row in quads for q in row]
     return _product_relu_max(cut, weights, bias).reshape(n, h // 2, w // 2, -1)
 
 
-def _pieces(images: int, windows: int) -> int:
+def _pieces(images: int, windows: int, channels: int) -> int:
     """Into how many equal pieces to cut a batch: the products of one stay in a core's cache."""
-    fits = [p for p in range(1, images + 1) if images % p == 0 and images // p * windows <= 2000]
+    rows = winograd.undivided_rows(channels)
+    fits = [p for p in range(1, images + 1) if images % p == 0 and images // p * windows <= rows]
     return min(fits, default=images)
 
 

@@ -130,19 +130,32 @@ def conv_quads(images: Array, kernel: Array) -> Grid:
 _PIECE = 1_000_000
 # Tiles below which a piece's products cost more to start than cutting the batch saves.
 _PIECE_TILES = 200
+# Bytes that an operation reads and writes from which on XLA divides it among the cores.
+_DIVIDED = 512 * 1024
+
+
+def undivided_rows(channels: int) -> int:
+    """Rows of a float32 array that an operation can make of four such without being divided.
+
+    Where tasks or seeds have a core each, a divided operation waits for a core that is taken.
+    """
+    return (_DIVIDED - 1) // (5 * 4 * channels)
 
 
 def _pieces(images: Array) -> int:
     """Into how many equal pieces to cut a batch, so that the tiles of one stay in the cache.
 
     Two or more wherever they are large enough: what a loop returns is an array, and is not worked
-    out again, entry by entry, inside the operation that reads it.
+    out again, entry by entry, inside the operation that reads it. So small that their sums are not
+    divided among the cores, where they are large enough then, too.
     """
     n, h, w, c = images.shape
     tiles = ((h + 1) // 2) * ((w + 1) // 2)
     counts = [p for p in range(1, n + 1) if n % p == 0]
     several = [p for p in counts[1:] if n // p * tiles >= _PIECE_TILES]
-    return next((p for p in (*several, *counts) if n // p * tiles * 16 * c <= _PIECE), n)
+    undivided = [p for p in several if n // p * tiles <= undivided_rows(c)]
+    choice = (*undivided, *several, *counts)
+    return next((p for p in choice if n // p * tiles * 16 * c <= _PIECE), n)
 
 
 def _cut(tree, pieces: int):
