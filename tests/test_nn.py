@@ -502,7 +502,7 @@ def test_first_layer_computes_no_image_gradient():
         run = jax.jit(lambda *carry: lax.scan(step, carry, None, length=2)[0])
         return run.lower(params, images).compile({"xla_backend_optimization_level": 0}).as_text()
 
-    # The gradient of the patches of one quadrant, image by image: 16 x 16 positions, 3 x 3 x 3 wide.
+    # The gradient of the patches of one quadrant, an image at a time: 16 x 16 positions, 3 x 3 x 3.
     product = re.compile(r"f32\[256,27\]\S* dot\(")
     assert not product.search(compiled((0,)))
     assert product.search(compiled((0, 1)))
