@@ -275,9 +275,11 @@ def test_products_are_float32_unless_the_caller_sets_a_precision(lowered):
         return set(re.findall(r"precision = \[(\w+), (\w+)\]", text))
 
     assert precisions() == {("HIGHEST", "HIGHEST")}
-    for name, wanted in {"tensorfloat32": "HIGH", "bfloat16": "DEFAULT"}.items():
+    wanted_by_name = {"tensorfloat32": "HIGH", "bfloat16": "DEFAULT", "float32": "HIGHEST"}
+    for name, wanted in wanted_by_name.items():
         with jax.default_matmul_precision(name):
             assert precisions() == {(wanted, wanted)}
+    assert precisions() == {("HIGHEST", "HIGHEST")}
 
 
 def test_scan_over_meta_steps():

@@ -99,7 +99,8 @@ def _gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -
 
 
 def _pieces(images: int, windows: int, channels: int) -> int:
-    """Into how many equal pieces to cut a batch: the products of one stay in a core's cache."""
+    """Into how many equal pieces to cut a batch: the products of one stay in a core's cache, and
+    XLA does not divide what is done with them among the cores."""
     rows = winograd.undivided_rows(channels)
     fits = [p for p in range(1, images + 1) if images % p == 0 and images // p * windows <= rows]
     return min(fits, default=images)
