@@ -6,6 +6,8 @@ import jax
 import pytest
 from hypothesis import settings
 
+from experiments import cli
+
 with contextlib.suppress(ImportError):
     import torch
 
@@ -31,3 +33,9 @@ def strict_ranks():
     """Make JAX refuse to broadcast arrays of different rank."""
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    """What a run does: keep compiled programs, which several tests of a module share."""
+    cli.use_compilation_cache()

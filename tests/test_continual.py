@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cli, continual
+from experiments import continual
 from jaxsparse.data import LabelledSet, streams
 from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped
 from jaxsparse.training.continual import (
@@ -20,6 +20,8 @@ from jaxsparse.training.continual import (
     scan_stream,
 )
 from jaxsparse.training.host import Host
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 CLASSES, SIDE = 3, 5
 SMALL = ContinualConfig(
@@ -43,12 +45,6 @@ def labelled(seed, count):
     noise = rng.integers(0, 120, size=(count, SIDE, SIDE, 1))
     images = noise + 120 * (labels[:, None, None, None] == np.arange(SIDE)[:, None, None])
     return LabelledSet(images.astype(np.uint8), labels.astype(np.int32), (0.1,), (0.7,), CLASSES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """What a run does: keep compiled programs, which several tests share."""
-    cli.use_compilation_cache()
 
 
 @pytest.fixture(scope="module")

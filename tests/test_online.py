@@ -13,7 +13,7 @@ import optax
 import pytest
 from problems import quick_jit
 
-from experiments import cli, online, plots
+from experiments import online, plots
 from experiments.online_presets import preset_config
 from jaxsparse import cross_entropy, gates, nn
 from jaxsparse.cmaml import cmaml_step, init_cmaml_state
@@ -36,6 +36,8 @@ from jaxsparse.training.online import (
 from jaxsparse.training.online.learners import Pretrained, make_gate
 from jaxsparse.training.online.pretrain import QUERY_SHOTS, pretraining_classes, sample_episodes
 from jaxsparse.training.online.result import accuracies, around_switches, detections, make_result
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 SIDE, T = 16, 13
 STREAM, INIT, LEARN = 0, 1, 2  # what keys are for
@@ -72,12 +74,6 @@ def images_of(classes, seed, count=6):
 
 DRAW = quick_jit(next_batch, static_argnames="shots")
 DATA = side_by_side({"a": images_of(12, 0), "b": images_of(4, 1), "c": images_of(3, 2)})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """What a run does: keep compiled programs, which several tests share."""
-    cli.use_compilation_cache()
 
 
 @pytest.fixture
