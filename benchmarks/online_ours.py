@@ -14,8 +14,8 @@ from benchmarks.families import Trees
 from jaxsparse import nn
 from jaxsparse.checks import leaves_by_name
 from jaxsparse.partition import inner_part
-from jaxsparse.training import seeds
 from jaxsparse.training.online.learners import inner_params, make_gate
+from jaxsparse.training.seeds import place_runs
 
 IMAGE = (28, 28, 1)
 METRICS = ("loss", "adapted_loss")
@@ -127,25 +127,29 @@ class Seeds(Ours):
 
     def begin(self, starts: Sequence[Start]) -> None:
         """Start anew."""
-        self.mesh = seeds.seed_mesh(len(starts))
-        self.places = seeds.places(len(starts), self.mesh)
-        placed = [starts[place] for place in self.places]
-        trees = [(start.batches, make_state(self.config, start)) for start in placed]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *trees)
-        self.batches, self.state = seeds.put(stacked, self.mesh, True)
+        self.placement = place_runs(len(starts))
+        trees = [(start.batches, make_state(self.config, start)) for start in starts]
+        batches, state = jax.tree.map(lambda *x: jnp.stack(x), *trees)
+        turns = range(self.placement.turns)
+        self.by_turn = [self.placement.put(batches, turn) for turn in turns]
+        self.batches, self.state = self.by_turn[0], self.placement.put(state)
 
-    def _lower(self) -> Any:
-        program = seeds.over_runs(
-            make_loop(self.config), (0, 0, None), self.mesh, self.streams, donate_argnums=0
-        )
-        return program.lower(self.state, self.batches, jnp.int32(1))  # type: ignore[attr-defined]
+    def compile(self) -> None:
+        """To be called before the first timestep."""
+        loop = make_loop(self.config)
+        self.program = self.placement.over_steps(loop, compiler_options=self.options)
+        self.learn(0)
 
     def _number(self, count: int) -> Any:
-        return seeds.put(np.full(len(self.places), count, np.int32), self.mesh, True)
+        return self.placement.put(np.full(self.streams, count, np.int32))
 
     def learn(self, timesteps: int) -> dict[str, list[float]]:
         """Meet each stream's first batches, one a timestep; `METRICS` of the first stream's."""
-        self.state, seen = self.program(self.state, self.batches, jnp.int32(timesteps))
+        seen = {
+            name: np.zeros((self.streams, self.config.capacity), np.float32) for name in METRICS
+        }
+        start = self.state, self.placement.put(seen)
+        self.state, seen = self.program(start, self.by_turn, None, 0, timesteps)
         jax.block_until_ready(self.state)
         return {name: self._first(column)[:timesteps].tolist() for name, column in seen.items()}
 
@@ -175,17 +179,16 @@ def make_step(config: Any) -> Any:
 
 
 def make_loop(config: Any) -> Any:
-    """`(state, batches, timesteps) -> (state, METRICS of each)`."""
+    """`((state, METRICS of each), batches, None, first, last) -> (state, METRICS of each)`."""
     step = make_step(config)
 
-    def loop(state, batches, timesteps):
+    def loop(state_and_seen, batches, _, first, last):
         def timestep(t, carry):
             state, seen = carry
             state, metrics = step(state, jax.tree.map(lambda x: x[t], batches))
             return state, {name: seen[name].at[t].set(metrics[name]) for name in METRICS}
 
-        seen = {name: jnp.zeros(config.capacity) for name in METRICS}
-        return jax.lax.fori_loop(0, timesteps, timestep, (state, seen))
+        return jax.lax.fori_loop(first, last, timestep, state_and_seen)
 
     return loop
 

@@ -134,7 +134,8 @@ def test_each_stream_is_learned(small_network):
         alone.learn(3)
         for name, x in alone.phi_now().items():
             layer, leaf = name.split("/")
-            together = np.asarray(side_by_side.state.fast_params[layer][leaf])[place]
+            phi = side_by_side.placement.kept(side_by_side.state.fast_params)
+            together = phi[layer][leaf][place]
             np.testing.assert_allclose(together, x, rtol=1e-5, atol=1e-6)
 
 

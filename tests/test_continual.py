@@ -10,7 +10,7 @@ import pytest
 
 from experiments import continual
 from jaxsparse.data import LabelledSet, streams
-from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped
+from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped, host
 from jaxsparse.training.continual import (
     ContinualConfig,
     Rates,
@@ -20,6 +20,7 @@ from jaxsparse.training.continual import (
     scan_stream,
 )
 from jaxsparse.training.host import Host
+from jaxsparse.training.seeds import Placement, place_runs
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -178,19 +179,41 @@ def test_seeds_side_by_side_are_those_alone(stream, tmp_path):
     assert first != second
 
 
+def test_another_number_of_devices_goes_on_with_a_run(stream, tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, method="er", seeds=3)
+    whole = run_stream(config, stream, new_folder(tmp_path / "whole"), Hooks())
+    folder = new_folder(tmp_path / "moved")
+
+    def on_one(runs):
+        return Placement(runs, None)
+
+    for places, allowed, batch in ((place_runs, 2, 1), (on_one, 0, 2), (place_runs, 1, 3)):
+        monkeypatch.setattr(host, "place_runs", places)
+        folder = stop(config, stream, folder, allowed, batch)
+    monkeypatch.setattr(host, "place_runs", on_one)
+    assert run_stream(config, stream, folder, Hooks()) == whole
+    assert rows_of(folder) == rows_of(RunFolder.open(tmp_path / "whole", "task"))
+
+
 def new_folder(path):
     return RunFolder.create(path, {}, "task")
+
+
+def stop(config, stream, folder, allowed, batch):
+    """Stop a run when it has been allowed to go on so often: then it is at that batch."""
+    asked = iter([False] * allowed + [True])
+    with pytest.raises(Stopped, match=f"stopped at batch {batch}$"):
+        run_stream(config, stream, folder, Hooks(should_stop=lambda: next(asked)))
+    return RunFolder.open(folder.path, "task")
 
 
 def test_a_stopped_run_ends_as_one_that_was_not(stream, tmp_path):
     config = dataclasses.replace(SMALL, method="er")
     whole = run_stream(config, stream, new_folder(tmp_path / "whole"), Hooks())
     folder = new_folder(tmp_path / "stopped")
-    for allowed in (0, 1, 1):  # within a task, at its end but not measured, in the next
-        asked = iter([False] * allowed + [True])
-        with pytest.raises(Stopped, match="stopped at batch"):
-            run_stream(config, stream, folder, Hooks(should_stop=lambda a=asked: next(a)))
-        folder = RunFolder.open(folder.path, "task")
+    # Before the first task, within it, at its end but not measured, being measured, in the next.
+    for allowed, batch in ((1, 0), (3, 1), (1, 3), (1, 3), (3, 4)):
+        folder = stop(config, stream, folder, allowed, batch)
     assert run_stream(config, stream, folder, Hooks()) == whole
     assert rows_of(folder) == rows_of(RunFolder.open(tmp_path / "whole", "task"))
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxsparse.training.checkpoints import Checkpoints
 from jaxsparse.training.errors import Diverged, Stopped
 from jaxsparse.training.run_folder import RunFolder
+from jaxsparse.training.seeds import place_runs
 
 # A compiled call is cut to about this long, so that progress, Ctrl-C and SIGTERM are prompt.
 SEGMENT_SECONDS = 1.0
@@ -88,14 +89,18 @@ class Host(ABC):
             self.folder.log_timing(first=unit, seconds=round(seconds, 3), since_start=since_start)
         return result
 
-    def segment(self, left: int) -> int:
-        """How many of the steps left to take in one compiled call."""
-        pace = self.seconds_per.get("step")
-        return 1 if pace is None else int(np.clip(SEGMENT_SECONDS / pace, 1, left))
+    def segment(self, left: int, unit: str = "step", least: int = 1) -> int:
+        """How many of the steps left, or whatever the unit is, to take in one compiled call."""
+        pace = self.seconds_per.get(unit)
+        return 1 if pace is None else int(min(max(SEGMENT_SECONDS / pace, least), left))
+
+    def whole_state(self) -> Any:
+        """The state as a checkpoint holds it."""
+        return self.state
 
     def save(self) -> None:
         """Write a checkpoint."""
-        self.checkpoints.save(self.state, self.position())
+        self.checkpoints.save(self.whole_state(), self.position())
         self.saved_at = time.monotonic()
 
     def save_if_due(self) -> None:
@@ -118,6 +123,31 @@ class Host(ABC):
             raise Diverged(
                 f"the loss of seed {first_seed + seed} is not finite at {self.unit} {bad[seed]}"
             )
+
+
+class RunsHost(Host):
+    """The host's side of several runs that are divided among devices.
+
+    A checkpoint holds the runs in their order, so that any number of devices can go on with it.
+    """
+
+    def __init__(self, folder: RunFolder, hooks: Hooks, runs: int):
+        super().__init__(folder, hooks)
+        self.placement = place_runs(runs)
+
+    def start(self, init: Callable, *args: Any) -> Any:
+        """The newest checkpoint's state, or else `init(*args)`."""
+
+        def in_order(x):
+            return jax.ShapeDtypeStruct((self.placement.runs, *x.shape[1:]), x.dtype)
+
+        template = jax.tree.map(in_order, jax.eval_shape(init, *args))
+        restored = self.checkpoints.restore(template, self.hooks.warn)
+        return init(*args) if restored is None else self.placement.put(restored)
+
+    def whole_state(self) -> Any:
+        """The state without the places that lie idle."""
+        return self.placement.kept(self.state)
 
 
 def plain(tree: Any) -> Any:

@@ -52,7 +52,8 @@ class StreamProgram(NamedTuple):
     schedule: Callable[[jax.Array, TaskStream], Schedule]
     init: Callable[[jax.Array, Rates, TaskStream], StreamState]
     train: Callable[..., StreamState]
-    measure: Callable[..., tuple[StreamState, dict[str, Any]]]
+    test: Callable[..., StreamState]
+    finish_task: Callable[..., tuple[StreamState, dict[str, Any]]]
 
 
 def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
@@ -62,9 +63,11 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
     - `init(key, rates, stream) -> state`
     - `train(state, schedule, key, rates, stream, steps) -> state`: `steps` more batches. The count
       is traced: one executable serves any number, so that cutting a run into pieces changes no bit.
-    - `measure(state, rates, stream, done, first, last) -> (state, row)`: after `done` tasks, the
-      accuracies on the tasks from `first` to before `last`; the row holds these ("accuracy" [T],
-      NaN elsewhere), the means over the task's batches and the "sparsity" of the step sizes.
+    - `test(state, stream, done, first, last) -> state`: after `done` tasks, measure the accuracies
+      on the tasks from `first` to before `last`.
+    - `finish_task(state, rates, done) -> (state, row)`: the row holds the accuracies measured after
+      `done` tasks ("test_accuracy" [T], NaN elsewhere), the means over the task's batches and the
+      "sparsity" of the step sizes.
 
     Args:
       config: the run's configuration.
@@ -159,18 +162,22 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
         hits = jax.lax.map(correct, (images, labels), batch_size=min(_TEST_BATCH, len(labels)))
         return jnp.mean(hits.astype(jnp.float32))
 
-    def measure(state, rates, stream, done, first, last):
-        def one(task, row):
-            return row.at[task].set(test_accuracy(state, stream, task))
+    def test(state, stream, done, first, last):
+        def one(task, accuracy):
+            return accuracy.at[done, task].set(test_accuracy(state, stream, task))
 
-        accuracy = jax.lax.fori_loop(first, last, one, jnp.full(stream.num_tasks, jnp.nan))
+        return state._replace(accuracy=jax.lax.fori_loop(first, last, one, state.accuracy))
+
+    def finish_task(state, rates, done):
         row = {name: total / per_task for name, total in state.totals.items()}
-        row |= {"test_accuracy": accuracy, "sparsity": _sparsity(learner, state, rates)}
+        row |= {
+            "test_accuracy": state.accuracy[done],
+            "sparsity": _sparsity(learner, state, rates),
+        }
         totals = jax.tree.map(jnp.zeros_like, state.totals)
-        whole = state.accuracy.at[done].set(accuracy)
-        return state._replace(accuracy=whole, totals=totals, measured=jnp.int32(done)), row
+        return state._replace(totals=totals, measured=jnp.int32(done)), row
 
-    functions = (schedule, init, train, measure)
+    functions = (schedule, init, train, test, finish_task)
     return StreamProgram(per_task, *(float32_by_default(function) for function in functions))
 
 
@@ -202,7 +209,7 @@ def make_stream(config: ContinualConfig, stream: TaskStream) -> Callable[..., di
 
         def measured(state, done):
             bounds = measured_tasks(config, done, stream.num_tasks)
-            return program.measure(state, rates, stream, done, *bounds)
+            return program.finish_task(program.test(state, stream, done, *bounds), rates, done)
 
         def task(state, index):
             state = program.train(state, schedule, key, rates, stream, program.batches_per_task)

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.data import TaskStream
-from jaxsparse.training import seeds
 from jaxsparse.training.continual.config import ContinualConfig
 from jaxsparse.training.continual.learners import Rates, default_rates
 from jaxsparse.training.continual.program import make_program, measured_tasks
 from jaxsparse.training.continual.result import SUMMARIES, make_result, mean_and_std, summaries
 from jaxsparse.training.errors import ConfigError
-from jaxsparse.training.host import Hooks, Host, Progress, plain
+from jaxsparse.training.host import Hooks, Progress, RunsHost, plain
 from jaxsparse.training.run_folder import RunFolder
 
 
@@ -103,45 +102,44 @@ class Run(NamedTuple):
     rates: Rates
 
 
-class _StreamRun(Host):
+class _StreamRun(RunsHost):
     """The state of a run on the host; its arrays lead with the axis of runs."""
 
     unit = "batch"
 
     def __init__(self, config, runs, stream, folder, hooks, may_diverge=False):
-        super().__init__(folder, hooks)
+        super().__init__(folder, hooks, len(runs))
         self.config, self.runs, self.tasks = config, runs, stream.num_tasks
         self.may_diverge = may_diverge
-        self.mesh = seeds.seed_mesh(len(runs))
-        placed = [runs[i] for i in seeds.places(len(runs), self.mesh)]
-        keys = jnp.stack([jax.random.key(run.seed) for run in placed])
-        rates = Rates(*jnp.array([run.rates for run in placed], jnp.float32).T)
-        self.keys, self.rates = seeds.put((keys, rates), self.mesh, True)
-        self.stream = seeds.put(stream, self.mesh, False)
         self.program = make_program(config, stream)
         self.functions = self._jit()
-        self.schedule = self.functions["schedule"](self.keys, self.stream)
-        start = (self.keys, self.rates, self.stream)
-        restored = self.checkpoints.restore(
-            jax.eval_shape(self.functions["init"], *start), hooks.warn
-        )
-        if restored is None:
-            self.state = self.functions["init"](*start)
-        else:
-            self.state = seeds.put(restored, self.mesh, True)
+        self.stream = self.placement.share(stream)
+        keys = jnp.stack([jax.random.key(run.seed) for run in runs])
+        rates = Rates(*jnp.array([run.rates for run in runs], jnp.float32).T)
+        self.by_turn = [self._of_turn(keys, rates, t) for t in range(self.placement.turns)]
+        self.state = self.start(self.functions["init"], *self.by_turn[0][1:], self.stream)
         folder.keep_rows(self.measured)
 
-    def _jit(self):
-        program = self.program
+    def _of_turn(self, keys, rates, turn):
+        """What tells the runs apart, as they lie in that turn."""
+        keys, rates = self.placement.put((keys, rates), turn)
+        return self.functions["schedule"](keys, self.stream), keys, rates
 
-        def over_runs(function, in_axes, **options):
-            return seeds.over_runs(function, in_axes, self.mesh, len(self.runs), **options)
+    def _jit(self):
+        program, placement = self.program, self.placement
+
+        def train(state, by_run, stream, first, last):
+            return program.train(state, *by_run, stream, last - first)
+
+        def test(state, by_run, shared, first, last):
+            return program.test(state, *shared, first, last)
 
         return {
-            "schedule": over_runs(program.schedule, (0, None)),
-            "init": over_runs(program.init, (0, 0, None)),
-            "train": over_runs(program.train, (0, 0, 0, 0, None, None), donate_argnums=0),
-            "measure": over_runs(program.measure, (0, 0, None, None, None, None)),
+            "schedule": placement.over_runs(program.schedule, (0, None)),
+            "init": placement.over_runs(program.init, (0, 0, None)),
+            "train": placement.over_steps(train),
+            "test": placement.over_steps(test),
+            "finish_task": placement.over_runs(program.finish_task, (0, 0, None), donate_argnums=0),
         }
 
     @property
@@ -171,37 +169,40 @@ class _StreamRun(Host):
                 train_seconds=round(trained - begun, 3),
                 test_seconds=round(time.monotonic() - trained, 3),
             )
-        return self.kept(self.state.accuracy)
-
-    def kept(self, leaf):
-        """A leaf on the host, without the places beyond the last run."""
-        return np.asarray(leaf)[: len(self.runs)]
+        return self.placement.kept(self.state.accuracy)
 
     def train_task(self):
         per_task = self.program.batches_per_task
         end = (self.measured + 1) * per_task
         while self.step < end:
             self.tell("train", 1 - (end - self.step) / per_task)
-            steps = self.segment(end - self.step)
+            steps = self.segment(end - self.step, least=self.placement.turns)
             self.timed("step", steps, self.train_segment, steps)
             if not self.may_diverge:
-                self.check_finite(self.kept(self.state.bad_step), self.config.seed)
+                bad_step = self.placement.kept(self.state.bad_step)
+                self.check_finite(bad_step, self.config.seed)
             self.save_if_due()
 
     def train_segment(self, steps):
-        self.state = self.functions["train"](
-            self.state, self.schedule, self.keys, self.rates, self.stream, jnp.int32(steps)
-        )
+        self.state = self.functions["train"](self.state, self.by_turn, self.stream, 0, steps)
         jax.block_until_ready(self.state)
 
     def measure(self, done):
         """Measure after `done` tasks, log the row and save."""
-        self.tell("test", done / self.tasks)
-        self.state, row = self.timed("test", 1, self.measure_state, done)
-        accuracy = self.kept(row.pop("test_accuracy"))
+        task, last = map(int, measured_tasks(self.config, done, self.tasks))
+        while task < last:
+            self.tell("test", done / self.tasks)
+            count = self.segment(last - task, "test", self.placement.turns)
+            self.timed("test", count, self.test_segment, done, task, task + count)
+            task += count
+            self.stop_if_asked()
+        rates = self.by_turn[0][2]
+        self.state, row = self.functions["finish_task"](self.state, rates, jnp.int32(done))
+        row = self.placement.kept(row)
+        accuracy = row.pop("test_accuracy")
         if not done:  # no batch has been seen
             row = {"sparsity": row["sparsity"]}
-        row = {"task": done, "step": self.step, **plain(jax.tree.map(self.kept, row))}
+        row = {"task": done, "step": self.step, **plain(row)}
         row["test_accuracy"] = {
             f"task {j}": plain(accuracy[:, j])
             for j in range(self.tasks)
@@ -211,19 +212,19 @@ class _StreamRun(Host):
         self.save()
         self.hooks.row(row)
 
-    def measure_state(self, done):
-        bounds = measured_tasks(self.config, done, self.tasks)
-        measured = self.functions["measure"](
-            self.state, self.rates, self.stream, jnp.int32(done), *map(jnp.int32, bounds)
-        )
-        return jax.block_until_ready(measured)
+    def test_segment(self, done, first, last):
+        shared = self.stream, jnp.int32(done)
+        self.state = self.functions["test"](self.state, self.by_turn, shared, first, last)
+        jax.block_until_ready(self.state)
 
     # ---- telling
 
     def tell(self, stage, done):
         batches = self.step - max(self.measured, 0) * self.program.batches_per_task
         totals = self.state.totals.items() if batches else ()
-        means = {name: float(np.mean(self.kept(total))) / batches for name, total in totals}
+        means = {
+            name: float(np.mean(self.placement.kept(total))) / batches for name, total in totals
+        }
         stage = stage if "step" in self.seconds_per else "compile"
         self.hooks.progress(
             Progress(stage, max(self.measured, 0), self.step, done, self.seconds_left(), means)
@@ -234,4 +235,8 @@ class _StreamRun(Host):
         if step is None or test is None:
             return None
         batches = self.tasks * self.program.batches_per_task - self.step
-        return batches * step + (self.tasks - self.measured) * test
+        bounds = [
+            measured_tasks(self.config, done, self.tasks)
+            for done in range(self.measured + 1, self.tasks + 1)
+        ]
+        return batches * step + sum(int(last - first) for first, last in bounds) * test

@@ -20,7 +20,7 @@ from jaxsparse.training.fewshot.program import (
 from jaxsparse.training.fewshot.result import make_result
 from jaxsparse.training.host import Hooks, Host, Progress, plain
 from jaxsparse.training.run_folder import RunFolder
-from jaxsparse.training.seeds import over_runs
+from jaxsparse.training.seeds import Placement
 
 
 def run(
@@ -83,10 +83,7 @@ class _Run(Host):
 
     def _jit(self):
         """The program's functions, compiled over the seeds."""
-
-        def over_seeds(function, in_axes, **jit_options):
-            return over_runs(function, in_axes, None, **jit_options)
-
+        over_seeds = Placement(self.config.seeds, None).over_runs
         program = self.program
         return {
             "init": over_seeds(program.init, (0,)),

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.data.switching import SwitchingData
-from jaxsparse.training import seeds
-from jaxsparse.training.host import Hooks, Host, Progress, plain
+from jaxsparse.training.host import Hooks, Progress, RunsHost, plain
 from jaxsparse.training.online.config import CMAML_METHODS, PRETRAINED_METHODS, OnlineConfig
 from jaxsparse.training.online.pretrain import pretrain
 from jaxsparse.training.online.program import Trace, make_program
@@ -48,33 +47,26 @@ def run_online(
     return result
 
 
-class _OnlineRun(Host):
+class _OnlineRun(RunsHost):
     """The state of a run on the host; its arrays lead with the axis of seeds."""
 
     unit = "timestep"
 
     def __init__(self, config, data, pretrained, folder, hooks):
-        super().__init__(folder, hooks)
+        super().__init__(folder, hooks, config.seeds)
         self.config, self.names = config, data.names
-        self.mesh = seeds.seed_mesh(config.seeds)
-        placed = seeds.places(config.seeds, self.mesh)
-        keys = jnp.stack([jax.random.key(config.seed + i) for i in placed])
-        self.keys = seeds.put(keys, self.mesh, True)
-        self.data = seeds.put(data, self.mesh, False)
-        program = make_program(config, data)
+        placement, program = self.placement, make_program(config, data)
 
-        def over_runs(function, in_axes, **options):
-            return seeds.over_runs(function, in_axes, self.mesh, config.seeds, **options)
+        def train(state, key, data, first, last):
+            return program.train(state, key, data, last - first)
 
-        init = over_runs(program.init, (0, None))
-        start = self.keys, seeds.put(pretrained, self.mesh, False)
-        self.train = over_runs(program.train, (0, 0, None, None), donate_argnums=0)
-        self.sparsity = over_runs(program.sparsity, (0,))
-        restored = self.checkpoints.restore(jax.eval_shape(init, *start), hooks.warn)
-        if restored is None:
-            self.state = init(*start)
-        else:
-            self.state = seeds.put(restored, self.mesh, True)
+        keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
+        self.by_turn = [placement.put(keys, turn) for turn in range(placement.turns)]
+        self.data = placement.share(data)
+        self.train = placement.over_steps(train)
+        self.sparsity = placement.over_runs(program.sparsity, (0,))
+        init = placement.over_runs(program.init, (0, None))
+        self.state = self.start(init, self.by_turn[0], placement.share(pretrained))
         folder.keep_rows(self.first_interval if self.step else -1)
 
     @property
@@ -112,13 +104,13 @@ class _OnlineRun(Host):
         end = self.end(interval + 1)
         while self.step < end:
             self.tell()
-            steps = self.segment(end - self.step)
+            steps = self.segment(end - self.step, least=self.placement.turns)
             self.timed("step", steps, self.train_segment, steps)
-            self.check_finite(self.kept(self.state.bad_step), self.config.seed)
+            self.check_finite(self.placement.kept(self.state.bad_step), self.config.seed)
             self.save_if_due()
 
     def train_segment(self, steps):
-        self.state = self.train(self.state, self.keys, self.data, jnp.int32(steps))
+        self.state = self.train(self.state, self.by_turn, self.data, 0, steps)
         jax.block_until_ready(self.state)
 
     def end(self, interval):
@@ -129,7 +121,7 @@ class _OnlineRun(Host):
         row: dict[str, Any] = {"interval": interval, "step": self.step}
         if interval:
             row |= self.measures(self.end(interval - 1))
-        row["sparsity"] = plain(jax.tree.map(self.kept, self.sparsity(self.state)))
+        row["sparsity"] = plain(self.placement.kept(self.sparsity(self.state)))
         self.folder.add_row(row)
         self.hooks.row(row)
 
@@ -147,11 +139,7 @@ class _OnlineRun(Host):
 
     def trace(self) -> Trace:
         """The timesteps so far, [seeds, t]."""
-        return jax.tree.map(lambda x: self.kept(x)[:, : self.step], self.state.trace)
-
-    def kept(self, leaf):
-        """A leaf on the host, without the places beyond the last seed."""
-        return np.asarray(leaf)[: self.config.seeds]
+        return jax.tree.map(lambda x: x[:, : self.step], self.placement.kept(self.state.trace))
 
     # ---- telling
 
