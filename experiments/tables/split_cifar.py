@@ -20,17 +20,24 @@ _METHODS = ("er", "mer", "gem", "lamaml", "sparse-lamaml")
 _SPARSITIES = ("sparsity of the head", "of the rest", "of all")
 # What Table S7 leaves open: methods, memories, and what is changed of the preset.
 _CHOICES: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("er", 200, {}),
+    ("er", 200, {"augment": True}),
+    ("er", 1000, {}),
+    ("er", 1000, {"augment": True}),
     ("sparse-lamaml", 200, {}),
     ("sparse-lamaml", 200, {"augment": True}),
     ("sparse-lamaml", 200, {"slope": 0.5}),
     ("sparse-lamaml", 200, {"augment": True, "slope": 0.5}),
     ("sparse-lamaml", 200, {"augment": True, "slope": 0.5, "inner_batch_size": 1}),
     ("sparse-lamaml", 1000, {}),
+    ("sparse-lamaml", 1000, {"augment": True}),
     ("sparse-lamaml", 1000, {"mask_lr": 0.1}),
     ("lamaml", 200, {}),
+    ("lamaml", 200, {"augment": True}),
     ("lamaml", 200, {"inner_batch_size": 1}),
     ("lamaml", 200, {"clip_norm": None}),
     ("lamaml", 1000, {}),
+    ("lamaml", 1000, {"augment": True}),
 )
 _CHOICE_SAMPLES = 2000  # of the 10,000 images of a task
 
