@@ -33,7 +33,6 @@ _CHOICES: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("sparse-lamaml", 1000, {"augment": True}),
     ("sparse-lamaml", 1000, {"mask_lr": 0.1}),
     ("lamaml", 200, {}),
-    ("lamaml", 200, {"augment": True}),
     ("lamaml", 200, {"inner_batch_size": 1}),
     ("lamaml", 200, {"clip_norm": None}),
     ("lamaml", 1000, {}),

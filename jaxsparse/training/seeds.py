@@ -94,8 +94,9 @@ class Placement(NamedTuple):
           The function of all runs, jitted; its results lead with the axis of places.
 
         Example:
-          >>> double = place_runs(3).over_runs(lambda x, y: x * y, (0, None))
-          >>> double(jax.numpy.arange(3), 2).tolist()
+          >>> placement = place_runs(3)
+          >>> times = placement.over_runs(lambda x, y: x * y, (0, None))
+          >>> placement.kept(times(placement.put(np.arange(3)), 2)).tolist()
           [0, 2, 4]
         """
         return self._jit(_each_place(function, in_axes), in_axes, jit_options)
