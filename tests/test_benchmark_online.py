@@ -129,14 +129,13 @@ def test_each_stream_is_learned(small_network):
         learner.compile()
         learner.fill(0)
     side_by_side.learn(3)
+    phi = side_by_side.placement.kept(side_by_side.state.fast_params)
     for place, start in enumerate(starts):
         alone.begin([start])
         alone.learn(3)
         for name, x in alone.phi_now().items():
             layer, leaf = name.split("/")
-            phi = side_by_side.placement.kept(side_by_side.state.fast_params)
-            together = phi[layer][leaf][place]
-            np.testing.assert_allclose(together, x, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(phi[layer][leaf][place], x, rtol=1e-5, atol=1e-6)
 
 
 FAST = ["--width=4", "--inner-steps=2", "--stored=3", "--seeds=2", "--repeats=2"]

@@ -295,7 +295,7 @@ def new_folder(path):
 
 
 def test_a_stopped_run_ends_as_one_that_was_not(small_network, tmp_path, monkeypatch):
-    monkeypatch.setattr(Host, "segment", lambda self, left, **_: 1)
+    monkeypatch.setattr(Host, "segment", lambda self, left: 1)
     config = dataclasses.replace(SMALL, seeds=2)
     whole = run_online(config, DATA, new_folder(tmp_path / "whole"), Hooks())
     rows = RunFolder.open(tmp_path / "whole", "interval").rows()
@@ -451,7 +451,7 @@ def test_episodes_keep_classes_and_images_apart():
 
 def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="fine-tuning")
-    monkeypatch.setattr(Host, "segment", lambda self, left, **_: 1)
+    monkeypatch.setattr(Host, "segment", lambda self, left: 1)
 
     def run(name, **hooks):
         monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / name))

@@ -63,6 +63,7 @@ class Host(ABC):
     """
 
     unit = "step"
+    least = 1  # steps worth a call of their own, once the pace is known
     state: Any
 
     def __init__(self, folder: RunFolder, hooks: Hooks):
@@ -89,10 +90,10 @@ class Host(ABC):
             self.folder.log_timing(first=unit, seconds=round(seconds, 3), since_start=since_start)
         return result
 
-    def segment(self, left: int, unit: str = "step", least: int = 1) -> int:
+    def segment(self, left: int, unit: str = "step") -> int:
         """How many of the steps left, or whatever the unit is, to take in one compiled call."""
         pace = self.seconds_per.get(unit)
-        return 1 if pace is None else int(min(max(SEGMENT_SECONDS / pace, least), left))
+        return 1 if pace is None else int(min(max(SEGMENT_SECONDS / pace, self.least), left))
 
     def whole_state(self) -> Any:
         """The state as a checkpoint holds it."""
@@ -134,6 +135,7 @@ class RunsHost(Host):
     def __init__(self, folder: RunFolder, hooks: Hooks, runs: int):
         super().__init__(folder, hooks)
         self.placement = place_runs(runs)
+        self.least = self.placement.turns
 
     def start(self, init: Callable, *args: Any) -> Any:
         """The newest checkpoint's state, or else `init(*args)`."""

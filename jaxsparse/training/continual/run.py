@@ -176,7 +176,7 @@ class _StreamRun(RunsHost):
         end = (self.measured + 1) * per_task
         while self.step < end:
             self.tell("train", 1 - (end - self.step) / per_task)
-            steps = self.segment(end - self.step, least=self.placement.turns)
+            steps = self.segment(end - self.step)
             self.timed("step", steps, self.train_segment, steps)
             if not self.may_diverge:
                 bad_step = self.placement.kept(self.state.bad_step)
@@ -192,7 +192,7 @@ class _StreamRun(RunsHost):
         task, last = map(int, measured_tasks(self.config, done, self.tasks))
         while task < last:
             self.tell("test", done / self.tasks)
-            count = self.segment(last - task, "test", self.placement.turns)
+            count = self.segment(last - task, "test")
             self.timed("test", count, self.test_segment, done, task, task + count)
             task += count
             self.stop_if_asked()

@@ -104,7 +104,7 @@ class _OnlineRun(RunsHost):
         end = self.end(interval + 1)
         while self.step < end:
             self.tell()
-            steps = self.segment(end - self.step, least=self.placement.turns)
+            steps = self.segment(end - self.step)
             self.timed("step", steps, self.train_segment, steps)
             self.check_finite(self.placement.kept(self.state.bad_step), self.config.seed)
             self.save_if_due()
