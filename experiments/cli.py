@@ -114,7 +114,7 @@ def use_compilation_cache() -> None:
     """Keep compiled programs under the user's cache folder, unless the user chose a place."""
     import jax
 
-    from jaxsparse.data.images import cache_dir
+    from jaxsparse.user_cache import cache_dir
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

@@ -15,7 +15,8 @@ import pytest
 from jaxsparse.data import glyphs
 from jaxsparse.data.episodes import sample_tasks
 from jaxsparse.data.glyphs import load_glyphs
-from jaxsparse.data.images import DataError, ImageSet, cache_dir
+from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.user_cache import cache_dir
 
 
 @pytest.fixture(scope="module")

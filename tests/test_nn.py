@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from jaxsparse import nn
-from jaxsparse.nn import blocks, ops, winograd
+from jaxsparse.nn import block_forms, blocks, ops, winograd
 
 KEYS = jax.random.split(jax.random.key(0), 8)
 
@@ -217,7 +217,7 @@ def test_block_is_its_parts(form, h, w):
 def test_one_pass_statistics_do_not_cancel():
     """The mean of squares alone would lose the variance when the mean is 1000 deviations."""
     quads = [list(row) for row in 1000.0 + jax.random.normal(KEYS[0], (2, 2, 4, 5, 6, 3))]
-    mean, variance = blocks._statistics([q for row in quads for q in row], 4 * 4 * 5 * 6)
+    mean, variance = block_forms._statistics([q for row in quads for q in row], 4 * 4 * 5 * 6)
     wide = np.asarray(quads, np.float64)
     np.testing.assert_allclose(mean, wide.mean((0, 1, 2, 3, 4)), rtol=1e-6)
     np.testing.assert_allclose(variance, wide.var((0, 1, 2, 3, 4)), rtol=1e-4)

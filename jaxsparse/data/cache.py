@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxsparse.data.images import DataError, ImageSet, cache_dir
+from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.user_cache import cache_dir
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CACHE_VERSION = 1  # raise it whenever the same source would give other bytes

@@ -9,7 +9,8 @@ from PIL import features
 
 from jaxsparse.data import glyphs
 from jaxsparse.data.classification import LabelledSet
-from jaxsparse.data.images import DataError, cache_dir
+from jaxsparse.data.images import DataError
+from jaxsparse.user_cache import cache_dir
 
 VERSION = 1  # raise whenever the same arguments would give other images
 IMAGES_PER_CLASS = {"train": 600, "test": 100}
@@ -31,7 +32,7 @@ def load_digits(
 
     Args:
         split: "train" or "test".
-        folder: where to keep the images; None for `jaxsparse.data.images.cache_dir()`.
+        folder: where to keep the images; None for `jaxsparse.user_cache.cache_dir()`.
         images_per_class: None for 600 in "train" and 100 in "test".
 
     Returns:

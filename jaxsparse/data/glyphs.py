@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 from scipy import ndimage
 
 from jaxsparse.data.images import DataError, ImageSet
-from jaxsparse.data.images import cache_dir as default_cache_dir
+from jaxsparse.user_cache import cache_dir as default_cache_dir
 
 VERSION = 1  # raise whenever the same arguments would give other images
 IMAGES_PER_CLASS = 20
@@ -84,7 +84,7 @@ def load_glyphs(split: str, cache_dir: str | Path | None = None, image_size: int
     Args:
         split: "train" (Latin, Canadian syllabics, Lisu), "validation" (Cyrillic, Arabic) or
             "test" (Greek, Coptic, Georgian, Armenian, Hebrew, Lao, Old Italic and others).
-        cache_dir: where to keep the images; None for `jaxsparse.data.images.cache_dir()`.
+        cache_dir: where to keep the images; None for `jaxsparse.user_cache.cache_dir()`.
         image_size: side of the images in pixels, at least 8.
 
     Returns:

@@ -1,9 +1,6 @@
-"""The one form every image data set comes in, and the folder they are cached in."""
+"""The one form every image data set comes in."""
 
-import os
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -61,26 +58,3 @@ class ImageSet:
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of every image."""
         return tuple(self.images.shape[2:])
-
-
-def cache_dir() -> Path:
-    """The folder that downloaded, prepared and rendered data is kept in (it may not exist yet).
-
-    The first of: $JAXSPARSE_CACHE; $XDG_CACHE_HOME/jaxsparse; ~/.cache/jaxsparse.
-
-    Returns:
-        The folder, `~` expanded. Without a home folder, one in the system's temporary folder.
-
-    Example:
-        >>> os.environ["JAXSPARSE_CACHE"] = "/data/jaxsparse"
-        >>> cache_dir()
-        PosixPath('/data/jaxsparse')
-    """
-    try:
-        if own := os.environ.get("JAXSPARSE_CACHE"):
-            return Path(own).expanduser()
-        if shared := os.environ.get("XDG_CACHE_HOME"):
-            return Path(shared).expanduser() / "jaxsparse"
-        return Path.home() / ".cache" / "jaxsparse"
-    except RuntimeError:  # a user id without a home folder, as some containers give
-        return Path(tempfile.gettempdir()) / "jaxsparse"

@@ -1,20 +1,22 @@
 """Convolution, batch norm, ReLU and 2x2 max-pool as one operation: a block of Conv4.
 
 Inside a compiled loop on the CPU the convolution is the smaller part of a block; passing over its
-output costs more. Each form below saves passes, and XLA's own convolution gradient, slow in a
-loop (jax-ml/jax issue 12868), is used by none. `conv_norm_pool` chooses the form.
+output costs more. The forms save passes; here the form is chosen.
 """
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from jaxsparse.nn import ops, winograd
-from jaxsparse.nn.winograd import Grid
+from jaxsparse.nn import block_forms, native, native_block, ops
 
-FORMS = ("gram", "winograd", "patches")
+_BLOCKS = {
+    "gram": block_forms.gram,
+    "winograd": block_forms.by_winograd,
+    "patches": block_forms.by_patches,
+    "native": native_block.block,
+}
+FORMS = tuple(_BLOCKS)
 
 
 def conv_norm_pool(
@@ -40,14 +42,15 @@ def conv_norm_pool(
       scale: [o], float.
       bias: [o], float.
       eps: added to the variance.
-      form: "gram", "winograd" or "patches": the same values, computed differently. Default: the
-        fastest known for the shape on the CPU, and "patches" elsewhere.
+      form: "gram", "winograd", "patches" or "native": the same values, computed differently, the
+        last by compiled C++. Default: on the CPU "native" where there is a C++ compiler, else the
+        fastest of the others for the shape; "patches" elsewhere.
 
     Returns:
       [n, h // 2, w // 2, o], in the dtype of images. Computed in float32 throughout.
 
     Raises:
-      ValueError: for shapes that do not fit, or an unknown form.
+      ValueError: for shapes that do not fit, or a form that is unknown or not to be had.
 
     Example:
       >>> images, kernel = jnp.ones((2, 7, 7, 3)), jnp.ones((3, 3, 3, 8))
@@ -57,13 +60,19 @@ def conv_norm_pool(
     Source: Ioffe & Szegedy, Batch Normalization, 2015, Algorithm 1; the forms are our own.
     """
     _check(images, kernel, scale, bias)
-    form = ops.default_form(images.shape, kernel.shape) if form is None else form
+    form = _default_form(images, kernel) if form is None else form
     if form not in FORMS:
         raise ValueError(f"form: got {form!r}, want one of {FORMS}")
-    block = {"gram": _gram, "winograd": _winograd, "patches": _patches}[form]
+    block = _BLOCKS[form]
     wide = [x.astype(jnp.float32) for x in (images, kernel, scale, bias)]
     out = block(wide[0], wide[1], wide[2], wide[3], eps)
     return out.astype(images.dtype)
+
+
+def _default_form(images: Array, kernel: Array) -> str:
+    if jax.default_backend() == "cpu" and native.available():
+        return "native"
+    return ops.default_form(images.shape, kernel.shape)
 
 
 def _check(images: Array, kernel: Array, scale: Array, bias: Array) -> None:
@@ -75,173 +84,3 @@ def _check(images: Array, kernel: Array, scale: Array, bias: Array) -> None:
     for name, x in (("scale", scale), ("bias", bias)):
         if x.shape != kernel.shape[3:]:
             raise ValueError(f"{name}: got shape {x.shape}, want {kernel.shape[3:]}")
-
-
-def _gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """For few input channels: the statistics come from the inputs, y = P k being linear in them.
-
-    mean(y) = mean(P) k and var(y) = diag(kᵀ cov(P) k), so the normalisation folds into the kernel
-    before the product and its output is read only once, by the pooling. P and cov(P) depend on
-    the images alone: in an inner loop, whose images stay the same, XLA computes them once.
-    """
-    n, h, w, _ = images.shape
-    weights = kernel.reshape(-1, kernel.shape[-1])
-    patches = ops.patches(images, 3, 1, 1)
-    mean = jnp.mean(patches, (0, 1, 2))
-    rows = (patches - mean).reshape(-1, len(weights))
-    covariance = rows.T @ rows / len(rows)
-    weights = weights * scale * lax.rsqrt(jnp.sum(weights * (covariance @ weights), 0) + eps)
-    quads = winograd.split(patches[:, : h // 2 * 2, : w // 2 * 2])
-    pieces = _pieces(n, (h // 2) * (w // 2), weights.shape[1])
-    # Centred one by one: XLA moves a difference out of an inner loop, a mere slice it does not.
-    cut = [(q - mean).reshape(pieces, -1, len(weights)) for row in quads for q in row]
-    return _product_relu_max(cut, weights, bias).reshape(n, h // 2, w // 2, -1)
-
-
-def _pieces(images: int, windows: int, channels: int) -> int:
-    """Into how many equal pieces to cut a batch: the products of one stay in a core's cache, and
-    XLA does not divide what is done with them among the cores."""
-    rows = winograd.undivided_rows(channels)
-    fits = [p for p in range(1, images + 1) if images % p == 0 and images // p * windows <= rows]
-    return min(fits, default=images)
-
-
-@jax.custom_vjp
-def _product_relu_max(quads: list[Array], weights: Array, shift: Array) -> Array:
-    """max over the four quads of relu(quad @ weights + shift).
-
-    quads: four arrays [pieces, rows, k], one per place in the pooling window.
-    The products are four times the result: they are made and pooled piece by piece, and only the
-    place of the maximum is kept of them, one byte for each.
-    """
-    return _product_relu_max_forward(quads, weights, shift)[0]
-
-
-def _product_relu_max_forward(
-    quads: list[Array], weights: Array, shift: Array
-) -> tuple[Array, tuple]:
-    def piece(parts: list[Array]) -> tuple[Array, Array]:
-        a, b, c, d = (part @ weights for part in parts)
-        top = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
-        place = jnp.where(a == top, 0, jnp.where(b == top, 1, jnp.where(c == top, 2, 3)))
-        # Selecting, rather than taking `top`, keeps the tie rule in the second derivative.
-        chosen = jnp.where(place == 0, a, jnp.where(place == 1, b, jnp.where(place == 2, c, d)))
-        out = jnp.maximum(chosen + shift, 0)
-        return out, jnp.where(out > 0, place, 4).astype(jnp.uint8)
-
-    out, place = lax.map(piece, quads)
-    return out, (quads, weights, place)
-
-
-def _product_relu_max_backward(saved: tuple, gradient: Array) -> tuple[list[Array], Array, Array]:
-    quads, weights, place = saved
-
-    def piece(total: Array, parts: tuple) -> tuple[Array, list[Array]]:
-        seen, place, gradient = parts
-        hits = [jnp.where(place == i, gradient, 0) for i in range(4)]
-        total = total + sum(q.T @ hit for q, hit in zip(seen, hits, strict=True))
-        return total, [hit @ weights.T for hit in hits]
-
-    d_weights, d_quads = lax.scan(piece, jnp.zeros_like(weights), (quads, place, gradient))
-    d_shift = jnp.sum(jnp.where(place < 4, gradient, 0), (0, 1))
-    return d_quads, d_weights, d_shift
-
-
-_product_relu_max.defvjp(_product_relu_max_forward, _product_relu_max_backward)
-
-
-def _winograd(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
-    quads = winograd.conv_quads(images, kernel)
-    return _norm_pool(images.shape[1:3], eps, quads, scale, bias)
-
-
-def _patches(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
-    quads = winograd.split(ops.conv(images, kernel, form="patches"))
-    return _norm_pool(images.shape[1:3], eps, quads, scale, bias)
-
-
-def _first_hits(quads: list[Array], top: Array, free: Array) -> list[Array]:
-    """For each quadrant, where it is the first to equal `top`, among the places that are free."""
-    hits = []
-    for q in quads:
-        hits.append(free & (q == top))
-        free = free & ~hits[-1]
-    return hits
-
-
-def _inside(quads: Grid, size: tuple[int, int]) -> list[Array]:
-    """The four quadrants in row order, without the rows and columns outside the image."""
-    h, w = size
-    return [quads[i][j][:, : (h - i + 1) // 2, : (w - j + 1) // 2] for i in (0, 1) for j in (0, 1)]
-
-
-def _sum(x: Array) -> Array:
-    return jnp.sum(x, (0, 1, 2))
-
-
-def _statistics(quads: list[Array], count: int) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel in one pass.
-
-    The mean of squares loses accuracy when the mean is large against the deviation; measuring
-    from any value of the channel itself removes that.
-    """
-    origin = quads[0][:1, :1, :1]
-    mean = sum(_sum(q - origin) for q in quads) / count
-    square = sum(_sum(jnp.square(q - origin)) for q in quads) / count
-    return origin.ravel() + mean, jnp.maximum(square - jnp.square(mean), 0)
-
-
-def _chosen(quads: list[Array], scale: Array) -> Array:
-    """The entry of each pooling window that has the largest value after the normalisation."""
-    a, b, c, d = quads
-    high = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
-    low = jnp.minimum(jnp.minimum(a, b), jnp.minimum(c, d))
-    top = jnp.where(scale >= 0, high, low)
-    # Selecting, rather than returning `top`, keeps the tie rule in the second derivative.
-    return jnp.where(a == top, a, jnp.where(b == top, b, jnp.where(c == top, c, d)))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _norm_pool(size: tuple[int, int], eps: float, quads: Grid, scale: Array, bias: Array) -> Array:
-    return _norm_pool_forward(size, eps, quads, scale, bias)[0]
-
-
-def _norm_pool_forward(
-    size: tuple[int, int], eps: float, quads: Grid, scale: Array, bias: Array
-) -> tuple[Array, tuple]:
-    h, w = size
-    count = quads[0][0].shape[0] * h * w
-    mean, variance = _statistics(_inside(quads, size), count)
-    inverse = lax.rsqrt(variance + eps)
-    chosen = _chosen([q[:, : h // 2, : w // 2] for row in quads for q in row], scale)
-    unit = (chosen - mean) * inverse
-    out = jnp.maximum(unit * scale + bias, 0)
-    return out, (quads, scale, mean, inverse, chosen, unit, out)
-
-
-def _norm_pool_backward(
-    size: tuple[int, int], eps: float, saved: tuple, gradient: Array
-) -> tuple[Grid, Array, Array]:
-    """dy = gain * (dz - mean(dz) - ŷ mean(dz ŷ)): dz is zero except where a maximum was taken,
-    so both means are sums over the pooled array, a quarter of the size."""
-    quads, scale, mean, inverse, chosen, unit, out = saved
-    _, h, w, _ = out.shape
-    count = out.shape[0] * size[0] * size[1]
-    gradient = jnp.where(out > 0, gradient, 0)
-    d_bias, d_scale = _sum(gradient), _sum(gradient * unit)
-    gain = scale * inverse
-    level, slope = gain * d_bias / count, gain * inverse * d_scale / count
-    hits = _first_hits([q[:, :h, :w] for row in quads for q in row], chosen, out > 0)
-
-    def quad(y: Array, hit: Array, whole: Array) -> Array:
-        dz = jnp.where(hit, gradient * gain, 0)
-        dz = jnp.pad(dz, [(0, big - small) for big, small in zip(y.shape, dz.shape, strict=True)])
-        dy = dz - level - (y - mean) * slope
-        return jnp.pad(dy, [(0, a - b) for a, b in zip(whole.shape, y.shape, strict=True)])
-
-    wholes = [q for row in quads for q in row]
-    d = [quad(*args) for args in zip(_inside(quads, size), hits, wholes, strict=True)]
-    return [d[:2], d[2:]], d_scale, d_bias
-
-
-_norm_pool.defvjp(_norm_pool_forward, _norm_pool_backward)

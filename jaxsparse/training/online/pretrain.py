@@ -15,7 +15,6 @@ import numpy as np
 import optax
 
 from jaxsparse import losses, nn
-from jaxsparse.data.images import cache_dir
 from jaxsparse.data.switching import SwitchingData
 from jaxsparse.draws import choose
 from jaxsparse.gates import Gate
@@ -25,6 +24,7 @@ from jaxsparse.training.host import Hooks, Host, Progress
 from jaxsparse.training.online.config import OnlineConfig
 from jaxsparse.training.online.learners import Pretrained, inner_rates
 from jaxsparse.training.run_folder import RunFolder
+from jaxsparse.user_cache import cache_dir
 
 Tree = Any
 Metrics = dict[str, jax.Array]

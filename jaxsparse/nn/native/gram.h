@@ -1,0 +1,249 @@
+// The block of `block.h` for images of few channels, such as the first layer's.
+//
+// With P the patches of the images, [positions, taps], y = P k is linear in them: mean(y) = mean(P)
+// k and var(y) = diag(k^T cov(P) k). So the norm folds into the kernel before the product, whose
+// rows are pooled at once; neither y nor P is ever stored, and the way back needs, beside the
+// moments, only the patches at which a maximum was taken.
+
+#pragma once
+
+#include "block.h"
+
+namespace jaxsparse {
+
+struct GramShape : Shape {
+  int64_t taps() const { return 9 * inputs; }
+  int64_t wide() const { return padded(taps()); }  // of a row of patches
+  int64_t line() const { return (width + 2) * inputs; }
+  // Of an image with its border, and what the last vector of its last patch reads beyond.
+  int64_t bordered() const { return (height + 2) * line() + kLanes; }
+  int64_t positions() const { return images * height * width; }
+};
+
+// What the way back needs of the way there.
+struct GramSaved {
+  float* moments;  // [taps + 1, taps]: cov(P), then mean(P)
+  float* level;    // [inputs]: subtracted from the images before all, which changes no output
+  uint8_t* place;  // [n, windows, out()]
+  float* inverse;  // [outputs]
+};
+
+// The level of each number in a line of an image with its border.
+inline void repeat_level(GramShape s, const float* level, float* to) {
+  for (int64_t k = 0; k < s.line(); ++k) to[k] = level[k % s.inputs];
+}
+
+// An image less its level, with what a border of zeros becomes.
+inline void add_level_border(GramShape s, const float* image, const float* levels, float* to) {
+  for (int64_t y = -1; y <= s.height; ++y, to += s.line()) {
+    for (int64_t k = 0; k < s.line(); ++k) to[k] = -levels[k];
+    if (y < 0 || y == s.height) continue;
+    const float* row = image + y * s.width * s.inputs;
+    for (int64_t k = 0; k < s.width * s.inputs; ++k) to[s.inputs + k] += row[k];
+  }
+}
+
+// The patch around a pixel, in whole vectors: what lies behind its taps is of no meaning, and may
+// be the beginning of the next patch, which is to be written after this one.
+inline void patch(GramShape s, const float* bordered, int64_t y, int64_t x, float* to) {
+  const float* corner = bordered + y * s.line() + x * s.inputs;
+  for (int64_t i = 0; i < 3; ++i, corner += s.line(), to += 3 * s.inputs)
+    for (int64_t k = 0; k < 3 * s.inputs; k += kLanes) store(to + k, load(corner + k));
+}
+
+// The patches of a row of windows, [windows, 4, wide()].
+inline void window_patches(GramShape s, const float* bordered, int64_t row, float* to) {
+  for (int64_t j = 0; j < s.width / 2; ++j)
+    for (int64_t q = 0; q < kQuads; ++q, to += s.wide())
+      patch(s, bordered, 2 * row + q / 2, 2 * j + q % 2, to);
+}
+
+// The mean of each channel of the images.
+inline void find_level(GramShape s, const float* images, float* level) {
+  std::vector<double> total(s.inputs, 0);
+  for (int64_t p = 0; p < s.positions(); ++p)
+    for (int64_t c = 0; c < s.inputs; ++c) total[c] += images[p * s.inputs + c];
+  for (int64_t c = 0; c < s.inputs; ++c) level[c] = total[c] / s.positions();
+}
+
+// Mean and covariance of the patches: sums of an image in single, of the batch in double precision.
+inline void find_moments(GramShape s, const float* images, const GramSaved& saved) {
+  const int64_t taps = s.taps(), wide = s.wide();
+  float* bordered = scratch(1, s.bordered());
+  float* levels = scratch(5, s.line());
+  float* rows = scratch(2, s.width * wide + kLanes);
+  float* products = scratch(3, taps * wide);
+  float* sums = scratch(4, wide);
+  std::vector<double> total((taps + 1) * wide, 0);
+  repeat_level(s, saved.level, levels);
+  for (int64_t n = 0; n < s.images; ++n) {
+    add_level_border(s, images + n * s.height * s.width * s.inputs, levels, bordered);
+    std::memset(products, 0, taps * wide * sizeof(float));
+    std::memset(sums, 0, wide * sizeof(float));
+    for (int64_t y = 0; y < s.height; ++y) {
+      for (int64_t x = 0; x < s.width; ++x) patch(s, bordered, y, x, rows + x * wide);
+      multiply<true>(taps, s.width, wide, {rows, 1, wide}, rows, products);
+      for (int64_t k = 0; k < wide; k += kLanes) {
+        Vec sum = load(sums + k);
+        for (int64_t x = 0; x < s.width; ++x) sum += load(rows + x * wide + k);
+        store(sums + k, sum);
+      }
+    }
+    for (int64_t k = 0; k < taps * wide; ++k) total[k] += products[k];
+    for (int64_t k = 0; k < wide; ++k) total[taps * wide + k] += sums[k];
+  }
+  const double count = s.positions();
+  const double* mean = total.data() + taps * wide;
+  for (int64_t i = 0; i < taps; ++i)
+    for (int64_t j = 0; j < taps; ++j)
+      saved.moments[i * taps + j] = (total[i * wide + j] - mean[i] * mean[j] / count) / count;
+  for (int64_t k = 0; k < taps; ++k) saved.moments[taps * taps + k] = mean[k] / count;
+}
+
+// cov(P) k: [taps, outputs].
+inline std::vector<double> covariance_product(GramShape s, const float* covariance,
+                                              const float* kernel) {
+  std::vector<double> product(s.taps() * s.outputs, 0);
+  for (int64_t i = 0; i < s.taps(); ++i)
+    for (int64_t j = 0; j < s.taps(); ++j)
+      for (int64_t o = 0; o < s.outputs; ++o)
+        product[i * s.outputs + o] +=
+            double(covariance[i * s.taps() + j]) * kernel[j * s.outputs + o];
+  return product;
+}
+
+// The kernel with the norm in it, [taps, out()], and the shift that goes with it, [out()].
+inline void fold_norm(GramShape s, const float* kernel, const float* scale,
+                      const float* bias, float eps, const GramSaved& saved, float* weights,
+                      float* shift) {
+  const auto spread = covariance_product(s, saved.moments, kernel);
+  const float* mean = saved.moments + s.taps() * s.taps();
+  std::memset(weights, 0, s.taps() * s.out() * sizeof(float));
+  std::memset(shift, 0, s.out() * sizeof(float));
+  for (int64_t o = 0; o < s.outputs; ++o) {
+    double variance = 0, middle = 0;
+    for (int64_t k = 0; k < s.taps(); ++k) {
+      variance += spread[k * s.outputs + o] * kernel[k * s.outputs + o];
+      middle += double(mean[k]) * kernel[k * s.outputs + o];
+    }
+    saved.inverse[o] = 1 / std::sqrt(std::max(variance, 0.0) + eps);
+    const float gain = scale[o] * saved.inverse[o];
+    for (int64_t k = 0; k < s.taps(); ++k)
+      weights[k * s.out() + o] = gain * kernel[k * s.outputs + o];
+    shift[o] = bias[o] - gain * middle;
+  }
+}
+
+// The largest of each window's four rows of `values`, after the ReLU, and its place.
+inline void pool_windows(GramShape s, int64_t windows, const float* values,
+                         const float* shift, float* out, uint8_t* place) {
+  for (int64_t w = 0; w < windows; ++w) {
+    for (int64_t o = 0; o < s.out(); o += kLanes) {
+      const float* at = values + w * kQuads * s.out() + o;
+      Vec best = load(at);
+      IntVec where = {};
+#pragma GCC unroll 16
+      for (int q = 1; q < kQuads; ++q) {
+        const Vec other = load(at + q * s.out());
+        const IntVec better = other > best;
+        best = better ? other : best;
+        where = better ? IntVec{} + q : where;
+      }
+      best += load(shift + o);
+      where = best > 0 ? where : IntVec{} + kOff;
+      store_some(out + w * s.outputs + o, best > 0 ? best : Vec{}, s.outputs - o);
+      store_bytes(place + w * s.out() + o, where);
+    }
+  }
+}
+
+inline void gram_forward(GramShape s, const float* images, const float* kernel,
+                         const float* scale, const float* bias, float eps, float* out,
+                         const GramSaved& saved) {
+  const int64_t across = s.width / 2, down = s.height / 2;
+  find_level(s, images, saved.level);
+  find_moments(s, images, saved);
+  float* bordered = scratch(1, s.bordered());
+  float* levels = scratch(5, s.line());
+  float* rows = scratch(2, across * kQuads * s.wide() + kLanes);
+  float* values = scratch(3, across * kQuads * s.out());
+  float* weights = scratch(0, s.taps() * s.out());
+  float* shift = scratch(4, s.out());
+  fold_norm(s, kernel, scale, bias, eps, saved, weights, shift);
+  repeat_level(s, saved.level, levels);
+  for (int64_t n = 0; n < s.images; ++n) {
+    add_level_border(s, images + n * s.height * s.width * s.inputs, levels, bordered);
+    for (int64_t i = 0; i < down; ++i) {
+      const int64_t first = (n * down + i) * across;
+      window_patches(s, bordered, i, rows);
+      multiply<false>(across * kQuads, s.taps(), s.out(), {rows, s.wide(), 1}, weights, values);
+      pool_windows(s, across, values, shift, out + first * s.outputs,
+                   saved.place + first * s.out());
+    }
+  }
+}
+
+// The gradient of each window laid to the place of its maximum: [windows, 4, out()].
+inline void place_gradient(GramShape s, int64_t windows, const float* gradient,
+                           const uint8_t* place, float* to, float* sums) {
+  for (int64_t o = 0; o < s.out(); o += kLanes) {
+    Vec sum = load(sums + o);
+    for (int64_t w = 0; w < windows; ++w) {
+      const Vec g = load_some(gradient + w * s.outputs + o, s.outputs - o);
+      const IntVec where = load_bytes(place + w * s.out() + o);
+#pragma GCC unroll 16
+      for (int q = 0; q < kQuads; ++q)
+        store(to + (w * kQuads + q) * s.out() + o, where == q ? g : Vec{});
+      sum += where < kOff ? g : Vec{};
+    }
+    store(sums + o, sum);
+  }
+}
+
+// The gradients of kernel, scale and bias. With S = P^T dz, dz the gradient where a maximum was
+// taken, the norm's rule becomes
+//
+//   d_kernel = gain (S - mean(P)^T d_bias - cov(P) k inverse d_scale),
+//   d_scale = inverse (diag(k^T S) - mean(P) k d_bias).
+inline void gram_backward(GramShape s, const float* images, const float* kernel,
+                          const float* scale, const GramSaved& saved, const float* gradient,
+                          float* d_kernel, float* d_scale, float* d_bias) {
+  const int64_t across = s.width / 2, down = s.height / 2, cells = s.taps() * s.out();
+  float* bordered = scratch(1, s.bordered());
+  float* levels = scratch(5, s.line());
+  float* rows = scratch(2, across * kQuads * s.wide() + kLanes);
+  float* placed = scratch(3, across * kQuads * s.out());
+  float* sums = scratch(4, s.out());
+  float* products = scratch(0, cells);
+  std::vector<double> total(cells, 0), bias(s.out(), 0);
+  repeat_level(s, saved.level, levels);
+  for (int64_t n = 0; n < s.images; ++n) {
+    add_level_border(s, images + n * s.height * s.width * s.inputs, levels, bordered);
+    std::memset(products, 0, cells * sizeof(float));
+    std::memset(sums, 0, s.out() * sizeof(float));
+    for (int64_t i = 0; i < down; ++i) {
+      const int64_t first = (n * down + i) * across;
+      window_patches(s, bordered, i, rows);
+      place_gradient(s, across, gradient + first * s.outputs, saved.place + first * s.out(),
+                     placed, sums);
+      multiply<true>(s.taps(), across * kQuads, s.out(), {rows, 1, s.wide()}, placed, products);
+    }
+    for (int64_t k = 0; k < cells; ++k) total[k] += products[k];
+    for (int64_t o = 0; o < s.out(); ++o) bias[o] += sums[o];
+  }
+  const auto spread = covariance_product(s, saved.moments, kernel);
+  const float* mean = saved.moments + s.taps() * s.taps();
+  for (int64_t o = 0; o < s.outputs; ++o) {
+    const double inverse = saved.inverse[o], gain = scale[o] * inverse;
+    double along = 0;
+    for (int64_t k = 0; k < s.taps(); ++k)
+      along += kernel[k * s.outputs + o] * (total[k * s.out() + o] - mean[k] * bias[o]);
+    d_bias[o] = bias[o];
+    d_scale[o] = inverse * along;
+    for (int64_t k = 0; k < s.taps(); ++k)
+      d_kernel[k * s.outputs + o] = gain * (total[k * s.out() + o] - mean[k] * bias[o] -
+                                            spread[k * s.outputs + o] * inverse * d_scale[o]);
+  }
+}
+
+}  // namespace jaxsparse

@@ -1,0 +1,74 @@
+// What XLA's CPU client calls. Shapes are checked in Python, where the calls are made.
+
+#include "block.h"
+#include "gram.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jaxsparse {
+namespace {
+
+namespace ffi = xla::ffi;
+using Floats = ffi::Buffer<ffi::F32>;
+using Bytes = ffi::Buffer<ffi::U8>;
+using FloatsOut = ffi::ResultBuffer<ffi::F32>;
+using BytesOut = ffi::ResultBuffer<ffi::U8>;
+
+Shape shape_of(const Floats& images, const Floats& kernel) {
+  const auto in = images.dimensions(), k = kernel.dimensions();
+  return {in[0], in[1], in[2], in[3], k[3]};
+}
+
+ffi::Error block_forward_handler(Floats images, Floats kernel, Floats scale, Floats bias,
+                                 Floats eps, FloatsOut out, FloatsOut y, FloatsOut unit,
+                                 BytesOut place, FloatsOut mean, FloatsOut inverse) {
+  block_forward(shape_of(images, kernel), images.typed_data(), kernel.typed_data(),
+                scale.typed_data(), bias.typed_data(), eps.typed_data()[0], out->typed_data(),
+                {y->typed_data(), unit->typed_data(), place->typed_data(), mean->typed_data(),
+                 inverse->typed_data()});
+  return ffi::Error::Success();
+}
+
+ffi::Error block_backward_handler(Floats images, Floats kernel, Floats scale, Floats y,
+                                  Floats unit, Bytes place, Floats mean, Floats inverse,
+                                  Floats gradient, FloatsOut d_images, FloatsOut d_kernel,
+                                  FloatsOut d_scale, FloatsOut d_bias) {
+  block_backward(shape_of(images, kernel), images.typed_data(), kernel.typed_data(),
+                 scale.typed_data(),
+                 {y.typed_data(), unit.typed_data(), place.typed_data(), mean.typed_data(),
+                  inverse.typed_data()},
+                 gradient.typed_data(), d_images->typed_data(), d_kernel->typed_data(),
+                 d_scale->typed_data(), d_bias->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error gram_forward_handler(Floats images, Floats kernel, Floats scale, Floats bias, Floats eps,
+                                FloatsOut out, FloatsOut moments, FloatsOut level, BytesOut place,
+                                FloatsOut inverse) {
+  gram_forward({shape_of(images, kernel)}, images.typed_data(), kernel.typed_data(),
+               scale.typed_data(), bias.typed_data(), eps.typed_data()[0], out->typed_data(),
+               {moments->typed_data(), level->typed_data(), place->typed_data(),
+                inverse->typed_data()});
+  return ffi::Error::Success();
+}
+
+ffi::Error gram_backward_handler(Floats images, Floats kernel, Floats scale, Floats moments,
+                                 Floats level, Bytes place, Floats inverse, Floats gradient,
+                                 FloatsOut d_kernel, FloatsOut d_scale, FloatsOut d_bias) {
+  gram_backward({shape_of(images, kernel)}, images.typed_data(), kernel.typed_data(),
+                scale.typed_data(),
+                {moments.typed_data(), level.typed_data(), place.typed_data(),
+                 inverse.typed_data()},
+                gradient.typed_data(), d_kernel->typed_data(), d_scale->typed_data(),
+                d_bias->typed_data());
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace jaxsparse
+
+extern "C" const int JaxsparseLanes = jaxsparse::kLanes;
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseBlockForward, jaxsparse::block_forward_handler);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseBlockBackward, jaxsparse::block_backward_handler);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseGramForward, jaxsparse::gram_forward_handler);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseGramBackward, jaxsparse::gram_backward_handler);
