@@ -1,6 +1,7 @@
 """What all tests share: reproducible examples, a cache of their own, strict JAX where asked for."""
 
 import contextlib
+import os
 
 import jax
 import pytest
@@ -24,7 +25,13 @@ settings.load_profile("repeatable")
 def own_cache(tmp_path_factory):
     """Keep the tests out of the user's cache folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXSPARSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setenv("JAXSPARSE_CACHE", str(cache))
+        # What is compiled of C++ takes long, and is the same for all processes of the session.
+        own = tmp_path_factory.getbasetemp()
+        shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "native"
+        shared.mkdir(exist_ok=True)
+        (cache / "native").symlink_to(shared)
         yield
 
 

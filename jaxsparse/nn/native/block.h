@@ -10,6 +10,7 @@
 
 #include <cmath>
 
+#include "sharing.h"
 #include "winograd.h"
 
 namespace jaxsparse {
@@ -25,6 +26,12 @@ struct Saved {
   float* mean;     // [outputs]
   float* inverse;  // [outputs]: 1 / sqrt(var(y) + eps)
 };
+
+// Into how many shares to divide the images: it decides the order of sums, so it follows from the
+// sizes alone. More would cost more in memory for sums than they save.
+inline int shares_of(int64_t images, int64_t pieces_of_work) {
+  return std::clamp<int64_t>(pieces_of_work, 1, std::min<int64_t>(images, 4));
+}
 
 // The four outputs of each tile of an image, to [tiles, 4, out()], zero outside the image.
 inline void transform_outputs(Shape s, const float* from, int64_t first, int64_t rows, float* to) {
@@ -49,43 +56,43 @@ inline void transform_outputs(Shape s, const float* from, int64_t first, int64_t
   }
 }
 
-// Adds an image's sum and sum of squares of (y - origin) to [out()] each. What lies outside the
+// An image's mean, and its sum of squared differences from that: [2, out()]. What lies outside the
 // image is not counted.
-inline void add_statistics(Shape s, const float* y, const float* origin, float* sum,
-                    float* square) {
+inline void image_statistics(Shape s, const float* y, double* to) {
+  const double count = s.height * s.width;
   for (int64_t o = 0; o < s.out(); o += kLanes) {
-    const Vec start = load(origin + o);
-    Vec total = {}, squares = {};
+    // Measured from a value of its own: no cancellation where the mean is large.
+    const Vec start = load(y + o);
+    Vec sum = {}, square = {};
     for (int64_t i = 0, t = 0; i < s.tile_rows(); ++i) {
       for (int64_t j = 0; j < s.tile_columns(); ++j, ++t) {
         const bool low = 2 * i + 1 < s.height, right = 2 * j + 1 < s.width;
-        const float* at = y + t * kQuads * s.out() + o;
 #pragma GCC unroll 16
         for (int q = 0; q < kQuads; ++q) {
           if ((q / 2 && !low) || (q % 2 && !right)) continue;
-          const Vec d = load(at + q * s.out()) - start;
-          total += d, squares += d * d;
+          const Vec d = load(y + (t * kQuads + q) * s.out() + o) - start;
+          sum += d, square += d * d;
         }
       }
     }
-    store(sum + o, total), store(square + o, squares);
+    for (int k = 0; k < kLanes; ++k) {
+      const double shift = sum[k] / count;
+      to[o + k] = start[k] + shift;
+      to[s.out() + o + k] = square[k] - shift * sum[k];
+    }
   }
 }
 
-// y = images * kernel in tiles [n, tiles, 4, out()], and its mean and 1 / deviation by channel.
-inline void convolve(Shape s, const float* images, const float* kernel, float eps, float* y,
-              float* mean, float* inverse) {
-  float* weights = scratch(0, kPlaces * s.in() * s.out());
+// y = images * kernel in tiles [n, tiles, 4, out()], and the statistics of each image.
+inline void convolve(Shape s, Range range, const float* images, const float* weights, float* y,
+                     double* statistics) {
   const int64_t piece = s.piece(), rows = piece * s.tiles();
-  float* bordered = scratch(1, s.bordered());
-  float* tiles = scratch(2, kPlaces * rows * s.in());
-  float* products = scratch(3, kPlaces * rows * s.out());
-  float* sums = scratch(4, 2 * s.out());
-  std::vector<double> means(s.out(), 0), deviations(s.out(), 0);
-  transform_kernel(s.inputs, s.outputs, kernel, weights);
+  float* bordered = scratch(Slot::kBordered, s.bordered());
+  float* tiles = scratch(Slot::kTiles, kPlaces * rows * s.in());
+  float* products = scratch(Slot::kProducts, kPlaces * rows * s.out());
   std::memset(bordered, 0, s.bordered() * sizeof(float));
-  for (int64_t n = 0; n < s.images; n += piece) {
-    const int64_t count = std::min(piece, s.images - n), used = count * s.tiles();
+  for (int64_t n = range.first; n < range.last; n += piece) {
+    const int64_t count = std::min(piece, range.last - n), used = count * s.tiles();
     for (int64_t k = 0; k < count; ++k) {
       add_border(s, images + (n + k) * s.height * s.width * s.inputs, bordered);
       transform_image(s, bordered, k * s.tiles(), used, tiles);
@@ -96,30 +103,34 @@ inline void convolve(Shape s, const float* images, const float* kernel, float ep
     for (int64_t k = 0; k < count; ++k) {
       float* own = y + (n + k) * s.tiles() * kQuads * s.out();
       transform_outputs(s, products, k * s.tiles(), used, own);
-      add_statistics(s, own, own, sums, sums + s.out());
-      // Of each image measured from a value of its own, and put together in double precision: no
-      // cancellation, where the mean is large against the deviation.
-      const double size = s.height * s.width, before = (n + k) * size, all = before + size;
-      for (int64_t o = 0; o < s.out(); ++o) {
-        const double shift = sums[o] / size, here = own[o] + shift, apart = here - means[o];
-        deviations[o] += sums[s.out() + o] - shift * sums[o] + apart * apart * before * size / all;
-        means[o] += apart * size / all;
-      }
+      image_statistics(s, own, statistics + (n + k) * 2 * s.out());
     }
-  }
-  const double total = s.images * s.height * s.width;
-  for (int64_t o = 0; o < s.outputs; ++o) {
-    mean[o] = means[o];
-    inverse[o] = 1 / std::sqrt(std::max(deviations[o], 0.0) / total + eps);
   }
 }
 
-inline void block_forward(Shape s, const float* images, const float* kernel,
-                          const float* scale, const float* bias, float eps, float* out,
-                          const Saved& saved) {
-  convolve(s, images, kernel, eps, saved.y, saved.mean, saved.inverse);
+// Mean and 1 / deviation of the batch, from the statistics of its images.
+inline void finish_statistics(Shape s, const double* statistics, float eps, float* mean,
+                              float* inverse) {
+  const double count = s.height * s.width;
+  for (int64_t o = 0; o < s.outputs; ++o) {
+    double middle = 0, square = 0;
+    for (int64_t n = 0; n < s.images; ++n) {
+      const double* own = statistics + n * 2 * s.out() + o;
+      const double apart = own[0] - middle;
+      square += own[s.out()] + apart * apart * count * n / (n + 1);
+      middle += apart / (n + 1);
+    }
+    mean[o] = middle;
+    inverse[o] = 1 / std::sqrt(square / (count * s.images) + eps);
+  }
+}
+
+// The largest of each window after norm and ReLU: its place decides before the norm, by the sign of
+// the scale.
+inline void pool(Shape s, Range range, const float* scale, const float* bias, float* out,
+                 const Saved& saved) {
   const int64_t height = s.height / 2, width = s.width / 2;
-  for (int64_t n = 0, w = 0; n < s.images; ++n) {
+  for (int64_t n = range.first, w = n * height * width; n < range.last; ++n) {
     for (int64_t i = 0; i < height; ++i) {
       for (int64_t j = 0; j < width; ++j, ++w) {
         const int64_t tile = (n * s.tile_rows() + i) * s.tile_columns() + j;
@@ -137,12 +148,11 @@ inline void block_forward(Shape s, const float* images, const float* kernel,
             where = better ? IntVec{} + q : where;
           }
           const Vec middle = load_some(saved.mean + o, left);
-          const Vec gain = load_some(saved.inverse + o, left);
-          const Vec normal = (best - middle) * gain;
-          const Vec value = normal * slope + load_some(bias + o, left);
+          const Vec unit = (best - middle) * load_some(saved.inverse + o, left);
+          const Vec value = unit * slope + load_some(bias + o, left);
           where = value > 0 ? where : IntVec{} + kOff;
           store_some(out + w * s.outputs + o, value > 0 ? value : Vec{}, left);
-          store(saved.unit + w * s.out() + o, normal);
+          store(saved.unit + w * s.out() + o, unit);
           store_bytes(saved.place + w * s.out() + o, where);
         }
       }
@@ -150,25 +160,40 @@ inline void block_forward(Shape s, const float* images, const float* kernel,
   }
 }
 
+inline void block_forward(Shape s, const float* images, const float* kernel, const float* scale,
+                          const float* bias, float eps, float* out, const Saved& saved,
+                          const Helpers& helpers) {
+  const int shares = shares_of(s.images, s.images * s.tiles() / 256);
+  std::vector<double> statistics(s.images * 2 * s.out());
+  float* weights = scratch(Slot::kWeights, kPlaces * s.inputs * s.out());
+  transform_kernel(s.inputs, s.outputs, kernel, weights);
+  helpers.run(shares, [&](int k) {
+    convolve(s, share_of(s.images, k, shares), images, weights, saved.y, statistics.data());
+  });
+  finish_statistics(s, statistics.data(), eps, saved.mean, saved.inverse);
+  helpers.run(shares, [&](int k) {
+    pool(s, share_of(s.images, k, shares), scale, bias, out, saved);
+  });
+}
+
 // Sums of the gradient and of gradient * unit by channel, where ReLU lets it pass.
-inline void gradient_sums(Shape s, const float* gradient, const float* unit, const uint8_t* place,
-                   float* d_bias, float* d_scale) {
-  const int64_t pooled = (s.height / 2) * (s.width / 2);
-  std::vector<double> totals(2 * s.out(), 0);
-  for (int64_t n = 0; n < s.images; ++n) {
-    for (int64_t o = 0; o < s.outputs; o += kLanes) {
+inline void gradient_sums(Shape s, const float* gradient, const Saved& saved, float* d_bias,
+                          float* d_scale) {
+  const int64_t windows = (s.height / 2) * (s.width / 2);
+  for (int64_t o = 0; o < s.outputs; o += kLanes) {
+    double sums[2][kLanes] = {};
+    for (int64_t n = 0; n < s.images; ++n) {
       Vec sum = {}, product = {};
-      for (int64_t w = n * pooled; w < (n + 1) * pooled; ++w) {
+      for (int64_t w = n * windows; w < (n + 1) * windows; ++w) {
         Vec g = load_some(gradient + w * s.outputs + o, s.outputs - o);
-        g = load_bytes(place + w * s.out() + o) < kOff ? g : Vec{};
-        sum += g, product += g * load(unit + w * s.out() + o);
+        g = load_bytes(saved.place + w * s.out() + o) < kOff ? g : Vec{};
+        sum += g, product += g * load(saved.unit + w * s.out() + o);
       }
-      for (int k = 0; k < kLanes; ++k)
-        totals[o + k] += sum[k], totals[s.out() + o + k] += product[k];
+      for (int k = 0; k < kLanes; ++k) sums[0][k] += sum[k], sums[1][k] += product[k];
     }
+    for (int64_t k = 0; k < std::min<int64_t>(kLanes, s.outputs - o); ++k)
+      d_bias[o + k] = sums[0][k], d_scale[o + k] = sums[1][k];
   }
-  for (int64_t o = 0; o < s.outputs; ++o)
-    d_bias[o] = totals[o], d_scale[o] = totals[s.out() + o];
 }
 
 // dy of each tile by the norm's rule, dy = gain (dz - mean(dz) - unit mean(dz unit)) with dz zero
@@ -214,46 +239,41 @@ inline void transform_gradient(Shape s, const float* y, const float* gradient,
   }
 }
 
-inline void block_backward(Shape s, const float* images, const float* kernel,
-                           const float* scale, const Saved& saved, const float* gradient,
-                           float* d_images, float* d_kernel, float* d_scale, float* d_bias) {
-  gradient_sums(s, gradient, saved.unit, saved.place,
-                d_bias, d_scale);
-  float* factors = scratch(4, 3 * s.out());
-  std::memset(factors, 0, 3 * s.out() * sizeof(float));
-  const float total = s.images * s.height * s.width;
+// The factors of `transform_gradient`, [3, out()]: dy = gain dz - level - y slope.
+inline void norm_factors(Shape s, const float* scale, const Saved& saved, const float* d_scale,
+                         const float* d_bias, float* to) {
+  std::memset(to, 0, 3 * s.out() * sizeof(float));
+  const double count = s.images * s.height * s.width;
   for (int64_t o = 0; o < s.outputs; ++o) {
-    const float inv = saved.inverse[o], gain = scale[o] * inv;
-    const float slope = gain * inv * d_scale[o] / total;
-    factors[o] = gain;
-    factors[s.out() + o] =
-        gain * d_bias[o] / total - saved.mean[o] * slope;
-    factors[2 * s.out() + o] = slope;
+    const double gain = double(scale[o]) * saved.inverse[o];
+    const double slope = gain * saved.inverse[o] * d_scale[o] / count;
+    to[o] = gain;
+    to[s.out() + o] = gain * d_bias[o] / count - saved.mean[o] * slope;
+    to[2 * s.out() + o] = slope;
   }
+}
 
+// The gradients of some images, and what they add to that of the kernel's sixteen matrices.
+inline void convolve_back(Shape s, Range range, const float* images, const float* weights,
+                          const Saved& saved, const float* gradient, const float* factors,
+                          float* d_images, float* d_weights) {
   const int64_t piece = s.piece(), rows = piece * s.tiles();
-  float* bordered = scratch(1, s.bordered());
-  float* d_bordered = scratch(7, s.bordered());
-  float* tiles = scratch(2, kPlaces * rows * s.in());
-  float* products = scratch(3, kPlaces * rows * s.out());
-  float* turned = scratch(0, 9 * s.inputs * s.outputs);
-  float* weights = scratch(5, kPlaces * s.outputs * s.in());
-  float* d_weights = scratch(6, kPlaces * s.inputs * s.out());
-  transpose_kernel(s.inputs, s.outputs, kernel, turned);
-  transform_kernel(s.outputs, s.inputs, turned, weights);
+  const int64_t pixels = s.height * s.width, windows = (s.height / 2) * (s.width / 2);
+  float* bordered = scratch(Slot::kBordered, s.bordered());
+  float* back = scratch(Slot::kBack, s.bordered());
+  float* tiles = scratch(Slot::kTiles, kPlaces * rows * s.in());
+  float* products = scratch(Slot::kProducts, kPlaces * rows * s.out());
   std::memset(bordered, 0, s.bordered() * sizeof(float));
   std::memset(d_weights, 0, kPlaces * s.inputs * s.out() * sizeof(float));
-
-  const int64_t pixels = s.height * s.width, pooled = (s.height / 2) * (s.width / 2);
-  for (int64_t n = 0; n < s.images; n += piece) {
-    const int64_t count = std::min(piece, s.images - n), used = count * s.tiles();
+  for (int64_t n = range.first; n < range.last; n += piece) {
+    const int64_t count = std::min(piece, range.last - n), used = count * s.tiles();
     for (int64_t k = 0; k < count; ++k) {
       add_border(s, images + (n + k) * pixels * s.inputs, bordered);
       transform_image(s, bordered, k * s.tiles(), used, tiles);
       transform_gradient(s, saved.y + (n + k) * s.tiles() * kQuads * s.out(),
-                         gradient + (n + k) * pooled * s.outputs,
-                         saved.place + (n + k) * pooled * s.out(), factors, k * s.tiles(),
-                         used, products);
+                         gradient + (n + k) * windows * s.outputs,
+                         saved.place + (n + k) * windows * s.out(), factors, k * s.tiles(), used,
+                         products);
     }
     for (int p = 0; p < kPlaces; ++p) {
       float* v = tiles + p * used * s.in();
@@ -264,10 +284,32 @@ inline void block_backward(Shape s, const float* images, const float* kernel,
                       v);
     }
     for (int64_t k = 0; k < count; ++k) {
-      transform_image_back(s, tiles, k * s.tiles(), used, d_bordered);
-      drop_border(s, d_bordered, d_images + (n + k) * pixels * s.inputs);
+      transform_image_back(s, tiles, k * s.tiles(), used, back);
+      drop_border(s, back, d_images + (n + k) * pixels * s.inputs);
     }
   }
+}
+
+inline void block_backward(Shape s, const float* images, const float* kernel, const float* scale,
+                           const Saved& saved, const float* gradient, float* d_images,
+                           float* d_kernel, float* d_scale, float* d_bias,
+                           const Helpers& helpers) {
+  const int shares = shares_of(s.images, s.images * s.tiles() / 256);
+  const int64_t cells = kPlaces * s.inputs * s.out();
+  float* factors = scratch(Slot::kFactors, 3 * s.out());
+  float* turned = scratch(Slot::kKernel, 9 * s.inputs * s.outputs);
+  float* weights = scratch(Slot::kWeights, kPlaces * s.outputs * s.in());
+  float* d_weights = scratch(Slot::kPartial, shares * cells);
+  gradient_sums(s, gradient, saved, d_bias, d_scale);
+  norm_factors(s, scale, saved, d_scale, d_bias, factors);
+  transpose_kernel(s.inputs, s.outputs, kernel, turned);
+  transform_kernel(s.outputs, s.inputs, turned, weights);
+  helpers.run(shares, [&](int k) {
+    convolve_back(s, share_of(s.images, k, shares), images, weights, saved, gradient, factors,
+                  d_images, d_weights + k * cells);
+  });
+  for (int share = 1; share < shares; ++share)
+    for (int64_t k = 0; k < cells; ++k) d_weights[k] += d_weights[share * cells + k];
   transform_kernel_back(s.inputs, s.outputs, d_weights, d_kernel);
 }
 

@@ -18,6 +18,7 @@ struct GramShape : Shape {
   // Of an image with its border, and what the last vector of its last patch reads beyond.
   int64_t bordered() const { return (height + 2) * line() + kLanes; }
   int64_t positions() const { return images * height * width; }
+  int shares() const { return shares_of(images, positions() / 8192); }
 };
 
 // What the way back needs of the way there.
@@ -66,20 +67,18 @@ inline void find_level(GramShape s, const float* images, float* level) {
   for (int64_t c = 0; c < s.inputs; ++c) level[c] = total[c] / s.positions();
 }
 
-// Mean and covariance of the patches: sums of an image in single, of the batch in double precision.
-inline void find_moments(GramShape s, const float* images, const GramSaved& saved) {
+// Sums over the patches of some images, [taps + 1, wide()]: P^T P, then P. Those of an image in
+// single, all others in double precision.
+inline void sum_moments(GramShape s, Range range, const float* images, const float* levels,
+                        double* to) {
   const int64_t taps = s.taps(), wide = s.wide();
-  float* bordered = scratch(1, s.bordered());
-  float* levels = scratch(5, s.line());
-  float* rows = scratch(2, s.width * wide + kLanes);
-  float* products = scratch(3, taps * wide);
-  float* sums = scratch(4, wide);
-  std::vector<double> total((taps + 1) * wide, 0);
-  repeat_level(s, saved.level, levels);
-  for (int64_t n = 0; n < s.images; ++n) {
+  float* bordered = scratch(Slot::kBordered, s.bordered());
+  float* rows = scratch(Slot::kTiles, s.width * wide + kLanes);
+  float* products = scratch(Slot::kProducts, (taps + 1) * wide);
+  float* sums = products + taps * wide;
+  for (int64_t n = range.first; n < range.last; ++n) {
     add_level_border(s, images + n * s.height * s.width * s.inputs, levels, bordered);
-    std::memset(products, 0, taps * wide * sizeof(float));
-    std::memset(sums, 0, wide * sizeof(float));
+    std::memset(products, 0, (taps + 1) * wide * sizeof(float));
     for (int64_t y = 0; y < s.height; ++y) {
       for (int64_t x = 0; x < s.width; ++x) patch(s, bordered, y, x, rows + x * wide);
       multiply<true>(taps, s.width, wide, {rows, 1, wide}, rows, products);
@@ -89,15 +88,22 @@ inline void find_moments(GramShape s, const float* images, const GramSaved& save
         store(sums + k, sum);
       }
     }
-    for (int64_t k = 0; k < taps * wide; ++k) total[k] += products[k];
-    for (int64_t k = 0; k < wide; ++k) total[taps * wide + k] += sums[k];
+    for (int64_t k = 0; k < (taps + 1) * wide; ++k) to[k] += products[k];
   }
+}
+
+// Mean and covariance, from such sums of each share.
+inline void finish_moments(GramShape s, int shares, const double* parts, float* moments) {
+  const int64_t taps = s.taps(), wide = s.wide();
   const double count = s.positions();
-  const double* mean = total.data() + taps * wide;
+  std::vector<double> total(parts, parts + (taps + 1) * wide);
+  for (int share = 1; share < shares; ++share)
+    for (int64_t k = 0; k < (taps + 1) * wide; ++k) total[k] += parts[share * (taps + 1) * wide + k];
+  const double* sum = total.data() + taps * wide;
   for (int64_t i = 0; i < taps; ++i)
     for (int64_t j = 0; j < taps; ++j)
-      saved.moments[i * taps + j] = (total[i * wide + j] - mean[i] * mean[j] / count) / count;
-  for (int64_t k = 0; k < taps; ++k) saved.moments[taps * taps + k] = mean[k] / count;
+      moments[i * taps + j] = (total[i * wide + j] - sum[i] * sum[j] / count) / count;
+  for (int64_t k = 0; k < taps; ++k) moments[taps * taps + k] = sum[k] / count;
 }
 
 // cov(P) k: [taps, outputs].
@@ -157,30 +163,44 @@ inline void pool_windows(GramShape s, int64_t windows, const float* values,
   }
 }
 
-inline void gram_forward(GramShape s, const float* images, const float* kernel,
-                         const float* scale, const float* bias, float eps, float* out,
-                         const GramSaved& saved) {
+inline void pool_products(GramShape s, Range range, const float* images, const float* levels,
+                          const float* weights, const float* shift, float* out,
+                          uint8_t* place) {
   const int64_t across = s.width / 2, down = s.height / 2;
-  find_level(s, images, saved.level);
-  find_moments(s, images, saved);
-  float* bordered = scratch(1, s.bordered());
-  float* levels = scratch(5, s.line());
-  float* rows = scratch(2, across * kQuads * s.wide() + kLanes);
-  float* values = scratch(3, across * kQuads * s.out());
-  float* weights = scratch(0, s.taps() * s.out());
-  float* shift = scratch(4, s.out());
-  fold_norm(s, kernel, scale, bias, eps, saved, weights, shift);
-  repeat_level(s, saved.level, levels);
-  for (int64_t n = 0; n < s.images; ++n) {
+  float* bordered = scratch(Slot::kBordered, s.bordered());
+  float* rows = scratch(Slot::kTiles, across * kQuads * s.wide() + kLanes);
+  float* values = scratch(Slot::kProducts, across * kQuads * s.out());
+  for (int64_t n = range.first; n < range.last; ++n) {
     add_level_border(s, images + n * s.height * s.width * s.inputs, levels, bordered);
     for (int64_t i = 0; i < down; ++i) {
       const int64_t first = (n * down + i) * across;
       window_patches(s, bordered, i, rows);
       multiply<false>(across * kQuads, s.taps(), s.out(), {rows, s.wide(), 1}, weights, values);
-      pool_windows(s, across, values, shift, out + first * s.outputs,
-                   saved.place + first * s.out());
+      pool_windows(s, across, values, shift, out + first * s.outputs, place + first * s.out());
     }
   }
+}
+
+inline void gram_forward(GramShape s, const float* images, const float* kernel,
+                         const float* scale, const float* bias, float eps, float* out,
+                         const GramSaved& saved, const Helpers& helpers) {
+  const int shares = s.shares();
+  const int64_t cells = (s.taps() + 1) * s.wide();
+  std::vector<double> parts(shares * cells, 0);
+  std::vector<float> levels(s.line());
+  float* weights = scratch(Slot::kWeights, s.taps() * s.out());
+  float* shift = scratch(Slot::kFactors, s.out());
+  find_level(s, images, saved.level);
+  repeat_level(s, saved.level, levels.data());
+  helpers.run(shares, [&](int k) {
+    sum_moments(s, share_of(s.images, k, shares), images, levels.data(), parts.data() + k * cells);
+  });
+  finish_moments(s, shares, parts.data(), saved.moments);
+  fold_norm(s, kernel, scale, bias, eps, saved, weights, shift);
+  helpers.run(shares, [&](int k) {
+    pool_products(s, share_of(s.images, k, shares), images, levels.data(), weights, shift, out,
+                  saved.place);
+  });
 }
 
 // The gradient of each window laid to the place of its maximum: [windows, 4, out()].
@@ -200,6 +220,29 @@ inline void place_gradient(GramShape s, int64_t windows, const float* gradient,
   }
 }
 
+// Adds P^T dz of some images to [taps, out()], and the sum of dz to [out()] behind it.
+inline void sum_products_back(GramShape s, Range range, const float* images, const float* levels,
+                              const float* gradient, const uint8_t* place, double* to) {
+  const int64_t across = s.width / 2, down = s.height / 2, cells = (s.taps() + 1) * s.out();
+  float* bordered = scratch(Slot::kBordered, s.bordered());
+  float* rows = scratch(Slot::kTiles, across * kQuads * s.wide() + kLanes);
+  float* placed = scratch(Slot::kBack, across * kQuads * s.out());
+  float* products = scratch(Slot::kProducts, cells);
+  float* sums = products + s.taps() * s.out();
+  for (int64_t n = range.first; n < range.last; ++n) {
+    add_level_border(s, images + n * s.height * s.width * s.inputs, levels, bordered);
+    std::memset(products, 0, cells * sizeof(float));
+    for (int64_t i = 0; i < down; ++i) {
+      const int64_t first = (n * down + i) * across;
+      window_patches(s, bordered, i, rows);
+      place_gradient(s, across, gradient + first * s.outputs, place + first * s.out(), placed,
+                     sums);
+      multiply<true>(s.taps(), across * kQuads, s.out(), {rows, 1, s.wide()}, placed, products);
+    }
+    for (int64_t k = 0; k < cells; ++k) to[k] += products[k];
+  }
+}
+
 // The gradients of kernel, scale and bias. With S = P^T dz, dz the gradient where a maximum was
 // taken, the norm's rule becomes
 //
@@ -207,41 +250,31 @@ inline void place_gradient(GramShape s, int64_t windows, const float* gradient,
 //   d_scale = inverse (diag(k^T S) - mean(P) k d_bias).
 inline void gram_backward(GramShape s, const float* images, const float* kernel,
                           const float* scale, const GramSaved& saved, const float* gradient,
-                          float* d_kernel, float* d_scale, float* d_bias) {
-  const int64_t across = s.width / 2, down = s.height / 2, cells = s.taps() * s.out();
-  float* bordered = scratch(1, s.bordered());
-  float* levels = scratch(5, s.line());
-  float* rows = scratch(2, across * kQuads * s.wide() + kLanes);
-  float* placed = scratch(3, across * kQuads * s.out());
-  float* sums = scratch(4, s.out());
-  float* products = scratch(0, cells);
-  std::vector<double> total(cells, 0), bias(s.out(), 0);
-  repeat_level(s, saved.level, levels);
-  for (int64_t n = 0; n < s.images; ++n) {
-    add_level_border(s, images + n * s.height * s.width * s.inputs, levels, bordered);
-    std::memset(products, 0, cells * sizeof(float));
-    std::memset(sums, 0, s.out() * sizeof(float));
-    for (int64_t i = 0; i < down; ++i) {
-      const int64_t first = (n * down + i) * across;
-      window_patches(s, bordered, i, rows);
-      place_gradient(s, across, gradient + first * s.outputs, saved.place + first * s.out(),
-                     placed, sums);
-      multiply<true>(s.taps(), across * kQuads, s.out(), {rows, 1, s.wide()}, placed, products);
-    }
-    for (int64_t k = 0; k < cells; ++k) total[k] += products[k];
-    for (int64_t o = 0; o < s.out(); ++o) bias[o] += sums[o];
-  }
+                          float* d_kernel, float* d_scale, float* d_bias,
+                          const Helpers& helpers) {
+  const int shares = s.shares();
+  const int64_t cells = (s.taps() + 1) * s.out();
+  std::vector<double> total(shares * cells, 0);
+  std::vector<float> levels(s.line());
+  repeat_level(s, saved.level, levels.data());
+  helpers.run(shares, [&](int k) {
+    sum_products_back(s, share_of(s.images, k, shares), images, levels.data(), gradient,
+                      saved.place, total.data() + k * cells);
+  });
+  for (int share = 1; share < shares; ++share)
+    for (int64_t k = 0; k < cells; ++k) total[k] += total[share * cells + k];
+  const double* sums = total.data() + s.taps() * s.out();
   const auto spread = covariance_product(s, saved.moments, kernel);
   const float* mean = saved.moments + s.taps() * s.taps();
   for (int64_t o = 0; o < s.outputs; ++o) {
     const double inverse = saved.inverse[o], gain = scale[o] * inverse;
     double along = 0;
     for (int64_t k = 0; k < s.taps(); ++k)
-      along += kernel[k * s.outputs + o] * (total[k * s.out() + o] - mean[k] * bias[o]);
-    d_bias[o] = bias[o];
+      along += kernel[k * s.outputs + o] * (total[k * s.out() + o] - mean[k] * sums[o]);
+    d_bias[o] = sums[o];
     d_scale[o] = inverse * along;
     for (int64_t k = 0; k < s.taps(); ++k)
-      d_kernel[k * s.outputs + o] = gain * (total[k * s.out() + o] - mean[k] * bias[o] -
+      d_kernel[k * s.outputs + o] = gain * (total[k * s.out() + o] - mean[k] * sums[o] -
                                             spread[k * s.outputs + o] * inverse * d_scale[o]);
   }
 }

@@ -4,6 +4,12 @@
 #include "gram.h"
 #include "xla/ffi/api/ffi.h"
 
+// So that a handler's parameters name all there is to bind.
+template <>
+struct xla::ffi::CtxBinding<xla::ffi::ThreadPool> {
+  using Ctx = xla::ffi::ThreadPool;
+};
+
 namespace jaxsparse {
 namespace {
 
@@ -18,17 +24,23 @@ Shape shape_of(const Floats& images, const Floats& kernel) {
   return {in[0], in[1], in[2], in[3], k[3]};
 }
 
-ffi::Error block_forward_handler(Floats images, Floats kernel, Floats scale, Floats bias,
+Helpers helpers(ffi::ThreadPool& threads) {
+  return {threads.num_threads(),
+          [&threads](Helpers::Task task) { threads.Schedule(std::move(task)); }};
+}
+
+ffi::Error block_forward_handler(ffi::ThreadPool threads, Floats images, Floats kernel, Floats scale, Floats bias,
                                  Floats eps, FloatsOut out, FloatsOut y, FloatsOut unit,
                                  BytesOut place, FloatsOut mean, FloatsOut inverse) {
   block_forward(shape_of(images, kernel), images.typed_data(), kernel.typed_data(),
                 scale.typed_data(), bias.typed_data(), eps.typed_data()[0], out->typed_data(),
                 {y->typed_data(), unit->typed_data(), place->typed_data(), mean->typed_data(),
-                 inverse->typed_data()});
+                 inverse->typed_data()},
+               helpers(threads));
   return ffi::Error::Success();
 }
 
-ffi::Error block_backward_handler(Floats images, Floats kernel, Floats scale, Floats y,
+ffi::Error block_backward_handler(ffi::ThreadPool threads, Floats images, Floats kernel, Floats scale, Floats y,
                                   Floats unit, Bytes place, Floats mean, Floats inverse,
                                   Floats gradient, FloatsOut d_images, FloatsOut d_kernel,
                                   FloatsOut d_scale, FloatsOut d_bias) {
@@ -37,21 +49,22 @@ ffi::Error block_backward_handler(Floats images, Floats kernel, Floats scale, Fl
                  {y.typed_data(), unit.typed_data(), place.typed_data(), mean.typed_data(),
                   inverse.typed_data()},
                  gradient.typed_data(), d_images->typed_data(), d_kernel->typed_data(),
-                 d_scale->typed_data(), d_bias->typed_data());
+                 d_scale->typed_data(), d_bias->typed_data(), helpers(threads));
   return ffi::Error::Success();
 }
 
-ffi::Error gram_forward_handler(Floats images, Floats kernel, Floats scale, Floats bias, Floats eps,
+ffi::Error gram_forward_handler(ffi::ThreadPool threads, Floats images, Floats kernel, Floats scale, Floats bias, Floats eps,
                                 FloatsOut out, FloatsOut moments, FloatsOut level, BytesOut place,
                                 FloatsOut inverse) {
   gram_forward({shape_of(images, kernel)}, images.typed_data(), kernel.typed_data(),
                scale.typed_data(), bias.typed_data(), eps.typed_data()[0], out->typed_data(),
                {moments->typed_data(), level->typed_data(), place->typed_data(),
-                inverse->typed_data()});
+                inverse->typed_data()},
+               helpers(threads));
   return ffi::Error::Success();
 }
 
-ffi::Error gram_backward_handler(Floats images, Floats kernel, Floats scale, Floats moments,
+ffi::Error gram_backward_handler(ffi::ThreadPool threads, Floats images, Floats kernel, Floats scale, Floats moments,
                                  Floats level, Bytes place, Floats inverse, Floats gradient,
                                  FloatsOut d_kernel, FloatsOut d_scale, FloatsOut d_bias) {
   gram_backward({shape_of(images, kernel)}, images.typed_data(), kernel.typed_data(),
@@ -59,7 +72,7 @@ ffi::Error gram_backward_handler(Floats images, Floats kernel, Floats scale, Flo
                 {moments.typed_data(), level.typed_data(), place.typed_data(),
                  inverse.typed_data()},
                 gradient.typed_data(), d_kernel->typed_data(), d_scale->typed_data(),
-                d_bias->typed_data());
+                d_bias->typed_data(), helpers(threads));
   return ffi::Error::Success();
 }
 

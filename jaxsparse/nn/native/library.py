@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from jaxsparse.user_cache import cache_dir
 _FOLDER = Path(__file__).parent
 _HANDLERS = ("BlockForward", "BlockBackward", "GramForward", "GramBackward")
 _log = logging.getLogger(__name__)
+_one_at_a_time = threading.Lock()
 
 
 class Library(NamedTuple):
@@ -42,39 +44,64 @@ def available() -> bool:
     return load() is not None
 
 
-@functools.lru_cache(maxsize=1)
 def load() -> Library | None:
-    """Build where that is still to be done, load, and tell XLA; None where there is no compiler."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None or shutil.which(compiler) is None:
-        _log.info("no C++ compiler: convolutions are XLA's, at about two thirds of the speed")
+    """Build where that is still to be done, load, and tell XLA, once in a process.
+
+    Returns:
+      None where there is no compiler that works, which is logged.
+    """
+    with _one_at_a_time:
+        return _load()
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> Library | None:
+    found = built()
+    if found is None:
         return None
-    command = [compiler, *_flags()]
-    digest = hashlib.sha256(repr((command, _processor(), jaxlib.__version__)).encode())
-    for source in sorted([*_FOLDER.glob("*.h"), _FOLDER / "handlers.cc"]):
-        digest.update(source.read_bytes())
-    version = digest.hexdigest()[:16]
-    path = cache_dir() / "native" / f"{version}.so"
-    loaded = _open(path) or (_build(command, path) and _open(path))
-    if not loaded:
-        return None
-    targets = {name: f"jaxsparse_{name}_{version}" for name in _HANDLERS}
+    path, loaded = found
+    targets = {name: f"jaxsparse_{name}_{path.stem}" for name in _HANDLERS}
     for name, target in targets.items():
         handler = jax.ffi.pycapsule(getattr(loaded, f"Jaxsparse{name}"))
         jax.ffi.register_ffi_target(target, handler, platform="cpu")
     return Library(targets, ctypes.c_int.in_dll(loaded, "JaxsparseLanes").value)
 
 
+def built() -> tuple[Path, ctypes.CDLL] | None:
+    """The library of these sources for this machine, from the user's cache or built into it.
+
+    The compiler is $CXX, or the first to be found of c++, g++ and clang++.
+
+    Returns:
+      Its file, named by a digest of all that decides what is in it, and the library. None where
+      there is no compiler that works.
+    """
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        _log.info("no C++ compiler: convolutions are XLA's, which take nearly twice the time")
+        return None
+    command = [compiler, *_flags()]
+    digest = hashlib.sha256(repr((command, _processor(), jaxlib.__version__)).encode())
+    for source in sorted([*_FOLDER.glob("*.h"), _FOLDER / "handlers.cc"]):
+        digest.update(source.read_bytes())
+    path = cache_dir() / "native" / f"{digest.hexdigest()[:16]}.so"
+    loaded = _open(path)
+    if loaded is None and _build(command, path):
+        loaded = _open(path)
+    return None if loaded is None else (path, loaded)
+
+
 def _flags() -> list[str]:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     native = "-march=native" if x86 else "-mcpu=native"
-    hidden = "-fvisibility-inlines-hidden"  # calls within the library are direct
+    hidden = "-fvisibility-inlines-hidden"  # so that calls within the library are direct
     headers = ["-isystem", jax.ffi.include_dir()]
     return ["-std=c++17", "-O3", native, "-fPIC", "-shared", hidden, *headers]
 
 
 def _processor() -> str:
-    """What machine code may use here: one folder may serve several machines."""
+    """What decides the machine code that may run here: one folder may serve several machines."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return str(sorted({x for x in lines if x.startswith(("flags", "Features", "model name"))}))
@@ -101,5 +128,6 @@ def _build(command: Sequence[str], path: Path) -> bool:
         _log.warning("convolutions are XLA's, as %s cannot be written: %s", path, error.strerror)
         return False
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
     return True

@@ -139,9 +139,12 @@ struct Scratch {
   }
 };
 
-inline float* scratch(int slot, int64_t count) {
-  thread_local Scratch kept[8];
-  return kept[slot].at_least(count);
+// What for; two of a kind are never in use at once on a thread.
+enum class Slot { kKernel, kWeights, kFactors, kPartial, kBordered, kTiles, kProducts, kBack, kCount };
+
+inline float* scratch(Slot slot, int64_t count) {
+  thread_local Scratch kept[static_cast<int>(Slot::kCount)];
+  return kept[static_cast<int>(slot)].at_least(count);
 }
 
 inline Vec load_some(const float* p, int64_t count) {

@@ -1,0 +1,189 @@
+"""The compiled block of Conv4, against PyTorch in double precision, and how it is compiled."""
+
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsparse.nn import blocks, native
+from jaxsparse.nn.native import library
+
+compiled = pytest.mark.skipif(
+    shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler"
+)
+# n, h, w, inputs, outputs. Odd sizes, channels that fill no vector, images enough for several in a
+# piece or for several shares.
+FEW_CHANNELS = [(2, 4, 4, 1, 9), (2, 7, 6, 1, 10), (3, 6, 9, 2, 37), (5, 65, 60, 1, 16)]
+MANY_CHANNELS = [(2, 2, 2, 3, 5), (2, 5, 8, 8, 8), (14, 3, 3, 20, 33), (12, 14, 13, 16, 16)]
+
+
+def draw(n, h, w, inputs, outputs, offset=0.0):
+    """Images, kernel, scale of both signs, bias, and a gradient of the output."""
+    shapes = [(n, h, w, inputs), (3, 3, inputs, outputs), (outputs,), (outputs,)]
+    shapes.append((n, h // 2, w // 2, outputs))
+    keys = jax.random.split(jax.random.key(3), len(shapes))
+    images, *others = (jax.random.normal(*pair) for pair in zip(keys, shapes, strict=True))
+    return images + offset, *others
+
+
+def in_torch(images, kernel, scale, bias, gradient):
+    """The output and all gradients of PyTorch's layers, in float64."""
+    torch = pytest.importorskip("torch")
+    turns = [(0, 3, 1, 2), (3, 2, 0, 1), (0,), (0,)]
+    arrays = [np.asarray(a, np.float64) for a in (images, kernel, scale, bias)]
+    x, k, s, b = (
+        torch.tensor(a.transpose(turn)).requires_grad_()
+        for a, turn in zip(arrays, turns, strict=True)
+    )
+    y = torch.nn.functional.conv2d(x, k, padding=1)
+    y = torch.nn.functional.batch_norm(y, None, None, s, b, training=True)
+    out = torch.nn.functional.max_pool2d(torch.relu(y), 2)
+    out.backward(torch.tensor(np.asarray(gradient, np.float64).transpose(0, 3, 1, 2)))
+    found = [out.detach(), x.grad, k.grad, s.grad, b.grad]
+    back = [(0, 2, 3, 1), (0, 2, 3, 1), (2, 3, 1, 0), (0,), (0,)]
+    return [a.numpy().transpose(turn) for a, turn in zip(found, back, strict=True)]
+
+
+def with_gradients(*args):
+    """The same of the compiled block."""
+    *args, gradient = args
+    out, pull = jax.vjp(lambda *a: blocks.conv_norm_pool(*a, form="native"), *args)
+    return [out, *pull(gradient)]
+
+
+def difference(got, want):
+    """The relative L2 difference."""
+    return np.linalg.norm(np.asarray(got) - want) / np.linalg.norm(want)
+
+
+@compiled
+@pytest.mark.parametrize("sizes", FEW_CHANNELS + MANY_CHANNELS, ids=str)
+def test_block_and_its_gradients_are_those_of_pytorch(sizes):
+    args = draw(*sizes)
+    assert native.has_few_channels(args[1]) == (sizes in FEW_CHANNELS)
+    for got, want in zip(jax.jit(with_gradients)(*args), in_torch(*args), strict=True):
+        assert got.shape == want.shape
+        assert difference(got, want) < 3e-6
+
+
+@compiled
+@pytest.mark.parametrize("sizes", [FEW_CHANNELS[1], MANY_CHANNELS[1]], ids=str)
+def test_statistics_do_not_cancel(sizes):
+    """Images far from zero: their level is no part of what the norm leaves."""
+    args = draw(*sizes, offset=100.0)
+    out, *gradients = in_torch(*args)
+    got = with_gradients(*args)
+    assert difference(got[0], out) < 1e-4  # float32 holds the images to 1e-5 of their deviation
+    assert all(difference(*pair) < 1e-3 for pair in zip(got[1:], gradients, strict=True))
+
+
+@compiled
+@pytest.mark.parametrize("sizes", [(2, 6, 7, 1, 9), (2, 4, 5, 3, 4)], ids=str)
+def test_second_derivatives_are_those_of_the_other_forms(sizes):
+    *args, _ = draw(*sizes)
+
+    def turn(form):
+        def slope(*args):
+            def scalar(*args):
+                out = blocks.conv_norm_pool(*args, form=form)
+                return jnp.sum(jnp.sin(out) * jnp.linspace(-1, 2, out.size).reshape(out.shape))
+
+            return sum(jnp.sum(jnp.square(g)) for g in jax.grad(scalar, (0, 1, 2, 3))(*args))
+
+        return jax.jit(jax.grad(slope, (0, 1, 2, 3)))(*args)
+
+    for got, want in zip(turn("native"), turn("patches"), strict=True):
+        assert difference(got, want) < 1e-4
+
+
+PROGRAM = """
+import jax, sys
+from test_native import FEW_CHANNELS, MANY_CHANNELS, draw, with_gradients
+for sizes in FEW_CHANNELS[-1], MANY_CHANNELS[-1]:
+    out, d_images, *others = jax.jit(with_gradients)(*draw(*sizes))
+    # The images' gradient is XLA's where channels are few.
+    for x in [out, *others, *([d_images] if sizes in MANY_CHANNELS else [])]:
+        sys.stdout.write(memoryview(jax.device_get(x)).tobytes().hex())
+"""
+
+
+@compiled
+def test_bits_do_not_depend_on_the_number_of_threads():
+    def bits(threads):
+        environment = {**os.environ, "PJRT_NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", PROGRAM]
+        folder = Path(__file__).parent
+        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert bits(1) == bits(3) != b""
+
+
+def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with caplog.at_level(logging.INFO):
+        assert library.built() is None
+    assert "no C++ compiler" in caplog.text
+    monkeypatch.setattr(library, "_load", lambda: None)
+    *args, _ = draw(2, 6, 5, 3, 4)
+    got = blocks.conv_norm_pool(*args)
+    np.testing.assert_array_equal(got, blocks.conv_norm_pool(*args, form="patches"))
+    with pytest.raises(ValueError, match="form: 'native' needs a C\\+\\+ compiler"):
+        blocks.conv_norm_pool(*args, form="native")
+
+
+def test_a_compiler_that_fails_is_told_of(monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
+    use_compiler(monkeypatch, tmp_path, "echo no such flag >&2; exit 1")
+    assert library.built() is None
+    assert "compiler failed: no such flag" in caplog.text
+    assert list((tmp_path / "native").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_told_of(monkeypatch, caplog, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "file"))
+    use_compiler(monkeypatch, tmp_path, "exit 0")
+    assert library.built() is None
+    assert "cannot be written: Not a directory" in caplog.text
+
+
+@compiled
+def test_built_once_and_again_where_the_file_is_damaged(monkeypatch, tmp_path):
+    original, _ = library.built()
+    # In place of ten seconds of compiling: the last argument is where the library goes.
+    copy = f'echo called >> {tmp_path}/calls; for last; do :; done; cp "{original}" "$last"'
+    use_compiler(monkeypatch, tmp_path, copy)
+
+    def calls():
+        return (tmp_path / "calls").read_text().count("called")
+
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "whole"))
+    path, _ = library.built()
+    assert path.parent == tmp_path / "whole" / "native"
+    assert library.built()[0] == path and calls() == 1
+
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "damaged"))
+    damaged = tmp_path / "damaged" / "native" / path.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"half a library")
+    again, loaded = library.built()
+    assert again == damaged and calls() == 2
+    assert ctypes.c_int.in_dll(loaded, "JaxsparseLanes").value in (4, 8, 16)
+
+
+def use_compiler(monkeypatch, folder, script):
+    """Let $CXX be a shell script."""
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
