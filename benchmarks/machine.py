@@ -14,6 +14,8 @@ from typing import Any
 
 def describe(device: str) -> dict[str, Any]:
     """Device, cores and versions: what is needed to tell where numbers are from."""
+    from jaxsparse.nn import native
+
     versions = {"python": platform.python_version()}
     for package in ("jaxsparse", "jax", "jaxlib", "optax", "torch", "numpy"):
         try:
@@ -28,6 +30,7 @@ def describe(device: str) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "system": platform.platform(),
         "versions": versions,
+        "blocks": "C++" if device == "cpu" and native.available() else "XLA",
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
     }

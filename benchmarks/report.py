@@ -168,5 +168,6 @@ def machine_line(results: Mapping[str, Any]) -> str:
     return (
         f"{m['device']}, {m['cores']} cores, load {m['load_average']:.1f} at the start;"
         f" {rate:.0f} GFLOP/s in matrix products; {results['precision']},"
-        f" {results['repeats']} rounds; {versions}; {m['date']}; {m['command']}"
+        f" {results['repeats']} rounds; {versions}; Conv4's blocks: {m['blocks']};"
+        f" {m['date']}; {m['command']}"
     )

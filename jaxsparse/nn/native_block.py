@@ -1,6 +1,7 @@
 """The compiled block of Conv4 as a function with derivatives of every order."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,59 +11,77 @@ from jax import Array
 from jaxsparse.nn import block_forms, native
 
 
+class Inputs(NamedTuple):
+    """What the block is a function of, beside eps."""
+
+    images: Array
+    kernel: Array
+    scale: Array
+    bias: Array
+
+
 def block(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
     """What `block_forms` computes, by `native.forward` and `native.backward`."""
-    return _with_residuals(eps, images, kernel, scale, bias)[0]
+    return _with_residuals(eps, Inputs(images, kernel, scale, bias))[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _with_residuals(eps: float, *args: Array) -> tuple[Array, tuple[Array, ...]]:
+def _with_residuals(eps: float, inputs: Inputs) -> tuple[Array, tuple[Array, ...]]:
     """The block's output, and residuals of which no derivative is taken."""
-    return native.forward(*args, eps)
+    return native.forward(*inputs, eps=eps)
 
 
-def _with_residuals_forward(eps: float, *args: Array) -> tuple:
+def _with_residuals_forward(eps: float, inputs: Inputs) -> tuple:
     # By the operation itself, not by the call in it: where a gradient is differentiated again, this
     # is differentiated, and the call has no derivative.
-    out, saved = _with_residuals(eps, *args)
-    return (out, saved), (args, saved)
+    out, saved = _with_residuals(eps, inputs)
+    return (out, saved), (inputs, saved)
 
 
-def _with_residuals_backward(eps: float, residuals: tuple, gradients: tuple) -> tuple:
-    args, saved = residuals
+def _with_residuals_backward(eps: float, residuals: tuple, gradients: tuple) -> tuple[Inputs]:
+    inputs, saved = residuals
     gradient = gradients[0]
-    d_kernel, d_scale, d_bias, *d_images = _gradient(eps, args, saved, gradient)
+    d_kernel, d_scale, d_bias, *d_images = _gradient(eps, inputs, saved, gradient)
     if not d_images:
         # By XLA, which drops it where nobody asks for it, as nobody does at a first layer.
-        pull = jax.vjp(lambda images: block_forms.gram(images, *args[1:], eps), args[0])[1]
+        _, kernel, scale, bias = inputs
+        pull = jax.vjp(lambda x: block_forms.gram(x, kernel, scale, bias, eps), inputs.images)[1]
         d_images = pull(gradient)
-    return d_images[0], d_kernel, d_scale, d_bias
+    return (Inputs(d_images[0], d_kernel, d_scale, d_bias),)
 
 
 _with_residuals.defvjp(_with_residuals_forward, _with_residuals_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gradient(eps: float, args: tuple, saved: tuple, gradient: Array) -> tuple[Array, ...]:
+def _gradient(
+    eps: float, inputs: Inputs, saved: tuple[Array, ...], gradient: Array
+) -> tuple[Array, ...]:
     """The gradients of kernel, scale, bias and, where there is one, of the images."""
-    d_images, *others = native.backward(*args[:3], saved, gradient)
+    images, kernel, scale, _ = inputs
+    d_images, *others = native.backward(images, kernel, scale, saved, gradient)
     return tuple(others) if d_images is None else (*others, d_images)
 
 
-def _gradient_forward(eps: float, args: tuple, saved: tuple, gradient: Array) -> tuple:
-    return _gradient(eps, args, saved, gradient), (args, saved, gradient)
+def _gradient_forward(
+    eps: float, inputs: Inputs, saved: tuple[Array, ...], gradient: Array
+) -> tuple:
+    return _gradient(eps, inputs, saved, gradient), (inputs, saved, gradient)
 
 
 def _gradient_backward(eps: float, residuals: tuple, cotangents: tuple) -> tuple:
     """The second derivative, by XLA: of what the residuals were made from, not of them."""
-    args, saved, gradient = residuals
+    inputs, saved, gradient = residuals
 
-    def first_derivative(args: tuple, gradient: Array) -> tuple[Array, ...]:
-        d_images, *others = jax.vjp(lambda *a: block_forms.by_patches(*a, eps), *args)[1](gradient)
+    def block(inputs: Inputs) -> Array:
+        return block_forms.by_patches(*inputs, eps=eps)
+
+    def first_derivative(inputs: Inputs, gradient: Array) -> tuple[Array, ...]:
+        ((d_images, *others),) = jax.vjp(block, inputs)[1](gradient)
         return (*others, d_images)[: len(cotangents)]
 
-    d_args, d_gradient = jax.vjp(first_derivative, args, gradient)[1](cotangents)
-    return d_args, jax.tree.map(_zero, saved), d_gradient
+    d_inputs, d_gradient = jax.vjp(first_derivative, inputs, gradient)[1](cotangents)
+    return d_inputs, jax.tree.map(_zero, saved), d_gradient
 
 
 def _zero(x: Array) -> Array | np.ndarray:

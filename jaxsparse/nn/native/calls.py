@@ -73,7 +73,9 @@ def backward(
     return d_images, d_kernel, d_scale, d_bias
 
 
-def _call(handler: str, results: Sequence[jax.ShapeDtypeStruct], *args: Array | np.float32) -> list:
+def _call(
+    handler: str, results: Sequence[jax.ShapeDtypeStruct], *args: Array | np.float32
+) -> Sequence[Array]:
     target = _loaded().targets[handler]
     # Under vmap one after the other: side by side they would only share the core's cache.
     return jax.ffi.ffi_call(target, results, vmap_method="sequential")(*args)
