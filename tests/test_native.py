@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,24 @@ def test_block_and_its_gradients_are_those_of_pytorch(sizes):
         assert difference(got, want) < 3e-6
 
 
+ALL_SIZES = """
+import test_native
+from jaxsparse.nn.native import library
+for sizes in test_native.FEW_CHANNELS + test_native.MANY_CHANNELS:
+    test_native.test_block_and_its_gradients_are_those_of_pytorch(sizes)
+print(library.load().lanes)
+"""
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
+@pytest.mark.parametrize("flag, lanes", [("-mno-avx512f", 8), ("-march=x86-64", 4)])
+def test_block_for_shorter_vectors(flag, lanes, monkeypatch, tmp_path):
+    use_compiler(monkeypatch, tmp_path, f'exec c++ "$@" {flag}')
+    assert in_a_process(ALL_SIZES).split() == [str(lanes).encode()]
+
+
 @compiled
 @pytest.mark.parametrize("sizes", [FEW_CHANNELS[1], MANY_CHANNELS[1]], ids=str)
 def test_statistics_do_not_cancel(sizes):
@@ -104,7 +123,7 @@ def test_second_derivatives_are_those_of_the_other_forms(sizes):
         assert difference(got, want) < 1e-4
 
 
-PROGRAM = """
+BITS = """
 import jax, sys
 from test_native import FEW_CHANNELS, MANY_CHANNELS, draw, with_gradients
 for sizes in FEW_CHANNELS[-1], MANY_CHANNELS[-1]:
@@ -117,15 +136,8 @@ for sizes in FEW_CHANNELS[-1], MANY_CHANNELS[-1]:
 
 @compiled
 def test_bits_do_not_depend_on_the_number_of_threads():
-    def bits(threads):
-        environment = {**os.environ, "PJRT_NPROC": str(threads), "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-c", PROGRAM]
-        folder = Path(__file__).parent
-        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert bits(1) == bits(3) != b""
+    one, three = (in_a_process(BITS, PJRT_NPROC=str(threads)) for threads in (1, 3))
+    assert one == three != b""
 
 
 def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
@@ -179,6 +191,18 @@ def test_built_once_and_again_where_the_file_is_damaged(monkeypatch, tmp_path):
     again, loaded = library.built()
     assert again == damaged and calls() == 2
     assert ctypes.c_int.in_dll(loaded, "JaxsparseLanes").value in (4, 8, 16)
+
+
+def in_a_process(program, **environment):
+    """What it prints, run in the folder of this file."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def use_compiler(monkeypatch, folder, script):

@@ -171,9 +171,8 @@ inline void block_forward(Shape s, const float* images, const float* kernel, con
     convolve(s, share_of(s.images, k, shares), images, weights, saved.y, statistics.data());
   });
   finish_statistics(s, statistics.data(), eps, saved.mean, saved.inverse);
-  helpers.run(shares, [&](int k) {
-    pool(s, share_of(s.images, k, shares), scale, bias, out, saved);
-  });
+  helpers.run(shares,
+              [&](int k) { pool(s, share_of(s.images, k, shares), scale, bias, out, saved); });
 }
 
 // Sums of the gradient and of gradient * unit by channel, where ReLU lets it pass.
@@ -198,9 +197,8 @@ inline void gradient_sums(Shape s, const float* gradient, const Saved& saved, fl
 
 // dy of each tile by the norm's rule, dy = gain (dz - mean(dz) - unit mean(dz unit)) with dz zero
 // but where a maximum was taken, transformed to sixteen matrices: A dy A^T.
-inline void transform_gradient(Shape s, const float* y, const float* gradient,
-                        const uint8_t* place, const float* factors, int64_t first, int64_t rows,
-                        float* to) {
+inline void transform_gradient(Shape s, const float* y, const float* gradient, const uint8_t* place,
+                               const float* factors, int64_t first, int64_t rows, float* to) {
   const int64_t height = s.height / 2, width = s.width / 2;
   for (int64_t i = 0, t = 0; i < s.tile_rows(); ++i) {
     for (int64_t j = 0; j < s.tile_columns(); ++j, ++t) {
@@ -292,8 +290,7 @@ inline void convolve_back(Shape s, Range range, const float* images, const float
 
 inline void block_backward(Shape s, const float* images, const float* kernel, const float* scale,
                            const Saved& saved, const float* gradient, float* d_images,
-                           float* d_kernel, float* d_scale, float* d_bias,
-                           const Helpers& helpers) {
+                           float* d_kernel, float* d_scale, float* d_bias, const Helpers& helpers) {
   const int shares = shares_of(s.images, s.images * s.tiles() / 256);
   const int64_t cells = kPlaces * s.inputs * s.out();
   float* factors = scratch(Slot::kFactors, 3 * s.out());

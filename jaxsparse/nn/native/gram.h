@@ -98,7 +98,8 @@ inline void finish_moments(GramShape s, int shares, const double* parts, float* 
   const double count = s.positions();
   std::vector<double> total(parts, parts + (taps + 1) * wide);
   for (int share = 1; share < shares; ++share)
-    for (int64_t k = 0; k < (taps + 1) * wide; ++k) total[k] += parts[share * (taps + 1) * wide + k];
+    for (int64_t k = 0; k < (taps + 1) * wide; ++k)
+      total[k] += parts[share * (taps + 1) * wide + k];
   const double* sum = total.data() + taps * wide;
   for (int64_t i = 0; i < taps; ++i)
     for (int64_t j = 0; j < taps; ++j)
@@ -119,9 +120,8 @@ inline std::vector<double> covariance_product(GramShape s, const float* covarian
 }
 
 // The kernel with the norm in it, [taps, out()], and the shift that goes with it, [out()].
-inline void fold_norm(GramShape s, const float* kernel, const float* scale,
-                      const float* bias, float eps, const GramSaved& saved, float* weights,
-                      float* shift) {
+inline void fold_norm(GramShape s, const float* kernel, const float* scale, const float* bias,
+                      float eps, const GramSaved& saved, float* weights, float* shift) {
   const auto spread = covariance_product(s, saved.moments, kernel);
   const float* mean = saved.moments + s.taps() * s.taps();
   std::memset(weights, 0, s.taps() * s.out() * sizeof(float));
@@ -141,8 +141,8 @@ inline void fold_norm(GramShape s, const float* kernel, const float* scale,
 }
 
 // The largest of each window's four rows of `values`, after the ReLU, and its place.
-inline void pool_windows(GramShape s, int64_t windows, const float* values,
-                         const float* shift, float* out, uint8_t* place) {
+inline void pool_windows(GramShape s, int64_t windows, const float* values, const float* shift,
+                         float* out, uint8_t* place) {
   for (int64_t w = 0; w < windows; ++w) {
     for (int64_t o = 0; o < s.out(); o += kLanes) {
       const float* at = values + w * kQuads * s.out() + o;
@@ -164,8 +164,7 @@ inline void pool_windows(GramShape s, int64_t windows, const float* values,
 }
 
 inline void pool_products(GramShape s, Range range, const float* images, const float* levels,
-                          const float* weights, const float* shift, float* out,
-                          uint8_t* place) {
+                          const float* weights, const float* shift, float* out, uint8_t* place) {
   const int64_t across = s.width / 2, down = s.height / 2;
   float* bordered = scratch(Slot::kBordered, s.bordered());
   float* rows = scratch(Slot::kTiles, across * kQuads * s.wide() + kLanes);
@@ -181,9 +180,9 @@ inline void pool_products(GramShape s, Range range, const float* images, const f
   }
 }
 
-inline void gram_forward(GramShape s, const float* images, const float* kernel,
-                         const float* scale, const float* bias, float eps, float* out,
-                         const GramSaved& saved, const Helpers& helpers) {
+inline void gram_forward(GramShape s, const float* images, const float* kernel, const float* scale,
+                         const float* bias, float eps, float* out, const GramSaved& saved,
+                         const Helpers& helpers) {
   const int shares = s.shares();
   const int64_t cells = (s.taps() + 1) * s.wide();
   std::vector<double> parts(shares * cells, 0);
@@ -248,10 +247,9 @@ inline void sum_products_back(GramShape s, Range range, const float* images, con
 //
 //   d_kernel = gain (S - mean(P)^T d_bias - cov(P) k inverse d_scale),
 //   d_scale = inverse (diag(k^T S) - mean(P) k d_bias).
-inline void gram_backward(GramShape s, const float* images, const float* kernel,
-                          const float* scale, const GramSaved& saved, const float* gradient,
-                          float* d_kernel, float* d_scale, float* d_bias,
-                          const Helpers& helpers) {
+inline void gram_backward(GramShape s, const float* images, const float* kernel, const float* scale,
+                          const GramSaved& saved, const float* gradient, float* d_kernel,
+                          float* d_scale, float* d_bias, const Helpers& helpers) {
   const int shares = s.shares();
   const int64_t cells = (s.taps() + 1) * s.out();
   std::vector<double> total(shares * cells, 0);

@@ -29,21 +29,22 @@ Helpers helpers(ffi::ThreadPool& threads) {
           [&threads](Helpers::Task task) { threads.Schedule(std::move(task)); }};
 }
 
-ffi::Error block_forward_handler(ffi::ThreadPool threads, Floats images, Floats kernel, Floats scale, Floats bias,
-                                 Floats eps, FloatsOut out, FloatsOut y, FloatsOut unit,
-                                 BytesOut place, FloatsOut mean, FloatsOut inverse) {
+ffi::Error block_forward_handler(ffi::ThreadPool threads, Floats images, Floats kernel,
+                                 Floats scale, Floats bias, Floats eps, FloatsOut out, FloatsOut y,
+                                 FloatsOut unit, BytesOut place, FloatsOut mean,
+                                 FloatsOut inverse) {
   block_forward(shape_of(images, kernel), images.typed_data(), kernel.typed_data(),
                 scale.typed_data(), bias.typed_data(), eps.typed_data()[0], out->typed_data(),
                 {y->typed_data(), unit->typed_data(), place->typed_data(), mean->typed_data(),
                  inverse->typed_data()},
-               helpers(threads));
+                helpers(threads));
   return ffi::Error::Success();
 }
 
-ffi::Error block_backward_handler(ffi::ThreadPool threads, Floats images, Floats kernel, Floats scale, Floats y,
-                                  Floats unit, Bytes place, Floats mean, Floats inverse,
-                                  Floats gradient, FloatsOut d_images, FloatsOut d_kernel,
-                                  FloatsOut d_scale, FloatsOut d_bias) {
+ffi::Error block_backward_handler(ffi::ThreadPool threads, Floats images, Floats kernel,
+                                  Floats scale, Floats y, Floats unit, Bytes place, Floats mean,
+                                  Floats inverse, Floats gradient, FloatsOut d_images,
+                                  FloatsOut d_kernel, FloatsOut d_scale, FloatsOut d_bias) {
   block_backward(shape_of(images, kernel), images.typed_data(), kernel.typed_data(),
                  scale.typed_data(),
                  {y.typed_data(), unit.typed_data(), place.typed_data(), mean.typed_data(),
@@ -53,26 +54,26 @@ ffi::Error block_backward_handler(ffi::ThreadPool threads, Floats images, Floats
   return ffi::Error::Success();
 }
 
-ffi::Error gram_forward_handler(ffi::ThreadPool threads, Floats images, Floats kernel, Floats scale, Floats bias, Floats eps,
-                                FloatsOut out, FloatsOut moments, FloatsOut level, BytesOut place,
-                                FloatsOut inverse) {
-  gram_forward({shape_of(images, kernel)}, images.typed_data(), kernel.typed_data(),
-               scale.typed_data(), bias.typed_data(), eps.typed_data()[0], out->typed_data(),
-               {moments->typed_data(), level->typed_data(), place->typed_data(),
-                inverse->typed_data()},
-               helpers(threads));
+ffi::Error gram_forward_handler(ffi::ThreadPool threads, Floats images, Floats kernel, Floats scale,
+                                Floats bias, Floats eps, FloatsOut out, FloatsOut moments,
+                                FloatsOut level, BytesOut place, FloatsOut inverse) {
+  gram_forward(
+      {shape_of(images, kernel)}, images.typed_data(), kernel.typed_data(), scale.typed_data(),
+      bias.typed_data(), eps.typed_data()[0], out->typed_data(),
+      {moments->typed_data(), level->typed_data(), place->typed_data(), inverse->typed_data()},
+      helpers(threads));
   return ffi::Error::Success();
 }
 
-ffi::Error gram_backward_handler(ffi::ThreadPool threads, Floats images, Floats kernel, Floats scale, Floats moments,
-                                 Floats level, Bytes place, Floats inverse, Floats gradient,
-                                 FloatsOut d_kernel, FloatsOut d_scale, FloatsOut d_bias) {
-  gram_backward({shape_of(images, kernel)}, images.typed_data(), kernel.typed_data(),
-                scale.typed_data(),
-                {moments.typed_data(), level.typed_data(), place.typed_data(),
-                 inverse.typed_data()},
-                gradient.typed_data(), d_kernel->typed_data(), d_scale->typed_data(),
-                d_bias->typed_data(), helpers(threads));
+ffi::Error gram_backward_handler(ffi::ThreadPool threads, Floats images, Floats kernel,
+                                 Floats scale, Floats moments, Floats level, Bytes place,
+                                 Floats inverse, Floats gradient, FloatsOut d_kernel,
+                                 FloatsOut d_scale, FloatsOut d_bias) {
+  gram_backward(
+      {shape_of(images, kernel)}, images.typed_data(), kernel.typed_data(), scale.typed_data(),
+      {moments.typed_data(), level.typed_data(), place.typed_data(), inverse.typed_data()},
+      gradient.typed_data(), d_kernel->typed_data(), d_scale->typed_data(), d_bias->typed_data(),
+      helpers(threads));
   return ffi::Error::Success();
 }
 

@@ -29,8 +29,12 @@ typedef int32_t IntVec __attribute__((vector_size(kLanes * 4), aligned(4), may_a
 typedef uint16_t ShortVec __attribute__((vector_size(kLanes * 2)));
 typedef uint8_t ByteVec __attribute__((vector_size(kLanes), aligned(1), may_alias));
 
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void store(float* p, Vec x) { *reinterpret_cast<Vec*>(p) = x; }
+inline Vec load(const float* p) {
+  return *reinterpret_cast<const Vec*>(p);
+}
+inline void store(float* p, Vec x) {
+  *reinterpret_cast<Vec*>(p) = x;
+}
 // By way of 16 bits: at once, GCC 12 would convert number by number.
 inline IntVec load_bytes(const uint8_t* p) {
   const ByteVec bytes = *reinterpret_cast<const ByteVec*>(p);
@@ -41,7 +45,9 @@ inline void store_bytes(uint8_t* p, IntVec x) {
       __builtin_convertvector(__builtin_convertvector(x, ShortVec), ByteVec);
 }
 
-inline int64_t padded(int64_t channels) { return (channels + kLanes - 1) / kLanes * kLanes; }
+inline int64_t padded(int64_t channels) {
+  return (channels + kLanes - 1) / kLanes * kLanes;
+}
 
 // A matrix whose entry (row, k) is at data[row * row_step + k * step].
 struct Strided {
@@ -79,12 +85,18 @@ template <int Vectors, bool Add>
 inline void multiply_rows(int rows, Strided a, const float* b, float* c, int64_t width,
                           int64_t depth) {
   switch (rows) {
-    case 1: return multiply_tile<1, Vectors, Add>(a, b, c, width, depth);
-    case 2: return multiply_tile<2, Vectors, Add>(a, b, c, width, depth);
-    case 3: return multiply_tile<3, Vectors, Add>(a, b, c, width, depth);
-    case 4: return multiply_tile<4, Vectors, Add>(a, b, c, width, depth);
-    case 5: return multiply_tile<5, Vectors, Add>(a, b, c, width, depth);
-    default: return multiply_tile<kTileRows, Vectors, Add>(a, b, c, width, depth);
+    case 1:
+      return multiply_tile<1, Vectors, Add>(a, b, c, width, depth);
+    case 2:
+      return multiply_tile<2, Vectors, Add>(a, b, c, width, depth);
+    case 3:
+      return multiply_tile<3, Vectors, Add>(a, b, c, width, depth);
+    case 4:
+      return multiply_tile<4, Vectors, Add>(a, b, c, width, depth);
+    case 5:
+      return multiply_tile<5, Vectors, Add>(a, b, c, width, depth);
+    default:
+      return multiply_tile<kTileRows, Vectors, Add>(a, b, c, width, depth);
   }
 }
 
@@ -93,11 +105,15 @@ inline void multiply_columns(int vectors, int rows, Strided a, const float* b, f
                              int64_t width, int64_t depth) {
   static_assert(kTileVectors <= 4);
   switch (vectors) {
-    case 1: return multiply_rows<1, Add>(rows, a, b, c, width, depth);
-    case 2: return multiply_rows<2, Add>(rows, a, b, c, width, depth);
+    case 1:
+      return multiply_rows<1, Add>(rows, a, b, c, width, depth);
+    case 2:
+      return multiply_rows<2, Add>(rows, a, b, c, width, depth);
 #if !defined(__AVX__) || defined(__AVX512F__)
-    case 3: return multiply_rows<3, Add>(rows, a, b, c, width, depth);
-    default: return multiply_rows<4, Add>(rows, a, b, c, width, depth);
+    case 3:
+      return multiply_rows<3, Add>(rows, a, b, c, width, depth);
+    default:
+      return multiply_rows<4, Add>(rows, a, b, c, width, depth);
 #endif
   }
 }
@@ -140,7 +156,17 @@ struct Scratch {
 };
 
 // What for; two of a kind are never in use at once on a thread.
-enum class Slot { kKernel, kWeights, kFactors, kPartial, kBordered, kTiles, kProducts, kBack, kCount };
+enum class Slot {
+  kKernel,
+  kWeights,
+  kFactors,
+  kPartial,
+  kBordered,
+  kTiles,
+  kProducts,
+  kBack,
+  kCount
+};
 
 inline float* scratch(Slot slot, int64_t count) {
   thread_local Scratch kept[static_cast<int>(Slot::kCount)];

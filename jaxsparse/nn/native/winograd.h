@@ -69,7 +69,8 @@ inline void kernel_transform_transposed(const Vec* u, Vec* k) {  // G^T
   k[0] = u[0] + sum, k[Step] = 0.5f * (u[Step] - u[2 * Step]), k[2 * Step] = u[3 * Step] + sum;
 }
 
-// G k G^T of nine matrices [rows, columns], to sixteen [rows, padded(columns)], zero in the padding.
+// G k G^T of nine matrices [rows, columns], to sixteen [rows, padded(columns)], zero in the
+// padding.
 inline void transform_kernel(int64_t rows, int64_t columns, const float* kernel, float* to) {
   const int64_t wide = padded(columns);
   for (int64_t r = 0; r < rows; ++r) {
@@ -89,8 +90,7 @@ inline void transform_kernel(int64_t rows, int64_t columns, const float* kernel,
 }
 
 // G^T u G, from sixteen matrices [rows, padded(columns)] to nine [rows, columns].
-inline void transform_kernel_back(int64_t rows, int64_t columns, const float* from,
-                                  float* kernel) {
+inline void transform_kernel_back(int64_t rows, int64_t columns, const float* from, float* kernel) {
   const int64_t wide = padded(columns);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < columns; c += kLanes) {
