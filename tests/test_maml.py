@@ -20,6 +20,7 @@ from problems import (
 
 import jaxsparse
 from jaxsparse import evaluate, gates, init_state, nn, sparse_maml_step
+from jaxsparse.nn import native
 
 ALPHA = 0.3
 # gate: (ours, its name in the reference); the ranges hold values of both signs
@@ -264,8 +265,10 @@ def lowered_evaluation(model, params, tasks):
 
 
 @pytest.mark.parametrize("lowered", [lowered_step, lowered_evaluation])
-def test_products_are_float32_unless_the_caller_sets_a_precision(lowered):
-    # Conv4's layers have derivatives of their own, which must follow, too.
+def test_products_are_float32_unless_the_caller_sets_a_precision(lowered, monkeypatch):
+    # Conv4's layers have derivatives of their own, which must follow, too; compiled ones are
+    # float32 always.
+    monkeypatch.setattr(native, "available", lambda: False)
     model = nn.conv4(ways=WAYS, width=2, image_shape=(16, 16, 3))
     params, tasks = model.init(jax.random.key(0)), classification_tasks(0, shape=(16, 16, 3))
 
