@@ -18,11 +18,16 @@ from jaxsparse.nn.products import matmul, transposed_product
 _WINOGRAD_POSITIONS = 2000
 
 
+def has_few_channels(kernel: tuple[int, ...]) -> bool:
+    """Whether a kernel [k, k, c, o] has as many outputs as taps, k² c, or more."""
+    return math.prod(kernel[:3]) <= kernel[3]
+
+
 def default_form(images: tuple[int, ...], kernel: tuple[int, ...]) -> str:
     """Name the fastest form of a 3x3 convolution for these shapes: where the platform decides."""
     if jax.default_backend() != "cpu":
         return "patches"
-    if math.prod(kernel[:3]) <= kernel[3]:
+    if has_few_channels(kernel):
         return "gram"
     return "winograd" if math.prod(images[:3]) >= _WINOGRAD_POSITIONS else "patches"
 

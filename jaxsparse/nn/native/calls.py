@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxsparse.nn import ops
 from jaxsparse.nn.native.library import Library, load
 
 
 def has_few_channels(kernel: Array) -> bool:
     """Whether the block is that of gram.h, which gives no gradient of the images."""
-    return 9 * kernel.shape[2] <= kernel.shape[3]
+    return ops.has_few_channels(kernel.shape)
 
 
 def forward(
