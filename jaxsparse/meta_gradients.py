@@ -163,28 +163,45 @@ def _split_first_order(glance: Glance, split: SplitLoss):
 
 
 def _second_order(glance):
-    """The derivatives of the whole glance, each inner step rematerialised."""
+    """The derivatives of the whole glance, its steps retraced from the last to the first.
+
+    ``c_k = [h_k] + c_{k+1} d phi_{k+1} / d phi_k,  d theta = c_0,  d a = sum_k c_k d phi_k / d a``
+    Each meta-loss is evaluated once, on the way back, and of the inner steps only phi is kept.
+    """
     loss_and_grad = jax.value_and_grad(scalar_loss(glance.loss_fn), has_aux=True)
     meta_loss = weighted_loss(glance.meta_loss_fn, glance.meta_rows, glance.weights)
+    meta_and_grad = jax.value_and_grad(meta_loss, has_aux=True)
+    params, sizes, chunks = glance.params, glance.sizes, _chunks(glance)
     every = glance.iterates == "all"
+    share = 1.0 / _length(chunks)
 
-    @jax.checkpoint
-    def step(phi, chunk, sizes):
+    def move(phi, sizes, chunk):
         (loss, _), gradient = loss_and_grad(phi, chunk)
-        phi = descend(phi, sizes, jax.tree.map(lambda g: _clamp(g, glance.bound), gradient))
-        return phi, (loss, meta_loss(phi) if every else None)
+        return descend(phi, sizes, jax.tree.map(lambda g: _clamp(g, glance.bound), gradient)), loss
 
-    def outer_loss(params, sizes):
-        phi, (inner_loss, outer) = jax.lax.scan(
-            lambda phi, chunk: step(phi, chunk, sizes), params, _chunks(glance)
-        )
-        metrics = _metrics(inner_loss, *(outer if every else meta_loss(phi)))
-        return metrics["loss"], metrics
+    def step(phi, chunk):
+        end, loss = move(phi, sizes, chunk)
+        return end, (phi, loss)
 
-    (d_params, d_sizes), metrics = jax.grad(outer_loss, (0, 1), has_aux=True)(
-        glance.params, glance.sizes
-    )
-    return d_params, d_sizes, metrics
+    def step_back(carry, passed):
+        cotangent, d_sizes = carry
+        start, chunk = passed
+        end, pull, _ = jax.vjp(lambda *x: move(*x, chunk), start, sizes, has_aux=True)
+        outer = None
+        if every:
+            outer, h = meta_and_grad(end)
+            cotangent = jax.tree.map(lambda c, x: c + (share * x).astype(c.dtype), cotangent, h)
+        cotangent, d_step = pull(cotangent)
+        return (cotangent, jax.tree.map(jnp.add, d_sizes, d_step)), outer
+
+    end, (starts, inner_loss) = jax.lax.scan(step, params, chunks)
+    if every:
+        cotangent = jax.tree.map(jnp.zeros_like, params)
+    else:
+        outer, cotangent = meta_and_grad(end)
+    carry = (cotangent, jax.tree.map(jnp.zeros_like, sizes))
+    (d_params, d_sizes), outers = jax.lax.scan(step_back, carry, (starts, chunks), reverse=True)
+    return d_params, d_sizes, _metrics(inner_loss, *(outers if every else outer))
 
 
 def _start(params):
