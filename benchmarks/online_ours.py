@@ -77,13 +77,11 @@ class Ours:
         count = self.config.capacity
         self.each = [jax.tree.map(lambda x, i=i: x[i], self.batches) for i in range(count)]
 
-    def _lower(self) -> Any:
-        step = jax.jit(make_step(self.config), donate_argnums=0)
-        return step.lower(self.state, self.each[0])
-
     def compile(self) -> None:
         """To be called before the first timestep."""
-        self.program = self._lower().compile(compiler_options=self.options)
+        step = jax.jit(make_step(self.config), donate_argnums=0)
+        lowered = step.lower(self.state, self.each[0])
+        self.program = lowered.compile(compiler_options=self.options)
 
     def fill(self, count: int) -> None:
         """Let the stream's first batches be stored, as if they had just been met."""
