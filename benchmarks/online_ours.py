@@ -80,7 +80,7 @@ class Ours:
     def compile(self) -> None:
         """To be called before the first timestep."""
         step = jax.jit(make_step(self.config), donate_argnums=0)
-        lowered = step.lower(self.state, self.each[0])
+        lowered: Any = step.lower(self.state, self.each[0])
         self.program = lowered.compile(compiler_options=self.options)
 
     def fill(self, count: int) -> None:

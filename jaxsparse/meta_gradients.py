@@ -186,7 +186,7 @@ def _second_order(glance):
     def step_back(carry, passed):
         cotangent, d_sizes = carry
         start, chunk = passed
-        end, pull, _ = jax.vjp(lambda *x: move(*x, chunk), start, sizes, has_aux=True)
+        end, pull, _ = jax.vjp(lambda p, a: move(p, a, chunk), start, sizes, has_aux=True)
         outer = None
         if every:
             outer, h = meta_and_grad(end)
