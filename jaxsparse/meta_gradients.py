@@ -166,7 +166,8 @@ def _second_order(glance):
     """The derivatives of the whole glance, its steps retraced from the last to the first.
 
     ``c_k = [h_k] + c_{k+1} d phi_{k+1} / d phi_k,  d theta = c_0,  d a = sum_k c_k d phi_k / d a``
-    Each meta-loss is evaluated once, on the way back, and of the inner steps only phi is kept.
+    with h_k the gradient of what phi_k adds to the meta-loss. Each meta-loss is evaluated once, on
+    the way back, and of the inner steps only phi is kept.
     """
     loss_and_grad = jax.value_and_grad(scalar_loss(glance.loss_fn), has_aux=True)
     meta_loss = weighted_loss(glance.meta_loss_fn, glance.meta_rows, glance.weights)
@@ -190,7 +191,7 @@ def _second_order(glance):
         outer = None
         if every:
             outer, h = meta_and_grad(end)
-            cotangent = jax.tree.map(lambda c, x: c + (share * x).astype(c.dtype), cotangent, h)
+            cotangent = jax.tree.map(lambda c, x: c + share * x, cotangent, h)
         cotangent, d_step = pull(cotangent)
         return (cotangent, jax.tree.map(jnp.add, d_sizes, d_step)), outer
 
