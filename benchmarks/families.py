@@ -42,6 +42,7 @@ class Family:
         that measures one framework's memory must not hold the other one.
       compiled: contestants that compile, and so start faster with a warm cache.
       optional: contestants that may fail without failing the comparison.
+      fits: whether a contestant, by name, can do a case at all.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Family:
     forms: Mapping[str, str]
     compiled: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
+    fits: Callable[[str, Any], bool] = lambda form, case: True
 
     def make(
         self, form: str, case: Any, arrays: Any, device: str = "cpu", precision: str = "float32"
@@ -86,8 +88,9 @@ SPARSE_MAML = Family(
 )
 
 
-def _glance_case(hidden: Any = (100, 100), **fields: Any) -> glance.GlanceCase:
-    return glance.GlanceCase(hidden=tuple(hidden), **fields)
+def _glance_case(**fields: Any) -> glance.GlanceCase:
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return glance.GlanceCase(**{**fields, **lists})
 
 
 GLANCE = Family(
@@ -104,6 +107,7 @@ GLANCE = Family(
     },
     compiled=frozenset({"jaxsparse", "compile"}),
     optional=frozenset({"compile"}),
+    fits=lambda form, case: form != "sums" or not case.second_order,
 )
 
 FAMILIES = {family.name: family for family in (SPARSE_MAML, GLANCE)}

@@ -12,59 +12,108 @@ Method = Literal["sparse-lamaml", "lamaml"]
 
 @dataclasses.dataclass(frozen=True)
 class GlanceCase:
-    """Glances at one batch with a ReLU network: per image an inner step and a meta-gradient.
+    """Glances at one batch with a ReLU network: per inner step some images and a meta-gradient.
 
-    The rates and the bound on the norms are those of the rotated digits.
+    The defaults are those of the rotated digits.
     """
 
     method: Method = "sparse-lamaml"
+    image: tuple[int, int, int] = (28, 28, 1)
+    """height, width and channels"""
+    convolutions: int = 0
+    """3x3, of stride 2, before the linear layers"""
+    channels: int = 160
+    """of each convolution"""
     hidden: tuple[int, ...] = (100, 100)
-    inputs: int = 784
     ways: int = 10
     inner_steps: int = 10
-    """K, the images of the batch, one per inner step"""
+    """K"""
+    inner_rows: int = 1
+    """images per inner step; K of them are the batch"""
     meta_rows: int = 20
     """rows of the meta-loss: replayed ones and the batch"""
     glances: int = 5
     """passes over the batch in a row, each in another order and with other replayed rows"""
+    second_order: bool = False
+    """differentiate through the inner gradients"""
     inner_lr: float = 0.15
+    mask_lr: float = 1.7
+    slope: float = 0.5
+    """of sparse-lamaml's gate"""
     clip_norm: float = 2.0
 
     def __post_init__(self) -> None:
         if self.method not in ("sparse-lamaml", "lamaml"):
             raise ValueError(f"method must be sparse-lamaml or lamaml, got {self.method!r}")
-        sizes = {"hidden": min(self.hidden, default=1), "inputs": self.inputs}
-        sizes |= {"inner_steps": self.inner_steps, "glances": self.glances}
-        for name, size in sizes.items():
+        sizes = {"image": min(self.image), "hidden": min(self.hidden, default=1)}
+        names = ("channels", "inner_steps", "inner_rows", "glances")
+        for name, size in (sizes | {name: getattr(self, name) for name in names}).items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.ways < 2:
             raise ValueError(f"ways must be at least 2, got {self.ways}")
-        if self.meta_rows < self.inner_steps:
+        if self.meta_rows < self.batch_rows:
             raise ValueError(
-                f"meta_rows must be at least inner_steps = {self.inner_steps}, got {self.meta_rows}"
+                f"meta_rows must be at least the batch's {self.batch_rows}, got {self.meta_rows}"
             )
 
     @property
     def name(self) -> str:
-        sizes = "-".join(map(str, self.layer_sizes))
+        network = "-".join(map(str, self.dense_sizes))
+        if self.convolutions:
+            layers = "-".join(map(str, self.channels_by_layer))
+            network = f"convolutions {layers}, {network}"
         plural = "s" if self.glances > 1 else ""
-        rows = f"K = {self.inner_steps}, {self.meta_rows} meta rows"
-        return f"{self.glances} glance{plural} of {self.method}, {sizes}, {rows}"
+        images = f"K = {self.inner_steps}" + (
+            f" x {self.inner_rows} images" if self.inner_rows > 1 else ""
+        )
+        order = ", second order" if self.second_order else ""
+        return (
+            f"{self.glances} glance{plural} of {self.method}{order}, {network}, {images},"
+            f" {self.meta_rows} meta rows"
+        )
 
     @property
-    def layer_sizes(self) -> tuple[int, ...]:
-        return (self.inputs, *self.hidden, self.ways)
+    def kernels(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the layers' kernels by name, in order: [3, 3, c, o] or [n, m]."""
+        pairs = list(itertools.pairwise(self.channels_by_layer))
+        shapes: dict[str, tuple[int, ...]] = {
+            f"conv{i + 1}": (3, 3, *pair) for i, pair in enumerate(pairs)
+        }
+        pairs = list(itertools.pairwise(self.dense_sizes))
+        shapes |= {f"dense{i + 1}": pair for i, pair in enumerate(pairs[:-1])}
+        return shapes | {"head": pairs[-1]}
+
+    @property
+    def channels_by_layer(self) -> tuple[int, ...]:
+        """Of the images, then of each convolution."""
+        return (self.image[2], *[self.channels] * self.convolutions)
+
+    @property
+    def sides(self) -> list[tuple[int, int]]:
+        """Height and width of what each convolution gives."""
+        h, w, _ = self.image
+        out = []
+        for _ in range(self.convolutions):
+            h, w = (h + 1) // 2, (w + 1) // 2
+            out.append((h, w))
+        return out
+
+    @property
+    def dense_sizes(self) -> tuple[int, ...]:
+        inputs = math.prod(self.image)
+        if self.convolutions:
+            inputs = math.prod(self.sides[-1]) * self.channels
+        return (inputs, *self.hidden, self.ways)
+
+    @property
+    def batch_rows(self) -> int:
+        return self.inner_steps * self.inner_rows
 
     @property
     def replayed(self) -> int:
         """Rows that come from memory."""
-        return self.meta_rows - self.inner_steps
-
-    @property
-    def mask_lr(self) -> float:
-        """The rate that the mask parameters are trained with."""
-        return 1.7 if self.method == "sparse-lamaml" else 0.3
+        return self.meta_rows - self.batch_rows
 
     @property
     def tasks_taken(self) -> int:
@@ -77,14 +126,45 @@ class GlanceCase:
         return self.glances * self.inner_steps
 
     def flops(self) -> float:
-        """Floating-point operations of the matrix products of all glances.
+        """Floating-point operations of the layers' products in all glances.
 
-        Forward, kernel gradient and, but for the first layer, input gradient: each 2 x in x out
-        for each row of each inner step and of each meta-loss.
+        Forward, kernel gradient and, but for the first layer, input gradient: each 2 x the kernel's
+        entries at each place of each row of each inner step and of each meta-loss. The derivative
+        of an inner gradient is twice the gradient.
         """
-        pairs = list(itertools.pairwise(self.layer_sizes))
-        per_row = sum(2 * n * m * (2 if i == 0 else 3) for i, (n, m) in enumerate(pairs))
-        return float(per_row * self.inner_steps_taken * (1 + self.meta_rows))
+        places = [h * w for h, w in self.sides] + [1] * len(self.kernels)
+        per_row = sum(
+            2 * n * math.prod(kernel) * (3 if i else 2)
+            for i, (n, kernel) in enumerate(zip(places, self.kernels.values(), strict=False))
+        )
+        inner_rows = self.inner_rows * (3 if self.second_order else 1)
+        return float(per_row * self.inner_steps_taken * (inner_rows + self.meta_rows))
+
+
+def split_cifar(method: Method, second_order: bool = False) -> GlanceCase:
+    """As streaming Split-CIFAR-10 is learned with 1,000 images kept: four convolutions."""
+    return GlanceCase(
+        method=method,
+        image=(32, 32, 3),
+        convolutions=4,
+        hidden=(640, 640),
+        inner_steps=5,
+        inner_rows=2,
+        glances=2,
+        second_order=second_order,
+        inner_lr=0.01,
+        mask_lr=0.01,
+        slope=1.0,
+    )
+
+
+CASES = (
+    GlanceCase(),
+    GlanceCase(method="lamaml", mask_lr=0.3),
+    split_cifar("sparse-lamaml"),
+    split_cifar("lamaml"),
+    split_cifar("lamaml", second_order=True),
+)
 
 
 def draw(case: GlanceCase, seed: int = 0) -> dict[str, Any]:
@@ -93,37 +173,35 @@ def draw(case: GlanceCase, seed: int = 0) -> dict[str, Any]:
     The images are sparse and noisy copies of one prototype per class, as bright as digits are.
 
     Returns:
-      "params" and "mask" (flat by name), "batch" (images [K, inputs], labels [K]), "replay" the
-      same with a leading axis of glances, "orders" [glances, K] of the batch's rows.
+      "params" and "mask" (flat by name), "batch" (images [n, h, w, c], labels [n]), "replay" the
+      same with a leading axis of glances, "orders" [glances, n] of the batch's rows.
     """
     random = np.random.default_rng(seed)
     params: dict[str, np.ndarray] = {}
-    for name, (n, m) in zip(_layers(case), itertools.pairwise(case.layer_sizes), strict=True):
-        params[f"{name}/kernel"] = _float32(random.normal(0.0, math.sqrt(2 / n), (n, m)))
-        params[f"{name}/bias"] = np.zeros(m, np.float32)
+    for name, shape in case.kernels.items():
+        # The fan of a convolution is 9 channels, as in `jaxsparse.nn.strided_cnn`.
+        deviation = math.sqrt(2 / math.prod(shape[:-1]))
+        params[f"{name}/kernel"] = _float32(random.normal(0.0, deviation, shape))
+        params[f"{name}/bias"] = np.zeros(shape[-1], np.float32)
     # Positive but for a few per cent, as some way into a stream.
     mask = {
         n: _float32(case.inner_lr * random.normal(1.0, 0.7, p.shape)) for n, p in params.items()
     }
-    strokes = random.uniform(size=(case.ways, case.inputs)) < 0.2
+    strokes = random.uniform(size=(case.ways, *case.image)) < 0.2
 
     def rows(*shape: int) -> tuple[np.ndarray, np.ndarray]:
         labels = random.integers(case.ways, size=shape)
-        images = strokes[labels] * random.uniform(size=(*shape, case.inputs))
+        images = strokes[labels] * random.uniform(size=(*shape, *case.image))
         return _float32(images), labels.astype(np.int32)
 
-    orders = [random.permutation(case.inner_steps) for _ in range(case.glances)]
+    orders = [random.permutation(case.batch_rows) for _ in range(case.glances)]
     return {
         "params": params,
         "mask": mask,
-        "batch": rows(case.inner_steps),
+        "batch": rows(case.batch_rows),
         "replay": rows(case.glances, case.replayed),
         "orders": np.array(orders, np.int32),
     }
-
-
-def _layers(case: GlanceCase) -> list[str]:
-    return [f"dense{i + 1}" for i in range(len(case.hidden))] + ["head"]
 
 
 def _float32(x: np.ndarray) -> np.ndarray:

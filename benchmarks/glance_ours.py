@@ -27,19 +27,22 @@ class OursGlance:
         **options: Any,
     ):
         self.case, self.precision = case, precision
-        model = jaxsparse.nn.mlp(case.ways, case.hidden, (case.inputs, 1, 1))
+        if case.convolutions:
+            sizes = (case.channels, case.convolutions, case.hidden)
+            model = jaxsparse.nn.strided_cnn(case.ways, *sizes, case.image)
+        else:
+            model = jaxsparse.nn.mlp(case.ways, case.hidden, case.image)
         loss_fn = jaxsparse.cross_entropy(model)
         gate = gates.rectified(case.inner_lr)
         if case.method == "sparse-lamaml":
-            gate = gates.binary(case.inner_lr, slope=0.5, init=case.inner_lr)
+            gate = gates.binary(case.inner_lr, slope=case.slope, init=case.inner_lr)
         sgd = optax.sgd(case.mask_lr)
         params, mask = (jax.tree.map(jnp.asarray, nested(arrays[t])) for t in ("params", "mask"))
         key = jax.random.key(0)
         state = jaxsparse.init_lamaml_state(params, gate, key, mask_optimizer=sgd)
         self.state = state._replace(mask=mask)
         self.batch, self.replay = (
-            (jnp.asarray(images)[..., None, None], jnp.asarray(labels))
-            for images, labels in (arrays["batch"], arrays["replay"])
+            jax.tree.map(jnp.asarray, arrays[rows]) for rows in ("batch", "replay")
         )
         self.orders = jnp.asarray(arrays["orders"])
 
@@ -55,6 +58,8 @@ class OursGlance:
                     loss_fn=loss_fn,
                     gate=gate,
                     mask_optimizer=sgd,
+                    inner_batch_size=case.inner_rows,
+                    second_order=case.second_order,
                     clip_norm=case.clip_norm,
                     **options,
                 )

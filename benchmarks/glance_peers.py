@@ -17,23 +17,34 @@ Tensors = list[Any]  # kernel and bias of each layer, in order
 
 
 def mlp_loss(params: Tensors, images: Any, labels: Any) -> Any:
-    """Cross entropy of a ReLU network, functional."""
+    """Cross entropy of a ReLU network on rows of pixels, functional."""
     x = images
     for i in range(0, len(params) - 2, 2):
         x = functional.relu(functional.linear(x, params[i], params[i + 1]))
     return functional.cross_entropy(functional.linear(x, params[-2], params[-1]), labels)
 
 
+def cnn_loss(params: Tensors, images: Any, labels: Any) -> Any:
+    """The same behind convolutions of stride 2, on images [n, c, h, w]."""
+    x, layer = images, 0
+    while params[layer].ndim == 4:
+        x = functional.relu(functional.conv2d(x, params[layer], params[layer + 1], 2, 1))
+        layer += 2
+    # Channels last, the order in which our linear layer has its weights.
+    return mlp_loss(params[layer:], x.permute(0, 2, 3, 1).flatten(1), labels)
+
+
 class BinaryStep(torch.autograd.Function):
-    """The binary gate: 1 where m >= 0, and a derivative of one half everywhere."""
+    """The binary gate: 1 where m >= 0, and a derivative of one half, or `slope`, everywhere."""
 
     @staticmethod
-    def forward(ctx: Any, m: Any) -> Any:
+    def forward(ctx: Any, m: Any, slope: float = 0.5) -> Any:
+        ctx.slope = slope
         return (m >= 0).to(m.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
-        return 0.5 * gradient
+        return ctx.slope * gradient, None
 
 
 class GlanceLoop:
@@ -60,7 +71,7 @@ class GlanceLoop:
         self.mask: Tensors
         self.params, self.mask = (
             [
-                torch.tensor(np.ascontiguousarray(arrays[tree][n].T), device=device)
+                torch.tensor(np.ascontiguousarray(_layout(arrays[tree][n])), device=device)
                 for n in self.names
             ]
             for tree in ("params", "mask")
@@ -69,13 +80,18 @@ class GlanceLoop:
             x.requires_grad_()
         (self.images, self.labels), self.replay = (
             (
-                torch.tensor(images, device=device),
+                torch.tensor(self._pixels(images), device=device),
                 torch.tensor(labels, dtype=torch.int64, device=device),
             )
             for images, labels in (arrays["batch"], arrays["replay"])
         )
         self.orders = torch.tensor(arrays["orders"], dtype=torch.int64, device=device)
-        self.loss: Callable = mlp_loss
+        self.loss: Callable = cnn_loss if case.convolutions else mlp_loss
+
+    def _pixels(self, images: np.ndarray) -> np.ndarray:
+        if not self.case.convolutions:
+            return images.reshape(*images.shape[:-3], -1)
+        return np.ascontiguousarray(np.moveaxis(images, -1, -3))
 
     def step(self) -> None:
         """All glances at the batch, in place; returns when they are done."""
@@ -104,22 +120,27 @@ class GlanceLoop:
     def _size(self, m: Any) -> Any:
         if self.case.method == "lamaml":
             return functional.relu(m)
-        return self.case.inner_lr * BinaryStep.apply(m)
+        return self.case.inner_lr * BinaryStep.apply(m, self.case.slope)
 
     def _meta_gradient(self, images: Any, labels: Any, meta: tuple[Any, Any]) -> None:
         phi, losses = self.params, []
-        for k in range(self.case.inner_steps):
-            loss = self.loss(phi, images[k : k + 1], labels[k : k + 1])
-            gradients = torch.autograd.grad(loss, phi)
+        for rows in self._chunks():
+            loss = self.loss(phi, images[rows], labels[rows])
+            gradients = torch.autograd.grad(loss, phi, create_graph=self.case.second_order)
             phi = [p - self._size(m) * g for p, m, g in zip(phi, self.mask, gradients, strict=True)]
             losses.append(self.loss(phi, *meta))
         (sum(losses) / len(losses)).backward()
+
+    def _chunks(self) -> list[slice]:
+        """The rows of each inner step."""
+        n = self.case.inner_rows
+        return [slice(k * n, (k + 1) * n) for k in range(self.case.inner_steps)]
 
     def result(self) -> dict[str, dict[str, np.ndarray]]:
         """The parameters and masks now, in our layout."""
         return {
             tree: {
-                n: x.detach().cpu().numpy().T.copy()
+                n: _our_layout(x.detach().cpu().numpy()).copy()
                 for n, x in zip(self.names, leaves, strict=True)
             }
             for tree, leaves in (("params", self.params), ("mask", self.mask))
@@ -136,8 +157,8 @@ class GlanceSums(GlanceLoop):
             sizes = [self._size(m) for m in self.mask]
         phi = [p.detach().clone().requires_grad_() for p in self.params]
         total, d_params, d_sizes = ([torch.zeros_like(p) for p in phi] for _ in range(3))
-        for k in range(self.case.inner_steps):
-            loss = self.loss(phi, images[k : k + 1], labels[k : k + 1])
+        for rows in self._chunks():
+            loss = self.loss(phi, images[rows], labels[rows])
             gradients = torch.autograd.grad(loss, phi)
             with torch.no_grad():
                 for p, a, g, t in zip(phi, sizes, gradients, total, strict=True):
@@ -165,8 +186,17 @@ class GlanceCompiled(GlanceLoop):
         precision: str = "float32",
     ):
         super().__init__(case, arrays, device, precision)
-        # Static shapes: one program for the inner steps' row, one for the meta rows.
-        self.loss = torch.compile(mlp_loss, dynamic=False)
+        # Static shapes: one program for the inner steps' rows, one for the meta rows.
+        self.loss = torch.compile(self.loss, dynamic=False)
+
+
+def _layout(x: np.ndarray) -> np.ndarray:
+    """Our kernels [3, 3, c, o] as PyTorch's [o, c, 3, 3], [n, m] as [m, n]."""
+    return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
+
+
+def _our_layout(x: np.ndarray) -> np.ndarray:
+    return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
 
 
 FORMS: dict[str, type[GlanceLoop]] = {

@@ -20,10 +20,9 @@ from benchmarks import machine
 from benchmarks.cases import CPU_CASES, GPU_CASES, Case
 from benchmarks.command import Mismatch, want_torch
 from benchmarks.families import GLANCE, SPARSE_MAML, Family
-from benchmarks.glance import GlanceCase
+from benchmarks.glance import CASES as GLANCE_CASES
 from experiments import cli
 
-GLANCE_CASES = (GlanceCase(), GlanceCase(method="lamaml"))
 PROG = "python -m benchmarks.inner_loop"
 RESULTS = Path(__file__).resolve().parent / "results"
 WIDTH = 100  # of the tables where no terminal says what fits
@@ -100,7 +99,7 @@ def _checked(flags: Flags) -> tuple[Case, ...]:
     if flags.curves and fields:
         cli.fail("--curves has its own cases: leave out the flags of a single one")
     if flags.family == "glance" and (fields or flags.curves):
-        cli.fail("--family glance has one case and no curves: leave out their flags")
+        cli.fail("--family glance has its own cases and no curves: leave out their flags")
     try:
         cases = (Case(**fields),) if fields else ()
     except ValueError as error:

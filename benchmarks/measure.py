@@ -63,7 +63,9 @@ def compare(
     Raises:
       Mismatch: a contestant's step gives other parameters than ours in float32.
     """
-    rows: dict[str, dict[str, Any]] = {form: {"form": form} for form in forms}
+    rows: dict[str, dict[str, Any]] = {
+        form: {"form": form} for form in forms if family.fits(form, case)
+    }
     if setting.probe:
         for form, row in rows.items():
             say(f"{case.name}: {form} in a process of its own")

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import curves, families, inner_loop, machine, measure, probe, report
+from benchmarks import curves, families, glance, inner_loop, machine, measure, probe, report
 from benchmarks.cases import Case
-from benchmarks.families import SPARSE_MAML
+from benchmarks.families import GLANCE, SPARSE_MAML
 from jaxsparse.training import WriteError
 
 TINY = Case(tasks=2, shots=1, image=(16, 16, 1), width=4, inner_steps=2, query_shots=2)
@@ -74,6 +74,41 @@ def test_pytorch_takes_our_step(form, arrays, reference):
     errors = measure.check(form, contestant, reference)
     assert max(errors["change"].values()) < 1e-4, errors
     assert max(errors["result"].values()) < 1e-6, errors
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        glance.GlanceCase(),
+        glance.split_cifar("sparse-lamaml"),
+        glance.split_cifar("lamaml", second_order=True),
+    ],
+    ids=["dense", "convolutions", "second order"],
+)
+def test_pytorch_takes_our_glances(case):
+    pytest.importorskip("torch")
+    sizes = {"image": (9, 8, 3), "channels": 4, "hidden": (8,), "inner_steps": 3, "meta_rows": 8}
+    case = dataclasses.replace(case, convolutions=case.convolutions // 4, mask_lr=1.0, **sizes)
+    arrays = GLANCE.draw(case)
+    reference = measure.reference_step(GLANCE.make("jaxsparse", case, arrays), arrays)
+    forms = [form for form in ("loop", "sums") if GLANCE.fits(form, case)]
+    assert forms == (["loop"] if case.second_order else ["loop", "sums"])
+    for form in forms:
+        contestant = GLANCE.make(form, case, arrays)
+        contestant.step()
+        errors = measure.check(form, contestant, reference)
+        assert max(errors["change"].values()) < 1e-4, (form, errors)
+
+
+def test_flops_of_a_glance():
+    case = glance.GlanceCase(
+        image=(5, 5, 1), convolutions=1, channels=2, hidden=(), ways=3, inner_steps=2, inner_rows=2,
+        meta_rows=4, glances=1,
+    )  # fmt: skip
+    # 9 places x 9 taps x 2 channels, forward and by the kernel; 18 x 3, and by the inputs, too.
+    per_row = 2 * (2 * 162 + 3 * 54)
+    assert case.flops() == 2 * (2 + 4) * per_row
+    assert dataclasses.replace(case, second_order=True).flops() == 2 * (3 * 2 + 4) * per_row
 
 
 @pytest.mark.parametrize("form", ["loop", "vmap"])
