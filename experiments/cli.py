@@ -45,9 +45,10 @@ def _first_message(box: str) -> str:
     lines = [line.strip("│ ").strip() for line in text.splitlines()[1:]]
     message: list[str] = []
     for line in lines:
-        if line.startswith(("─", "╰")):
+        if line.strip("─-╰╯"):
+            message.append(line)
+        elif message:  # a rule; where the terminal has no box characters there is one above, too
             break
-        message.append(line)
     return " ".join(message)
 
 

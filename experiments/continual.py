@@ -176,11 +176,12 @@ def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunF
     from jaxsparse.training import RunError, RunFolder
 
     path = scan_path(out, config.glances)
-    record = {"config": dataclasses.asdict(config), "grid": [rates._asdict() for rates in grid]}
+    points = [rates._asdict() for rates in grid]
     if not (path / "config.json").exists():
-        return runs.create_run(experiment(), path, config, grid=record["grid"])
+        return runs.create_run(experiment(), path, config, grid=points)
     folder = RunFolder.open(path, "task")
-    if {name: folder.config().get(name) for name in record} != record:
+    stored = runs.stored_config(experiment(), folder)
+    if stored != config or folder.config().get("grid") != points:
         raise RunError(f"{path} holds another scan; name another --out")
     return folder
 

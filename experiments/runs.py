@@ -77,7 +77,7 @@ def open_run(experiment: Experiment, args: list[str]) -> Opened:
 
     first = _first_look(experiment, args)
     folder = RunFolder.open(Path(first.resume), experiment.unit) if first.resume else None
-    config = experiment.preset(first) if folder is None else _stored_config(experiment, folder)
+    config = experiment.preset(first) if folder is None else stored_config(experiment, folder)
     flags_type = _flags_type(experiment)
     try:
         flags: Any = cli.parse(flags_type, args, flags_type(config), experiment.prog)
@@ -212,7 +212,12 @@ def _first_look(experiment: Experiment, args: list[str]) -> argparse.Namespace:
         return parser.parse_args([])
 
 
-def _stored_config(experiment: Experiment, folder: "RunFolder") -> Any:
+def stored_config(experiment: Experiment, folder: "RunFolder") -> Any:
+    """The configuration of a run; what was no field yet when it was made has its default.
+
+    Raises:
+      RunError: it is not one of this experiment.
+    """
     from jaxsparse.training import RunError
 
     try:

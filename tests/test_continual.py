@@ -5,10 +5,13 @@ import json
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import continual
+from jaxsparse import gates, lamaml_step, losses
 from jaxsparse.data import LabelledSet, streams
 from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped, host
 from jaxsparse.training.continual import (
@@ -18,6 +21,12 @@ from jaxsparse.training.continual import (
     make_stream,
     run_stream,
     scan_stream,
+)
+from jaxsparse.training.continual.learners import (
+    Arrival,
+    default_rates,
+    make_learner,
+    make_model,
 )
 from jaxsparse.training.host import Host
 from jaxsparse.training.seeds import Placement, place_runs
@@ -130,6 +139,33 @@ def test_cut_to_pieces_a_run_keeps_its_bits(stream, method):
     # only what is seen for the first time is remembered, whatever the number of glances.
     remembered = whole.memory.age if method != "gem" else whole.memory.written.sum()
     assert int(remembered) == 36
+
+
+@pytest.mark.parametrize("inner_rates", ["rectified", "raw"])
+def test_la_maml_as_its_public_code_learns_images(inner_rates):
+    config = dataclasses.replace(
+        SMALL, method="lamaml", glances=1, inner_batch_size=2, inner_rates=inner_rates,
+        inner_clip=0.05, second_order=True, clip_norm=1.0, mask_init="-0.2:0.2", mask_lr=0.3,
+    )  # fmt: skip
+    rates, key = default_rates(config), jax.random.key(3)
+    learner = make_learner(config, labelled(0, 60))
+    state = learner.init(key, rates)
+    seen = labelled(0, 4)
+    rows = (jnp.asarray(seen.images), jnp.asarray(seen.labels))
+    memory = learner.init_memory(jax.tree.map(lambda x: x[0], rows))
+    arrival = Arrival(rows, jnp.int32(0), jnp.bool_(True))
+    got, _, _ = learner.learn(state, memory, arrival, key, rates)
+
+    loss_fn = losses.cross_entropy(make_model(config, labelled(0, 60)))
+    step_key = jax.random.split(jax.random.fold_in(key, 0), 3)[1]
+    wanted, _ = lamaml_step(
+        state, rows, None, step_key, loss_fn=loss_fn, gate=gates.rectified(0.1),
+        inner_gate=gates.linear(0.1) if inner_rates == "raw" else None,
+        mask_optimizer=optax.sgd(0.3), inner_batch_size=2, inner_clip=0.05, second_order=True,
+        clip_norm=1.0,
+    )  # fmt: skip
+    chex.assert_trees_all_close(got.params, wanted.params, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(got.mask, wanted.mask, rtol=1e-5, atol=1e-7)
 
 
 def test_the_memory_holds_what_was_seen(stream):
@@ -304,6 +340,8 @@ def test_a_scan_chooses_without_the_test_images(tmp_path, monkeypatch, capsys):
         (["--batch-size", "7"], "batch_size must divide samples_per_task 40, got 7"),
         (["--samples-per-task", "999990"], "must be at most 6000"),
         (["--inner-lr", "-1"], "inner_lr must be 0 or more, got -1.0"),
+        (["--inner-clip", "0"], "inner_clip must be above 0, got 0.0"),
+        (["--inner-rates", "both"], "error: invalid choice 'both' for argument"),
         (["--inner-batch-size", "3"], "inner_batch_size must divide batch_size 10, got 3"),
         (["--method", "gem", "--memories", "1"], "at least 1 for each of 2 tasks with gem"),
         (["--method", "mer", "--batch-size", "2"], "batch_size must be 1 with mer"),

@@ -67,6 +67,16 @@ def test_methods_are_compared_seed_by_seed(tmp_path, capsys):
     assert "| er | 70.50 +- 1.00 | -10.00 +- 1.00 | 85.00" in out
 
 
+def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path, capsys):
+    store(tmp_path, "rotations", "er", (0.70, 0.71))
+    path = tmp_path / "rotations-er" / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["second_order"]
+    path.write_text(json.dumps(record))
+    run(tmp_path, "--table", "3", "--streams", "rotations")
+    assert "| er | 70.50 +- 1.00 |" in capsys.readouterr().out
+
+
 def test_a_section_is_replaced_and_the_rest_stays(tmp_path):
     document = tmp_path / "document.md"
     document.write_text("before\n<!-- table 3 -->\nold\n<!-- end of table 3 -->\nafter\n")

@@ -59,9 +59,10 @@ class Runner:
         if not (path / "config.json").is_file():
             return None
         folder = RunFolder.open(path, experiment.unit)
-        there = {n: v for n, v in folder.config()["config"].items() if n != "data_dir"}
-        wanted = {n: v for n, v in dataclasses.asdict(config).items() if n != "data_dir"}
-        if there != wanted:
-            differences = cli.differing(wanted, there)
+        there = dataclasses.replace(
+            runs.stored_config(experiment, folder), data_dir=config.data_dir
+        )
+        if there != config:
+            differences = cli.differing(dataclasses.asdict(config), dataclasses.asdict(there))
             raise RunError(f"{path} holds a run of another configuration: {differences}")
         return folder

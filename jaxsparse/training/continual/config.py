@@ -75,6 +75,13 @@ class ContinualConfig:
     """the meta-loss is the mean over all inner iterates, or the last one's (paper Algorithm 1)"""
     inner_batch_size: int = 1
     """images per inner step"""
+    inner_rates: Literal["rectified", "raw"] = "rectified"
+    """in the inner loop of lamaml and sync-lamaml: the learned rates as theta's step has them, or
+    also where they are negative (public code for images)"""
+    inner_clip: float | None = None
+    """bound of each entry of the inner gradients"""
+    second_order: bool = False
+    """differentiate the meta-loss through the inner gradients"""
     clip_norm: float | None = 2.0
     """bound of each gradient's norm"""
     replay_passes: int = 5
@@ -98,8 +105,10 @@ class ContinualConfig:
         settings.check_positive(self, _POSITIVE)
         settings.check_not_negative(self, _NOT_NEGATIVE)
         settings.check_choices(self, _CHOICES)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"clip_norm must be above 0, got {self.clip_norm}")
+        for name in ("clip_norm", "inner_clip"):
+            bound = getattr(self, name)
+            if bound is not None and not bound > 0:
+                raise ConfigError(f"{name} must be above 0, got {bound}")
         settings.check_seeds(self, ("seed", "data_seed"))
         self._check_batches()
         settings.parse_init(self.mask_init)
@@ -136,6 +145,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data": StreamData.__args__,  # type: ignore[attr-defined]
     "network": ("mlp", "cnn4", "cnn3"),
     "init": ("kaiming", "xavier"),
+    "inner_rates": ("rectified", "raw"),
     "meta_iterates": ("all", "last"),
     "measure": ("all", "diagonal"),
 }

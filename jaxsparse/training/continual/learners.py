@@ -155,6 +155,9 @@ def make_gate(config: ContinualConfig, rates: Rates) -> Gate:
 
 def _meta_learner(config, model):
     loss_fn = losses.cross_entropy(model)
+    learned_rates = config.method in ("lamaml", "sync-lamaml")
+    raw = learned_rates and config.inner_rates == "raw"
+    inner_gate = gates.linear(config.inner_lr) if raw else None
 
     def parts(rates):
         gated_theta = config.method in ("sparse-lamaml", "lamaml")
@@ -184,7 +187,10 @@ def _meta_learner(config, model):
                 step_key,
                 loss_fn=loss_fn,
                 replay_weights=weights,
+                inner_gate=inner_gate,
                 inner_batch_size=config.inner_batch_size,
+                inner_clip=config.inner_clip,
+                second_order=config.second_order,
                 clip_norm=config.clip_norm,
                 meta_iterates=config.meta_iterates,
                 **learner,
