@@ -78,17 +78,13 @@ def test_pytorch_takes_our_step(form, arrays, reference):
 
 @pytest.mark.parametrize(
     "case",
-    [
-        glance.GlanceCase(),
-        glance.split_cifar("sparse-lamaml"),
-        glance.split_cifar("lamaml", second_order=True),
-    ],
-    ids=["dense", "convolutions", "second order"],
+    [glance.split_cifar("sparse-lamaml"), glance.split_cifar("lamaml", second_order=True)],
+    ids=["first order", "second order"],
 )
-def test_pytorch_takes_our_glances(case):
+def test_pytorch_takes_our_glances_of_convolutions(case):
     pytest.importorskip("torch")
     sizes = {"image": (9, 8, 3), "channels": 4, "hidden": (8,), "inner_steps": 3, "meta_rows": 8}
-    case = dataclasses.replace(case, convolutions=case.convolutions // 4, mask_lr=1.0, **sizes)
+    case = dataclasses.replace(case, convolutions=1, mask_lr=1.0, **sizes)
     arrays = GLANCE.draw(case)
     reference = measure.reference_step(GLANCE.make("jaxsparse", case, arrays), arrays)
     forms = [form for form in ("loop", "sums") if GLANCE.fits(form, case)]

@@ -455,7 +455,9 @@ def test_benchmarked_forms_agree(form, method):
     pytest.importorskip("torch")
     from benchmarks import glance, glance_ours, glance_peers
 
-    case = glance.GlanceCase(method, (7, 5), 12, 3, inner_steps=4, meta_rows=7, glances=2)
+    case = glance.GlanceCase(
+        method, image=(12, 1, 1), hidden=(7, 5), ways=3, inner_steps=4, meta_rows=7, glances=2
+    )
     arrays = glance.draw(case)
     ours = glance_ours.OursGlance(case, arrays)
     peer = glance_peers.FORMS[form](case, arrays)
