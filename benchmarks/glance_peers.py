@@ -11,7 +11,12 @@ import torch
 from torch.nn import functional
 
 from benchmarks.glance import GlanceCase
-from benchmarks.peers import torch_device, use_precision
+from benchmarks.peers import (
+    from_torch_layout,
+    to_torch_layout,
+    torch_device,
+    use_precision,
+)
 
 Tensors = list[Any]  # kernel and bias of each layer, in order
 
@@ -71,7 +76,7 @@ class GlanceLoop:
         self.mask: Tensors
         self.params, self.mask = (
             [
-                torch.tensor(np.ascontiguousarray(_layout(arrays[tree][n])), device=device)
+                torch.tensor(np.ascontiguousarray(to_torch_layout(arrays[tree][n])), device=device)
                 for n in self.names
             ]
             for tree in ("params", "mask")
@@ -140,7 +145,7 @@ class GlanceLoop:
         """The parameters and masks now, in our layout."""
         return {
             tree: {
-                n: _our_layout(x.detach().cpu().numpy()).copy()
+                n: from_torch_layout(x.detach().cpu().numpy()).copy()
                 for n, x in zip(self.names, leaves, strict=True)
             }
             for tree, leaves in (("params", self.params), ("mask", self.mask))
@@ -188,15 +193,6 @@ class GlanceCompiled(GlanceLoop):
         super().__init__(case, arrays, device, precision)
         # Static shapes: one program for the inner steps' rows, one for the meta rows.
         self.loss = torch.compile(self.loss, dynamic=False)
-
-
-def _layout(x: np.ndarray) -> np.ndarray:
-    """Our kernels [3, 3, c, o] as PyTorch's [o, c, 3, 3], [n, m] as [m, n]."""
-    return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
-
-
-def _our_layout(x: np.ndarray) -> np.ndarray:
-    return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
 
 
 FORMS: dict[str, type[GlanceLoop]] = {

@@ -15,11 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.peers import from_torch_layout, to_torch_layout
+
 Arrays = Mapping[str, np.ndarray]
 Tensors = dict[str, Any]
-
-# Our layouts, [h, w, in, out] and [in, out], to PyTorch's. The head needs no more: it reads 1x1.
-_AXES = {0: (), 1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 
 
 class StraightThrough(torch.autograd.Function):
@@ -165,7 +164,7 @@ class Peer:
         return {"theta": theta, "mask": {n: _array(m.grad) for n, m in self.mask.items()}}
 
     def _tensor(self, x: np.ndarray) -> Any:
-        out = torch.tensor(np.ascontiguousarray(np.transpose(x, _AXES[np.ndim(x)])))
+        out = torch.tensor(np.ascontiguousarray(to_torch_layout(np.asarray(x))))
         return out.contiguous(memory_format=self.memory_format) if out.dim() == 4 else out
 
     def _images(self, x: np.ndarray) -> Any:
@@ -213,5 +212,4 @@ def _own(name: str) -> str:
 
 def _array(x: Any) -> np.ndarray:
     # A copy: .numpy() shares its memory with x.
-    array = x.detach().numpy().copy()
-    return array.transpose(np.argsort(_AXES[array.ndim]))
+    return from_torch_layout(x.detach().numpy().copy())

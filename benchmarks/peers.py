@@ -19,17 +19,14 @@ from benchmarks.cases import Arrays, Case
 Tensors = dict[str, Any]
 
 
-def _to_torch_layout(name: str, x: np.ndarray) -> np.ndarray:
-    # [k, k, in, out] -> [out, in, k, k] and [in, out] -> [out, in]
-    if name.startswith("conv"):
-        return x.transpose(3, 2, 0, 1)
-    return x.T if name == "head/kernel" else x
+def to_torch_layout(x: np.ndarray) -> np.ndarray:
+    """Our kernels [k, k, in, out] as PyTorch's [out, in, k, k], [in, out] as [out, in]."""
+    return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
 
 
-def _from_torch_layout(name: str, x: np.ndarray) -> np.ndarray:
-    if name.startswith("conv"):
-        return x.transpose(2, 3, 1, 0)
-    return x.T if name == "head/kernel" else x
+def from_torch_layout(x: np.ndarray) -> np.ndarray:
+    """The inverse of `to_torch_layout`."""
+    return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
 
 
 def _head_to_chw(x: np.ndarray, case: Case) -> np.ndarray:
@@ -99,7 +96,7 @@ class Form:
     def _export(self, name: str, x: np.ndarray) -> np.ndarray:
         if name == "head/kernel":
             x = _head_to_chw(x, self.case)
-        return _to_torch_layout(name, x)
+        return to_torch_layout(x)
 
     def _tensor(self, x: np.ndarray, device: str) -> Any:
         out = torch.tensor(np.ascontiguousarray(x), device=device)
@@ -161,7 +158,7 @@ class Form:
 
     def _import(self, name: str, x: Any) -> np.ndarray:
         # A copy: on the CPU .numpy() shares its memory with x, which the next step overwrites.
-        out = _from_torch_layout(name, x.detach().cpu().numpy().copy())
+        out = from_torch_layout(x.detach().cpu().numpy().copy())
         return _head_to_hwc(out, self.case) if name == "head/kernel" else out
 
 
