@@ -50,6 +50,8 @@ class GlanceCase:
         for name, size in (sizes | {name: getattr(self, name) for name in names}).items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.convolutions < 0:
+            raise ValueError(f"convolutions must be at least 0, got {self.convolutions}")
         if self.ways < 2:
             raise ValueError(f"ways must be at least 2, got {self.ways}")
         if self.meta_rows < self.batch_rows:

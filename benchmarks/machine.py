@@ -51,8 +51,8 @@ def device_name(device: str) -> str:
 
 
 def slug(description: dict[str, Any]) -> str:
-    """A folder's name for the machine."""
-    name = description["device"]
+    """A folder's name for the machine: without the marks and the clock of its processor's name."""
+    name = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", description["device"], flags=re.I)
     if description["kind"] == "cpu":
         name = f"cpu {name} {description['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -107,6 +107,11 @@ def test_flops_of_a_glance():
     assert dataclasses.replace(case, second_order=True).flops() == 2 * (3 * 2 + 4) * per_row
 
 
+def test_fewer_convolutions_than_none_are_refused():
+    with pytest.raises(ValueError, match="convolutions must be at least 0, got -1"):
+        glance.GlanceCase(convolutions=-1)
+
+
 @pytest.mark.parametrize("form", ["loop", "vmap"])
 def test_pytorch_autocasts_to_bfloat16(form, arrays, reference):
     pytest.importorskip("torch")
@@ -356,6 +361,19 @@ def test_the_table_shows_what_was_measured():
     results = {"machine": about, "precision": "float32", "repeats": 9, "cases": [entry]}
     table = report.markdown({**results, "matmul_flops_per_s": {"best": 200e9}})
     assert "compile does not work here: no compiler" in table
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "name"),
+    [
+        ("Intel(R) Xeon(R) Processor @ 2.50GHz", "cpu", "cpu-intel-xeon-2-cores"),
+        ("Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz", "cpu", "cpu-intel-core-i7-8700k-2-cores"),
+        ("AMD EPYC", "cpu", "cpu-amd-epyc-2-cores"),
+        ("NVIDIA H200", "gpu", "nvidia-h200"),
+    ],
+)
+def test_results_of_a_machine_have_a_folder(device, kind, name):
+    assert machine.slug({"device": device, "kind": kind, "cores": 2}) == name
 
 
 def test_a_file_is_replaced_whole_or_left(tmp_path, monkeypatch):
