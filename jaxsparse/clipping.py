@@ -24,13 +24,23 @@ def clip_by_norm(tree: Tree, bound: float | None) -> tuple[Tree, jax.Array]:
 
     Source: Pascanu et al. 2013, On the difficulty of training recurrent neural networks, Alg. 1.
     """
-    # Half-precision squares would overflow or drown.
-    squares = [jnp.sum(jnp.square(x.astype(sum_dtype(x.dtype)))) for x in jax.tree.leaves(tree)]
-    norm = jnp.sqrt(sum(squares))
+    norm = global_norm(tree)
     if bound is None:
         return tree, norm
-    scale = jnp.minimum(1.0, bound / (norm + 1e-6))
+    scale = clip_scale(norm, bound)
     return jax.tree.map(lambda x: x * scale.astype(x.dtype), tree), norm
+
+
+def global_norm(tree: Tree) -> jax.Array:
+    """The Euclidean norm over all leaves, float32 or wider."""
+    # Half-precision squares would overflow or drown.
+    squares = [jnp.sum(jnp.square(x.astype(sum_dtype(x.dtype)))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares))
+
+
+def clip_scale(norm: jax.Array, bound: float) -> jax.Array:
+    """What a gradient of that norm is multiplied by: ``min(1, bound / (norm + 1e-6))``."""
+    return jnp.minimum(1.0, bound / (norm + 1e-6))
 
 
 def sum_dtype(dtype: Any) -> Any:

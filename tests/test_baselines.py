@@ -141,11 +141,12 @@ def numpy_mer(theta, example, replay, weights, bound):
     """Riemer et al., Algorithm 1: a step per row, then both Reptile updates."""
     loss, _ = loss_and_gradient(theta, example, np.ones(1))
     current = theta
-    for i in range(BATCHES):
+    batches, replayed = weights.shape
+    for i in range(batches):
         w = current
         for row, weight in [
             (example, 1.0),
-            *((tuple(x[i, j : j + 1] for x in replay), weights[i, j]) for j in range(REPLAYED)),
+            *((tuple(x[i, j : j + 1] for x in replay), weights[i, j]) for j in range(replayed)),
         ]:
             _, g, _ = gradient_of(w, row, bound=bound)
             w = {n: w[n] - ALPHA * weight * g[n] for n in w}
@@ -158,18 +159,54 @@ def numpy_mer(theta, example, replay, weights, bound):
     ("filled", "clip_norm"), [(None, CLIP), (0, None), (3, CLIP), (REPLAYED, None)]
 )
 def test_mer_is_numpys(filled, clip_norm):
+    follow_mer(classification_loss, REPLAYED, filled, clip_norm)
+
+
+@pytest.mark.usefixtures("strict_ranks")
+@pytest.mark.parametrize(("filled", "clip_norm"), [(None, CLIP), (0, None), (1, CLIP), (2, None)])
+def test_mer_in_factors_is_numpys(filled, clip_norm):
+    """Of few rows the first kernel's gradients are not made: the whole loss is not called."""
+    follow_mer(split_loss(), 2, filled, clip_norm)
+
+
+def follow_mer(loss_fn, replayed, filled, clip_norm):
+    """Our steps beside NumPy's; `filled` of the replayed rows count, None: all, without weights."""
     state, theta = start(optimizer=None), float64(Classifier.init(0))
-    step = quick_jit(functools.partial(mer, clip_norm=clip_norm))
+    step = quick_jit(functools.partial(mer, loss_fn=loss_fn, clip_norm=clip_norm))
     for i in range(STEPS):
-        example, replay = rows(i, 1), rows(10 + i, BATCHES, REPLAYED)
-        weights = np.ones((BATCHES, REPLAYED))
+        example, replay = rows(i, 1), rows(10 + i, BATCHES, replayed)
+        weights = np.ones((BATCHES, replayed))
         if filled is not None:
-            weights *= np.arange(REPLAYED) < filled
+            weights *= np.arange(replayed) < filled
         given = None if filled is None else jnp.asarray(weights, jnp.float32)
         state, metrics = step(state, example, replay, given)
         loss, theta = numpy_mer(theta, to_numpy(example), to_numpy(replay), weights, clip_norm)
         assert_step(state, metrics, theta, {"loss": loss})
     assert state.step == STEPS and state.opt_state == ()
+
+
+def test_many_rows_or_halves_keep_mers_kernel_whole():
+    example, replay = rows(1, 1), rows(2, BATCHES, REPLAYED)
+    with pytest.raises(AssertionError, match="not to be used"):
+        mer(start(optimizer=None), example, replay, loss_fn=split_loss())
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), start(optimizer=None))
+    with pytest.raises(AssertionError, match="not to be used"):
+        mer(halves, example, rows(2, BATCHES, 2), loss_fn=split_loss())
+
+
+def test_a_blank_row_is_no_division_by_zero_in_mer():
+    """Its kernel gradient is 0 long."""
+    example, replay = rows(1, 1), jax.tree.map(jnp.zeros_like, rows(2, BATCHES, 2))
+    step = quick_jit(functools.partial(mer, loss_fn=split_loss(), clip_norm=CLIP))
+    state, _ = step(start(optimizer=None), example, replay)
+    _, theta = numpy_mer(
+        float64(Classifier.init(0)),
+        to_numpy(example),
+        to_numpy(replay),
+        np.ones((BATCHES, 2)),
+        CLIP,
+    )
+    assert_trees_close(float64(state.params), theta, 1e-4, 1e-5)
 
 
 def test_mer_by_hand():

@@ -15,7 +15,7 @@ from jaxsparse.checks import (
     check_rows,
     check_weights,
 )
-from jaxsparse.clipping import clip_by_norm, sum_dtype
+from jaxsparse.clipping import clip_by_norm, clip_scale, sum_dtype
 from jaxsparse.continual.er import OnlineState, apply_gradient, with_metrics
 from jaxsparse.continual.quadratic import solve_bounded_qp
 from jaxsparse.continual.task_gradients import (
@@ -102,7 +102,7 @@ def gem_step(
     def project(gradient):
         gram = gram_matrix(rows, observed)[:tasks, :tasks]
         norms = jnp.sqrt(jnp.diagonal(gram))
-        scale = 1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / (norms + 1e-6))
+        scale = 1.0 if clip_norm is None else clip_scale(norms, clip_norm)
         scale = jnp.broadcast_to(scale, norms.shape).astype(gram.dtype)
         gram = gram * scale[:, None] * scale[None, :] + ridge * jnp.eye(tasks, dtype=gram.dtype)
         seen = jnp.arange(tasks) < observed

@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jaxsparse.checks import (
     check_bound,
@@ -13,13 +14,17 @@ from jaxsparse.checks import (
     check_like_rows,
     check_rows,
     check_weights,
+    leaves_by_name,
     scalar_loss,
 )
-from jaxsparse.clipping import clip_by_norm, sum_dtype
-from jaxsparse.continual.er import (
-    OnlineState,
-)
+from jaxsparse.clipping import clip_by_norm, clip_scale, global_norm, sum_dtype
+from jaxsparse.continual.er import OnlineState
+from jaxsparse.losses import SplitLoss
+from jaxsparse.nn.products import exact_product
+from jaxsparse.partition import cut_leaf
 from jaxsparse.updates import cast
+
+Tree = Any
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "clip_norm"))
@@ -41,6 +46,10 @@ def mer_step(
     ``w <- w - alpha * weight_j * grad L(w; row_j),   j = 0 .. r,   from w = theta_{i-1}``
     ``theta_i = theta_{i-1} + beta (w - theta_{i-1})``
     and at last ``theta <- theta + gamma (theta_s - theta)``.
+
+    Where the loss tells its first layer (as `cross_entropy` of `nn.mlp` does) and the rows are few,
+    that layer's kernel is not touched from row to row: what changes it are the rows' inputs, and
+    the steps are taken on their coefficients.
 
     Args:
       state: an `OnlineState`, made without an optimiser; its arrays are not donated.
@@ -81,28 +90,116 @@ def mer_step(
     if replay_weights is None:
         replay_weights = jnp.ones(batches)
     check_weights("replay_weights", replay_weights, batches)
-    value_and_grad = jax.value_and_grad(scalar_loss(loss_fn), has_aux=True)
+    rows = jax.tree.map(lambda e, x: jnp.concatenate([e, _joined(x)]), example, replay)
+    count = 1 + batches[0] * batches[1]
+    # In each batch the example, which is row 0, and then the rows that are the batch's own.
+    order = jnp.pad(jnp.arange(1, count).reshape(batches), ((0, 0), (1, 0)))
+    weights = jnp.pad(replay_weights, ((0, 0), (1, 0)), constant_values=1)
+    split = _usable_split(loss_fn, state.params, count)
+    if split is None:
+        form = _whole(loss_fn, state.params, rows, clip_norm)
+    else:
+        form = _in_factors(split, state.params, rows, clip_norm)
 
-    def sgd(params, row_and_weight):
-        row, weight = row_and_weight
-        row = jax.tree.map(lambda x: x[None], row)
-        value, gradient = value_and_grad(cast(params, state.params), row)
-        gradient, _ = clip_by_norm(gradient, clip_norm)
-        return _step(params, gradient, -learning_rate * weight), value
+    def sgd(carry, index_and_weight):
+        index, weight = index_and_weight
+        return form.sgd(carry, index, learning_rate * weight)
 
-    def batch(params, rows_and_weights):
-        rows, weights = rows_and_weights
-        rows = jax.tree.map(lambda e, r: jnp.concatenate([e, r]), example, rows)
-        weights = jnp.concatenate([jnp.ones(1, weights.dtype), weights])
-        end, values = jax.lax.scan(sgd, params, (rows, weights))
-        return _reptile(params, end, within_batch_rate), jax.tree.map(lambda x: x[0], values)
+    def batch(carry, indices_and_weights):
+        end, values = jax.lax.scan(sgd, carry, indices_and_weights)
+        return _reptile(carry, end, within_batch_rate), jax.tree.map(lambda x: x[0], values)
 
-    # Carried in float32 where theta is kept in halves, which would lose steps as small as these.
-    start = jax.tree.map(lambda x: x.astype(sum_dtype(x.dtype)), state.params)
-    end, values = jax.lax.scan(batch, start, (replay, replay_weights))
-    params = cast(_reptile(start, end, across_batch_rate), state.params)
+    end, values = jax.lax.scan(batch, form.start, (order, weights))
+    params = form.params(_reptile(form.start, end, across_batch_rate))
     loss, metrics = jax.tree.map(lambda x: x[0], values)
     return OnlineState(params, state.opt_state, state.step + 1), {"loss": loss} | metrics
+
+
+class _Form(NamedTuple):
+    """What is carried from row to row in place of theta, which is affine in it.
+
+    Attributes:
+      start: the carry at theta.
+      sgd: (carry, index of a row, rate) -> (the carry after a step on the row, (loss, metrics)).
+      params: carry -> parameters.
+    """
+
+    start: Tree
+    sgd: Callable[[Tree, Array, Array], tuple[Tree, Tree]]
+    params: Callable[[Tree], Tree]
+
+
+def _whole(loss_fn, params, rows, clip_norm) -> _Form:
+    """The parameters themselves, in float32 where halves would lose steps as small as these."""
+    value_and_grad = jax.value_and_grad(scalar_loss(loss_fn), has_aux=True)
+
+    def sgd(carry, index, rate):
+        value, gradient = value_and_grad(cast(carry, params), _row(rows, index))
+        gradient, _ = clip_by_norm(gradient, clip_norm)
+        return _step(carry, gradient, -rate), value
+
+    return _Form(_widened(params), sgd, lambda carry: cast(carry, params))
+
+
+def _in_factors(split, params, rows, clip_norm) -> _Form:
+    """The first kernel as ``W + X' C``, with X the inputs of all rows; only C changes.
+
+    At row j the kernel's gradient is ``x_j d'``, with d the derivative by the row's products
+    ``x_j W + (X X')_j C``: a step changes a row of C, and no matrix as large as W is read.
+    """
+    kernel, rest, join = cut_leaf(params, split.kernel)
+    inputs, others = split.split(rows)
+    inputs = inputs.astype(kernel.dtype)
+    products, gram = exact_product(inputs, kernel), exact_product(inputs, inputs.T)
+
+    def loss(rest, products, others):
+        return scalar_loss(split.loss_fn)(join(rest, kernel), (products, others))
+
+    def sgd(carry, index, rate):
+        steps, coefficients = carry
+        near, start, other = _row((gram, products, others), index)
+        at = start + exact_product(near, coefficients)
+        value_and_grad = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        value, (d_rest, delta) = value_and_grad(cast(steps, rest), at, other)
+        if clip_norm is not None:
+            length = jnp.sqrt(gram[index, index])  # the kernel's gradient is |x| |d| long
+            scale = clip_scale(global_norm((d_rest, length * delta)), clip_norm)
+            d_rest, delta = jax.tree.map(lambda x: x * scale.astype(x.dtype), (d_rest, delta))
+        own = _row(coefficients, index) - rate.astype(delta.dtype) * delta
+        coefficients = jax.lax.dynamic_update_slice_in_dim(coefficients, own, index, 0)
+        return (_step(steps, d_rest, -rate), coefficients), value
+
+    def whole(carry):
+        steps, coefficients = carry
+        return join(cast(steps, rest), kernel + exact_product(inputs.T, coefficients))
+
+    return _Form((_widened(rest), jnp.zeros_like(products)), sgd, whole)
+
+
+def _usable_split(loss_fn, params, rows) -> SplitLoss | None:
+    """The loss's first layer, where it pays to carry coefficients of `rows` rows for its kernel."""
+    split = getattr(loss_fn, "split", None)
+    if split is None:
+        return None
+    kernel = leaves_by_name(params)[split.kernel]
+    inputs, outputs = kernel.shape
+    # Operations at one row, without those on the kernel itself: it is read, and written, once less.
+    if rows * (inputs + outputs) > 2 * inputs * outputs:
+        return None
+    return split if kernel.dtype == sum_dtype(kernel.dtype) else None
+
+
+def _row(rows, index):
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index, 1), rows)
+
+
+def _joined(x):
+    """The rows of all batches on one axis."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _widened(params):
+    return jax.tree.map(lambda x: x.astype(sum_dtype(x.dtype)), params)
 
 
 def _reptile(start, end, rate):
