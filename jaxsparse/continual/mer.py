@@ -14,12 +14,11 @@ from jaxsparse.checks import (
     check_like_rows,
     check_rows,
     check_weights,
-    leaves_by_name,
     scalar_loss,
 )
 from jaxsparse.clipping import clip_by_norm, clip_scale, global_norm, sum_dtype
 from jaxsparse.continual.er import OnlineState
-from jaxsparse.losses import SplitLoss
+from jaxsparse.continual.task_gradients import joined, usable_split
 from jaxsparse.nn.products import exact_product
 from jaxsparse.partition import cut_leaf
 from jaxsparse.updates import cast
@@ -90,12 +89,12 @@ def mer_step(
     if replay_weights is None:
         replay_weights = jnp.ones(batches)
     check_weights("replay_weights", replay_weights, batches)
-    rows = jax.tree.map(lambda e, x: jnp.concatenate([e, _joined(x)]), example, replay)
+    rows = jax.tree.map(lambda e, x: jnp.concatenate([e, joined(x)]), example, replay)
     count = 1 + batches[0] * batches[1]
     # In each batch the example, which is row 0, and then the rows that are the batch's own.
     order = jnp.pad(jnp.arange(1, count).reshape(batches), ((0, 0), (1, 0)))
     weights = jnp.pad(replay_weights, ((0, 0), (1, 0)), constant_values=1)
-    split = _usable_split(loss_fn, state.params, count)
+    split = usable_split(loss_fn, state.params, count)
     if split is None:
         form = _whole(loss_fn, state.params, rows, clip_norm)
     else:
@@ -176,26 +175,8 @@ def _in_factors(split, params, rows, clip_norm) -> _Form:
     return _Form((_widened(rest), jnp.zeros_like(products)), sgd, whole)
 
 
-def _usable_split(loss_fn, params, rows) -> SplitLoss | None:
-    """The loss's first layer, where it pays to carry coefficients of `rows` rows for its kernel."""
-    split = getattr(loss_fn, "split", None)
-    if split is None:
-        return None
-    kernel = leaves_by_name(params)[split.kernel]
-    inputs, outputs = kernel.shape
-    # Operations at one row, without those on the kernel itself: it is read, and written, once less.
-    if rows * (inputs + outputs) > 2 * inputs * outputs:
-        return None
-    return split if kernel.dtype == sum_dtype(kernel.dtype) else None
-
-
 def _row(rows, index):
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index, 1), rows)
-
-
-def _joined(x):
-    """The rows of all batches on one axis."""
-    return x.reshape(-1, *x.shape[2:])
 
 
 def _widened(params):

@@ -61,7 +61,8 @@ def task_gradients(
 
     Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 8.
     """
-    split = _usable_split(loss_fn, params, memory)
+    _, kept = _shape(memory)
+    split = usable_split(loss_fn, params, kept**2)  # for an entry of M M'
     if split is not None:
         return _in_factors(split, params, memory, observed)
     return _whole(scalar_loss(loss_fn), params, memory, observed)
@@ -149,7 +150,7 @@ def combination(rows: list[Array | Factors], weights: Array, params: Tree) -> Tr
     def whole(part):
         if _is_factors(part):
             weighted = part.deltas * weights[:, None, None]
-            return exact_product(_joined(part.inputs).T, _joined(weighted))
+            return exact_product(joined(part.inputs).T, joined(weighted))
         return exact_product(weights, part)
 
     leaves, structure = jax.tree.flatten(params)
@@ -157,16 +158,31 @@ def combination(rows: list[Array | Factors], weights: Array, params: Tree) -> Tr
     return jax.tree.unflatten(structure, summed)
 
 
-def _usable_split(loss_fn, params, memory) -> SplitLoss | None:
-    """The loss's first layer, where the factors of its gradients are exact and pay."""
+def usable_split(loss_fn: Callable, params: Tree, rows: int) -> SplitLoss | None:
+    """The loss's first layer, where the factors of its kernel's gradients are exact and pay.
+
+    Args:
+      loss_fn: as in `task_gradients`.
+      params: floating arrays.
+      rows: with how many rows' inputs and outputs each product of the kernel's is replaced; it pays
+        where ``rows (in + out) <= 2 in out``.
+
+    Returns:
+      The loss's `split`; None where it has none, or the whole kernel is the better choice.
+
+    Example:
+      >>> model = jaxsparse.nn.mlp(ways=5)
+      >>> loss_fn, params = jaxsparse.cross_entropy(model), model.init(jax.random.key(0))
+      >>> usable_split(loss_fn, params, 100).kernel, usable_split(loss_fn, params, 1000)
+      ('dense1/kernel', None)
+    """
     split = getattr(loss_fn, "split", None)
     if split is None:
         return None
     kernel = leaves_by_name(params)[split.kernel]
     inputs, outputs = kernel.shape
-    _, kept = _shape(memory)
-    # Operations for an entry of M M', half of which read from memory would cost as much.
-    if kept**2 * (inputs + outputs) > 2 * inputs * outputs:
+    # Operations, half of which read from memory would cost as much.
+    if rows * (inputs + outputs) > 2 * inputs * outputs:
         return None
     return split if kernel.dtype == sum_dtype(kernel.dtype) else None
 
@@ -179,7 +195,7 @@ def _in_factors(split, params, memory, observed):
     seen = jnp.arange(padded) < observed
     # Zeros, for what is kept of other tasks may be anything: no weight would take a NaN away.
     memory = jax.tree.map(lambda x: _masked(_lengthened(x, padded), seen), memory)
-    inputs, others = split.split(jax.tree.map(_joined, memory))
+    inputs, others = split.split(jax.tree.map(joined, memory))
     inputs = inputs.astype(kernel.dtype)
     inputs, others = jax.tree.map(lambda x: x.reshape(padded, kept, *x.shape[1:]), (inputs, others))
 
@@ -237,7 +253,7 @@ def _block_product(part, i, j, size):
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
     if not _is_factors(part):
         return exact_product(cut(part, i), cut(part, j).T)
-    products = [exact_product(_joined(cut(x, i)), _joined(cut(x, j)).T) for x in part]
+    products = [exact_product(joined(cut(x, i)), joined(cut(x, j)).T) for x in part]
     return (products[0] * products[1]).reshape(size, -1, size, part.inputs.shape[1]).sum((1, 3))
 
 
@@ -245,13 +261,13 @@ def _is_factors(part):
     return isinstance(part, Factors)
 
 
-def _joined(x):
-    """The rows of all tasks on one axis."""
+def joined(x):
+    """The first two axes, of tasks (or batches) and of their rows, as one."""
     return x.reshape(-1, *x.shape[2:])
 
 
 def _times(x, kernel):
-    return exact_product(_joined(x), kernel).reshape(*x.shape[:2], -1)
+    return exact_product(joined(x), kernel).reshape(*x.shape[:2], -1)
 
 
 def _lengthened(x, length):
