@@ -23,15 +23,13 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Keep the tests out of the user's cache folder."""
+    """Keep the tests out of the user's cache folder, and what they compile for one another."""
+    own = tmp_path_factory.getbasetemp()
+    # Compiling takes most of the tests' time; what it makes serves all processes of the session.
+    cache = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
     with pytest.MonkeyPatch.context() as patch:
-        cache = tmp_path_factory.mktemp("cache")
         patch.setenv("JAXSPARSE_CACHE", str(cache))
-        # What is compiled of C++ takes long, and is the same for all processes of the session.
-        own = tmp_path_factory.getbasetemp()
-        shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "native"
-        shared.mkdir(exist_ok=True)
-        (cache / "native").symlink_to(shared)
+        cli.use_compilation_cache()
         yield
 
 
@@ -40,9 +38,3 @@ def strict_ranks():
     """Make JAX refuse to broadcast arrays of different rank."""
     with jax.numpy_rank_promotion("raise"):
         yield
-
-
-@pytest.fixture(scope="module")
-def compiled_once():
-    """What a run does: keep compiled programs, which several tests of a module share."""
-    cli.use_compilation_cache()

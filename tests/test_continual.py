@@ -31,8 +31,6 @@ from jaxsparse.training.continual.learners import (
 from jaxsparse.training.host import Host
 from jaxsparse.training.seeds import Placement, place_runs
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 CLASSES, SIDE = 3, 5
 SMALL = ContinualConfig(
     method="sparse-lamaml",

@@ -50,8 +50,7 @@ def flags(images, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def no_signal_handlers(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
 
 

@@ -17,11 +17,6 @@ RUNS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", RUNS)
 def test_killed_twenty_times_a_stream_ends_the_same(experiment, tmp_path):

@@ -37,8 +37,6 @@ from jaxsparse.training.online.learners import Pretrained, make_gate
 from jaxsparse.training.online.pretrain import QUERY_SHOTS, pretraining_classes, sample_episodes
 from jaxsparse.training.online.result import accuracies, around_switches, detections, make_result
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 SIDE, T = 16, 13
 STREAM, INIT, LEARN = 0, 1, 2  # what keys are for
 SMALL = OnlineConfig(

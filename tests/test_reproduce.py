@@ -192,7 +192,7 @@ def split_cifar_run(folder, accuracy, total, method="sparse-lamaml", **own):
     result = {
         "retained_accuracy": value(accuracy, None),
         "seeds": [{"seed": config.seed, "retained_accuracy": accuracy}],
-        "sparsity": {} if method == "er" else sparsity,
+        "sparsity": {} if method in ("er", "mer") else sparsity,
     }
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"config": dataclasses.asdict(config)}))
@@ -227,6 +227,19 @@ def test_split_cifar_compares_the_seeds_that_both_have(tmp_path, capsys):
         "- 200 images: sparse-lamaml is not told apart from er: +2.50 points, "
         "standard error 1.50 over 2 seeds."
     )
+
+
+def test_each_reading_of_mer_has_its_row(tmp_path, capsys):
+    for name, accuracy, own in (
+        ("mer-replay_passes-1", 0.30, {"replay_passes": 1}), ("mer", 0.20, {}),
+    ):  # fmt: skip
+        folder = tmp_path / f"split-cifar10-200-{name}-seed-0"
+        split_cifar_run(folder, accuracy, 0.0, "mer", **own)
+    reproduce.main(["--no-run", "--out", str(tmp_path), "--table", "S7"])
+    assert table_rows(capsys.readouterr().out)[1:] == [
+        ["200", "mer, replay_passes 1", "1", "30.00 / 25.11 +- 1.77", "-", "-", "-", "no"],
+        ["200", "mer", "1", "20.00 / 25.11 +- 1.77", "-", "-", "-", "no"],
+    ]
 
 
 def test_choices_on_split_cifar_stand_beside_each_other(tmp_path, capsys):
