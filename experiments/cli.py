@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -54,14 +55,16 @@ def _first_message(box: str) -> str:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn the errors a user can cause into one line on stderr and an exit status."""
+    """Turn errors that a user can cause, and warnings, into a line each on stderr; see `fail`."""
     from jaxsparse.data import DataError
     from jaxsparse.training import ConfigError, Diverged, RunError, Stopped, WriteError
 
     for name in ("absl", "asyncio"):  # what they log is said below, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line_warnings()
+            yield
     except (ConfigError, DataError, RunError) as error:
         fail(str(error), status=1 if isinstance(error, WriteError) else 2)
     except Diverged as error:
@@ -74,6 +77,32 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:  # who reads has seen enough, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+
+
+def _one_line_warnings() -> Callable[..., None]:
+    """What shows a warning as one line, and the cache of compiled programs' trouble once."""
+    told = False
+
+    def show(message, *unused):
+        nonlocal told
+        text = " ".join(str(message).split())
+        if match := _CACHE_TROUBLE.match(text):
+            if told:
+                return
+            told = True
+            # JAX neither replaces nor removes an entry that a full disk or a kill cut short.
+            text = (
+                f"programs are compiled anew, for the cache cannot be used ({match[1]}); set"
+                f" JAXSPARSE_CACHE to a folder with room, or delete {_compiled_programs()}"
+            )
+        print(f"warning: {text}", file=sys.stderr)
+
+    return show
+
+
+_CACHE_TROUBLE = re.compile(
+    r"Error (?:reading|writing) persistent compilation cache entry for '[^']*': (.*)"
+)
 
 
 # The signal that asked the run to stop, and the command that continues it.
@@ -115,11 +144,16 @@ def use_compilation_cache() -> None:
     """Keep compiled programs under the user's cache folder, unless the user chose a place."""
     import jax
 
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", _compiled_programs())
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _compiled_programs() -> str:
+    """The folder of compiled programs."""
     from jaxsparse.user_cache import cache_dir
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir() / "xla")
 
 
 def use_cores(count: int) -> None:
