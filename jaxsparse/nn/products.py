@@ -10,9 +10,13 @@ def exact_product(x: Array, y: Array) -> Array:
     return jnp.dot(x, y, precision=lax.Precision.HIGHEST)
 
 
+# With so few, what is made of the gradient next costs more for being transposed than it saves.
+_FEW_ROWS = 64
+
+
 def transposed_product(a: Array, g: Array) -> Array:
     """aᵀ g, for the gradient of a product: a [rows, k] and g [rows, o] with many rows."""
-    if a.shape[1] < g.shape[1]:
+    if a.shape[1] < g.shape[1] or len(a) <= _FEW_ROWS:
         return a.T @ g
     # XLA's CPU product is 1.5 times faster as (gᵀ a)ᵀ when a is as wide as g or wider; without the
     # barrier it would be simplified back to aᵀ g.
