@@ -1,6 +1,5 @@
 """Settings of runs over streams: Tables S5 to S7 and the public code of the methods compared."""
 
-import dataclasses
 from typing import Any
 
 from experiments.runs import preset_flags
@@ -144,16 +143,21 @@ def _method_settings(stream: str, method: str, memories: int) -> Settings:
 
 
 def describe() -> str:
-    """Every method's settings on every stream."""
-    lines = ["settings by --stream and --method; flags given beside them override:"]
-    for stream in _STREAMS:
+    """What every stream sets, and every method on it."""
+    lines = ["what --stream and --method set; flags given beside them override it:"]
+    for stream, settings in _STREAMS.items():
+        lines.append(f"  {stream}: {_flags(settings)}")
+        sizes = {0: ""}
+        if stream == "split-cifar10":
+            sizes = {0: "", _LARGE_MEMORY: f", --memories {_LARGE_MEMORY} or more"}
         for method in (*META_METHODS, "er", "mer", "gem", "agem", "sgd", "iid"):
-            for memories in (200, 1000) if stream == "split-cifar10" else (0,):
-                config = preset_config(stream, method, memories=memories)
-                config = dataclasses.replace(config, memories=memories or config.memories)
-                flags = preset_flags(dataclasses.asdict(config), _NOT_SETTINGS)
-                lines.append(f"  {stream}, {method}: {flags}")
+            for memories, label in sizes.items():
+                own = _method_settings(stream, method, memories)
+                lines.append(f"    {method}{label}: {_flags(own)}")
     return "\n".join(lines)
 
 
-_NOT_SETTINGS = ("stream", "method", "data_dir", "data_seed", "seed", "seeds", "validation")
+def _flags(settings):
+    # Also what is None, for that overrides a default.
+    named = {name: "None" if value is None else value for name, value in settings.items()}
+    return preset_flags(named, ())

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import continual
+from experiments import continual, runs
+from experiments.continual_presets import preset_config
 from jaxsparse import gates, lamaml_step, losses
 from jaxsparse.data import LabelledSet, streams
 from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped, host
@@ -361,3 +362,17 @@ def test_absent_data_says_what_to_do(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_command("--data", "mnist", "--data-dir", tmp_path)
     assert "download_and_prepare" in capsys.readouterr().err
+
+
+def test_the_help_says_what_a_method_sets(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        continual.main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out.split("what --stream and --method set")[1]
+    lines = dict(line.strip().split(": ", 1) for line in text.splitlines()[1:12])
+    assert list(lines)[:2] == ["rotations", "sparse-lamaml"]
+    for method, flags in list(lines.items())[1:]:
+        preset = preset_config("rotations", method)
+        # The same flags beside another method's name make the same run, but for who learns.
+        opened = runs.open_run(continual.experiment(), flags.split())
+        assert dataclasses.replace(opened.config, method=method) == preset
