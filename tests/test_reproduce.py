@@ -17,10 +17,10 @@ def value(mean, std=0.01):
     return {"mean": mean, "std": std}
 
 
-def store(out, stream, method, retained, sparsity=0.08):
+def store(out, stream, method, retained, mark="", sparsity=0.08, **settings):
     """The folder of a finished run of two seeds."""
-    config = cell_config(Flags(seeds=2), stream, method)
-    folder = out / f"{stream}-{method}"
+    config = cell_config(Flags(seeds=2), stream, method, **settings)
+    folder = out / f"{stream}-{method}{mark}"
     folder.mkdir(parents=True)
     names = ("total", "dense1/kernel", "dense2/kernel", "head/kernel")
     names += ("dense1/bias", "dense2/bias", "head/bias")
@@ -240,6 +240,49 @@ def test_each_reading_of_mer_has_its_row(tmp_path, capsys):
         ["200", "mer, replay_passes 1", "1", "30.00 / 25.11 +- 1.77", "-", "-", "-", "no"],
         ["200", "mer", "1", "20.00 / 25.11 +- 1.77", "-", "-", "-", "no"],
     ]
+
+
+def store_scan(out, method, masks, best):
+    """The folders of a scan on rotations: RA of 0.7, and at `best` of 0.8."""
+    for glances in (5, 10):
+        preset = cell_config(Flags(), "rotations", method)
+        config = dataclasses.replace(preset, seeds=1, validation=True, glances=glances)
+        grid = [
+            {"inner_lr": alpha, "mask_lr": gamma, "theta_lr": config.theta_lr}
+            for alpha in (0.05, 0.1, 0.15) for gamma in masks
+        ]  # fmt: skip
+        retained = [
+            0.8 if (p["inner_lr"], p["mask_lr"], glances) == best else 0.7 for p in grid
+        ]  # fmt: skip
+        points = [
+            {**p, "retained_accuracy": value(ra, None)}
+            for p, ra in zip(grid, retained, strict=True)
+        ]
+        folder = out / f"settings-rotations-{method}-scan-{glances}-glances"
+        folder.mkdir()
+        whole = {"config": dataclasses.asdict(config), "grid": grid}
+        (folder / "config.json").write_text(json.dumps(whole))
+        (folder / "result.json").write_text(json.dumps({"points": points}))
+
+
+def test_what_a_scan_chose_is_measured_on_all_seeds(tmp_path, capsys):
+    store_scan(tmp_path, "lamaml", (0.1, 0.3, 0.5), (0.1, 0.5, 10))
+    store_scan(tmp_path, "sparse-lamaml", (0.75, 1.7, 3.0), (0.15, 1.7, 5))  # the preset
+    store(tmp_path, "rotations", "sparse-lamaml", (0.60, 0.62))
+    chosen = {"inner_lr": 0.1, "mask_lr": 0.5, "glances": 10}
+    store(tmp_path, "rotations", "lamaml", (0.61, 0.65), "-chosen", **chosen)
+    run(tmp_path, "--table", "S6")
+    printed = capsys.readouterr().out
+    assert [row for row in table_rows(printed) if row[0] == "rotations"] == [
+        ["rotations", "lamaml", "0.1, 0.5, 10", "80.00", "63.00 +- 1.00", "0.15, 0.3, 5", "70.00"],
+        ["rotations", "sparse-lamaml", "0.15, 1.7, 5", "80.00", "61.00 +- 1.00", "0.15, 1.7, 5",
+         "80.00"],
+    ]  # fmt: skip
+    # -1 and -3 points.
+    assert printed.strip().endswith(
+        "RA of sparse-lamaml is not told apart from lamaml's: -2.00 points, "
+        "standard error 1.00 over 2 seeds."
+    )
 
 
 def test_choices_on_split_cifar_stand_beside_each_other(tmp_path, capsys):
