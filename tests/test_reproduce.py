@@ -270,7 +270,8 @@ def test_what_a_scan_chose_is_measured_on_all_seeds(tmp_path, capsys):
     store_scan(tmp_path, "sparse-lamaml", (0.75, 1.7, 3.0), (0.15, 1.7, 5))  # the preset
     store(tmp_path, "rotations", "sparse-lamaml", (0.60, 0.62))
     chosen = {"inner_lr": 0.1, "mask_lr": 0.5, "glances": 10}
-    store(tmp_path, "rotations", "lamaml", (0.61, 0.65), "-chosen", **chosen)
+    name = "-alpha-0.1-mask_lr-0.5-glances-10"
+    store(tmp_path, "rotations", "lamaml", (0.61, 0.65), name, **chosen)
     run(tmp_path, "--table", "S6")
     printed = capsys.readouterr().out
     assert [row for row in table_rows(printed) if row[0] == "rotations"] == [

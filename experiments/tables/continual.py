@@ -65,8 +65,7 @@ def sparsities(flags: "Flags", runner: Runner) -> Lines:
     lines = [f"Final sparsity in %, ours ({seeds(flags.seeds)}) / the paper's.", ""]
     lines += header("stream", "method", "overall", *_TENSORS, "overall within the spread or 3")
     for stream, method, settings in _sparsity_runs(flags):
-        name = "-".join([stream, method, *(f"{n}-{v:g}" for n, v in settings.items())])
-        result = runner.result(experiment, name, cell_config(flags, stream, method, **settings))
+        result = runner.result(experiment, *_run(flags, stream, method, **settings))
         if result is None:
             continue
         paper = published.TABLE_S5[stream, method]
@@ -111,10 +110,9 @@ def settings(flags: "Flags", runner: Runner) -> Lines:
             if scanned is None:
                 continue
             (alpha, gamma, glances), points = scanned
-            preset = cell_config(flags, stream, method)
-            config = dataclasses.replace(preset, inner_lr=alpha, mask_lr=gamma, glances=glances)
-            name = f"{stream}-{method}" + ("-chosen" if config != preset else "")
-            results[method] = runner.result(experiment, name, config)
+            results[method] = runner.result(experiment, *_run(
+                flags, stream, method, inner_lr=alpha, mask_lr=gamma, glances=glances
+            ))  # fmt: skip
             lines.append(row(
                 stream, method, f"{alpha:g}, {gamma:g}, {glances}",
                 _retained(points, alpha, gamma, glances),
@@ -154,11 +152,7 @@ def figure_s3(flags: "Flags", runner: Runner) -> Lines:
         for alpha in INNER_RATES:
             cells = []
             for method in _SPARSE:
-                config = cell_config(flags, stream, method, inner_lr=alpha)
-                name = f"{stream}-{method}"
-                if config != cell_config(flags, stream, method):
-                    name += f"-alpha-{alpha:g}"
-                result = runner.result(experiment, name, config)
+                result = runner.result(experiment, *_run(flags, stream, method, inner_lr=alpha))
                 values = None
                 if result is not None:
                     values = (result["retained_accuracy"], result["sparsity"]["total"])
@@ -178,9 +172,7 @@ def figure_s4(flags: "Flags", runner: Runner) -> Lines:
     ends: dict[tuple[str, int], Any] = {}
     for width in WIDTHS:
         for method in _SPARSE:
-            config = cell_config(flags, "rotations", method, width=width)
-            name = f"rotations-{method}" + (f"-width-{width}" if width != 100 else "")
-            result = runner.result(experiment, name, config)
+            result = runner.result(experiment, *_run(flags, "rotations", method, width=width))
             if result is not None:
                 ends[method, width] = result["sparsity"]
         cells = [with_std(ends[m, width]["total"]) if (m, width) in ends else "-" for m in _SPARSE]
@@ -283,6 +275,20 @@ def _retained(points, inner_lr, mask_lr, glances):
 
 def _command(flags, stream, method):
     return f"--stream {stream} --method {method} --seeds {flags.seeds}"
+
+
+def _run(flags, stream, method, **settings):
+    """The name of a run, which tells what differs from the published settings, and the run."""
+    preset = cell_config(flags, stream, method)
+    marks = [
+        f"{_MARKS.get(name, name)}-{value:g}"
+        for name, value in settings.items()
+        if value != getattr(preset, name)
+    ]
+    return "-".join([stream, method, *marks]), cell_config(flags, stream, method, **settings)
+
+
+_MARKS = {"inner_lr": "alpha"}
 
 
 def cell_config(flags: "Flags", stream: str, method: str, **settings: Any) -> "ContinualConfig":
