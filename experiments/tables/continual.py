@@ -285,7 +285,7 @@ def _run(flags, stream, method, **settings):
         for name, value in settings.items()
         if value != getattr(preset, name)
     ]
-    return "-".join([stream, method, *marks]), cell_config(flags, stream, method, **settings)
+    return "-".join([stream, method, *marks]), dataclasses.replace(preset, **settings)
 
 
 _MARKS = {"inner_lr": "alpha"}
