@@ -24,6 +24,9 @@ Tree = Any
 # Tasks that are taken together, at least, and parts of the stream that pay for themselves: one
 # that has come half its way pays little more than a quarter of M M'.
 BLOCK, PARTS = 10, 5
+# What a gradient of rows may save for its way back. 200 images of Split-CIFAR-10 save 150 MB: in
+# pieces of 25 they take 0.7 to 0.85 of the time on two cores that share 32 MB.
+CACHE_BYTES = 20 * 2**20
 
 
 class Factors(NamedTuple):
@@ -226,18 +229,54 @@ def _in_factors(split, params, memory, observed):
 
 
 def _whole(loss_fn, params, memory, observed):
-    """M, a task at a time."""
+    """M, a task at a time, and of a task's rows a piece at a time."""
     leaves = jax.tree.leaves(params)
+    _, kept = _shape(memory)
+    size = _piece(loss_fn, params, memory, kept)
 
-    def add(task, rows):
-        own = jax.tree.map(lambda x: x[task], memory)
-        gradient = jax.tree.leaves(jax.grad(lambda p: loss_fn(p, own)[0])(params))
-        return [
-            m.at[task].set(g.ravel().astype(m.dtype)) for m, g in zip(rows, gradient, strict=True)
-        ]
+    def gradient(rows):  # of the mean loss, in proportion to the memory that these rows are
+        share = len(jax.tree.leaves(rows)[0]) / kept
+        return jax.grad(lambda p: share * loss_fn(p, rows)[0])(params)
+
+    def add(total, rows):
+        return jax.tree.map(jnp.add, total, gradient(rows)), None
+
+    def in_pieces(rows):
+        whole = kept // size * size
+        pieces = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), rows)
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), pieces)
+        if whole < kept:
+            total, _ = add(total, jax.tree.map(lambda x: x[whole:], rows))
+        return total
+
+    def add_task(task, made):
+        rows = jax.tree.map(lambda x: x[task], memory)
+        own = jax.tree.leaves(gradient(rows) if size == kept else in_pieces(rows))
+        return [m.at[task].set(g.ravel().astype(m.dtype)) for m, g in zip(made, own, strict=True)]
 
     padded, dtype = _padded(_shape(memory)[0]), sum_dtype(jnp.result_type(*leaves))
-    return jax.lax.fori_loop(0, observed, add, [jnp.zeros((padded, x.size), dtype) for x in leaves])
+    made = [jnp.zeros((padded, x.size), dtype) for x in leaves]
+    return jax.lax.fori_loop(0, observed, add_task, made)
+
+
+def _piece(loss_fn, params, memory, kept):
+    """How many rows at a time: of so many a CPU's cache holds what a gradient saves.
+
+    A device that is not a CPU takes all rows kept.
+    """
+    if jax.default_backend() != "cpu":
+        return kept
+
+    def saved(rows):
+        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[2:]), x.dtype), memory)
+        _, pullback, _ = jax.eval_shape(
+            lambda p, r: jax.vjp(lambda p: loss_fn(p, r), p, has_aux=True), params, own
+        )
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pullback))
+
+    row = max(saved(2) - saved(1), 1)  # what does not grow with the rows is no matter
+    pieces = -(-kept // max(CACHE_BYTES // row, 1))
+    return -(-kept // pieces)
 
 
 def _along(part, direction):
