@@ -21,6 +21,8 @@ from problems import (
     to_numpy,
 )
 
+from jaxsparse import cross_entropy, nn
+from jaxsparse.continual import task_gradients as task_gradients_module
 from jaxsparse.continual.er import er_step, init_online_state
 from jaxsparse.continual.gem import agem_step, gem_step
 from jaxsparse.continual.mer import mer_step
@@ -305,6 +307,47 @@ def test_gem_in_factors_is_numpys(case):
     parts = task_gradients(loss_fn, Classifier.init(0), memory, tasks)
     assert any(isinstance(part, Factors) for part in parts)
     follow_gem(loss_fn, tasks, 2, *others)
+
+
+@pytest.mark.usefixtures("strict_ranks")
+@pytest.mark.parametrize("case", ["published", "clipped"])
+def test_gem_in_pieces_of_a_memory_is_numpys(case, monkeypatch):
+    """Of seven rows for each task three at a time, and then one."""
+    taken = set()
+
+    def loss_fn(params, batch):
+        taken.add(len(batch[1]))
+        return classification_loss(params, batch)
+
+    monkeypatch.setattr(task_gradients_module, "_piece", lambda *_: 3)
+    tasks, _, *others = GEM_CASES[case]
+    follow_gem(loss_fn, tasks, 7, *others)
+    assert taken == {ROWS, 3, 1}
+
+
+def test_images_are_taken_in_pieces_that_a_cache_holds():
+    """Of each of these a convolutional network saves about 17 kB, patches and outputs, for its way
+    back: of two hundred more than 1 MiB holds, and less than 1 GiB."""
+    images, labels = jnp.zeros((2, 200, 16, 16, 3)), jnp.zeros((2, 200), jnp.int32)
+
+    def taken(model, cache_bytes):
+        sizes = set()
+
+        def loss_fn(params, rows):
+            sizes.add(len(rows[1]))
+            return cross_entropy(model)(params, rows)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(task_gradients_module, "CACHE_BYTES", cache_bytes)
+            params = model.init(jax.random.key(0))
+            jax.eval_shape(lambda p: task_gradients(loss_fn, p, (images, labels), 2), params)
+        return max(sizes)
+
+    cnn = nn.strided_cnn(10, channels=8, layers=2, hidden=(16,), image_shape=(16, 16, 3))
+    mlp = nn.mlp(10, image_shape=(16, 16, 3))
+    assert taken(cnn, 2**30) == taken(mlp, 2**22) == 200
+    assert 20 <= taken(cnn, 2**20) <= 70
+    assert taken(cnn, 0) <= 2
 
 
 def follow_gem(loss_fn, tasks, kept, counts, margin, ridge, clip_norm):
