@@ -24,8 +24,8 @@ Tree = Any
 # Tasks that are taken together, at least, and parts of the stream that pay for themselves: one
 # that has come half its way pays little more than a quarter of M M'.
 BLOCK, PARTS = 10, 5
-# What a gradient of rows may save for its way back: 25 images of Split-CIFAR-10, which in such pieces
-# take 0.7 of the time that 200 at once do, on two cores that share 32 MB (benchmarks/NOTES.md).
+# What a gradient of rows may save for its way back: 25 images of Split-CIFAR-10's. 200 of them in
+# such pieces take 0.7 of the time on two cores that share 32 MB of cache (benchmarks/NOTES.md).
 CACHE_BYTES = 20 * 2**20
 
 
