@@ -51,8 +51,9 @@ def gem_step(
     What costs are M and M M', of the observed tasks only, and M M' only where a task opposes. Where
     the loss tells its first layer (as `cross_entropy` of `nn.mlp` does) and few rows of each task
     are kept, that layer's gradients stay factors, its inputs and derivatives by its outputs: three
-    to five times faster. A CPU takes the rows of a task in pieces that its cache holds. Under `vmap`
-    over states M M' is made at every step; `jax.lax.map` over seeds is faster.
+    to five times faster. A CPU takes the rows of a task in pieces that its cache holds.
+
+    Under `vmap` over states M M' is made at every step; `jax.lax.map` over seeds is faster.
 
     Args:
       state: an `OnlineState`; its arrays are not donated.
