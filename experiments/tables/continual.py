@@ -222,11 +222,19 @@ def _draw_s4(by_task, ends) -> "Figure":
             values = [100 * np.atleast_1d(row["sparsity"][name]) for row in rows]
             band(axis, [row["task"] for row in rows], values, name)
         axis.set(title=method, xlabel="tasks learned", ylabel="sparsity [%]", ylim=(-2, 102))
-    axes[0].legend(frameon=False, fontsize="x-small")
+    # Below the panels: within them it would lie on the curves.
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=1 + len(_TENSORS),
+        frameon=False, fontsize="small",
+    )  # fmt: skip
     for method in _SPARSE:
         widths = [width for m, width in ends if m == method]
-        values = [100 * ends[method, width]["total"]["mean"] for width in widths]
-        axes[2].plot(widths, values, label=method, marker="o", markersize=3)
+        totals = [ends[method, width]["total"] for width in widths]
+        axes[2].errorbar(
+            widths, [100 * total["mean"] for total in totals],
+            [100 * (total["std"] or 0) for total in totals],
+            label=method, marker="o", markersize=3, capsize=2,
+        )  # fmt: skip
     axes[2].set(xlabel="width of the hidden layers", ylabel="final sparsity [%]", xscale="log")
     axes[2].set_xticks(WIDTHS, [str(width) for width in WIDTHS])
     axes[2].minorticks_off()
