@@ -325,6 +325,14 @@ def test_gem_in_pieces_of_a_memory_is_numpys(case, monkeypatch):
     assert taken == {ROWS, 3, 1}
 
 
+def test_pieces_of_halves_add_up(monkeypatch):
+    """A thousandth each of the gradient w - x = 1: added up in bfloat16 they would stay below."""
+    monkeypatch.setattr(task_gradients_module, "_piece", lambda *_: 1)
+    memory = jnp.full((1, 1000, 2), -1.0, jnp.bfloat16)
+    (made,) = task_gradients(squares, jnp.zeros(2, jnp.bfloat16), memory, 1)
+    np.testing.assert_allclose(made, [[1.0, 1.0]], atol=0.01)
+
+
 def test_images_are_taken_in_pieces_that_a_cache_holds():
     """Of each of these a convolutional network saves about 17 kB, patches and outputs, for its way
     back: of two hundred more than 1 MiB holds, and less than 1 GiB."""

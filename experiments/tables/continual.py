@@ -198,12 +198,8 @@ def _draw_s3(flags, curves) -> "Figure":
                 points = [
                     (a, v[panel]) for (s, m, a), v in curves.items() if (s, m) == (stream, method)
                 ]
-                axis.errorbar(
-                    [alpha for alpha, _ in points],
-                    [100 * value["mean"] for _, value in points],
-                    [100 * (value["std"] or 0) for _, value in points],
-                    label=method, marker="o", markersize=3, capsize=2,
-                )  # fmt: skip
+                alphas, values = [alpha for alpha, _ in points], [value for _, value in points]
+                _with_spread(axis, alphas, values, method)
             axis.set(ylabel=f"{_S3_PANELS[panel]} [%]", xscale="log")
         column[0].set(title=stream)
         column[1].set(xlabel="alpha_0")
@@ -230,16 +226,21 @@ def _draw_s4(by_task, ends) -> "Figure":
     for method in _SPARSE:
         widths = [width for m, width in ends if m == method]
         totals = [ends[method, width]["total"] for width in widths]
-        axes[2].errorbar(
-            widths, [100 * total["mean"] for total in totals],
-            [100 * (total["std"] or 0) for total in totals],
-            label=method, marker="o", markersize=3, capsize=2,
-        )  # fmt: skip
+        _with_spread(axes[2], widths, totals, method)
     axes[2].set(xlabel="width of the hidden layers", ylabel="final sparsity [%]", xscale="log")
     axes[2].set_xticks(WIDTHS, [str(width) for width in WIDTHS])
     axes[2].minorticks_off()
     axes[2].legend(frameon=False, fontsize="small")
     return figure
+
+
+def _with_spread(axis, places, shares, label):
+    """Means in percent at their places, with the standard deviation over seeds."""
+    axis.errorbar(
+        places, [100 * share["mean"] for share in shares],
+        [100 * (share["std"] or 0) for share in shares],
+        label=label, marker="o", markersize=3, capsize=2,
+    )  # fmt: skip
 
 
 def _save(figure, flags, name):

@@ -231,12 +231,13 @@ def _in_factors(split, params, memory, observed):
 def _whole(loss_fn, params, memory, observed):
     """M, a task at a time, and of a task's rows a piece at a time."""
     leaves = jax.tree.leaves(params)
-    _, kept = _shape(memory)
-    size = _piece(loss_fn, params, memory, kept)
+    tasks, kept = _shape(memory)
+    size, dtype = _piece(loss_fn, params, memory, kept), sum_dtype(jnp.result_type(*leaves))
 
     def gradient(rows):  # of the mean loss, in proportion to the memory that these rows are
         share = len(jax.tree.leaves(rows)[0]) / kept
-        return jax.grad(lambda p: share * loss_fn(p, rows)[0])(params)
+        own = jax.grad(lambda p: share * loss_fn(p, rows)[0])(params)
+        return [g.astype(dtype) for g in jax.tree.leaves(own)]
 
     def add(total, rows):
         return jax.tree.map(jnp.add, total, gradient(rows)), None
@@ -244,18 +245,17 @@ def _whole(loss_fn, params, memory, observed):
     def in_pieces(rows):
         whole = kept // size * size
         pieces = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), rows)
-        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), pieces)
+        total, _ = jax.lax.scan(add, [jnp.zeros(x.shape, dtype) for x in leaves], pieces)
         if whole < kept:
             total, _ = add(total, jax.tree.map(lambda x: x[whole:], rows))
         return total
 
     def add_task(task, made):
         rows = jax.tree.map(lambda x: x[task], memory)
-        own = jax.tree.leaves(gradient(rows) if size == kept else in_pieces(rows))
-        return [m.at[task].set(g.ravel().astype(m.dtype)) for m, g in zip(made, own, strict=True)]
+        own = gradient(rows) if size == kept else in_pieces(rows)
+        return [m.at[task].set(g.ravel()) for m, g in zip(made, own, strict=True)]
 
-    padded, dtype = _padded(_shape(memory)[0]), sum_dtype(jnp.result_type(*leaves))
-    made = [jnp.zeros((padded, x.size), dtype) for x in leaves]
+    made = [jnp.zeros((_padded(tasks), x.size), dtype) for x in leaves]
     return jax.lax.fori_loop(0, observed, add_task, made)
 
 
