@@ -16,7 +16,6 @@ from jaxsparse.data import glyphs
 from jaxsparse.data.episodes import sample_tasks
 from jaxsparse.data.glyphs import load_glyphs
 from jaxsparse.data.images import DataError, ImageSet
-from jaxsparse.user_cache import cache_dir
 
 
 @pytest.fixture(scope="module")
@@ -226,14 +225,3 @@ def test_missing_fonts_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(glyphs.matplotlib, "get_data_path", lambda: str(tmp_path))
     with pytest.raises(DataError, match=r"DejaVuSans.ttf is missing; reinstall matplotlib"):
         glyphs._charmaps.__wrapped__()
-
-
-def test_cache_folder_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/ada")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
-    monkeypatch.setenv("JAXSPARSE_CACHE", "~/images")
-    assert cache_dir() == Path("/home/ada/images")
-    monkeypatch.setenv("JAXSPARSE_CACHE", "")
-    assert cache_dir() == Path("/scratch/jaxsparse")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_dir() == Path("/home/ada/.cache/jaxsparse")
