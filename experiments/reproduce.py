@@ -33,8 +33,9 @@ class Flags:
     """3: accuracies of every method on every stream of digits; S5: sparsity; S6: settings chosen
     on held-out images; S7: Split-CIFAR-10; S7-choices: what the choices that S7 leaves open change;
     S8: online accuracies on a switching stream; S9: those of C-MAML's kin, with their rates"""
-    figure: Literal["S3", "S4"] | None = None
-    """S3: accuracy and sparsity against alpha_0; S4: sparsity by task, and against layer width"""
+    figure: Literal["3", "S3", "S4"] | None = None
+    """3: sparsity by task, and against layer width, on rotations; S3: accuracy and sparsity against
+    alpha_0; S4: sparsity by task, accuracy and sparsity against layer width, on permuted streams"""
     streams: tuple[StreamName, ...] = StreamName.__args__  # type: ignore[attr-defined]
     """streams of digits, where the table has several"""
     methods: tuple[MethodName, ...] = ()
@@ -70,22 +71,13 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.use_all_cores()
         cli.use_compilation_cache()
         # Imported here and not above: Ctrl-C during these seconds is one line, too.
-        from experiments.tables import continual, online, split_cifar
+        from experiments.tables import READS
         from experiments.tables.runner import Runner
 
         name = f"table {flags.table}" if flags.table else f"figure {flags.figure}"
-        show = {
-            "table 3": continual.accuracies,
-            "table S5": continual.sparsities,
-            "table S6": continual.settings,
-            "table S7": split_cifar.accuracies,
-            "table S7-choices": split_cifar.choices,
-            "table S8": online.accuracies,
-            "table S9": online.settings,
-            "figure S3": continual.figure_s3,
-            "figure S4": continual.figure_s4,
-        }
-        lines = show[name](flags, Runner(flags.out, flags.run, f"{PROG} {' '.join(given)}"))
+        runner = Runner(flags.out, flags.run, f"{PROG} {' '.join(given)}")
+        lines = READS[name].show(flags, runner)
+        runner.check_found()
         print("\n".join(lines))
         if flags.document:
             write_section(DOCUMENT, name, lines)

@@ -48,7 +48,7 @@ def draw_matrix(rows: Rows, result: dict[str, Any]) -> Figure:
 
 
 def draw_sparsity(rows: Rows, result: dict[str, Any]) -> Figure:
-    """Sparsity by layer over the stream, in percent: weights, biases (the paper's Fig. S4)."""
+    """Sparsity by layer over the stream, in percent: weights, biases (the paper's Figs. 3, S4)."""
     names = [name for name in rows[0]["sparsity"] if name != "total"]
     panels = {
         "weights": [name for name in names if name.endswith("kernel")],

@@ -15,19 +15,20 @@ if TYPE_CHECKING:
 
 _PUBLISHED_TIMESTEPS = 10_000
 _ACCURACIES = ("total", "omniglot", "mnist", "fashion_mnist")
-_S8_METHODS = (
+S8_METHODS = (
     *("online-adam", "fine-tuning", "maml", "anil", "bgd", "metacog", "metabgd"),
     *("cmaml", "cmaml-fixed", "sparse-cmaml", "sparse-relu-cmaml"),
 )
 # Method, and settings beside the presets. Of C-MAML the table names another first rate than OSAKA's
 # public code, which the preset has.
-_S9_ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
+S9_ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("cmaml", {}),
     ("cmaml", {"inner_lr": 0.1}),
     ("cmaml-fixed", {}),
     ("sparse-cmaml", {}),
     ("sparse-relu-cmaml", {}),
 )
+S9_METHODS = tuple(dict.fromkeys(method for method, _ in S9_ROWS))
 
 
 def accuracies(flags: "Flags", runner: Runner) -> Lines:
@@ -37,7 +38,7 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
         lines += [f"**p = {p:g}**", ""]
         lines += header("method", *_ACCURACIES, "detected", "false alarms", "sparsity")
         results = {}
-        for method in flags.methods or _S8_METHODS:
+        for method in flags.methods or S8_METHODS:
             result = _result(flags, runner, p, method)
             if result is None:
                 continue
@@ -56,7 +57,7 @@ def settings(flags: "Flags", runner: Runner) -> Lines:
     lines = [_heading(flags), ""]
     lines += header("p", "method", "accuracy", "alpha_0", "gamma_m", "the paper's rates")
     for p in flags.p:
-        for method, own in _S9_ROWS:
+        for method, own in S9_ROWS:
             if flags.methods and method not in flags.methods:
                 continue
             result = _result(flags, runner, p, method, **own)
