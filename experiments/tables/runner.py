@@ -31,12 +31,12 @@ class Runner:
           RunError: the folder holds a run of another configuration.
         """
         folder = self._folder(experiment, name, config)
+        result = folder.result() if folder else None
         if self.missing:
             place = folder or self.out / name
-            folder, result = runs.run(experiment, config, place, self.command)
-            runs.draw_missing(experiment, folder, result)
-        else:
-            result = folder.result() if folder else None
+            folder, done = runs.run(experiment, config, place, self.command)
+            runs.draw_missing(experiment, folder, done)
+            result = done
         self._found += result is not None
         return result
 
