@@ -77,9 +77,9 @@ def main(args: Sequence[str] | None = None) -> None:
         name = f"table {flags.table}" if flags.table else f"figure {flags.figure}"
         runner = Runner(flags.out, flags.run, f"{PROG} {' '.join(given)}")
         lines = READS[name].show(flags, runner)
-        runner.check_found()
         print("\n".join(lines))
         if flags.document:
+            runner.check_found()
             write_section(DOCUMENT, name, lines)
 
 

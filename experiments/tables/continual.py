@@ -206,7 +206,7 @@ def _cells(result, panels):
     return [with_std(_MEASURES[panel](result)) for panel in panels]
 
 
-_MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, float | None]]] = {
+_MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "RA": lambda result: result["retained_accuracy"],
     "sparsity": lambda result: result["sparsity"]["total"],
 }

@@ -31,15 +31,14 @@ class Runner:
           RunError: the folder holds a run of another configuration.
         """
         folder = self._folder(experiment, name, config)
+        result = folder.result() if folder else None
         if self.missing:
             result = runs.run(experiment, config, folder or self.out / name, self.command)[1]
-        else:
-            result = folder.result() if folder else None
         self._found += result is not None
         return result
 
     def check_found(self) -> None:
-        """Refuse what would be empty: a table or figure of nothing replaces none.
+        """Refuse what would be empty: nothing that is there gives way to a table of nothing.
 
         Raises:
           RunError: no result was there.
