@@ -420,7 +420,8 @@ def test_accuracies_by_hand():
     stacked = jax.tree.map(lambda *x: np.stack(x), trace, trace._replace(score=trace.score + 2))
     rows = [{"sparsity": {}}]
     result = make_result(dataclasses.replace(SMALL, seeds=2), ("a", "b", "c"), rows, stacked)
-    assert result["accuracy"] == {"mean": 2.5, "std": 1.0}  # ddof 0
+    # 1.5 and 3.5: the deviation of a sample of two, with N - 1.
+    assert result["accuracy"] == {"mean": 2.5, "std": pytest.approx(2**0.5)}
     assert result["by_dataset"]["b"] is None
     assert result["seeds"][0]["by_dataset"]["b"] is None
     json.dumps(result, allow_nan=False)
