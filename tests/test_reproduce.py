@@ -173,6 +173,12 @@ def test_every_table_and_figure_is_there():
     assert set(READS) == {f"table {name}" for name in tables} | {f"figure {n}" for n in figures}
 
 
+@pytest.mark.parametrize("name", READS)
+def test_the_document_has_a_place_for_each(name):
+    text = reproduce.DOCUMENT.read_text()
+    assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that are drawn: file name -> axes, kept open."""
