@@ -162,7 +162,7 @@ def figure_s3(flags: "Flags", runner: Runner) -> Lines:
             lines.append(row(f"{alpha:g}", *cells))
         lines.append("")
     runner.check_found()
-    _save(_draw_s3(flags, curves), flags, "figure-s3.png")
+    _save(lambda: _draw_s3(flags, curves), flags, "figure-s3.png")
     return [*lines, f"Figure: {flags.out / 'figure-s3.png'}"]
 
 
@@ -196,7 +196,7 @@ def _by_width(flags, runner, streams, panels, name):
             if (stream, method, _WIDTH) in ends:
                 by_task[stream, method] = runner.rows(experiment, f"{stream}-{method}")
     runner.check_found()
-    _save(_draw_by_width(streams, panels, by_task, ends), flags, name)
+    _save(lambda: _draw_by_width(streams, panels, by_task, ends), flags, name)
     return [*lines, f"Figure: {flags.out / name}"]
 
 
@@ -214,11 +214,11 @@ _PANELS = tuple(_MEASURES)
 
 
 def _draw_s3(flags, curves) -> "Figure":
-    from matplotlib import pyplot as plt
+    from experiments.plots import subplots
 
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         2, len(flags.streams), figsize=(4 * len(flags.streams), 5.6), sharex=True,
-        squeeze=False, layout="constrained",
+        squeeze=False,
     )  # fmt: skip
     for column, stream in zip(axes.T, flags.streams, strict=True):
         for panel, axis in zip(_PANELS, column, strict=True):
@@ -232,12 +232,12 @@ def _draw_s3(flags, curves) -> "Figure":
 
 def _draw_by_width(streams, panels, by_task, ends) -> "Figure":
     """A row for each stream: the sparsity by task of each method, then the panels by width."""
-    from matplotlib import pyplot as plt
+    from experiments.plots import subplots
 
     columns = len(_SPARSE) + len(panels)
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         len(streams), columns, figsize=(4 * columns, 0.6 + 3.1 * len(streams)),
-        squeeze=False, layout="constrained",
+        squeeze=False,
     )  # fmt: skip
     for line, stream in zip(axes, streams, strict=True):
         for axis, method in zip(line, _SPARSE, strict=False):
@@ -280,15 +280,16 @@ def _against(axis, panel, stream, results):
     axis.set(ylabel=f"{panel} [%]")
 
 
-def _save(figure, flags, name):
-    from matplotlib import pyplot as plt
-
+def _save(draw, flags, name):
+    """Draw into the folder of the runs."""
+    from experiments.plots import own_style, rendered, write
     from jaxsparse.training import writing
 
-    with writing(flags.out / name):
+    with own_style():
+        picture = rendered(draw())
+    with writing(flags.out):
         flags.out.mkdir(parents=True, exist_ok=True)
-        figure.savefig(flags.out / name, dpi=150)
-    plt.close(figure)
+    write(picture, flags.out / name)
 
 
 def _comparisons(stream, results):

@@ -33,7 +33,9 @@ class Runner:
         folder = self._folder(experiment, name, config)
         result = folder.result() if folder else None
         if self.missing:
-            result = runs.run(experiment, config, folder or self.out / name, self.command)[1]
+            place = folder or self.out / name
+            folder, result = runs.run(experiment, config, place, self.command)
+            runs.draw_missing(experiment, folder, result)
         self._found += result is not None
         return result
 

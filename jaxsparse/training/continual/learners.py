@@ -78,6 +78,28 @@ def default_rates(config: ContinualConfig) -> Rates:
     return Rates(config.inner_lr, config.mask_lr, config.theta_lr)
 
 
+def used_rates(config: ContinualConfig) -> tuple[str, ...]:
+    """The rates that a configuration's numbers depend on, fields of `Rates`.
+
+    Args:
+      config: the run's configuration.
+
+    Returns:
+      Their names, in the order of `Rates`.
+
+    Example:
+      >>> used_rates(ContinualConfig(method="cmaml-sync"))
+      ('inner_lr', 'theta_lr')
+    """
+    if config.method not in META_METHODS:
+        return ("theta_lr",)
+    # Learned rates only start at inner_lr, and not even that where mask_init says otherwise.
+    starts = config.method in ("lamaml", "sync-lamaml") and config.mask_init != "auto"
+    used = () if starts else ("inner_lr",)
+    used += () if config.method == "cmaml-sync" else ("mask_lr",)
+    return used + (("theta_lr",) if config.method in ("sync-lamaml", "cmaml-sync") else ())
+
+
 def make_model(config: ContinualConfig, data: Any) -> nn.Model:
     """The network that `config` names, on pixels 0 to 255.
 
