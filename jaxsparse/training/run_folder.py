@@ -161,7 +161,7 @@ class RunFolder:
                 replace_text(self.path / _CONFIG, _json(config))
 
     def _sweep(self) -> None:
-        """Remove what writers of small files left that were killed; only who has the lock writes."""
+        """Remove what writers of small files left that were killed; the lock is held."""
         with suppress(OSError):
             for entry in list(self.path.iterdir()):
                 if is_partial(entry.name, ".json") or is_partial(entry.name, ".jsonl"):
