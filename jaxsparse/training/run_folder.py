@@ -28,6 +28,7 @@ from jaxsparse.training.locks import HOLDER, LOCK, locked
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
 
+_UNITS = ("epoch", "task", "interval")
 _CONFIG, _ROWS, _RESULT = "config.json", "metrics.jsonl", "result.json"
 
 
@@ -254,13 +255,17 @@ class RunFolder:
         *lines, torn = text.split(b"\n")
         for number, line in enumerate(lines):
             row = _parsed_row(line)
-            if row is None or row.get(self.unit) != number:
+            if row is None or self._number(row) != number:
                 what = f"line {number + 1} is not the row of {self.unit} {number}"
                 return rows, f"{path} cannot be read: {what}"
             rows.append(row)
         # A process that was killed may have left half a row.
         row = _parsed_row(torn)
-        return rows if row is None or row.get(self.unit) != len(rows) else [*rows, row], ""
+        return rows if row is None or self._number(row) != len(rows) else [*rows, row], ""
+
+    def _number(self, row: dict[str, Any]) -> Any:
+        """That of a row, by whatever it counts: figures are drawn of runs of every kind."""
+        return next((row[name] for name in (self.unit, *_UNITS) if name in row), None)
 
     def _finite(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """`value` with null for what JSON has no number for; told once for each file."""
