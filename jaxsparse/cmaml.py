@@ -18,7 +18,7 @@ from jaxsparse.checks import (
 )
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
-from jaxsparse.maml import float32_by_default
+from jaxsparse.precision import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
 from jaxsparse.updates import apply_gate, cast, update
 

@@ -22,6 +22,7 @@ from jaxsparse.clipping import clip_by_norm
 from jaxsparse.gates import Gate
 from jaxsparse.inner import descend
 from jaxsparse.meta_gradients import Glance, MetaIterates, meta_gradient
+from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate, cast, update
 
 Tree = Any
@@ -104,6 +105,7 @@ def init_lamaml_state(
         "second_order",
     ),
 )
+@float32_by_default
 def lamaml_step(
     state: LaMAMLState,
     batch: Any,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxsparse.data import TaskStream, streams
 from jaxsparse.gates import sparsity
-from jaxsparse.maml import float32_by_default
+from jaxsparse.precision import float32_by_default
 from jaxsparse.training.continual.config import ContinualConfig
 from jaxsparse.training.continual.learners import Arrival, Rates, default_rates, make_learner
 from jaxsparse.training.errors import ConfigError

@@ -18,7 +18,8 @@ from jaxsparse import losses, nn
 from jaxsparse.data.switching import SwitchingData
 from jaxsparse.draws import choose
 from jaxsparse.gates import Gate
-from jaxsparse.maml import MetaState, evaluate, float32_by_default, init_state, sparse_maml_step
+from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
+from jaxsparse.precision import float32_by_default
 from jaxsparse.training.errors import ConfigError
 from jaxsparse.training.host import Hooks, Host, Progress
 from jaxsparse.training.online.config import OnlineConfig
