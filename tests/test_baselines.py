@@ -345,6 +345,7 @@ def test_images_are_taken_in_pieces_that_a_cache_holds():
             sizes.add(len(rows[1]))
             return cross_entropy(model)(params, rows)
 
+        loss_fn.rowwise = True
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(task_gradients_module, "CACHE_BYTES", cache_bytes)
             params = model.init(jax.random.key(0))

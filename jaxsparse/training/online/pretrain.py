@@ -31,9 +31,11 @@ Tree = Any
 Metrics = dict[str, jax.Array]
 
 QUERY_SHOTS = 15
-_VERSION = 1  # raise it whenever the same settings would give other weights
-# Streams of randomness that follow from the key.
+_VERSION = 2  # raise it whenever the same settings would give other weights
+# Streams of randomness that follow from the key, which itself is a stream of its seed's beside those
+# of a run of the same seed.
 _INIT, _TRAIN, _VALIDATE = range(3)
+_PRETRAIN = 3
 
 
 class PretrainState(NamedTuple):
@@ -129,8 +131,8 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
         )
 
     def init(key):
-        params = model.init(jax.random.fold_in(key, _INIT))
-        meta = init_state(params, gate, adam, unmoved, key)
+        model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
+        meta = init_state(model.init(model_key), gate, adam, unmoved, state_key)
         totals = {name: jnp.float32(0) for name in ("loss", "accuracy", "val_accuracy")}
         return PretrainState(
             meta,
@@ -282,7 +284,8 @@ class _Pretraining(Host):
 
     def __init__(self, config, data, folder, hooks):
         super().__init__(folder, hooks)
-        self.config, self.key = config, jax.random.key(config.pretrain_seed)
+        self.config = config
+        self.key = jax.random.fold_in(jax.random.key(config.pretrain_seed), _PRETRAIN)
         self.data = jax.device_put(data)
         program = make_pretraining(config, data)
         self.train = jax.jit(program.train, donate_argnums=0)

@@ -15,7 +15,8 @@ from jaxsparse.training.online.pretrain import make_pretraining
 
 Tree = Any
 
-# Streams of randomness that follow from a run's key. A method may draw from the last two only.
+# Streams of randomness that follow from a run's key; pretraining has the next number. A method may
+# draw from the last two only.
 _STREAM, _INIT, _LEARN = range(3)
 
 
