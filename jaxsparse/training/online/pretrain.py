@@ -206,6 +206,18 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
     return PretrainProgram(*(float32_by_default(function) for function in functions))
 
 
+def pretraining_key(config: OnlineConfig) -> jax.Array:
+    """Where all randomness of the pretraining comes from, none of it shared with a stream's.
+
+    Args:
+      config: the run's configuration.
+
+    Example:
+      >>> state = make_pretraining(config, data).init(pretraining_key(config))
+    """
+    return jax.random.fold_in(jax.random.key(config.pretrain_seed), _PRETRAIN)
+
+
 def pretraining_classes(
     config: OnlineConfig, data: SwitchingData
 ) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -284,8 +296,7 @@ class _Pretraining(Host):
 
     def __init__(self, config, data, folder, hooks):
         super().__init__(folder, hooks)
-        self.config = config
-        self.key = jax.random.fold_in(jax.random.key(config.pretrain_seed), _PRETRAIN)
+        self.config, self.key = config, pretraining_key(config)
         self.data = jax.device_put(data)
         program = make_pretraining(config, data)
         self.train = jax.jit(program.train, donate_argnums=0)
