@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ from jaxsparse.checks import (
 )
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
-from jaxsparse.maml import float32_by_default
+from jaxsparse.precision import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
 from jaxsparse.updates import apply_gate, cast, update
 
 Tree = Any
+Pairs = Literal["all", "one"]
 # What a loss function's metrics may not be called, beside the names that are taken everywhere.
 _TAKEN = {"adapted_loss", "detected", "updated", "restarted", "outer_loss", "modulation"}
 
@@ -129,6 +130,7 @@ def init_cmaml_state(
         "mask_optimizer",
         "detection_threshold",
         "modulation",
+        "pairs",
         "mask_theta",
         "restart_now",
     ),
@@ -146,6 +148,7 @@ def cmaml_step(
     mask_optimizer: optax.GradientTransformation | None,
     detection_threshold: float | None,
     modulation: float | None = None,
+    pairs: Pairs = "all",
     mask_theta: bool = False,
     restart_now: bool = False,
 ) -> tuple[CMAMLState, dict[str, jax.Array]]:
@@ -167,6 +170,11 @@ def cmaml_step(
     order (``dJ/dgate = -mean_i grad L(phi_i; R_{h+i}) * sum_k grad L(phi_{i,k}; R_i)``), both taken
     before either moves. One pair after the other: memory does not grow with the buffer.
 
+    Algorithm 2 as the paper prints it has one pair drawn at random (`pairs="one"`), phi restarted
+    at once (`restart_now=True`), one inner step, and `optax.sgd(eta)`: theta then moves along
+    ``-g(J) grad J`` with ``g(J) = eta omega``. It prints no update of m; Eq. 10 gives it, here with
+    the same omega.
+
     The gate tells the methods apart:
 
     | method | gate | mask_optimizer |
@@ -183,7 +191,7 @@ def cmaml_step(
     Args:
       state: a `CMAMLState`; its arrays are not donated.
       batch: B_t, what `loss_fn` takes, with the shapes and dtypes that the state was made for.
-      key: a PRNG key for a stochastic gate, which is applied once a timestep.
+      key: a PRNG key for a stochastic gate, which is applied once a timestep, and for one pair.
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
       gate: turns the mask parameters into step sizes of the leaves in `state.fast_params`.
       inner_steps: K.
@@ -192,6 +200,8 @@ def cmaml_step(
       detection_threshold: gamma, the fall of the loss from which on a batch is of a new task; None
         never detects.
       modulation: lambda, the strength of the update's modulation; None: ``omega = 1``.
+      pairs: "all" takes all pairs; "one" a single one of two different stored batches, drawn at
+        random in random order (of a single one, that twice).
       mask_theta: multiply theta's gradient by the step sizes (the old m's) before its optimiser;
         leaves that the inner loop does not adapt keep theirs.
       restart_now: restart phi from the new theta, and with the new m, on the batch that was
@@ -223,6 +233,7 @@ def cmaml_step(
     order of the steps from its public code.
     """
     _check_arguments(state, batch, inner_steps, detection_threshold, modulation)
+    key, pair_key = _keys(key, pairs)
     batch = jax.tree.map(jnp.asarray, batch)
     loss_fn = _checked_loss(loss_fn)
     step_sizes, gate_vjp = jax.vjp(lambda m: apply_gate(gate, m, key), state.mask)
@@ -245,8 +256,10 @@ def cmaml_step(
     updated = (detected & (state.stored > 0)) | (state.stored >= capacity)
 
     # No pair without an update: a loop of no rounds, also under vmap, where `cond` runs both sides.
-    pairs = jnp.where(updated, jnp.maximum(state.stored // 2, 1), 0)
-    outer_loss, *gradients = _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps)
+    count = jnp.maximum(state.stored // 2, 1) if pairs == "all" else 1
+    outer_loss, *gradients = _outer_gradient(
+        loss_fn, state, step_sizes, jnp.where(updated, count, 0), pair_key, inner_steps
+    )
     omega = 1.0 if modulation is None else -jnp.expm1(-modulation * outer_loss)
     omega = jnp.where(updated, omega, 0.0)
     params, mask, theta_opt, mask_opt = jax.lax.cond(
@@ -298,8 +311,9 @@ def _prediction(loss_fn, state, batch, inner):
     return jax.lax.cond(state.restart, predict, lambda: first)
 
 
-def _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps):
+def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
     """J, dJ/d theta and dJ/d step sizes: means over the first `pairs` pairs, 0 for none."""
+    places = functools.partial(_pair_places if pair_key is None else _drawn_places, pair_key)
 
     def query_loss(params, sizes, support, query):
         start = part_like(state.fast_params, params)
@@ -311,7 +325,7 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps):
     def add_pair(i, sums):
         support, query = (
             jax.tree.map(lambda x, at=at: x[at], state.buffer)
-            for at in _pair_places(i, state.stored)
+            for at in places(i, state.stored)
         )
         loss, gradients = loss_and_grad(state.params, step_sizes, support, query)
         return jax.tree.map(lambda s, x: s + x.astype(s.dtype), sums, (loss, *gradients))
@@ -325,9 +339,28 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps):
     return jax.tree.map(lambda x: x / count.astype(x.dtype), sums)
 
 
-def _pair_places(pair, stored):
+def _pair_places(_, pair, stored):
     """Where a pair's support and query batch lie; a single stored batch is both."""
     return pair, jnp.minimum((stored + 1) // 2 + pair, stored - 1)
+
+
+def _drawn_places(key, _, stored):
+    """Where two stored batches lie, any of them; a single one is both."""
+    first_key, second_key = jax.random.split(key)
+    first = jax.random.randint(first_key, (), 0, stored)
+    ahead = jax.random.randint(second_key, (), 1, jnp.maximum(stored, 2))
+    return first, (first + ahead) % jnp.maximum(stored, 1)
+
+
+def _keys(key, pairs):
+    """The gate's key and that of the pair; None where no pair is drawn."""
+    if pairs not in ("all", "one"):
+        raise ValueError(f"pairs must be 'all' or 'one', got {pairs!r}")
+    if pairs == "all":
+        return key, None
+    if key is None:
+        raise ValueError("key is None, but pairs='one' draws stored batches: want a PRNG key")
+    return jax.random.split(key)
 
 
 def _outer_update(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxsparse.checks import check_floating, leaves_by_name, path_name
 from jaxsparse.draws import draw_each, uniform
+from jaxsparse.precision import float32_by_default
 from jaxsparse.straight_through import binary_mask, relu_mask
 
 Tree = Any
@@ -276,6 +277,7 @@ def generated(
             jnp.zeros(embedding), jnp.ones(embedding), jax.tree.unflatten(tree, maps)
         )
 
+    @float32_by_default
     def apply(m, key):
         if key is None:
             raise ValueError("key is None, but the generated gate draws a code z: want a PRNG key")

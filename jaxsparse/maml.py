@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxsparse.checks import check_leading_axis, check_steps, own_copy, scalar_loss
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt
+from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import update
 
 Tree = Any
@@ -79,32 +80,6 @@ def init_state(
         jnp.zeros((), jnp.int32),
         key,
     )
-
-
-def float32_by_default(function: Callable) -> Callable:
-    """`function`, traced with float32 matrix products unless the caller has set a precision.
-
-    JAX's own default lets GPUs round the factors to TensorFloat-32. Used inside `jax.jit`, whose
-    cache tells apart what the caller has set; derivatives are traced within, custom ones too.
-
-    Args:
-      function: any function of JAX arrays.
-
-    Returns:
-      The function, which heeds `jax.default_matmul_precision` when that is set.
-
-    Example:
-      >>> product = jax.jit(float32_by_default(jnp.dot))
-    """
-
-    @functools.wraps(function)
-    def traced(*args, **kwargs):
-        if jax.config.jax_default_matmul_precision is not None:  # type: ignore[attr-defined]
-            return function(*args, **kwargs)
-        with jax.default_matmul_precision("float32"):
-            return function(*args, **kwargs)
-
-    return traced
 
 
 @functools.partial(

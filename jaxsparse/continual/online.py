@@ -22,7 +22,7 @@ from jaxsparse.checks import (
 )
 from jaxsparse.continual.bgd import Gaussian, expected_gradient
 from jaxsparse.continual.er import with_metrics
-from jaxsparse.maml import float32_by_default
+from jaxsparse.precision import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
 
 Tree = Any
@@ -249,4 +249,5 @@ def self_masked_loss(loss_fn: Callable, masked: Callable[[str], bool]) -> Callab
         )
         return loss_fn(soft, batch)
 
+    loss.rowwise = getattr(loss_fn, "rowwise", None)  # type: ignore[attr-defined]
     return loss

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxsparse.data import TaskStream, streams
 from jaxsparse.gates import sparsity
-from jaxsparse.maml import float32_by_default
+from jaxsparse.precision import float32_by_default
 from jaxsparse.training.continual.config import ContinualConfig
 from jaxsparse.training.continual.learners import Arrival, Rates, default_rates, make_learner
 from jaxsparse.training.errors import ConfigError
@@ -117,7 +117,9 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
         tasks, indices = schedule.tasks[task], schedule.indices[task]
         if config.epochs > 1:
             passed = position // per_epoch
-            order_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), task * 1000 + passed)
+            # No two passes share a number.
+            number = task * max(1000, config.epochs) + passed
+            order_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), number)
             order = jax.random.permutation(order_key, len(indices))
             tasks, indices = tasks[order], indices[order]
         start = (position % per_epoch) * size
