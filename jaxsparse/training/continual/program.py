@@ -82,6 +82,7 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
     Example:
       >>> program = make_program(ContinualConfig(), stream)
     """
+    streams.check_stream(stream)
     learner = make_learner(config, stream.train)
     per_epoch = _batches_per_epoch(config, stream)
     per_task, size = per_epoch * config.epochs, config.batch_size
