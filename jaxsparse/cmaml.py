@@ -20,7 +20,7 @@ from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.precision import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
-from jaxsparse.updates import apply_gate, cast, update
+from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
 Tree = Any
 Pairs = Literal["all", "one"]
@@ -105,14 +105,15 @@ def init_cmaml_state(
         raise ValueError("capacity must be 1 or more, got 0")
     params, fast_params = (own_copy("params", params) for _ in range(2))
     fast_params = inner_part(fast_params, inner_params)
+    check_gate(gate)
     mask = gate.init(key, fast_params)
     specs = jax.eval_shape(lambda b: jax.tree.map(jnp.asarray, b), batch)
     return CMAMLState(
         params,
         fast_params,
         mask,
-        theta_optimizer.init(params),
-        () if mask_optimizer is None else mask_optimizer.init(mask),
+        init_optimizer("theta_optimizer", theta_optimizer, params),
+        () if mask_optimizer is None else init_optimizer("mask_optimizer", mask_optimizer, mask),
         jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), specs),
         jnp.zeros((), jnp.int32),
         jnp.ones((), bool),
@@ -239,7 +240,7 @@ def cmaml_step(
     step_sizes, gate_vjp = jax.vjp(lambda m: apply_gate(gate, m, key), state.mask)
     check_floating("step_sizes", step_sizes)
     check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
-    gate_sparsity = sparsity(step_sizes)["total"]
+    gate_sparsity = sparsity(step_sizes, state.fast_params)["total"]
 
     start = jax.tree.map(
         lambda fast, slow: jnp.where(state.restart, slow, fast),
@@ -266,7 +267,8 @@ def cmaml_step(
         updated,
         lambda: _outer_update(
             jax.tree.map(lambda x: omega.astype(x.dtype) * x, gradients),
-            *(state, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta),
+            *(state, step_sizes, gate_vjp, theta_optimizer),
+            *(mask_optimizer if gate.trained else None, mask_theta),
         ),
         lambda: (state.params, state.mask, state.theta_opt, state.mask_opt),
     )
@@ -373,11 +375,14 @@ def _outer_update(
         part = jax.tree.map(lambda d, a: d * a.astype(d.dtype), part, step_sizes)
         d_params = merge_params(part, d_params)
     d_params = cast(d_params, state.params)
-    params, theta_opt = update(theta_optimizer, d_params, state.theta_opt, state.params)
+    params, theta_opt = update(
+        "theta_optimizer", theta_optimizer, d_params, state.theta_opt, state.params
+    )
     mask, mask_opt = state.mask, state.mask_opt
     if mask_optimizer is not None:
         (d_mask,) = gate_vjp(cast(d_sizes, step_sizes))
-        mask, mask_opt = update(mask_optimizer, cast(d_mask, mask), mask_opt, mask)
+        d_mask = cast(d_mask, mask)
+        mask, mask_opt = update("mask_optimizer", mask_optimizer, d_mask, mask_opt, mask)
     return params, mask, theta_opt, mask_opt
 
 

@@ -24,7 +24,7 @@ from jaxsparse.inner import descend
 from jaxsparse.losses import check_weighable
 from jaxsparse.meta_gradients import Glance, GradientSum, MetaIterates, meta_gradient
 from jaxsparse.precision import float32_by_default
-from jaxsparse.updates import apply_gate, cast, update
+from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
 Tree = Any
 
@@ -84,9 +84,15 @@ def init_lamaml_state(
     Source: von Oswald, Zhao et al. 2021, Algorithm 1.
     """
     params = own_copy("params", params)
+    check_gate(gate)
     mask = gate.init(key, params)
-    mask_opt = () if mask_optimizer is None else mask_optimizer.init(mask)
-    theta_opt = () if theta_optimizer is None else theta_optimizer.init(params)
+    mask_opt, theta_opt = (
+        () if optimizer is None else init_optimizer(name, optimizer, moved)
+        for name, optimizer, moved in (
+            ("mask_optimizer", mask_optimizer, mask),
+            ("theta_optimizer", theta_optimizer, params),
+        )
+    )
     return LaMAMLState(params, mask, mask_opt, theta_opt, jnp.zeros((), jnp.int32))
 
 
@@ -245,16 +251,19 @@ def lamaml_step(
     d_params, d_sizes, metrics = meta_gradient(glance, second_order)
     own = {"order": order}
     mask, mask_opt = state.mask, state.mask_opt
-    if mask_optimizer is not None:
+    if mask_optimizer is not None and (inner_gate or gate).trained:
         (d_mask,) = gate_vjp(d_sizes)
         d_mask, own["mask_norm"] = clip_by_norm(d_mask, clip_norm)
-        mask, mask_opt = update(mask_optimizer, cast(d_mask, mask), mask_opt, mask)
+        d_mask = cast(d_mask, mask)
+        mask, mask_opt = update("mask_optimizer", mask_optimizer, d_mask, mask_opt, mask)
     d_params, own["theta_norm"] = clip_by_norm(d_params, clip_norm)
     if theta_optimizer is None:
         params, theta_opt = descend(state.params, apply_gate(gate, mask, gate_key), d_params), ()
     else:
         d_params = cast(d_params, state.params)
-        params, theta_opt = update(theta_optimizer, d_params, state.theta_opt, state.params)
+        params, theta_opt = update(
+            "theta_optimizer", theta_optimizer, d_params, state.theta_opt, state.params
+        )
     for name in own.keys() & metrics.keys():
         raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
     return LaMAMLState(params, mask, mask_opt, theta_opt, state.step + 1), metrics | own

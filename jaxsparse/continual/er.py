@@ -19,6 +19,7 @@ from jaxsparse.checks import (
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.losses import check_weighable, weighted_loss
 from jaxsparse.precision import float32_by_default
+from jaxsparse.updates import init_optimizer, update
 
 Tree = Any
 
@@ -63,7 +64,7 @@ def init_online_state(
     Source: plain online learning; see `er_step`.
     """
     params = own_copy("params", params)
-    opt_state = () if optimizer is None else optimizer.init(params)
+    opt_state = () if optimizer is None else init_optimizer("optimizer", optimizer, params)
     return OnlineState(params, opt_state, jnp.zeros((), jnp.int32))
 
 
@@ -143,8 +144,8 @@ def apply_gradient(
     state: OnlineState, gradient: Tree, optimizer: optax.GradientTransformation
 ) -> OnlineState:
     """The state after the optimiser's step along `gradient`."""
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    return OnlineState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+    params, opt_state = update("optimizer", optimizer, gradient, state.opt_state, state.params)
+    return OnlineState(params, opt_state, state.step + 1)
 
 
 def with_metrics(own: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
