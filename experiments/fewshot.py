@@ -66,6 +66,7 @@ def load_data(config: "FewShotConfig") -> dict[str, Any]:
             config.dataset, split, data_dir=config.data_dir, image_size=config.image_size
         )
         data.check_episode(splits[split], config.ways, config.shots, config.query_shots)
+        data.check_not_blank(splits[split])
     _check_size(config, splits["train"].image_shape)
     return splits
 

@@ -170,10 +170,14 @@ def draw_sparsity(rows: Rows, _: Any = None) -> "Figure":
 
 def band(axis: Any, steps: Any, values: Any, label: str) -> None:
     """A line through the means over seeds, with one standard deviation around it."""
+    from jaxsparse.training.statistics import mean_and_std
+
     by_seed = np.array([np.atleast_1d(value) for value in values], float)
-    mean, std = by_seed.mean(1), by_seed.std(1)
+    spreads = [mean_and_std(of_step) for of_step in by_seed]
+    mean = np.array([spread["mean"] for spread in spreads])
     (line,) = axis.plot(steps, mean, label=label, marker="o", markersize=2.5)
     if by_seed.shape[1] > 1:
+        std = np.array([spread["std"] for spread in spreads])
         axis.fill_between(steps, mean - std, mean + std, color=line.get_color(), alpha=0.2)
 
 

@@ -13,6 +13,7 @@ from experiments import cli
 from jaxsparse import training
 from jaxsparse.training.continual import ContinualConfig
 from jaxsparse.training.online import OnlineConfig
+from jaxsparse.training.online.result import over_seeds
 
 
 class _Console(Console):
@@ -249,6 +250,8 @@ class OnlineReport(ConsoleReport):
 
     def result(self, result: dict[str, Any]) -> None:
         """Print every seed's online accuracies and detections, their means, and the sparsity."""
+        # Older runs have stored another standard deviation.
+        result = {**result, **over_seeds(result["seeds"])}
         table = Table(title=f"{self.config.method} at p = {self.config.p:g}, accuracies in %")
         names = list(result["by_dataset"])
         for name in ("seed", "total", *names, "detected", "false", "delay"):

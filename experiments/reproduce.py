@@ -81,9 +81,9 @@ def main(args: Sequence[str] | None = None) -> None:
             section(DOCUMENT, name)  # refuses here what could not be written at the end
         runner = Runner(flags.out, flags.run, cli.command_line(PROG, given))
         lines = READS[name].show(flags, runner)
-        runner.check_found()
         cli.say("\n".join(lines))
         if flags.document:
+            runner.check_found()
             write_section(DOCUMENT, name, lines)
 
 

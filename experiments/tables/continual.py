@@ -206,7 +206,7 @@ def _cells(result, panels):
     return [with_std(_MEASURES[panel](result)) for panel in panels]
 
 
-_MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, float | None]]] = {
+_MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "RA": lambda result: result["retained_accuracy"],
     "sparsity": lambda result: result["sparsity"]["total"],
 }
@@ -339,9 +339,10 @@ _MARKS = {"inner_lr": "alpha"}
 
 
 def cell_config(flags: "Flags", stream: str, method: str, **settings: Any) -> "ContinualConfig":
-    """The published settings of a method on a stream, with the flags' seeds."""
+    """The published settings of a method on a stream, with the flags' seeds unless given."""
     from experiments.continual_presets import preset_config
 
     config = preset_config(stream, method, memories=settings.get("memories", 0))
-    settings = {"seeds": flags.seeds, **settings}
+    if "seeds" not in settings:
+        settings["seeds"] = flags.seeds
     return dataclasses.replace(config, data_dir=flags.data_dir, **settings)

@@ -41,7 +41,7 @@ class Runner:
         return result
 
     def check_found(self) -> None:
-        """Refuse what would be empty: a table or figure of nothing replaces none.
+        """Refuse what would be empty: nothing that is there gives way to a table of nothing.
 
         Raises:
           RunError: no result was there.

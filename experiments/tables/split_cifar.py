@@ -10,7 +10,7 @@ from experiments.report import with_std
 from experiments.tables.continual import cell_config
 from experiments.tables.markdown import Lines, comparison, header, row
 from experiments.tables.runner import Runner
-from jaxsparse.training.continual.result import mean_and_std
+from jaxsparse.training.statistics import mean_and_std
 
 if TYPE_CHECKING:
     from experiments.reproduce import Flags

@@ -1,6 +1,7 @@
 """Small files that are whole: written beside their place, then put there in one move."""
 
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     place = Path(os.path.realpath(path))
     mode = _mode(place)
-    partial = place.with_name(f".{uuid.uuid4().hex[:12]}.partial{place.suffix[:32]}")
+    partial = place.with_name(partial_name(place.suffix[:32]))
     try:
         yield partial
         if mode is not None:
@@ -44,6 +45,16 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     with suppress(OSError):  # some file systems cannot; the file itself is whole either way
         _to_disk(place.parent)
+
+
+def partial_name(ending: str) -> str:
+    """A new name for a file that is still being written."""
+    return f".{uuid.uuid4().hex[:12]}.partial{ending}"
+
+
+def is_partial(name: str, ending: str = "") -> bool:
+    """Whether a file of this name, and with this ending, was left by a `replacing` cut off."""
+    return re.fullmatch(rf"\.[0-9a-f]{{12}}\.partial{re.escape(ending)}", name) is not None
 
 
 def replace_text(path: Path, text: str) -> None:

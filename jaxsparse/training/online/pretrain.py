@@ -5,6 +5,7 @@ The result is kept in the package's cache folder, so that runs of the same setti
 
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ from jaxsparse import losses, nn
 from jaxsparse.data.switching import SwitchingData
 from jaxsparse.draws import choose
 from jaxsparse.gates import Gate
-from jaxsparse.maml import MetaState, evaluate, float32_by_default, init_state, sparse_maml_step
-from jaxsparse.training.errors import ConfigError
+from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
+from jaxsparse.precision import float32_by_default
+from jaxsparse.training.errors import ConfigError, Stopped
 from jaxsparse.training.host import Hooks, Host, Progress
 from jaxsparse.training.online.config import OnlineConfig
 from jaxsparse.training.online.learners import Pretrained, inner_rates
@@ -30,9 +32,12 @@ Tree = Any
 Metrics = dict[str, jax.Array]
 
 QUERY_SHOTS = 15
-_VERSION = 1  # raise it whenever the same settings would give other weights
-# Streams of randomness that follow from the key.
+_WAIT_SECONDS = 0.2  # between two looks at whether another run's pretraining is over
+_VERSION = 2  # raise it whenever the same settings would give other weights
+# Streams of randomness that follow from the key, which itself is a stream of its seed's beside those
+# of a run of the same seed.
 _INIT, _TRAIN, _VALIDATE = range(3)
+_PRETRAIN = 3
 
 
 class PretrainState(NamedTuple):
@@ -62,7 +67,8 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
 
     MAML (ANIL's inner loop for anil) with Adam, until the accuracy on held-out classes has not
     risen for `pretrain_patience` epochs; the weights of the best epoch are kept. What was stopped
-    goes on where it was.
+    goes on where it was. Where another run is at it, this one waits, and takes over from it if it
+    ends before its time.
 
     Args:
       config: the run's configuration.
@@ -83,10 +89,9 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
     """
     record = _record(config, data)
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_dir() / "pretrained" / digest
-    there = (path / "config.json").exists()
-    folder = RunFolder.open(path) if there else RunFolder.create(path, record)
-    with folder.lock():
+    folder = RunFolder(cache_dir() / "pretrained" / digest)
+    with folder.lock(wait=_waiting(hooks)):
+        folder.begin(record)
         pretraining = _Pretraining(config, data, folder, hooks)
         folder.write_result(pretraining.run())
     return pretraining.state.best
@@ -128,8 +133,8 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
         )
 
     def init(key):
-        params = model.init(jax.random.fold_in(key, _INIT))
-        meta = init_state(params, gate, adam, unmoved, key)
+        model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
+        meta = init_state(model.init(model_key), gate, adam, unmoved, state_key)
         totals = {name: jnp.float32(0) for name in ("loss", "accuracy", "val_accuracy")}
         return PretrainState(
             meta,
@@ -203,6 +208,18 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
     return PretrainProgram(*(float32_by_default(function) for function in functions))
 
 
+def pretraining_key(config: OnlineConfig) -> jax.Array:
+    """Where all randomness of the pretraining comes from, none of it shared with a stream's.
+
+    Args:
+      config: the run's configuration.
+
+    Example:
+      >>> state = make_pretraining(config, data).init(pretraining_key(config))
+    """
+    return jax.random.fold_in(jax.random.key(config.pretrain_seed), _PRETRAIN)
+
+
 def pretraining_classes(
     config: OnlineConfig, data: SwitchingData
 ) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -274,6 +291,21 @@ def sample_episodes(
     return rows(support_key, 0, half, shots), rows(query_key, half, counts, QUERY_SHOTS)
 
 
+def _waiting(hooks: Hooks) -> Callable[[], None]:
+    """What to do while another run meta-learns the same: say so once, and stop if asked to."""
+    told: list[str] = []
+
+    def wait():
+        if not told:
+            told.append("another run is pretraining what this one starts from; waiting for it")
+            hooks.warn(told[0])
+        if hooks.should_stop():
+            raise Stopped("stopped while waiting for another run's pretraining")
+        time.sleep(_WAIT_SECONDS)
+
+    return wait
+
+
 class _Pretraining(Host):
     """The pretraining on the host, in a folder of its own."""
 
@@ -281,7 +313,7 @@ class _Pretraining(Host):
 
     def __init__(self, config, data, folder, hooks):
         super().__init__(folder, hooks)
-        self.config, self.key = config, jax.random.key(config.pretrain_seed)
+        self.config, self.key = config, pretraining_key(config)
         self.data = jax.device_put(data)
         program = make_pretraining(config, data)
         self.train = jax.jit(program.train, donate_argnums=0)
