@@ -212,9 +212,10 @@ def test_the_bound_of_a_run_is_no_less_than_what_it_keeps(config, monkeypatch):
 # ---- wrong words, generated
 
 _WORDS = (
-    *("1e3", "٣", "True", "0x10", "1_0", " 5", "5 ", "five", "", "--", "-", "3.5.", "9" * 400),
+    *("٣", "True", "0x10", "1_0", " 5", "5 ", "five", "", "--", "-", "3.5.", "9" * 400),
     *("\udcff", "None;", "½", "1,5", "+-1", "\u2028", "x\ny"),
 )
+_NOT_WHOLE = ("1e3", "3.0", "1.5", "nan", "inf")
 _NOT_POSITIVE = ("0", "-1", "-2147483648", "2147483648", "1" + 400 * "0")
 _NOT_RATES = ("-0.5", "nan", "-inf", "inf", "1e400")
 _CHOICES = ("stream", "method", "data", "dataset", "network", "table", "figure", "streams", "init")
@@ -242,6 +243,7 @@ def wrong_line(rng: np.random.Generator) -> list[str]:
 
     kinds = {
         "word": lambda: flag(rng.choice(numbers), rng.choice(_WORDS)),
+        "not whole": lambda: flag(rng.choice(whole), rng.choice(_NOT_WHOLE)),
         "not positive": lambda: flag(rng.choice(whole), rng.choice(_NOT_POSITIVE)),
         "not a rate": lambda: flag(rng.choice(rates or ["p"]), rng.choice(_NOT_RATES)),
         "not a choice": lambda: flag(rng.choice(choices), f"{letters()}?"),
