@@ -183,7 +183,7 @@ def test_the_document_has_a_place_for_each(name):
 def drawn(monkeypatch):
     """The figures that are drawn: file name -> axes, kept open."""
     figures = {}
-    monkeypatch.setattr(tables, "_save", lambda figure, _, name: figures.update({name: figure}))
+    monkeypatch.setattr(tables, "_save", lambda draw, _, name: figures.update({name: draw()}))
     return figures
 
 
