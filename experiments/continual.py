@@ -148,8 +148,13 @@ def load_stream(config: "ContinualConfig") -> "TaskStream":
     """The stream that a configuration names, with the images it is measured on; checked."""
     from jaxsparse import data
     from jaxsparse.data import streams
-    from jaxsparse.training.continual import make_program
+    from jaxsparse.training import memory
 
+    # What grows fastest with the tasks, before they are made.
+    matrices = 4 * config.seeds * (config.tasks + 1) * config.tasks
+    memory.check_fits(
+        matrices, lambda: matrices, f"accuracies of tasks {config.tasks} for seeds {config.seeds}"
+    )
     train = data.load_labelled(config.data, "train", config.data_dir)
     if config.validation:
         train, test = streams.hold_out(train)
@@ -161,8 +166,36 @@ def load_stream(config: "ContinualConfig") -> "TaskStream":
         build = streams.rotations if config.stream == "rotations" else streams.permutations
         stream = build(train, test, config.tasks, config.data_seed)
     _check(config, stream)
-    make_program(config, stream)  # refuses what cannot be run
+    _check_size(config, stream, config.seeds)
     return stream
+
+
+def _check_size(config: "ContinualConfig", stream: "TaskStream", runs: int) -> None:
+    """Refuse what cannot be run, or cannot be held in memory."""
+    import jax
+
+    from jaxsparse.training import ConfigError, memory
+    from jaxsparse.training.continual import default_rates, make_program
+
+    program = make_program(config, stream)
+    steps = program.batches_per_task * stream.num_tasks
+    if steps >= 2**31:
+        raise ConfigError(f"batches of all tasks and epochs must be below 2^31, got {steps}")
+    rows = config.memories + 4 * config.replay_batch_size
+    rows_bytes = rows * stream.train.images[:1].nbytes
+
+    def state() -> int:
+        key = jax.random.key(config.seed)
+        kept = jax.eval_shape(program.init, key, default_rates(config), stream)
+        return memory.bytes_of((kept, jax.eval_shape(program.schedule, key, stream)))
+
+    arrays = 8 * steps * config.batch_size + 4 * (stream.num_tasks + 1) ** 2
+    memory.check_fits(
+        runs * (400 * (config.width + 1000) ** 2 + 2 * rows_bytes + arrays),
+        lambda: runs * (state() + rows_bytes),
+        f"runs {runs} of width {config.width} with memories {config.memories} and"
+        f" replay_batch_size {config.replay_batch_size}",
+    )
 
 
 def _check(config, stream):
@@ -204,6 +237,7 @@ def scan(
         result = folder.result()
         if result is None:
             stream = load_stream(held_out)
+            _check_size(held_out, stream, len(rates) * config.seeds)
             with (
                 cli.saving_on_signal(resume_command) as should_stop,
                 StreamReport(held_out, folder.path) as report,

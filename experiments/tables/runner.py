@@ -34,8 +34,9 @@ class Runner:
         result = folder.result() if folder else None
         if self.missing:
             place = folder or self.out / name
-            folder, result = runs.run(experiment, config, place, self.command)
-            runs.draw_missing(experiment, folder, result)
+            folder, done = runs.run(experiment, config, place, self.command)
+            runs.draw_missing(experiment, folder, done)
+            result = done
         self._found += result is not None
         return result
 
