@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments import cli, runs
+from experiments import cli, runs, unread
 
 if TYPE_CHECKING:
     from jaxsparse.data import TaskStream
@@ -31,13 +31,17 @@ class Grid(NamedTuple):
 
     def or_usual(self, config: "ContinualConfig") -> "Grid":
         """This grid, or where it is empty the usual one of the configuration's method."""
-        from jaxsparse.training.continual import META_METHODS
+        from jaxsparse.training.continual import META_METHODS, used_rates
 
         if any(self):
             return self
-        if config.method in META_METHODS:
-            return Grid((0.05, 0.1, 0.15), (0.3, 0.75, 1.7), (), (5, 10))
-        return Grid(theta_lr=tuple(config.theta_lr * factor for factor in (0.3, 1.0, 3.0)))
+        usual: dict[str, tuple[float, ...]] = {
+            "inner_lr": (0.05, 0.1, 0.15),
+            "mask_lr": (0.3, 0.75, 1.7),
+            "theta_lr": tuple(config.theta_lr * factor for factor in (0.3, 1.0, 3.0)),
+        }
+        glances = (5, 10) if config.method in META_METHODS else ()
+        return Grid(**{name: usual[name] for name in used_rates(config)}, glances=glances)
 
 
 def experiment() -> runs.Experiment:
@@ -57,6 +61,7 @@ def experiment() -> runs.Experiment:
         learn=run_stream,
         report=StreamReport,
         figures=_figures,
+        reads=unread.CONTINUAL,
         presets=False,
         unit="task",
         extra={
@@ -64,8 +69,8 @@ def experiment() -> runs.Experiment:
             "grid_inner_lr": (
                 tuple[float, ...],
                 (),
-                "alpha_0 to scan; without any grid: 0.05 0.1 0.15, gamma_m 0.3 0.75 1.7 and glances"
-                " 5 10, or for methods without a gate the rate of theta times 0.3 1 3",
+                "alpha_0 to scan; without any grid, of what the method uses: alpha_0 0.05 0.1 0.15,"
+                " gamma_m 0.3 0.75 1.7, the rate of theta times 0.3 1 3, and glances 5 10",
             ),
             "grid_mask_lr": (tuple[float, ...], (), "gamma_m to scan"),
             "grid_theta_lr": (tuple[float, ...], (), "rates of theta to scan"),
@@ -76,25 +81,67 @@ def experiment() -> runs.Experiment:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Parse the flags, run or resume, and report."""
-    cli.leave_on_signal()
-    # Imported here and not above: Ctrl-C during these seconds is one line, too.
-    from experiments.report import StreamReport
+    with cli.command():
+        # Imported here and not above: Ctrl-C during these seconds is one line, too.
+        from experiments.report import StreamReport
 
-    with cli.one_line_errors():
-        own = experiment()
-        opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
+        own, words = experiment(), list(sys.argv[1:] if args is None else args)
+        opened = runs.open_run(own, words)
         config, place = opened.config, opened.place
+        grid = grid_of(opened, words)
         cli.use_all_cores()
         cli.use_compilation_cache()
-        if opened.flags.scan and opened.folder is None:
+        cli.start_backend()
+        if grid is not None:
             load_stream(config)  # refuses here what cannot be run
-            given = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
-            grid = given.or_usual(config)
-            again = f"the same command with --out {opened.out}"
+            place_given = [] if opened.flags.out else ["--out", opened.path]
+            again = cli.command_line(own.prog, [*words, *place_given])
             config, scanned = scan(config, grid, opened.out, again)
             place = runs.create_run(own, opened.out, config, scan=scanned)
-        folder, result = runs.run(own, config, place, f"{own.prog} --resume {opened.path}")
+        folder, result = runs.run(own, config, place, opened.resume_command)
         StreamReport(config, folder.path).result(result)
+        runs.draw_missing(own, folder, result)
+
+
+def grid_of(opened: runs.Opened, args: Sequence[str]) -> Grid | None:
+    """The grid that the flags ask to scan, None without --scan; checked before anything is run.
+
+    Raises:
+      ConfigError: a grid that cannot be scanned, or would not be.
+    """
+    from jaxsparse.training import ConfigError
+
+    names = [name for name in Grid._fields if f"grid_{name}" in cli.given(args)]
+    if not opened.flags.scan:
+        if names:
+            raise ConfigError(f"{_grid_flag(names[0])} is read with --scan only")
+        return None
+    given = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
+    for name in names:
+        _check_axis(opened.config, name, getattr(given, name))
+    return given.or_usual(opened.config)
+
+
+def _grid_flag(name: str) -> str:
+    return f"--grid-{name.replace('_', '-')}"
+
+
+def _check_axis(config: "ContinualConfig", name: str, values: tuple[Any, ...]) -> None:
+    from jaxsparse.training import ConfigError
+    from jaxsparse.training.continual import used_rates
+
+    flag = _grid_flag(name)
+    if not values:
+        raise ConfigError(f"{flag} must have a value or more, got none")
+    if len(set(values)) < len(values):
+        raise ConfigError(f"{flag} must have different values, got {values}")
+    if name not in (*used_rates(config), "glances"):
+        raise ConfigError(f"{flag} is not read with --method {config.method}")
+    for value in values:
+        try:
+            dataclasses.replace(config, validation=True, **{name: value})
+        except ConfigError as error:
+            raise ConfigError(f"{flag}: {error}") from error
 
 
 def load_stream(config: "ContinualConfig") -> "TaskStream":
@@ -157,9 +204,11 @@ def scan(
         result = folder.result()
         if result is None:
             stream = load_stream(held_out)
-            with StreamReport(held_out, folder.path) as report:
-                hooks = report.hooks(cli.stop_on_signal(resume_command))
-                result = scan_stream(held_out, rates, stream, folder, hooks)
+            with (
+                cli.saving_on_signal(resume_command) as should_stop,
+                StreamReport(held_out, folder.path) as report,
+            ):
+                result = scan_stream(held_out, rates, stream, folder, report.hooks(should_stop))
         points += [{"glances": glances, **point} for point in result["points"]]
     best = max(points, key=lambda p: p["retained_accuracy"]["mean"])
     StreamReport(config, out).scan(points, best)

@@ -5,12 +5,11 @@ python -m experiments.fewshot --dataset omniglot --method fomaml --seeds 5
 python -m experiments.fewshot --resume runs/fewshot/...
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments import cli, runs
+from experiments import cli, runs, unread
 
 if TYPE_CHECKING:
     from jaxsparse.training import FewShotConfig
@@ -34,24 +33,26 @@ def experiment() -> runs.Experiment:
         learn=training.run,
         report=FewShotReport,
         figures=_figures,
+        reads=unread.FEWSHOT,
     )
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Parse the flags, run or resume, and report."""
-    cli.leave_on_signal()
-    # Imported here and not above: Ctrl-C during these seconds is one line, too.
-    from experiments.report import FewShotReport
-    from jaxsparse.training import largest_share
+    with cli.command():
+        # Imported here and not above: Ctrl-C during these seconds is one line, too.
+        from experiments.report import FewShotReport
+        from jaxsparse.machine import cores
+        from jaxsparse.training import largest_share
 
-    with cli.one_line_errors():
         own = experiment()
         opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
-        cli.use_cores(largest_share(opened.config, len(os.sched_getaffinity(0))))
+        cli.use_cores(largest_share(opened.config, cores()))
         cli.use_compilation_cache()
-        again = f"{own.prog} --resume {opened.path}"
-        folder, result = runs.run(own, opened.config, opened.place, again)
+        cli.start_backend()
+        folder, result = runs.run(own, opened.config, opened.place, opened.resume_command)
         FewShotReport(opened.config, folder.path).result(result, folder.rows())
+        runs.draw_missing(own, folder, result)
 
 
 def load_data(config: "FewShotConfig") -> dict[str, Any]:
@@ -65,6 +66,7 @@ def load_data(config: "FewShotConfig") -> dict[str, Any]:
             config.dataset, split, data_dir=config.data_dir, image_size=config.image_size
         )
         data.check_episode(splits[split], config.ways, config.shots, config.query_shots)
+        data.check_not_blank(splits[split])
     make_learner(config, splits["train"].image_shape)  # refuses what cannot be built
     return splits
 

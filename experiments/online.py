@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments import cli, runs
+from experiments import cli, runs, unread
 
 if TYPE_CHECKING:
     from jaxsparse.data import SwitchingData
@@ -35,6 +35,7 @@ def experiment() -> runs.Experiment:
         learn=run_online,
         report=OnlineReport,
         figures=_figures,
+        reads=unread.ONLINE,
         presets=False,
         unit="interval",
     )
@@ -42,18 +43,18 @@ def experiment() -> runs.Experiment:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Parse the flags, run or resume, and report."""
-    cli.leave_on_signal()
-    # Imported here and not above: Ctrl-C during these seconds is one line, too.
-    from experiments.report import OnlineReport
+    with cli.command():
+        # Imported here and not above: Ctrl-C during these seconds is one line, too.
+        from experiments.report import OnlineReport
 
-    with cli.one_line_errors():
         own = experiment()
         opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
         cli.use_all_cores()
         cli.use_compilation_cache()
-        again = f"{own.prog} --resume {opened.path}"
-        folder, result = runs.run(own, opened.config, opened.place, again)
+        cli.start_backend()
+        folder, result = runs.run(own, opened.config, opened.place, opened.resume_command)
         OnlineReport(opened.config, folder.path).result(result)
+        runs.draw_missing(own, folder, result)
 
 
 def load_data(config: "OnlineConfig") -> "SwitchingData":

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from jaxsparse.checks import check_floating, check_like, check_steps, scalar_loss
+from jaxsparse.precision import float32_by_default
 
 Tree = Any
 
 
+@float32_by_default
 def adapt(
     loss_fn: Callable,
     params: Tree,

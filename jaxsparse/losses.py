@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsparse.checks import scalar_loss
+from jaxsparse.precision import float32_by_default
 
 
 def cross_entropy(model: Any) -> Callable:
@@ -19,11 +20,13 @@ def cross_entropy(model: Any) -> Callable:
     gradient, which accelerators run slowly.
 
     Args:
-      model: has `apply(params, images) -> logits [n, ways]`.
+      model: has `apply(params, images) -> logits [n, ways]`, and may have `rowwise`: True where an
+        image's logits depend on that image alone, False where they do not, as with batch norm.
 
     Returns:
       `loss_fn(params, (images, labels)) -> (loss, {"accuracy": ...})`; images floating
-      [n, h, w, c], labels integer [n] in [0, ways).
+      [n, h, w, c], labels integer [n] in [0, ways). `loss_fn.rowwise` is the model's, None where
+      the model does not say.
 
     Raises:
       ValueError: (from `loss_fn`) logits and labels do not fit together.
@@ -36,7 +39,7 @@ def cross_entropy(model: Any) -> Callable:
     Source: Finn et al. 2017, MAML, Eq. 3.
     """
 
-    return _CrossEntropy(model)
+    return _CrossEntropy(model, getattr(model, "rowwise", None))
 
 
 class SplitLoss(NamedTuple):
@@ -68,14 +71,18 @@ class SplitLoss(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False)  # as a function: equal to itself only
 class _CrossEntropy:
     model: Any
+    rowwise: bool | None
 
+    @float32_by_default
     def __call__(self, params, batch):
         losses, hits = self._of_rows(params, batch)
         return jnp.mean(losses), {"accuracy": jnp.mean(hits)}
 
+    @float32_by_default
     def weighted(self, params, batch, shares):
         """The same with each row's share of the mean, [n], in place of 1 / n."""
-        losses, hits = self._of_rows(params, batch)
+        of_rows = self._of_rows if self.rowwise else self._one_by_one
+        losses, hits = of_rows(params, batch)
         return jnp.dot(shares, losses), {"accuracy": jnp.dot(shares, hits)}
 
     def _of_rows(self, params, batch):
@@ -91,13 +98,20 @@ class _CrossEntropy:
         log_likelihoods = jnp.sum(one_hot * jax.nn.log_softmax(logits), axis=1)
         return -log_likelihoods, (logits.argmax(1) == labels).astype(jnp.float32)
 
+    def _one_by_one(self, params, batch):
+        single_rows = jax.tree.map(lambda x: x[:, None], batch)
+        of_rows = jax.vmap(self._of_rows, (None, 0))(params, single_rows)
+        return jax.tree.map(lambda x: x[:, 0], of_rows)
+
     @property
     def split(self) -> SplitLoss | None:
         layer = getattr(self.model, "input_layer", None)
         if layer is None:
             return None
         return SplitLoss(
-            layer.kernel, lambda rows: (layer.inputs(rows[0]), rows[1]), _CrossEntropy(layer)
+            layer.kernel,
+            lambda rows: (layer.inputs(rows[0]), rows[1]),
+            _CrossEntropy(layer, self.rowwise),
         )
 
 
@@ -107,7 +121,9 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
     ``sum_i w_i L(params; row_i) / sum_i w_i``
 
     A loss that has a `weighted(params, rows, shares)` of its own, as `cross_entropy`'s does, is
-    asked for that: it sees the rows together. Any other is called once for each row, vmapped.
+    asked for that. Any other is called once for each row, vmapped: then weights that are all alike
+    give what no weights give only where the loss is a mean over rows, each of which counts alone.
+    A loss that says that it is not, by `rowwise = False`, cannot be weighed.
 
     Args:
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: a mean over rows.
@@ -116,6 +132,9 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
 
     Returns:
       `params -> (loss, metrics)`.
+
+    Raises:
+      ValueError: weights for a loss whose `rowwise` is False.
 
     Example:
       >>> weights = jnp.array([1.0, 0.0, 1.0])
@@ -128,6 +147,7 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
     whole = scalar_loss(loss_fn)
     if weights is None:
         return lambda params: whole(params, rows)
+    check_weighable("weights", loss_fn)
     shares = weights / weights.sum()
     together = getattr(loss_fn, "weighted", None)
     if together is not None:
@@ -139,3 +159,12 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
         return jax.tree.map(lambda x: jnp.dot(shares, x), losses)
 
     return row_by_row
+
+
+def check_weighable(name: str, loss_fn: Callable) -> None:
+    """Raise ValueError where a row of `loss_fn` counts in more than its own loss."""
+    if getattr(loss_fn, "rowwise", None) is False:
+        raise ValueError(
+            f"{name}: got weights, want None: the loss has statistics over its rows (batch norm), "
+            "which a row changes whatever its weight; leave such rows out"
+        )

@@ -22,6 +22,7 @@ class Runner:
 
     def __init__(self, out: Path, missing: bool, command: str):
         self.out, self.missing, self.command = out, missing, command
+        self._found = 0
 
     def result(self, experiment: runs.Experiment, name: str, config: Any) -> dict[str, Any] | None:
         """The result of a run called `name`; None where it is not there and not to be run.
@@ -30,9 +31,24 @@ class Runner:
           RunError: the folder holds a run of another configuration.
         """
         folder = self._folder(experiment, name, config)
-        if not self.missing:
-            return folder.result() if folder else None
-        return runs.run(experiment, config, folder or self.out / name, self.command)[1]
+        result = folder.result() if folder else None
+        if self.missing:
+            place = folder or self.out / name
+            folder, result = runs.run(experiment, config, place, self.command)
+            runs.draw_missing(experiment, folder, result)
+        self._found += result is not None
+        return result
+
+    def check_found(self) -> None:
+        """Refuse what would be empty: nothing that is there gives way to a table of nothing.
+
+        Raises:
+          RunError: no result was there.
+        """
+        from jaxsparse.training import RunError
+
+        if not self._found:
+            raise RunError(f"there is nothing to show: --out {self.out} holds none of these runs")
 
     def scan(
         self, name: str, config: "ContinualConfig", grid: Any
@@ -44,6 +60,7 @@ class Runner:
         paths = [continual.scan_path(out, glances) for glances in grid.glances]
         if not self.missing and not all((path / "result.json").is_file() for path in paths):
             return None
+        self._found += 1
         return continual.scan(config, grid, out, self.command)
 
     def rows(self, experiment: runs.Experiment, name: str) -> list[dict[str, Any]]:

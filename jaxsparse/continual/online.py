@@ -22,8 +22,9 @@ from jaxsparse.checks import (
 )
 from jaxsparse.continual.bgd import Gaussian, expected_gradient
 from jaxsparse.continual.er import with_metrics
-from jaxsparse.maml import float32_by_default
+from jaxsparse.precision import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
+from jaxsparse.updates import init_optimizer, update
 
 Tree = Any
 
@@ -140,7 +141,8 @@ def init_metabgd_state(
     """
     first, second = (own_copy("distribution", distribution) for _ in range(2))
     fast_params = inner_part(second.mean, inner_params)
-    return MetaBGDState(first, fast_params, optimizer.init(first), jnp.zeros((), jnp.int32))
+    opt_state = init_optimizer("optimizer", optimizer, first)
+    return MetaBGDState(first, fast_params, opt_state, jnp.zeros((), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "inner_steps", "optimizer", "samples"))
@@ -205,8 +207,7 @@ def metabgd_step(
         samples,
         at=lambda params: merge_params(state.fast_params, params),
     )
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    moved = optax.apply_updates(state.params, updates), opt_state
+    moved = update("optimizer", optimizer, gradient, state.opt_state, state.params)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(state.step > 0, new, old), moved, (state.params, state.opt_state)
     )
@@ -249,4 +250,5 @@ def self_masked_loss(loss_fn: Callable, masked: Callable[[str], bool]) -> Callab
         )
         return loss_fn(soft, batch)
 
+    loss.rowwise = getattr(loss_fn, "rowwise", None)  # type: ignore[attr-defined]
     return loss

@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from jaxsparse.nn import ops, winograd
 from jaxsparse.nn.winograd import Grid
+from jaxsparse.precision import custom_vjp
 
 
 def gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
@@ -43,7 +44,7 @@ def _pieces(images: int, windows: int, channels: int) -> int:
     return min(fits, default=images)
 
 
-@jax.custom_vjp
+@custom_vjp
 def _product_relu_max(quads: list[Array], weights: Array, shift: Array) -> Array:
     """max over the four quads of relu(quad @ weights + shift).
 
@@ -138,7 +139,7 @@ def _chosen(quads: list[Array], scale: Array) -> Array:
     return jnp.where(a == top, a, jnp.where(b == top, b, jnp.where(c == top, c, d)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(custom_vjp, nondiff_argnums=(0, 1))
 def _norm_pool(size: tuple[int, int], eps: float, quads: Grid, scale: Array, bias: Array) -> Array:
     return _norm_pool_forward(size, eps, quads, scale, bias)[0]
 

@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxsparse.draws import draw_each, uniform
 from jaxsparse.nn import blocks, ops
+from jaxsparse.precision import float32_by_default
 
 Params = dict[str, Any]
 Shape = tuple[int, int, int]
@@ -23,6 +24,8 @@ class Model(NamedTuple):
       init: key -> params, float32.
       apply: (params, images float [n, h, w, c]) -> logits [n, ways], in the dtype of params.
       input_layer: the first layer, where that is linear; None: no such layer is known.
+      rowwise: whether an image's logits depend on that image alone; not with batch norm, whose
+        statistics are the batch's. None: not known.
 
     Example:
       >>> model = mlp(ways=5)
@@ -33,6 +36,7 @@ class Model(NamedTuple):
     init: Callable[[Array], Params]
     apply: Callable[[Params, Array], Array]
     input_layer: "InputLayer | None" = None
+    rowwise: bool | None = None
 
 
 class InputLayer(NamedTuple):
@@ -238,7 +242,11 @@ class ResNet12(nnx.Module):
 
 
 def _model(
-    build: Callable[[Draw], nnx.Module], image_shape: Shape, first: str | None = None
+    build: Callable[[Draw], nnx.Module],
+    image_shape: Shape,
+    first: str | None = None,
+    *,
+    rowwise: bool,
 ) -> Model:
     """The functions of a module; `first` names its first layer where it has `after_products`."""
     asked: list[tuple[tuple[int, ...], Spread]] = []
@@ -256,23 +264,26 @@ def _model(
         values = iter(draw_each(_drawn, keys, asked))
         return nnx.to_pure_dict(nnx.state(build(lambda shape, spread: next(values))))
 
+    @float32_by_default
     def apply(params: Params, images: Array) -> Array:
         _check_images(images, image_shape)
         module = nnx.merge(graph, params)
         return module(images.astype(params["head"]["kernel"].dtype))
 
     if first is None:
-        return Model(init, apply)
+        return Model(init, apply, rowwise=rowwise)
 
     def inputs(images: Array) -> Array:
         _check_images(images, image_shape)
         return images.reshape(images.shape[0], -1)
 
+    @float32_by_default
     def after_products(params: Params, products: Array) -> Array:
         module: Any = nnx.merge(graph, params)
         return module.after_products(products)
 
-    return Model(init, apply, InputLayer(f"{first}/kernel", inputs, after_products))
+    layer = InputLayer(f"{first}/kernel", inputs, after_products)
+    return Model(init, apply, layer, rowwise)
 
 
 def _check_images(images: Array, image_shape: Shape) -> None:
@@ -336,7 +347,9 @@ def conv4(
     _positive(ways=ways, width=width, image_shape=image_shape)
     if min(image_shape[:2]) < 16:
         raise ValueError(f"image_shape: got {image_shape}, want (h, w, c) with h, w >= 16")
-    return _model(lambda draw: Conv4(ways, width, image_shape, use_bias, draw), image_shape)
+    return _model(
+        lambda draw: Conv4(ways, width, image_shape, use_bias, draw), image_shape, rowwise=False
+    )
 
 
 def mlp(
@@ -376,7 +389,9 @@ def mlp(
     _check_init(init)
     inputs = math.prod(image_shape)
     first = "dense1" if hidden else "head"
-    return _model(lambda draw: MLP(ways, inputs, hidden, init, draw), image_shape, first)
+    return _model(
+        lambda draw: MLP(ways, inputs, hidden, init, draw), image_shape, first, rowwise=True
+    )
 
 
 def strided_cnn(
@@ -421,6 +436,7 @@ def strided_cnn(
     return _model(
         lambda draw: StridedCNN(ways, channels, layers, hidden, image_shape, init, draw),
         image_shape,
+        rowwise=True,
     )
 
 
@@ -464,10 +480,10 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
         return model.apply(params, normalise(images))
 
     if model.input_layer is None:
-        return Model(model.init, apply)
+        return Model(model.init, apply, rowwise=model.rowwise)
     inputs = model.input_layer.inputs
     layer = model.input_layer._replace(inputs=lambda images: inputs(normalise(images)))
-    return Model(model.init, apply, layer)
+    return Model(model.init, apply, layer, model.rowwise)
 
 
 def resnet12(
@@ -502,4 +518,6 @@ def resnet12(
     _positive(ways=ways, channels=tuple(channels), image_shape=image_shape)
     if len(channels) != 4 or min(image_shape[:2]) < 8:
         raise ValueError(f"channels: got {channels}, want four, on images of at least 8x8 pixels")
-    return _model(lambda draw: ResNet12(ways, channels, image_shape, draw), image_shape)
+    return _model(
+        lambda draw: ResNet12(ways, channels, image_shape, draw), image_shape, rowwise=False
+    )

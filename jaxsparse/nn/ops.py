@@ -13,6 +13,7 @@ from jax import Array
 
 from jaxsparse.nn import winograd
 from jaxsparse.nn.products import matmul, transposed_product
+from jaxsparse.precision import custom_vjp
 
 # Below this many output positions sixteen small products cost more than one over patches.
 _WINOGRAD_POSITIONS = 2000
@@ -50,7 +51,7 @@ def _by_patches(images: Array, kernel: Array, stride: int, padding: int) -> Arra
     return flat.reshape(*seen.shape[:3], outputs)
 
 
-@jax.custom_vjp
+@custom_vjp
 def _by_patches_same(images: Array, kernel: Array) -> Array:
     """Stride 1, odd size, same padding: the input gradient is again such a convolution."""
     return _by_patches(images, kernel, 1, kernel.shape[0] // 2)

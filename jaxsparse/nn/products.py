@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsparse.precision import custom_vjp
+
 
 def exact_product(x: Array, y: Array) -> Array:
     """x y, for vectors or matrices, in full precision also where the device would round factors."""
@@ -23,7 +25,7 @@ def transposed_product(a: Array, g: Array) -> Array:
     return lax.optimization_barrier(g.T @ a).T
 
 
-@jax.custom_vjp
+@custom_vjp
 def matmul(a: Array, b: Array) -> Array:
     """a b for a tall a [rows, k] and a small b [k, o]; only the order of its gradient is ours."""
     return a @ b
