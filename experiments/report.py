@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -289,10 +289,10 @@ def with_std(value: dict[str, float | None]) -> str:
     return percent(value["mean"]) + std
 
 
-def _mean(value: float | None | list[float | None]) -> float:
+def _mean(value: float | Sequence[float | None] | None) -> float:
     """The mean over the seeds; NaN where a value was not finite, which files hold as null."""
     numbers = [
-        math.nan if x is None else x for x in (value if isinstance(value, list) else [value])
+        math.nan if x is None else x for x in (value if isinstance(value, Sequence) else [value])
     ]
     return sum(numbers) / len(numbers)
 
