@@ -8,6 +8,8 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -328,6 +330,57 @@ def test_who_waits_takes_over(folder):
             assert told[:2] == [None, None]
             other.begin({"config": {}})
     assert RunFolder.open(place).config() == {"config": {}}
+
+
+def at_once(count, function):
+    """What `function(i)` returns, or the error it raises, called by several threads at once."""
+    barrier, found = threading.Barrier(count), {}
+
+    def call(i):
+        barrier.wait()
+        try:
+            found[i] = function(i)
+        except RunError as error:
+            found[i] = error
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_of_runs_started_at_once_one_makes_the_folder(tmp_path):
+    for turn in range(20):
+        path = tmp_path / str(turn)
+        found = at_once(4, lambda i, path=path: RunFolder.create(path, {"config": {"seed": i}}))
+        (winner,) = (i for i, one in found.items() if isinstance(one, RunFolder))
+        assert RunFolder.open(path).config() == {"config": {"seed": winner}}
+        said = {str(one).removeprefix(f"{path} ")[:18] for i, one in found.items() if i != winner}
+        assert said <= {"holds another run;", "is being written b"}
+        assert {p.name for p in path.iterdir()} == {".lock", "config.json"}
+
+
+@pytest.mark.parametrize("locks_of", ["the system", "our own"])
+def test_of_runs_that_go_on_at_once_one_has_the_folder(tmp_path, locks_of, monkeypatch):
+    if locks_of == "our own":
+        monkeypatch.setattr(locks, "fcntl", None)
+    RunFolder.create(tmp_path / "run", {})
+    inside = []
+
+    def go_on(i):
+        with RunFolder.open(tmp_path / "run").lock():
+            inside.append(i)
+            assert len(inside) == 1
+            time.sleep(0.05)
+            inside.remove(i)
+        return i
+
+    for _ in range(5):
+        found = at_once(4, go_on)
+        assert any(isinstance(one, int) for one in found.values())
+        assert all(isinstance(one, int | RunError) for one in found.values())
 
 
 def test_waiting_ends_where_the_waiter_says_so(folder):
