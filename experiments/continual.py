@@ -8,6 +8,7 @@ python -m experiments.continual --resume runs/continual/...
 
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,6 +85,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with cli.command():
         # Imported here and not above: Ctrl-C during these seconds is one line, too.
         from experiments.report import StreamReport
+        from jaxsparse.training.errors import trusting
 
         own, words = experiment(), list(sys.argv[1:] if args is None else args)
         opened = runs.open_run(own, words)
@@ -99,7 +101,8 @@ def main(args: Sequence[str] | None = None) -> None:
             config, scanned = scan(config, grid, opened.out, again)
             place = runs.create_run(own, opened.out, config, scan=scanned)
         folder, result = runs.run(own, config, place, opened.resume_command)
-        StreamReport(config, folder.path).result(result)
+        with trusting(folder.path / "result.json"):
+            StreamReport(config, folder.path).result(result)
         runs.draw_missing(own, folder, result)
 
 
@@ -227,6 +230,7 @@ def scan(
     """
     from experiments.report import StreamReport
     from jaxsparse.training.continual import Rates, scan_stream
+    from jaxsparse.training.errors import trusting
 
     points = []
     axes = (getattr(grid, name) or (getattr(config, name),) for name in Rates._fields)
@@ -243,16 +247,25 @@ def scan(
                 StreamReport(held_out, folder.path) as report,
             ):
                 result = scan_stream(held_out, rates, stream, folder, report.hooks(should_stop))
-        points += [{"glances": glances, **point} for point in result["points"]]
-    best = max(points, key=lambda p: p["retained_accuracy"]["mean"])
-    StreamReport(config, out).scan(points, best)
-    chosen = {name: best[name] for name in (*Rates._fields, "glances")}
+        with trusting(folder.path / "result.json"):
+            points += [{"glances": glances, **point} for point in result["points"]]
+    with trusting(out):
+        best = max(points, key=_retained)
+        StreamReport(config, out).scan(points, best)
+        chosen = {name: best[name] for name in (*Rates._fields, "glances")}
     return dataclasses.replace(config, **chosen), points
+
+
+def _retained(point: dict[str, Any]) -> float:
+    """What a point retained; less than anything where that is not finite, null in its file."""
+    mean = point["retained_accuracy"]["mean"]
+    return mean if mean is not None and mean == mean else -math.inf
 
 
 def scan_path(out: Path, glances: int) -> Path:
     """Where the scan with this number of glances lies, beside the run's own folder."""
-    return out.with_name(f"{out.name}-scan-{glances}-glances")
+    place = out if out.name else out.absolute()  # this folder itself
+    return place.with_name(f"{place.name}-scan-{glances}-glances")
 
 
 def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunFolder":
@@ -260,7 +273,7 @@ def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunF
 
     path = scan_path(out, config.glances)
     points = [rates._asdict() for rates in grid]
-    if not (path / "config.json").exists():
+    if not RunFolder.is_there(path):
         return runs.create_run(experiment(), path, config, grid=points)
     folder = RunFolder.open(path, "task")
     stored = runs.stored_config(experiment(), folder)

@@ -1,9 +1,11 @@
 """Whole runs on switching streams: against loops written out, cut to pieces, from the shell."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import sys
+import time
 
 import chex
 import jax
@@ -497,6 +499,25 @@ def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
 
     got = run_compiled(config, pretrained=whole)["state"].learner
     assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam goes on
+
+
+def test_a_second_pretraining_waits_for_the_first(small_network, tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, method="fine-tuning")
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
+    first = pretrain(config, DATA, Hooks())
+    (path,) = (tmp_path / "pretrained").iterdir()
+    lines: list[str] = []
+    with contextlib.ExitStack() as other:
+        other.enter_context(RunFolder(path).lock())
+        with pytest.raises(Stopped, match="stopped while waiting for another run's pretraining"):
+            pretrain(config, DATA, Hooks(warn=lines.append, should_stop=lambda: True))
+        polls = iter([None, None, other.close])
+        monkeypatch.setattr(time, "sleep", lambda seconds: (next(polls) or (lambda: None))())
+        again: list[dict] = []
+        found = pretrain(config, DATA, Hooks(warn=lines.append, row=again.append))
+    chex.assert_trees_all_equal(found, first)
+    assert not again  # what the first had finished was read
+    assert lines == ["another run is pretraining what this one starts from; waiting for it"] * 2
 
 
 # The command line

@@ -262,7 +262,7 @@ def _draw_by_task(axis, rows):
     from experiments.plots import band
 
     for name in ("total", *_TENSORS) if rows else ():
-        values = [100 * np.atleast_1d(row["sparsity"][name]) for row in rows]
+        values = [100 * np.array(row["sparsity"][name], float, ndmin=1) for row in rows]
         band(axis, [row["task"] for row in rows], values, name)
     axis.set(xlabel="tasks learned", ylabel="sparsity [%]", ylim=(-2, 102))
 
