@@ -28,7 +28,8 @@ def gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) ->
     mean = jnp.mean(patches, (0, 1, 2))
     rows = (patches - mean).reshape(-1, len(weights))
     covariance = rows.T @ rows / len(rows)
-    weights = weights * scale * lax.rsqrt(jnp.sum(weights * (covariance @ weights), 0) + eps)
+    variance = jnp.sum(weights * (covariance @ weights), 0)
+    weights = weights * scale * ops.inverse_deviation(variance, eps)
     quads = winograd.split(patches[:, : h // 2 * 2, : w // 2 * 2])
     pieces = _pieces(n, (h // 2) * (w // 2), weights.shape[1])
     # Centred one by one: XLA moves a difference out of an inner loop, a mere slice it does not.
@@ -64,8 +65,8 @@ def _product_relu_max_forward(
         place = jnp.where(a == top, 0, jnp.where(b == top, 1, jnp.where(c == top, 2, 3)))
         # Selecting, rather than taking `top`, keeps the tie rule in the second derivative.
         chosen = jnp.where(place == 0, a, jnp.where(place == 1, b, jnp.where(place == 2, c, d)))
-        out = jnp.maximum(chosen + shift, 0)
-        return out, jnp.where(out > 0, place, 4).astype(jnp.uint8)
+        out = jnp.maximum(jnp.where(jnp.isnan(top), jnp.nan, chosen) + shift, 0)
+        return out, jnp.where(out <= 0, 4, place).astype(jnp.uint8)
 
     out, place = lax.map(piece, quads)
     return out, (quads, weights, place)
@@ -150,10 +151,11 @@ def _norm_pool_forward(
     h, w = size
     count = quads[0][0].shape[0] * h * w
     mean, variance = _statistics(_inside(quads, size), count)
-    inverse = lax.rsqrt(variance + eps)
+    inverse = ops.inverse_deviation(variance, eps)
     chosen = _chosen([q[:, : h // 2, : w // 2] for row in quads for q in row], scale)
     unit = (chosen - mean) * inverse
-    out = jnp.maximum(unit * scale + bias, 0)
+    # An infinite scale gives NaN, as it does where the norm is folded to one product.
+    out = jnp.maximum(unit * scale + (bias + 0 * scale), 0)
     return out, (quads, scale, mean, inverse, chosen, unit, out)
 
 
@@ -165,11 +167,12 @@ def _norm_pool_backward(
     quads, scale, mean, inverse, chosen, unit, out = saved
     _, h, w, _ = out.shape
     count = out.shape[0] * size[0] * size[1]
-    gradient = jnp.where(out > 0, gradient, 0)
+    cut = out <= 0
+    gradient = jnp.where(cut, 0, gradient)
     d_bias, d_scale = _sum(gradient), _sum(gradient * unit)
     gain = scale * inverse
     level, slope = gain * d_bias / count, gain * inverse * d_scale / count
-    hits = _first_hits([q[:, :h, :w] for row in quads for q in row], chosen, out > 0)
+    hits = _first_hits([q[:, :h, :w] for row in quads for q in row], chosen, ~cut)
 
     def quad(y: Array, hit: Array, whole: Array) -> Array:
         dz = jnp.where(hit, gradient * gain, 0)

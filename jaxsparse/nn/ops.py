@@ -94,7 +94,8 @@ def conv(
       stride: in pixels, both ways.
       padding: in pixels, on all sides; k // 2 by default.
       form: "winograd" (3x3, stride 1, padding 1 only) or "patches": the same values, computed
-        differently. Default: the fastest known for the shape on the CPU, "patches" elsewhere.
+        differently; NaN and infinity in an image reach some pixels more by "winograd". Default:
+        the fastest known for the shape on the CPU, "patches" elsewhere.
 
     Returns:
       [n, h', w', o] with h' = (h + 2 padding - k) // stride + 1, in the dtype of images.
@@ -157,14 +158,20 @@ def batch_norm(x: Array, scale: Array, bias: Array, *, eps: float = 1e-5) -> Arr
     axes = tuple(range(x.ndim - 1))
     wide, scale, bias = (a.astype(jnp.float32) for a in (x, scale, bias))
     mean = jnp.mean(wide, axes)
-    gain = scale * jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axes) + eps)
+    gain = scale * inverse_deviation(jnp.mean(jnp.square(wide - mean), axes), eps)
     return (wide * gain + (bias - mean * gain)).astype(x.dtype)
+
+
+def inverse_deviation(variance: Array, eps: float) -> Array:
+    """1 / sqrt(variance + eps); NaN where the variance is infinite, for zero would hide that."""
+    return jax.lax.rsqrt(jnp.where(jnp.isinf(variance), jnp.nan, variance) + eps)
 
 
 def max_pool(x: Array, *, padding: int = 0) -> Array:
     """Take the largest of each 2x2 window, at stride 2; an odd last row or column is dropped.
 
-    Among equal entries the first in row order receives the gradient (PyTorch's rule).
+    Among equal entries the first in row order receives the gradient (PyTorch's rule). NaN counts as
+    the largest.
 
     Args:
       x: [n, h, w, c], float.
@@ -189,4 +196,5 @@ def max_pool(x: Array, *, padding: int = 0) -> Array:
     a, b, c, d = (x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1))
     top = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
     # Selecting makes the gradient follow the rule above; that of `maximum` is shared among equals.
-    return jnp.where(a == top, a, jnp.where(b == top, b, jnp.where(c == top, c, d)))
+    a_top, b_top, c_top = ((q == top) | jnp.isnan(q) for q in (a, b, c))
+    return jnp.where(a_top, a, jnp.where(b_top, b, jnp.where(c_top, c, d)))
