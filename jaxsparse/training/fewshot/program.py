@@ -186,7 +186,8 @@ def make_program(
 
     def gate_sparsity(state):
         # A stochastic gate's is that of one fixed draw.
-        return sparsity(learner.gate.apply(state.meta.mask, jax.random.key(_GATE)))
+        step_sizes = learner.gate.apply(state.meta.mask, jax.random.key(_GATE))
+        return sparsity(step_sizes, state.meta.params)
 
     functions = (init, train, evaluation_tasks, evaluate_batch, finish_epoch, gate_sparsity)
     return Program(*(_at_precision(config.precision, function) for function in functions))
