@@ -47,4 +47,11 @@ def clip_scale(norm: jax.Array, bound: float) -> jax.Array:
 
 def sum_dtype(dtype: Any) -> Any:
     """The dtype to add up values of `dtype` in: float32 for halves, which keep eight bits."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return common_dtype(dtype, jnp.float32)
+
+
+def common_dtype(*arrays: Any) -> Any:
+    """The dtype that holds the values of all these arrays or dtypes."""
+    # Said here in so many words, so that it holds under JAX's strict promotion, too.
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*arrays)

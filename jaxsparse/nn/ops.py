@@ -44,6 +44,11 @@ def patches(images: Array, size: int, stride: int, padding: int) -> Array:
     return cuts[0] if size == 1 else jnp.concatenate(cuts, axis=-1)
 
 
+def of_rank(rank: int, x: Array) -> Array:
+    """`x` with leading axes of length 1: JAX can be told to broadcast no array of lower rank."""
+    return jnp.expand_dims(x, tuple(range(rank - x.ndim)))
+
+
 def _by_patches(images: Array, kernel: Array, stride: int, padding: int) -> Array:
     size, _, inputs, outputs = kernel.shape
     seen = patches(images, size, stride, padding)
@@ -158,8 +163,10 @@ def batch_norm(x: Array, scale: Array, bias: Array, *, eps: float = 1e-5) -> Arr
     axes = tuple(range(x.ndim - 1))
     wide, scale, bias = (a.astype(jnp.float32) for a in (x, scale, bias))
     mean = jnp.mean(wide, axes)
-    gain = scale * inverse_deviation(jnp.mean(jnp.square(wide - mean), axes), eps)
-    return (wide * gain + (bias - mean * gain)).astype(x.dtype)
+    variance = jnp.mean(jnp.square(wide - of_rank(x.ndim, mean)), axes)
+    gain = scale * inverse_deviation(variance, eps)
+    shift = bias - mean * gain
+    return (wide * of_rank(x.ndim, gain) + of_rank(x.ndim, shift)).astype(x.dtype)
 
 
 def inverse_deviation(variance: Array, eps: float) -> Array:

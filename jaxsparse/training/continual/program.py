@@ -253,7 +253,7 @@ def measured_tasks(config: ContinualConfig, done: Any, tasks: int) -> tuple[Any,
 def _sparsity(learner, state, rates):
     if learner.step_sizes is None:
         return {}
-    return sparsity(learner.step_sizes(state.learner, rates))
+    return sparsity(learner.step_sizes(state.learner, rates), state.learner.params)
 
 
 def _batches_per_epoch(config, stream):
