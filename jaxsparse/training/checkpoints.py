@@ -216,26 +216,15 @@ def _with_orbax(folder: Path, action: Callable[[ocp.Checkpointer, Path], Any]) -
       RuntimeError: it failed. Nothing is left of orbax's own error: it would keep tasks alive that
         complain when the process ends.
     """
-    with _plain_path(folder) as path, _quiet():
+    with _plain_path(folder) as path, _quiet() as stay_quiet:
         try:
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
                 return action(checkpointer, path)
         except Exception as error:  # whatever the file system or a garbled file makes orbax raise
+            stay_quiet()
             failure = one_line(_first_cause(error)).replace(str(path), str(folder))
-            _ignore_closed_loops()
         gc.collect()
     raise RuntimeError(failure)
-
-
-def _ignore_closed_loops() -> None:
-    """From now on: threads of tensorstore complain as long as they go on after a failure."""
-    show = sys.excepthook
-
-    def unless_closed(kind, error, trace):
-        if str(error) != "Event loop is closed":
-            show(kind, error, trace)
-
-    sys.excepthook = unless_closed
 
 
 def _first_cause(error: BaseException) -> BaseException:
@@ -264,18 +253,29 @@ def _plain_path(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Let nothing be printed by the tasks and threads that orbax leaves behind when it fails."""
+def _quiet() -> Iterator[Callable[[], None]]:
+    """Let nothing be printed by the tasks and threads that orbax leaves behind when it fails.
+
+    Called, what this gives leaves the threads silent for good: they may go on for a while.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
-    hooks = threading.excepthook, sys.unraisablehook
+    in_threads, unraisable, show = threading.excepthook, sys.unraisablehook, sys.excepthook
+
+    def unless_closed(kind, error, trace):
+        if str(error) != "Event loop is closed":
+            show(kind, error, trace)
+
+    afterwards = [show]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     threading.excepthook = sys.unraisablehook = lambda unused: None
+    sys.excepthook = unless_closed
     try:
-        yield
+        yield lambda: afterwards.append(unless_closed)
     finally:
-        threading.excepthook, sys.unraisablehook = hooks
+        threading.excepthook, sys.unraisablehook = in_threads, unraisable
+        sys.excepthook = afterwards[-1]
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
