@@ -145,15 +145,16 @@ def use_compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", _compiled_programs())
+        with contextlib.suppress(OSError):  # no folder to keep them in
+            jax.config.update("jax_compilation_cache_dir", _compiled_programs())
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _compiled_programs() -> str:
     """The folder of compiled programs."""
-    from jaxsparse.user_cache import cache_dir
+    from jaxsparse.user_cache import code_dir
 
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir() / "xla")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(code_dir("xla"))
 
 
 def use_cores(count: int) -> None:

@@ -2,6 +2,7 @@
 
 from jaxsparse.data import streams, switching
 from jaxsparse.data.classification import LabelledSet, load_labelled
+from jaxsparse.data.digests import fingerprint
 from jaxsparse.data.episodes import Task, check_episode, sample_tasks
 from jaxsparse.data.images import DataError, ImageSet
 from jaxsparse.data.sources import load
@@ -16,6 +17,7 @@ __all__ = [
     "Task",
     "TaskStream",
     "check_episode",
+    "fingerprint",
     "load",
     "load_labelled",
     "sample_tasks",
