@@ -260,22 +260,20 @@ def _quiet() -> Iterator[Callable[[], None]]:
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
-    in_threads, unraisable, show = threading.excepthook, sys.unraisablehook, sys.excepthook
+    in_threads, show = threading.excepthook, sys.unraisablehook
 
-    def unless_closed(kind, error, trace):
-        if str(error) != "Event loop is closed":
-            show(kind, error, trace)
+    def unless_closed(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
 
     afterwards = [show]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     threading.excepthook = sys.unraisablehook = lambda unused: None
-    sys.excepthook = unless_closed
     try:
         yield lambda: afterwards.append(unless_closed)
     finally:
-        threading.excepthook, sys.unraisablehook = in_threads, unraisable
-        sys.excepthook = afterwards[-1]
+        threading.excepthook, sys.unraisablehook = in_threads, afterwards[-1]
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
