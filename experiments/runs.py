@@ -1,9 +1,11 @@
 """What every experiment does with its flags and the folder of a run: open, create, go on."""
 
 import argparse
+import atexit
 import dataclasses
 import datetime
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
@@ -76,7 +78,9 @@ def open_run(experiment: Experiment, args: list[str]) -> Opened:
     from jaxsparse.training import RunError, RunFolder
 
     first = _first_look(experiment, args)
-    folder = RunFolder.open(Path(first.resume), experiment.unit) if first.resume else None
+    folder = None
+    if first.resume:
+        folder = RunFolder.open(user_path("--resume", first.resume), experiment.unit)
     config = experiment.preset(first) if folder is None else stored_config(experiment, folder)
     flags_type = _flags_type(experiment)
     try:
@@ -88,12 +92,44 @@ def open_run(experiment: Experiment, args: list[str]) -> Opened:
     if folder is not None and flags.config != config:
         differences = cli.differing(dataclasses.asdict(flags.config), dataclasses.asdict(config))
         raise RunError(f"--resume {flags.resume}: another configuration: {differences}")
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    place = Path("runs") / experiment.name / f"{experiment.label(flags.config)}-{now}"
-    out = flags.out or place
-    if folder is None:
-        RunFolder.check_new(out)
+    if folder is not None:
+        out = folder.path
+    elif flags.out is None:
+        out = _unnamed_place(experiment, flags.config)
+    else:
+        out = user_path("--out", flags.out)
+        RunFolder.check_new(out, {"config": dataclasses.asdict(flags.config)})
     return Opened(flags.config, folder, out, flags)
+
+
+def user_path(flag: str, path: str | Path) -> Path:
+    """The path that a flag names, `~` expanded, which no shell does after `--flag=`.
+
+    Raises:
+      RunError: there is no such user, or none with a home folder.
+    """
+    from jaxsparse.training import RunError
+
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise RunError(f"{flag}: {path} has no home folder in its place") from error
+
+
+def _unnamed_place(experiment: Experiment, config: Any) -> Path:
+    """A folder for a run whose user names none; no other run started with it has the same."""
+    from jaxsparse.training import RunFolder
+
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    label = f"{experiment.label(config)}-{now}"
+    place = RunFolder.create_unnamed(Path("runs") / experiment.name / label)
+
+    def remove_unused():
+        with suppress(OSError):  # it holds the run
+            place.rmdir()
+
+    atexit.register(remove_unused)
+    return place
 
 
 def create_run(experiment: Experiment, path: Path, config: Any, **more: Any) -> "RunFolder":
@@ -218,11 +254,20 @@ def stored_config(experiment: Experiment, folder: "RunFolder") -> Any:
     Raises:
       RunError: it is not one of this experiment.
     """
-    from jaxsparse.training import RunError
+    from jaxsparse.training import ConfigError, RunError
 
+    record = folder.config()
+    stored = record.get("config")
     try:
-        return experiment.config_type(**folder.config()["config"])
-    except (KeyError, TypeError, ValueError) as error:
+        if record.get("experiment", experiment.name) != experiment.name:
+            raise ConfigError(f"its experiment is {record['experiment']!r}")
+        if not isinstance(stored, dict):
+            raise ConfigError(f"want a dict under 'config', got {stored!r}")
+        fields = {field.name for field in dataclasses.fields(experiment.config_type)}
+        if unknown := sorted(stored.keys() - fields):
+            raise ConfigError(f"it has no {', '.join(unknown)}")
+        return experiment.config_type(**stored)
+    except ConfigError as error:
         raise RunError(
             f"{folder.path / 'config.json'} is no run of {experiment.name}: {error}"
         ) from error

@@ -77,8 +77,14 @@ def find_data_dir(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
     if data_dir is None and name == "folder":
         raise DataError("the data set 'folder' needs data_dir, a tree train/<class>/<image> etc.")
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    path = Path(default if data_dir is None else data_dir).expanduser()
-    if not path.is_dir():
+    path = Path(default if data_dir is None else data_dir)
+    try:
+        path = path.expanduser()
+        if path.is_dir():
+            return path
         what = "is a file, not a folder" if path.exists() else "there is no such folder"
-        raise DataError(f"{name}: data_dir {path}: {what}")
-    return path
+    except RuntimeError:
+        what = "no home folder to put in its place"
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or str(error)
+    raise DataError(f"{name}: data_dir {path}: {what}")

@@ -1,10 +1,34 @@
 """Checks that the configurations of all experiments share; what fails is one line."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 from jaxsparse.gates import Init
 from jaxsparse.training.errors import ConfigError
+
+
+def check_types(config: Any) -> None:
+    """Raise ConfigError unless every field is of its type; a whole number is a number, too."""
+    for name, hint in get_type_hints(type(config)).items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        value = getattr(config, name)
+        if not any(_is_of(value, kind) for kind in kinds):
+            wanted = " or ".join(_NAMES.get(kind, "a word") for kind in kinds)
+            raise ConfigError(f"{name} must be {wanted}, got {value!r}")
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "none"}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind in (bool, NoneType):
+        return isinstance(value, kind)
+    if kind in (int, float):
+        number = Integral if kind is int else Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, str)  # a literal's choices are checked on their own
 
 
 def check_positive(config: Any, names: Iterable[str]) -> None:

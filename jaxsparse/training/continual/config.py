@@ -102,6 +102,7 @@ class ContinualConfig:
     """number of seeds run side by side: seed, seed + 1, ..."""
 
     def __post_init__(self):
+        settings.check_types(self)
         settings.check_positive(self, _POSITIVE)
         settings.check_not_negative(self, _NOT_NEGATIVE)
         settings.check_choices(self, _CHOICES)

@@ -92,6 +92,7 @@ class FewShotConfig:
     """number of seeds trained side by side: seed, seed + 1, ..."""
 
     def __post_init__(self):
+        settings.check_types(self)
         settings.check_positive(self, _POSITIVE)
         settings.check_not_negative(self, ("inner_lr", "theta_lr", "mask_lr"))
         if not 0.0 <= self.initial_sparsity <= 1.0:

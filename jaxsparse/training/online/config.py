@@ -94,6 +94,7 @@ class OnlineConfig:
     """number of seeds run side by side: seed, seed + 1, ..."""
 
     def __post_init__(self):
+        settings.check_types(self)
         if not 0.0 <= self.p <= 1.0:
             raise ConfigError(f"p must lie in [0, 1], got {self.p}")
         settings.check_choices(self, _CHOICES)

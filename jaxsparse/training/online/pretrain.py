@@ -5,6 +5,7 @@ The result is kept in the package's cache folder, so that runs of the same setti
 
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from jaxsparse.data.switching import SwitchingData
 from jaxsparse.draws import choose
 from jaxsparse.gates import Gate
 from jaxsparse.maml import MetaState, evaluate, float32_by_default, init_state, sparse_maml_step
-from jaxsparse.training.errors import ConfigError
+from jaxsparse.training.errors import ConfigError, Stopped
 from jaxsparse.training.host import Hooks, Host, Progress
 from jaxsparse.training.online.config import OnlineConfig
 from jaxsparse.training.online.learners import Pretrained, inner_rates
@@ -30,6 +31,7 @@ Tree = Any
 Metrics = dict[str, jax.Array]
 
 QUERY_SHOTS = 15
+_WAIT_SECONDS = 0.2  # between two looks at whether another run's pretraining is over
 _VERSION = 1  # raise it whenever the same settings would give other weights
 # Streams of randomness that follow from the key.
 _INIT, _TRAIN, _VALIDATE = range(3)
@@ -62,7 +64,8 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
 
     MAML (ANIL's inner loop for anil) with Adam, until the accuracy on held-out classes has not
     risen for `pretrain_patience` epochs; the weights of the best epoch are kept. What was stopped
-    goes on where it was.
+    goes on where it was. Where another run is at it, this one waits, and takes over from it if it
+    ends before its time.
 
     Args:
       config: the run's configuration.
@@ -83,10 +86,9 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
     """
     record = _record(config, data)
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_dir() / "pretrained" / digest
-    there = (path / "config.json").exists()
-    folder = RunFolder.open(path) if there else RunFolder.create(path, record)
-    with folder.lock():
+    folder = RunFolder(cache_dir() / "pretrained" / digest)
+    with folder.lock(wait=_waiting(hooks)):
+        folder.begin(record)
         pretraining = _Pretraining(config, data, folder, hooks)
         folder.write_result(pretraining.run())
     return pretraining.state.best
@@ -272,6 +274,21 @@ def sample_episodes(
         return pixels * jnp.asarray(data.scale)[0] + jnp.asarray(data.shift)[0], labels
 
     return rows(support_key, 0, half, shots), rows(query_key, half, counts, QUERY_SHOTS)
+
+
+def _waiting(hooks: Hooks) -> Callable[[], None]:
+    """What to do while another run meta-learns the same: say so once, and stop if asked to."""
+    told: list[str] = []
+
+    def wait():
+        if not told:
+            told.append("another run is pretraining what this one starts from; waiting for it")
+            hooks.warn(told[0])
+        if hooks.should_stop():
+            raise Stopped("stopped while waiting for another run's pretraining")
+        time.sleep(_WAIT_SECONDS)
+
+    return wait
 
 
 class _Pretraining(Host):
