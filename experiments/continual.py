@@ -58,6 +58,7 @@ def experiment() -> runs.Experiment:
         report=StreamReport,
         figures=_figures,
         presets=False,
+        blocks=False,
         unit="task",
         extra={
             "scan": (bool, False, "first choose rates and glances on held-out training images"),
@@ -83,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with cli.one_line_errors():
         own = experiment()
         opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
-        config, place = opened.config, opened.place
+        config, more = opened.config, {}
         cli.use_all_cores()
         cli.use_compilation_cache()
         if opened.flags.scan and opened.folder is None:
@@ -91,9 +92,9 @@ def main(args: Sequence[str] | None = None) -> None:
             given = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
             grid = given.or_usual(config)
             again = f"the same command with --out {opened.out}"
-            config, scanned = scan(config, grid, opened.out, again)
-            place = runs.create_run(own, opened.out, config, scan=scanned)
-        folder, result = runs.run(own, config, place, f"{own.prog} --resume {opened.path}")
+            config, more["scan"] = scan(config, grid, opened.out, again)
+        again = f"{own.prog} --resume {opened.path}"
+        folder, result = runs.run(own, config, opened.place, again, **more)
         StreamReport(config, folder.path).result(result)
 
 
@@ -153,10 +154,13 @@ def scan(
     rates = [Rates(*values) for values in itertools.product(*axes)]
     for glances in grid.glances or (config.glances,):
         held_out = dataclasses.replace(config, validation=True, glances=glances)
-        folder = _scan_folder(out, held_out, rates)
-        result = folder.result()
+        folder, of_scan = _scan_folder(out, held_out, rates)
+        result = folder.result() if folder else None
         if result is None:
             stream = load_stream(held_out)
+            folder = runs.ready_run(
+                experiment(), folder or scan_path(out, glances), held_out, stream, **of_scan
+            )
             with StreamReport(held_out, folder.path) as report:
                 hooks = report.hooks(cli.stop_on_signal(resume_command))
                 result = scan_stream(held_out, rates, stream, folder, hooks)
@@ -172,18 +176,21 @@ def scan_path(out: Path, glances: int) -> Path:
     return out.with_name(f"{out.name}-scan-{glances}-glances")
 
 
-def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunFolder":
+def _scan_folder(
+    out: Path, config: "ContinualConfig", grid: list[Any]
+) -> "tuple[RunFolder | None, dict[str, Any]]":
+    """The folder of this scan, if there is one, and what a new one's record says of it."""
     from jaxsparse.training import RunError, RunFolder
 
     path = scan_path(out, config.glances)
-    points = [rates._asdict() for rates in grid]
-    if not (path / "config.json").exists():
-        return runs.create_run(experiment(), path, config, grid=points)
+    of_scan = {"grid": [rates._asdict() for rates in grid]}
+    if not RunFolder.is_there(path):
+        return None, of_scan
     folder = RunFolder.open(path, "task")
     stored = runs.stored_config(experiment(), folder)
-    if stored != config or folder.config().get("grid") != points:
+    if not runs.same_run(stored, config) or folder.config().get("grid") != of_scan["grid"]:
         raise RunError(f"{path} holds another scan; name another --out")
-    return folder
+    return folder, of_scan
 
 
 def _figures():
