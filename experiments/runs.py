@@ -4,7 +4,6 @@ import argparse
 import atexit
 import dataclasses
 import datetime
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -182,7 +181,8 @@ def _with_whole_place(config: Any) -> Any:
     place = config.data_dir
     if place is None or "://" in place:  # TensorFlow Datasets reads from elsewhere, too
         return config
-    return dataclasses.replace(config, data_dir=os.path.abspath(os.path.expanduser(place)))
+    whole = user_path("--data-dir", place).absolute()
+    return dataclasses.replace(config, data_dir=str(whole))
 
 
 def same_run(one: Any, other: Any) -> bool:

@@ -269,7 +269,8 @@ def _quiet() -> Iterator[Callable[[], None]]:
     afterwards = [show]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
-    threading.excepthook = sys.unraisablehook = lambda unused: None
+    threading.excepthook = lambda unused: None
+    sys.unraisablehook = lambda unused: None
     try:
         yield lambda: afterwards.append(unless_closed)
     finally:
@@ -330,7 +331,8 @@ def _described(leaf: Any) -> str:
 def _rebuild(template: Tree, arrays: dict[str, np.ndarray]) -> Tree:
     def device(name, leaf):
         if _is_key(leaf):
-            return jax.random.wrap_key_data(arrays[name], impl=_implementation(leaf))
+            words = jax.numpy.asarray(arrays[name])
+            return jax.random.wrap_key_data(words, impl=_implementation(leaf))
         return jax.numpy.asarray(arrays[name])
 
     leaves = [device(name, leaf) for name, leaf in _by_path(template).items()]
