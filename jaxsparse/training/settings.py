@@ -36,22 +36,27 @@ def check_positive(config: Any, names: Iterable[str]) -> None:
     """Raise ConfigError unless these fields are 1 or more (or None)."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < 1:
+        if value is not None and not value >= 1:
             raise ConfigError(f"{name} must be 1 or more, got {value}")
 
 
 def check_not_negative(config: Any, names: Iterable[str]) -> None:
     """Raise ConfigError unless these fields are finite and 0 or more."""
     for name in names:
-        if not 0.0 <= getattr(config, name) < float("inf"):
-            raise ConfigError(f"{name} must be 0 or more, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not 0.0 <= value < float("inf"):
+            wanted = "0 or more" if value < 0 else "finite"
+            raise ConfigError(f"{name} must be {wanted}, got {value}")
 
 
 def check_seeds(config: Any, names: Iterable[str]) -> None:
-    """Raise ConfigError unless these seeds, and the `config.seeds` from each on, are keys."""
+    """Raise ConfigError unless these seeds, and the `config.seeds` from `seed` on, are keys."""
     for name in names:
-        if not 0 <= getattr(config, name) <= 2**31 - 1 - config.seeds:
+        if not 0 <= getattr(config, name) < 2**31:
             raise ConfigError(f"{name} must lie in [0, 2^31), got {getattr(config, name)}")
+    room = 2**31 - config.seed
+    if config.seeds > room:
+        raise ConfigError(f"seeds must be at most {room} from seed {config.seed}, got {config.seeds}")
 
 
 def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
