@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from experiments import cli, unread
+from experiments import cli, signals, unread
 
 if TYPE_CHECKING:
     from jaxsparse.training import Hooks, RunFolder
@@ -161,6 +161,7 @@ def _unnamed_place(experiment: Experiment, config: Any) -> Path:
             place.rmdir()
 
     atexit.register(remove_unused)
+    signals.at_end.append(remove_unused)
     return place
 
 

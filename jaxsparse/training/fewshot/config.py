@@ -30,7 +30,8 @@ class FewShotConfig:
     """A few-shot run: everything that decides its numbers, and nothing else."""
 
     method: Method = "sparse-maml"
-    """what decides which parameters the inner loop moves, and how far"""
+    """what decides which parameters the inner loop moves, and how far; all but maml are of first
+    order unless --second-order is given"""
     dataset: Dataset = "glyphs"
     """glyphs is embedded; omniglot (evaluation alphabets; -1200: random characters) and
     mini_imagenet are read through TensorFlow Datasets; folder is a tree train/ val/ test/ of
@@ -68,7 +69,8 @@ class FewShotConfig:
     embedding: int = 1600
     """E, length of the code from which sparse-maml-plus generates its mask"""
     second_order: bool = False
-    """differentiate through the inner gradients; maml always does"""
+    """differentiate through the inner gradients; maml always does; anil, boil and meta-sgd only
+    with this flag, although their papers do"""
     clip: float | None = None
     """clip the meta-gradient of theta elementwise to [-clip, clip]"""
     meta_batch_size: int = 4
