@@ -162,9 +162,7 @@ def make_program(
     def evaluate_batch(params, mask, key, tasks):
         metrics = evaluate(
             params,
-            _step_sizes(
-                learner.gate, mask, jax.random.fold_in(key, _STEP_SIZES), EVALUATION_BATCH
-            ),
+            _step_sizes(learner.gate, mask, jax.random.fold_in(key, _STEP_SIZES), EVALUATION_BATCH),
             tasks,
             loss_fn=learner.loss_fn,
             inner_steps=config.test_inner_steps,
