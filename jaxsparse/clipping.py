@@ -40,7 +40,7 @@ def global_norm(tree: Tree) -> jax.Array:
 
 
 def clip_scale(norm: jax.Array, bound: float) -> jax.Array:
-    """``min(1, bound / (norm + 1e-6))``, what a gradient is multiplied by; NaN for one not finite."""
+    """What a gradient of that norm is multiplied by: ``min(1, bound / (norm + 1e-6))``, or NaN."""
     # A norm that overflows would give 0, and make a step of a diverged run one that stands still.
     return jnp.where(norm < jnp.inf, jnp.minimum(1.0, bound / (norm + 1e-6)), jnp.nan)
 

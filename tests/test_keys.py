@@ -73,7 +73,7 @@ NOTING = extended.define_prng_impl(
 
 @contextlib.contextmanager
 def noted(least, times=1):
-    """What is run within draws from each key once (`times` times), and from `least` keys or more."""
+    """What is run within draws `times` times from each key, and from `least` keys or more."""
     notes = Notes()
     NOTES.append(notes)
     try:

@@ -86,7 +86,7 @@ def test_networks_say_whether_their_rows_count_alone(model, rowwise):
         if loss_fn.split is not None:
             assert loss_fn.split.loss_fn.rowwise is rowwise
         if not rowwise:
-            with pytest.raises(ValueError, match="^weights: got weights, want None"):
+            with pytest.raises(ValueError, match=r"^weights: got weights, want None"):
                 weighted_loss(loss_fn, rows(), WEIGHTS)
 
 

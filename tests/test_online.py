@@ -153,7 +153,7 @@ CMAML = {
 def test_algorithm_2_as_it_is_printed_can_be_asked_for(small_network):
     config = dataclasses.replace(
         SMALL, method="sparse-cmaml", mask_init="-0.1:0.5", inner_steps=1, pairs="one",
-        outer_optimizer="sgd", restart_now=True, mask_lr=0.02,
+        outer_optimizer="sgd", restart_now=True, mask_lr=0.02, detection_threshold=0.05,
     )  # fmt: skip
     got = run_compiled(config)
     model, params, mask_key = model_and_key()
@@ -165,7 +165,7 @@ def test_algorithm_2_as_it_is_printed_can_be_asked_for(small_network):
             state = init_cmaml_state(params, gate, mask_key, batch=batch, capacity=4, **optimizers)
         state, metrics = cmaml_step(
             state, batch, jax.random.fold_in(learn_key, t), loss_fn=loss_fn,
-            gate=gate, inner_steps=1, detection_threshold=0.3, modulation=0.7, pairs="one",
+            gate=gate, inner_steps=1, detection_threshold=0.05, modulation=0.7, pairs="one",
             restart_now=True, **optimizers,
         )  # fmt: skip
         detected.append(bool(metrics["detected"]))

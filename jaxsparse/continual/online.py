@@ -21,8 +21,8 @@ from jaxsparse.checks import (
 )
 from jaxsparse.continual.bgd import Gaussian, expected_gradient
 from jaxsparse.continual.er import with_metrics
-from jaxsparse.precision import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
+from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import init_optimizer, update
 
 Tree = Any

@@ -6,7 +6,6 @@ slow in a loop (jax-ml/jax issue 12868).
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
