@@ -35,8 +35,8 @@ Metrics = dict[str, jax.Array]
 QUERY_SHOTS = 15
 _WAIT_SECONDS = 0.2  # between two looks at whether another run's pretraining is over
 _VERSION = 2  # raise it whenever the same settings would give other weights
-# Streams of randomness that follow from the key. That itself is one of its seed's, beside those of a
-# run of the same seed.
+# Streams of randomness that follow from the key, and its own number beside the streams of a run of
+# the same seed.
 _INIT, _TRAIN, _VALIDATE = range(3)
 _PRETRAIN = 3
 
