@@ -16,7 +16,6 @@ from jaxsparse.data import glyphs
 from jaxsparse.data.episodes import sample_tasks
 from jaxsparse.data.glyphs import load_glyphs
 from jaxsparse.data.images import DataError, ImageSet
-from jaxsparse.user_cache import cache_dir
 
 
 @pytest.fixture(scope="module")
@@ -291,14 +290,3 @@ def test_the_backend_of_a_notebook_does_not_matter(few, tmp_path, backend):
         [sys.executable, "-c", program], env=env, cwd=root, capture_output=True, text=True
     )
     assert run.stdout.split() == [str(load_glyphs("test", tmp_path).num_classes), "False"]
-
-
-def test_cache_folder_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/ada")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
-    monkeypatch.setenv("JAXSPARSE_CACHE", "~/images")
-    assert cache_dir() == Path("/home/ada/images")
-    monkeypatch.setenv("JAXSPARSE_CACHE", "")
-    assert cache_dir() == Path("/scratch/jaxsparse")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_dir() == Path("/home/ada/.cache/jaxsparse")
