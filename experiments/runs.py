@@ -1,15 +1,16 @@
 """What every experiment does with its flags and the folder of a run: open, create, go on."""
 
-import argparse
 import atexit
 import dataclasses
 import datetime
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from experiments import cli
+from experiments import cli, signals, unread
 
 if TYPE_CHECKING:
     from jaxsparse.training import Hooks, RunFolder
@@ -29,6 +30,7 @@ class Experiment(NamedTuple):
       learn: `(configuration, data, folder, hooks) -> result`, from where the folder's run is.
       report: `(configuration, path) ->` what shows a run in progress, a context with `hooks`.
       figures: `() -> {file name: (rows, result) -> figure}` of a finished run.
+      reads: which settings are read when.
       presets: whether there are presets by name.
       blocks: whether its networks are of Conv4's blocks.
       unit: what a row of its metrics is about.
@@ -38,13 +40,14 @@ class Experiment(NamedTuple):
     name: str
     config_type: type
     hints: Mapping[str, Any]
-    preset: Callable[[argparse.Namespace], Any]
+    preset: Callable[[SimpleNamespace], Any]
     describe: Callable[[], str]
     label: Callable[[Any], str]
     load: Callable[[Any], Any]
     learn: Callable[[Any, Any, "RunFolder", "Hooks"], dict[str, Any]]
     report: Callable[[Any, Path], Any]
     figures: Callable[[], Mapping[str, Callable[..., Any]]]
+    reads: unread.Reads
     presets: bool = True
     blocks: bool = True
     unit: str = "epoch"
@@ -63,6 +66,7 @@ class Opened(NamedTuple):
     folder: "RunFolder | None"
     out: Path
     flags: Any
+    prog: str
 
     @property
     def place(self) -> "RunFolder | Path":
@@ -73,6 +77,14 @@ class Opened(NamedTuple):
     def path(self) -> Path:
         """Where the run lies or will lie."""
         return self.folder.path if self.folder else self.out
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with the run."""
+        path = str(self.path)
+        return cli.command_line(
+            self.prog, ["--resume", f"./{path}" if path.startswith("-") else path]
+        )
 
 
 def open_run(experiment: Experiment, args: list[str]) -> Opened:
@@ -89,8 +101,9 @@ def open_run(experiment: Experiment, args: list[str]) -> Opened:
         flags: Any = cli.parse(flags_type, args, flags_type(config), experiment.prog)
     except SystemExit as stop:
         if not stop.code:
-            print(experiment.describe())
+            cli.say(experiment.describe())
         raise
+    _check_read(experiment, flags, args)
     given = _with_whole_place(flags.config)
     if folder is not None and not same_run(given, config):
         here = dataclasses.replace(given, data_dir=config.data_dir)
@@ -103,7 +116,22 @@ def open_run(experiment: Experiment, args: list[str]) -> Opened:
     else:
         out = user_path("--out", flags.out)
         RunFolder.check_new(out, {"config": dataclasses.asdict(given)})
-    return Opened(given, folder, out, flags)
+    return Opened(given, folder, out, flags, experiment.prog)
+
+
+def _check_read(experiment: Experiment, flags: Any, args: list[str]) -> None:
+    """Refuse flags that nothing would read."""
+    from jaxsparse.training import ConfigError
+
+    given = cli.given(args)
+    if flags.resume is None:
+        if message := unread.unread(experiment.reads, flags.config, given):
+            raise ConfigError(message)
+        return
+    for name in ("preset", "out", *experiment.extra):
+        if name in given:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is of a new run, and not read with --resume")
 
 
 def user_path(flag: str, path: str | Path) -> Path:
@@ -133,6 +161,7 @@ def _unnamed_place(experiment: Experiment, config: Any) -> Path:
             place.rmdir()
 
     atexit.register(remove_unused)
+    signals.at_end.append(remove_unused)
     return place
 
 
@@ -197,7 +226,7 @@ def run(
     resume_command: str,
     **more: Any,
 ) -> tuple["RunFolder", dict[str, Any]]:
-    """Take a run to its end, with its figures, from wherever it is.
+    """Take a run to its end from wherever it is; its figures are `draw_missing`'s.
 
     Args:
       experiment: what it is a run of.
@@ -214,26 +243,33 @@ def run(
     if result is None:
         data = experiment.load(config)
         folder = ready_run(experiment, place, config, data, **more)
-        with experiment.report(config, folder.path) as report:
-            hooks = report.hooks(cli.stop_on_signal(resume_command))
-            result = experiment.learn(config, data, folder, hooks)
+        with (
+            cli.saving_on_signal(resume_command) as should_stop,
+            experiment.report(config, folder.path) as report,
+        ):
+            result = experiment.learn(config, data, folder, report.hooks(should_stop))
     assert folder is not None
-    _draw_missing(experiment, folder, result)
     return folder, result
 
 
-def _draw_missing(experiment: Experiment, folder: "RunFolder", result: dict[str, Any]) -> None:
-    """Draw a finished run's figures, unless all are there.
+def draw_missing(experiment: Experiment, folder: "RunFolder", result: dict[str, Any]) -> None:
+    """Draw those of a finished run's figures that are missing or damaged.
 
-    Asked of every finished run: one may have been killed between its result and its figures.
+    Asked of every finished run: one may have been killed between its result and its figures. Its
+    result is there: a figure that cannot be drawn is a warning.
+
+    Raises:
+      WriteError: one cannot be written.
     """
-    from experiments.plots import draw_run
-    from jaxsparse.training import writing
+    from experiments.plots import draw_run, is_whole
 
-    figures = experiment.figures()
-    if not all((folder.path / name).exists() for name in figures):
-        with writing(folder.path):
-            draw_run(folder.path, figures, folder.rows(), result)
+    figures = {
+        name: draw
+        for name, draw in experiment.figures().items()
+        if not is_whole(folder.path / name)
+    }
+    for name, why in draw_run(folder.path, figures, folder.rows(), result).items():
+        warnings.warn(f"{folder.path / name} is not drawn: {why}", stacklevel=2)
 
 
 def preset_flags(values: Mapping[str, Any], hidden: Sequence[str]) -> str:
@@ -273,23 +309,18 @@ def _flags_type(experiment: Experiment) -> type:
     return dataclasses.make_dataclass("Flags", fields, frozen=True)
 
 
-def _first_look(experiment: Experiment, args: list[str]) -> argparse.Namespace:
+def _first_look(experiment: Experiment, args: list[str]) -> SimpleNamespace:
     """The flags that decide the defaults of the others; errors are left to the full parse."""
-
-    class Lenient(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise ValueError(message)
-
-    parser = Lenient(add_help=False, allow_abbrev=False)
-    for name in ("--preset", "--resume"):
-        parser.add_argument(name)
-    for name, default in experiment.hints.items():
-        kind = int if isinstance(default, int) else str
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default)
-    try:
-        return parser.parse_known_args(args)[0]
-    except ValueError:
-        return parser.parse_args([])
+    names = ("preset", "resume", *experiment.hints)
+    first = SimpleNamespace(**{"preset": None, "resume": None, **experiment.hints})
+    for name in names:
+        word = cli.last_value(args, name)
+        if isinstance(getattr(first, name), int):
+            with suppress(ValueError, TypeError):
+                setattr(first, name, int(word))  # type: ignore[arg-type]
+        elif word is not None:
+            setattr(first, name, word)
+    return first
 
 
 def stored_config(experiment: Experiment, folder: "RunFolder") -> Any:

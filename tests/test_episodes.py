@@ -174,9 +174,9 @@ def test_largest_episode_passes_the_check():
     check_episode(numbered(), ways=6, shots=1, query_shots=3)
 
 
-def test_traced_counts_are_checked_against_the_padding():
+def test_traced_counts_are_checked_against_the_largest_class():
     draw(jax.random.key(0), numbered(), 1, 2, 6, 6)  # fits in 12, though not in the classes
-    with pytest.raises(DataError, match="at most 12, the padded images per class; got 6"):
+    with pytest.raises(DataError, match="at most 12, the images of the largest class; got 6"):
         draw(jax.random.key(0), numbered(), 1, 2, 6, 7)
 
 

@@ -41,7 +41,7 @@ def test_splits_hold_about_a_thousand_letters_of_different_scripts():
 
 
 def test_form(letters):
-    assert letters.images.shape == (len(letters.names), 20, 28, 28, 1)
+    assert letters.images.shape == (20 * len(letters.names), 28, 28, 1)
     assert letters.images.dtype == np.uint8 and letters.counts.dtype == np.int32
     assert np.all(np.asarray(letters.counts) == 20)
     assert (letters.mean, letters.std) == ((0.0,), (1.0,))

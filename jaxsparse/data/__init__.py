@@ -4,7 +4,7 @@ from jaxsparse.data import streams, switching
 from jaxsparse.data.classification import LabelledSet, load_labelled
 from jaxsparse.data.digests import fingerprint
 from jaxsparse.data.episodes import Task, check_episode, sample_tasks
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import DataError, ImageSet, check_not_blank
 from jaxsparse.data.sources import load
 from jaxsparse.data.streams import TaskStream
 from jaxsparse.data.switching import SwitchingData
@@ -17,6 +17,7 @@ __all__ = [
     "Task",
     "TaskStream",
     "check_episode",
+    "check_not_blank",
     "fingerprint",
     "load",
     "load_labelled",

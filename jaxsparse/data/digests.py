@@ -61,12 +61,12 @@ def _content(value: Any) -> Any:
 def digest(array: np.ndarray) -> str:
     """SHA-256 of the elements in row-major order, little-endian."""
     plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return hashlib.sha256(plain.reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(plain.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def stored_digest(array: np.ndarray) -> str | None:
     """The digest that the cache stored beside the file which `array` is a view of the whole of."""
-    mapped = array
+    mapped: Any = array
     while isinstance(mapped.base, np.ndarray):
         mapped = mapped.base
     whole = (

@@ -47,7 +47,7 @@ def load(
 
     Example:
         >>> load("mini_imagenet", "test").images.shape
-        (20, 600, 84, 84, 3)
+        (12000, 84, 84, 3)
     """
     if name not in NAMES:
         raise DataError(f"there is no data set {name!r}; there are: {', '.join(NAMES)}")

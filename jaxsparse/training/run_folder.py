@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from jaxsparse.training.locks import HOLDER, LOCK, locked
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
 
+_UNITS = ("epoch", "task", "interval")
 _CONFIG, _ROWS, _RESULT = "config.json", "metrics.jsonl", "result.json"
 
 
@@ -99,7 +101,7 @@ class RunFolder:
         if _CONFIG in entries:
             if entries == {_CONFIG} and config and _has_entries(path / _CONFIG, config):
                 return
-            raise RunError(f"{path} holds another run; continue it with --resume {path}")
+            raise RunError(f"{path} holds another run; continue it with --resume {shlex.quote(str(path))}")
         if entries:
             raise RunError(f"{path} is not empty; name a new folder")
 
@@ -114,7 +116,7 @@ class RunFolder:
             if (path / _CONFIG).is_file():
                 return cls(path, unit)
             cut_off = path.is_dir() and any(_is_unfinished(entry.name) for entry in path.iterdir())
-        hint = f", its making was cut off; begin it anew with --out {path}" if cut_off else ""
+        hint = f", its making was cut off; begin it anew with --out {shlex.quote(str(path))}" if cut_off else ""
         raise RunError(f"{path} holds no run: no config.json there{hint}")
 
     @classmethod
@@ -254,13 +256,17 @@ class RunFolder:
         *lines, torn = text.split(b"\n")
         for number, line in enumerate(lines):
             row = _parsed_row(line)
-            if row is None or row.get(self.unit) != number:
+            if row is None or self._number(row) != number:
                 what = f"line {number + 1} is not the row of {self.unit} {number}"
                 return rows, f"{path} cannot be read: {what}"
             rows.append(row)
         # A process that was killed may have left half a row.
         row = _parsed_row(torn)
-        return rows if row is None or row.get(self.unit) != len(rows) else [*rows, row], ""
+        return rows if row is None or self._number(row) != len(rows) else [*rows, row], ""
+
+    def _number(self, row: dict[str, Any]) -> Any:
+        """That of a row, by whatever it counts: figures are drawn of runs of every kind."""
+        return next((row[name] for name in (self.unit, *_UNITS) if name in row), None)
 
     def _finite(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """`value` with null for what JSON has no number for; told once for each file."""

@@ -1,5 +1,6 @@
 """Checks that the configurations of all experiments share; what fails is one line."""
 
+import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -66,11 +67,12 @@ def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
             raise ConfigError(f"{name} must be one of {listed}, got {getattr(config, name)!r}")
 
 
-def parse_init(text: str) -> Init:
-    """Read a mask initialisation: `kaiming`, `auto`, a number, or a range `low:high`.
+def parse_init(text: str, words: tuple[str, ...] = ("kaiming", "auto")) -> Init:
+    """Read a mask initialisation: a word, a finite number, or a range `low:high`.
 
     Args:
       text: as given on the command line.
+      words: those that the method knows.
 
     Returns:
       A number, a pair of numbers, or the word itself.
@@ -82,14 +84,17 @@ def parse_init(text: str) -> Init:
       >>> parse_init("0.005:0.1")
       (0.005, 0.1)
     """
-    if text in ("kaiming", "auto"):
+    if text in words:
         return text
     try:
         values = tuple(float(part) for part in text.split(":"))
     except ValueError:
         values = ()
+    if not all(map(math.isfinite, values)):
+        values = ()
     if len(values) == 1:
         return values[0]
     if len(values) == 2 and values[0] < values[1]:
         return (values[0], values[1])
-    raise ConfigError(f"mask_init must be kaiming, a number or low:high, got {text!r}")
+    named = "".join(f"{word}, " for word in words if word != "auto")
+    raise ConfigError(f"mask_init must be {named}a number or low:high, got {text!r}")

@@ -11,10 +11,11 @@ from jaxsparse.data import TaskStream
 from jaxsparse.training.continual.config import ContinualConfig
 from jaxsparse.training.continual.learners import Rates, default_rates
 from jaxsparse.training.continual.program import make_program, measured_tasks
-from jaxsparse.training.continual.result import SUMMARIES, make_result, mean_and_std, summaries
+from jaxsparse.training.continual.result import SUMMARIES, make_result, summaries
 from jaxsparse.training.errors import ConfigError
 from jaxsparse.training.host import Hooks, Progress, RunsHost, learned, plain
 from jaxsparse.training.run_folder import RunFolder
+from jaxsparse.training.statistics import mean_and_std
 
 
 def run_stream(

@@ -19,7 +19,8 @@ from jaxsparse import losses, nn
 from jaxsparse.data.switching import SwitchingData
 from jaxsparse.draws import choose
 from jaxsparse.gates import Gate
-from jaxsparse.maml import MetaState, evaluate, float32_by_default, init_state, sparse_maml_step
+from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
+from jaxsparse.precision import float32_by_default
 from jaxsparse.training.environment import unusual_settings
 from jaxsparse.training.errors import ConfigError, RunError, Stopped
 from jaxsparse.training.host import Hooks, Host, Progress
@@ -33,9 +34,11 @@ Metrics = dict[str, jax.Array]
 
 QUERY_SHOTS = 15
 _WAIT_SECONDS = 0.2  # between two looks at whether another run's pretraining is over
-_VERSION = 1  # raise it whenever the same settings would give other weights
-# Streams of randomness that follow from the key.
+_VERSION = 2  # raise it whenever the same settings would give other weights
+# Streams of randomness that follow from the key. That itself is one of its seed's, beside those of a
+# run of the same seed.
 _INIT, _TRAIN, _VALIDATE = range(3)
+_PRETRAIN = 3
 
 
 class PretrainState(NamedTuple):
@@ -154,8 +157,8 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
         )
 
     def init(key):
-        params = model.init(jax.random.fold_in(key, _INIT))
-        meta = init_state(params, gate, adam, unmoved, key)
+        model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
+        meta = init_state(model.init(model_key), gate, adam, unmoved, state_key)
         totals = {name: jnp.float32(0) for name in ("loss", "accuracy", "val_accuracy")}
         return PretrainState(
             meta,
@@ -230,6 +233,18 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
 
     functions = (init, repeated(meta_step), repeated(validation_batch), finish_epoch)
     return PretrainProgram(*(float32_by_default(function) for function in functions))
+
+
+def pretraining_key(config: OnlineConfig) -> jax.Array:
+    """Where all randomness of the pretraining comes from, none of it shared with a stream's.
+
+    Args:
+      config: the run's configuration.
+
+    Example:
+      >>> state = make_pretraining(config, data).init(pretraining_key(config))
+    """
+    return jax.random.fold_in(jax.random.key(config.pretrain_seed), _PRETRAIN)
 
 
 def pretraining_classes(
@@ -325,7 +340,7 @@ class _Pretraining(Host):
 
     def __init__(self, config, data, folder, hooks):
         super().__init__(folder, hooks)
-        self.config, self.key = config, jax.random.key(config.pretrain_seed)
+        self.config, self.key = config, pretraining_key(config)
         self.first_seed = config.pretrain_seed
         self.data = jax.device_put(data)
         program = make_pretraining(config, data)
