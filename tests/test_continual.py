@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
@@ -15,7 +16,7 @@ from experiments import continual, runs
 from experiments.continual_presets import preset_config
 from jaxsparse import gates, lamaml_step, losses
 from jaxsparse.data import LabelledSet, streams
-from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped, host
+from jaxsparse.training import ConfigError, Diverged, Hooks, RunError, RunFolder, Stopped, host
 from jaxsparse.training.continual import (
     META_METHODS,
     ContinualConfig,
@@ -376,6 +377,44 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(stream, tmp_pa
     folder = RunFolder.open(folder.path, "task")
     run_stream(config, stream, folder, Hooks())
     assert [row["task"] for row in folder.rows()] == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_network_that_names_no_class_ends_the_run(stream, tmp_path):
+    """The only update makes infinite weights of a finite loss."""
+    config = dataclasses.replace(
+        PLAIN, samples_per_task=4, theta_lr=1e39, clip_norm=None, seeds=2, seed=3
+    )
+    folder = new_folder(tmp_path / "run")
+    with pytest.raises(Diverged, match=r"on the test images is not finite with seed 3 after batch"):
+        run_stream(config, stream, folder, Hooks())
+    assert [row["task"] for row in folder.rows()] == [0]
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["1"]
+    assert folder.result() is None
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_point_of_a_scan_that_diverges_retains_nothing(stream, tmp_path):
+    config = dataclasses.replace(PLAIN, validation=True)
+    grid = [Rates(0.1, 1.0, 0.05), Rates(0.1, 1.0, 1e39)]
+    folder = new_folder(tmp_path / "scan")
+    with pytest.warns(match="null for what is not finite"):
+        points = scan_stream(config, grid, stream, folder, Hooks())["points"]
+    good, bad = (point["retained_accuracy"]["mean"] for point in points)
+    assert good > 0.3 and bad == 0
+
+
+@pytest.mark.parametrize("method", ["er", "sparse-lamaml"])
+def test_rows_without_a_checkpoint_are_not_dropped(stream, tmp_path, method):
+    config = dataclasses.replace(SMALL, method=method)
+    folder = stop(config, stream, new_folder(tmp_path / "run"), 5, 3)
+    rows = folder.rows()
+    assert rows[-1]["task"] == 1
+    shutil.rmtree(folder.path / "checkpoints")
+    for _ in range(2):
+        with pytest.raises(RunError, match="has the metrics of task 1 and no checkpoint"):
+            run_stream(config, stream, folder, Hooks())
+        assert folder.rows() == rows
 
 
 def test_a_scan_gives_each_point_what_a_run_of_it_gives(stream, tmp_path):

@@ -52,9 +52,9 @@ def check_not_negative(config: Any, names: Iterable[str]) -> None:
 def check_seeds(config: Any, names: Iterable[str]) -> None:
     """Raise ConfigError unless these seeds, and the `config.seeds` from `seed` on, are keys."""
     for name in names:
-        if not 0 <= getattr(config, name) < 2**31:
-            raise ConfigError(f"{name} must lie in [0, 2^31), got {getattr(config, name)}")
-    room = 2**31 - config.seed
+        if not 0 <= getattr(config, name) <= 2**31 - 2:
+            raise ConfigError(f"{name} must lie in [0, 2^31 - 2], got {getattr(config, name)}")
+    room = 2**31 - 1 - config.seed
     if config.seeds > room:
         raise ConfigError(f"seeds must be at most {room} from seed {config.seed}, got {config.seeds}")
 
