@@ -88,7 +88,7 @@ def given(args: Sequence[str]) -> list[str]:
 def last_value(args: Sequence[str], name: str) -> str | None:
     """The value that the flag called `name` has in `args`, the last one where it has several."""
     flag, value = f"--{name.replace('_', '-')}", None
-    for word, following in zip(args, [*args[1:], None], strict=True):
+    for word, following in zip(args, [*args[1:], None], strict=False):
         own, equals, rest = word.partition("=")
         if own.replace("_", "-") == flag:
             value = rest if equals else following

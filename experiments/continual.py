@@ -8,6 +8,7 @@ python -m experiments.continual --resume runs/continual/...
 
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def experiment() -> runs.Experiment:
         figures=_figures,
         reads=unread.CONTINUAL,
         presets=False,
+        blocks=False,
         unit="task",
         extra={
             "scan": (bool, False, "first choose rates and glances on held-out training images"),
@@ -84,10 +86,11 @@ def main(args: Sequence[str] | None = None) -> None:
     with cli.command():
         # Imported here and not above: Ctrl-C during these seconds is one line, too.
         from experiments.report import StreamReport
+        from jaxsparse.training.errors import trusting
 
         own, words = experiment(), list(sys.argv[1:] if args is None else args)
         opened = runs.open_run(own, words)
-        config, place = opened.config, opened.place
+        config, more = opened.config, {}
         grid = grid_of(opened, words)
         cli.use_all_cores()
         cli.use_compilation_cache()
@@ -96,10 +99,10 @@ def main(args: Sequence[str] | None = None) -> None:
             load_stream(config)  # refuses here what cannot be run
             place_given = [] if opened.flags.out else ["--out", opened.path]
             again = cli.command_line(own.prog, [*words, *place_given])
-            config, scanned = scan(config, grid, opened.out, again)
-            place = runs.create_run(own, opened.out, config, scan=scanned)
-        folder, result = runs.run(own, config, place, opened.resume_command)
-        StreamReport(config, folder.path).result(result)
+            config, more["scan"] = scan(config, grid, opened.out, again)
+        folder, result = runs.run(own, config, opened.place, opened.resume_command, **more)
+        with trusting(folder.path / "result.json"):
+            StreamReport(config, folder.path).result(result)
         runs.draw_missing(own, folder, result)
 
 
@@ -227,46 +230,63 @@ def scan(
     """
     from experiments.report import StreamReport
     from jaxsparse.training.continual import Rates, scan_stream
+    from jaxsparse.training.errors import trusting
 
     points = []
     axes = (getattr(grid, name) or (getattr(config, name),) for name in Rates._fields)
     rates = [Rates(*values) for values in itertools.product(*axes)]
     for glances in grid.glances or (config.glances,):
         held_out = dataclasses.replace(config, validation=True, glances=glances)
-        folder = _scan_folder(out, held_out, rates)
-        result = folder.result()
+        folder, of_scan = _scan_folder(out, held_out, rates)
+        result = folder.result() if folder else None
         if result is None:
             stream = load_stream(held_out)
             _check_size(held_out, stream, len(rates) * config.seeds)
+            folder = runs.ready_run(
+                experiment(), folder or scan_path(out, glances), held_out, stream, **of_scan
+            )
             with (
                 cli.saving_on_signal(resume_command) as should_stop,
                 StreamReport(held_out, folder.path) as report,
             ):
                 result = scan_stream(held_out, rates, stream, folder, report.hooks(should_stop))
-        points += [{"glances": glances, **point} for point in result["points"]]
-    best = max(points, key=lambda p: p["retained_accuracy"]["mean"])
-    StreamReport(config, out).scan(points, best)
-    chosen = {name: best[name] for name in (*Rates._fields, "glances")}
+        assert folder is not None
+        with trusting(folder.path / "result.json"):
+            points += [{"glances": glances, **point} for point in result["points"]]
+    with trusting(out):
+        best = max(points, key=_retained)
+        StreamReport(config, out).scan(points, best)
+        chosen = {name: best[name] for name in (*Rates._fields, "glances")}
     return dataclasses.replace(config, **chosen), points
+
+
+def _retained(point: dict[str, Any]) -> float:
+    """What a point retained; less than anything where that is not finite, null in its file."""
+    mean = point["retained_accuracy"]["mean"]
+    return mean if mean is not None and mean == mean else -math.inf
 
 
 def scan_path(out: Path, glances: int) -> Path:
     """Where the scan with this number of glances lies, beside the run's own folder."""
-    return out.with_name(f"{out.name}-scan-{glances}-glances")
+    place = out if out.name else out.absolute()  # this folder itself
+    return place.with_name(f"{place.name}-scan-{glances}-glances")
 
 
-def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunFolder":
+def _scan_folder(
+    out: Path, config: "ContinualConfig", grid: list[Any]
+) -> "tuple[RunFolder | None, dict[str, Any]]":
+    """The folder of this scan, if there is one, and what a new one's record says of it."""
     from jaxsparse.training import RunError, RunFolder
 
     path = scan_path(out, config.glances)
-    points = [rates._asdict() for rates in grid]
-    if not (path / "config.json").exists():
-        return runs.create_run(experiment(), path, config, grid=points)
+    of_scan = {"grid": [rates._asdict() for rates in grid]}
+    if not RunFolder.is_there(path):
+        return None, of_scan
     folder = RunFolder.open(path, "task")
     stored = runs.stored_config(experiment(), folder)
-    if stored != config or folder.config().get("grid") != points:
+    if not runs.same_run(stored, config) or folder.config().get("grid") != of_scan["grid"]:
         raise RunError(f"{path} holds another scan; name another --out")
-    return folder
+    return folder, of_scan
 
 
 def _figures():

@@ -45,6 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
         from experiments.report import FewShotReport
         from jaxsparse.machine import cores
         from jaxsparse.training import largest_share
+        from jaxsparse.training.errors import trusting
 
         own = experiment()
         opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
@@ -52,7 +53,8 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.use_compilation_cache()
         cli.start_backend()
         folder, result = runs.run(own, opened.config, opened.place, opened.resume_command)
-        FewShotReport(opened.config, folder.path).result(result, folder.rows())
+        with trusting(folder.path / "result.json"):
+            FewShotReport(opened.config, folder.path).result(result, folder.rows())
         runs.draw_missing(own, folder, result)
 
 

@@ -47,6 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with cli.command():
         # Imported here and not above: Ctrl-C during these seconds is one line, too.
         from experiments.report import OnlineReport
+        from jaxsparse.training.errors import trusting
 
         own = experiment()
         opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
@@ -54,7 +55,8 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.use_compilation_cache()
         cli.start_backend()
         folder, result = runs.run(own, opened.config, opened.place, opened.resume_command)
-        OnlineReport(opened.config, folder.path).result(result)
+        with trusting(folder.path / "result.json"):
+            OnlineReport(opened.config, folder.path).result(result)
         runs.draw_missing(own, folder, result)
 
 

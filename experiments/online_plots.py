@@ -63,7 +63,12 @@ def draw_sparsity(rows: Rows, result: dict[str, Any]) -> "Figure":
 def _line(axis, rows, shares, label):
     """A share over the stream, in percent."""
     if rows:
-        band(axis, [row["step"] for row in rows], [100 * np.atleast_1d(x) for x in shares], label)
+        band(
+            axis,
+            [row["step"] for row in rows],
+            [100 * np.array(x, float, ndmin=1) for x in shares],
+            label,
+        )
 
 
 FIGURES = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from experiments import cli
+from experiments import cli, runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,7 +165,7 @@ def draw_sparsity(rows: Rows, _: Any = None) -> "Figure":
     )
     for axis, (title, members) in zip(axes[0], panels.items(), strict=True):
         for name in members:
-            values = [100 * np.asarray(row["sparsity"][name]) for row in rows]
+            values = [100 * np.asarray(row["sparsity"][name], float) for row in rows]
             band(axis, [row["step"] for row in rows], values, name.rsplit("/", 1)[0])
         axis.set(title=title, xlabel="meta-steps", ylim=(-2, 102))
         # Below the axes: lines end in every corner.
@@ -202,9 +202,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from jaxsparse.training import RunError
 
         for name in _paths(sys.argv[1:] if args is None else args):
-            figures, rows, result = _figures_of(Path(name))
-            for figure, why in draw_run(Path(name), figures, rows, result).items():
-                raise RunError(f"{Path(name) / figure} is not drawn: {why}")
+            path = runs.user_path("RUN", name)
+            figures, rows, result = _figures_of(path)
+            for figure, why in draw_run(path, figures, rows, result).items():
+                raise RunError(f"{path / figure} is not drawn: {why}")
             cli.say(f"{name}: {', '.join(figures)}")
 
 

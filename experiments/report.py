@@ -1,7 +1,8 @@
 """What a person sees of a run: the progress bar, the rows, the result."""
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +128,14 @@ class FewShotReport(ConsoleReport):
         self.print(self._sparsity_table(result, rows))
         for seed in result["seeds"]:
             self.print(
-                f"seed {seed['seed']}: test accuracy {100 * seed['accuracy']:.2f}%"
-                f" +- {100 * seed['interval95']:.2f} (95% over {result['test_tasks']} tasks),"
+                f"seed {seed['seed']}: test accuracy {percent(seed['accuracy'])}%"
+                f" +- {percent(seed['interval95'])} (95% over {result['test_tasks']} tasks),"
                 f" epoch {seed['best_epoch']} of {self.config.epochs}"
             )
         if len(result["seeds"]) > 1:
             self.print(
-                f"{len(result['seeds'])} seeds: {100 * result['accuracy']:.2f}%"
-                f" +- {100 * result['accuracy_std_over_seeds']:.2f} (std over seeds)"
+                f"{len(result['seeds'])} seeds: {percent(result['accuracy'])}%"
+                f" +- {percent(result['accuracy_std_over_seeds'])} (std over seeds)"
             )
         self.print(f"results and figures: {self.path}")
 
@@ -288,8 +289,12 @@ def with_std(value: dict[str, float | None]) -> str:
     return percent(value["mean"]) + std
 
 
-def _mean(value: float | list[float]) -> float:
-    return sum(value) / len(value) if isinstance(value, list) else value
+def _mean(value: float | Sequence[float | None] | None) -> float:
+    """The mean over the seeds; NaN where a value was not finite, which files hold as null."""
+    numbers = [
+        math.nan if x is None else x for x in (value if isinstance(value, Sequence) else [value])
+    ]
+    return sum(numbers) / len(numbers)
 
 
 def _duration(seconds: float) -> str:

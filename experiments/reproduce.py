@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import cli
+from experiments import cli, runs
 
 PROG = "python -m experiments.reproduce"
 DOCUMENT = Path(__file__).resolve().parent.parent / "REPRODUCIBILITY.md"
@@ -74,13 +74,16 @@ def main(args: Sequence[str] | None = None) -> None:
         # Imported here and not above: Ctrl-C during these seconds is one line, too.
         from experiments.tables import READS
         from experiments.tables.runner import Runner
+        from jaxsparse.training.errors import trusting
 
         name = f"table {flags.table}" if flags.table else f"figure {flags.figure}"
         _check_read(flags, name, READS[name].flags, cli.given(given))
         if flags.document:
             section(DOCUMENT, name)  # refuses here what could not be written at the end
+        flags = dataclasses.replace(flags, out=runs.user_path("--out", flags.out))
         runner = Runner(flags.out, flags.run, cli.command_line(PROG, given))
-        lines = READS[name].show(flags, runner)
+        with trusting(flags.out):
+            lines = READS[name].show(flags, runner)
         cli.say("\n".join(lines))
         if flags.document:
             runner.check_found()

@@ -54,7 +54,7 @@ def draw_sparsity(rows: Rows, result: dict[str, Any]) -> "Figure":
     figure, axes = subplots(1, 2, figsize=(8, 3.6), sharey=True)
     for axis, (title, members) in zip(axes, panels.items(), strict=True):
         for name in members:
-            values = [100 * np.atleast_1d(row["sparsity"][name]) for row in rows]
+            values = [100 * np.array(row["sparsity"][name], float, ndmin=1) for row in rows]
             band(axis, [row["task"] for row in rows], values, name.rsplit("/", 1)[0])
         axis.set(title=title, xlabel="tasks learned", ylim=(-2, 102))
         if members:

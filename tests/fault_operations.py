@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import tensorboardX.event_file_writer
+import tensorboardX.proto.event_pb2
+import tensorboardX.summary  # noqa: F401
+
 from jaxsparse.training import RunFolder
 
 CONFIG = {"config": {"shots": 5}, "versions": {"jax": "1"}}

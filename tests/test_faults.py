@@ -5,6 +5,7 @@ import json
 import faults
 import pytest
 from fault_operations import CONFIG, ROWS
+from processes import start
 
 from jaxsparse.training import RunFolder
 
@@ -79,3 +80,48 @@ def test_lines_are_whole_after_a_fault(at_fault, fault, tmp_path):
         assert RunFolder(place).rows() == ROWS[: len(rows) + 1]
         for line in (place / "timing.jsonl").read_text().splitlines():
             assert json.loads(line) == {"seconds": 1.0}
+
+
+# Whole commands
+
+TINY = {
+    "fewshot": [
+        *("--width=8", "--ways=3", "--shots=1", "--query-shots=3", "--inner-steps=2"),
+        *("--test-inner-steps=2", "--epochs=1", "--steps-per-epoch=2", "--val-tasks=20"),
+        "--test-tasks=20",
+    ],
+    "online": [
+        *("--data=glyphs", "--method=maml", "--timesteps=20", "--ways=3", "--shots=2"),
+        *("--width=8", "--inner-steps=2", "--pretrain-steps=2", "--pretrain-epochs=1"),
+        "--pretrain-batch-size=2",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", TINY)
+def test_a_command_killed_at_its_start_is_begun_again(experiment, tmp_path):
+    """Few-shot learning in its own folder; online learning where it keeps its pretraining."""
+    library, kills = faults.build(tmp_path), 0
+    for call in range(1, 100):
+        cache, out = tmp_path / f"cache-{call}", tmp_path / f"run-{call}"
+        place = out if experiment == "fewshot" else cache / "pretrained"
+        own = {"JAXSPARSE_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+
+        killed = start(
+            experiment, [*TINY[experiment], f"--out={out}"],
+            env={**faults.environment(library, "k", call, place), **own},
+        )  # fmt: skip
+        killed.communicate()
+        if any(place.rglob("metrics.jsonl")):
+            break
+        assert killed.returncode == -9
+        kills += 1
+        resume = (out / "config.json").exists() and experiment == "online"
+        again = start(
+            experiment, [f"--resume={out}"] if resume else [*TINY[experiment], f"--out={out}"],
+            env={**faults.environment(library), **own},
+        )  # fmt: skip
+        _, errors = again.communicate()
+        assert again.returncode == 0, (call, errors)
+    assert kills > 5

@@ -1,6 +1,8 @@
 """The results a table is made of: those that are there, and those still to be run."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,20 @@ from experiments import cli, runs
 if TYPE_CHECKING:
     from jaxsparse.training import RunFolder
     from jaxsparse.training.continual import ContinualConfig
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Tell an error in a run from what a damaged result makes a table fail with."""
+    from jaxsparse.data import DataError
+    from jaxsparse.training import ConfigError
+
+    try:
+        yield
+    except (ConfigError, DataError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RuntimeError("a run failed") from error
 
 
 class Runner:
@@ -34,7 +50,8 @@ class Runner:
         result = folder.result() if folder else None
         if self.missing:
             place = folder or self.out / name
-            folder, done = runs.run(experiment, config, place, self.command)
+            with _own_errors():
+                folder, done = runs.run(experiment, config, place, self.command)
             runs.draw_missing(experiment, folder, done)
             result = done
         self._found += result is not None
@@ -62,7 +79,8 @@ class Runner:
         if not self.missing and not all((path / "result.json").is_file() for path in paths):
             return None
         self._found += 1
-        return continual.scan(config, grid, out, self.command)
+        with _own_errors():
+            return continual.scan(config, grid, out, self.command)
 
     def rows(self, experiment: runs.Experiment, name: str) -> list[dict[str, Any]]:
         """The metrics of a run that is there."""
@@ -74,7 +92,7 @@ class Runner:
         from jaxsparse.training import RunError, RunFolder
 
         path = self.out / name
-        if not (path / "config.json").is_file():
+        if not RunFolder.is_there(path):
             return None
         folder = RunFolder.open(path, experiment.unit)
         there = dataclasses.replace(

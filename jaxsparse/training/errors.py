@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jaxsparse.data.images import DataError
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line naming the field."""
@@ -55,7 +57,7 @@ def trusting(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, RunError):
+    except (ConfigError, DataError, RunError):
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else one_line(error)

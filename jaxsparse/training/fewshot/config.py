@@ -49,7 +49,7 @@ class FewShotConfig:
     width: int = 64
     """filters of each of Conv4's layers"""
     bias: bool = True
-    """whether the convolutions have biases"""
+    """whether the network has biases: the head's, and the convolutions', which the norms cancel"""
     inner_lr: float = 0.1
     """alpha, the inner step size"""
     inner_steps: int = 5
@@ -105,7 +105,9 @@ class FewShotConfig:
             raise ConfigError(f"clip must be above 0, got {self.clip}")
         settings.check_seeds(self, ("seed",))
         settings.check_choices(self, _CHOICES)
-        settings.parse_init(self.mask_init)
+        # A rate may not be drawn about zero, as the scores of a binary mask are.
+        rates = self.method in ("sparse-relu-maml", "meta-sgd")
+        settings.parse_init(self.mask_init, ("auto",) if rates else ("kaiming", "auto"))
 
 
 _POSITIVE = (
