@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import math
 import os
 import re
 import shlex
@@ -112,11 +111,14 @@ def _check_words(args: Sequence[str]) -> None:
 
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
-_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# What is not finite the configurations refuse, each in its own words.
+_DECIMAL = re.compile(
+    r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE
+)
 
 
 def _numbers() -> "ConstructorRegistry":
-    """How numbers are read: as they are printed, and none that a configuration cannot hold."""
+    """How numbers are read: as they are printed, not in all the ways that Python knows."""
     from tyro.constructors import (
         ConstructorRegistry,
         PrimitiveConstructorSpec,
@@ -132,8 +134,8 @@ def _numbers() -> "ConstructorRegistry":
 
     def decimal(words: list[str]) -> float:
         (word,) = words
-        if not _DECIMAL.fullmatch(word) or not math.isfinite(float(word)):
-            raise ValueError(f"must be a finite number, got {_shown(word)}")
+        if not _DECIMAL.fullmatch(word):
+            raise ValueError(f"must be a number, got {_shown(word)}")
         return float(word)
 
     registry = ConstructorRegistry()

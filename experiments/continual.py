@@ -64,6 +64,7 @@ def experiment() -> runs.Experiment:
         figures=_figures,
         reads=unread.CONTINUAL,
         presets=False,
+        blocks=False,
         unit="task",
         extra={
             "scan": (bool, False, "first choose rates and glances on held-out training images"),
@@ -89,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
         own, words = experiment(), list(sys.argv[1:] if args is None else args)
         opened = runs.open_run(own, words)
-        config, place = opened.config, opened.place
+        config, more = opened.config, {}
         grid = grid_of(opened, words)
         cli.use_all_cores()
         cli.use_compilation_cache()
@@ -98,9 +99,8 @@ def main(args: Sequence[str] | None = None) -> None:
             load_stream(config)  # refuses here what cannot be run
             place_given = [] if opened.flags.out else ["--out", opened.path]
             again = cli.command_line(own.prog, [*words, *place_given])
-            config, scanned = scan(config, grid, opened.out, again)
-            place = runs.create_run(own, opened.out, config, scan=scanned)
-        folder, result = runs.run(own, config, place, opened.resume_command)
+            config, more["scan"] = scan(config, grid, opened.out, again)
+        folder, result = runs.run(own, config, opened.place, opened.resume_command, **more)
         with trusting(folder.path / "result.json"):
             StreamReport(config, folder.path).result(result)
         runs.draw_missing(own, folder, result)
@@ -151,8 +151,13 @@ def load_stream(config: "ContinualConfig") -> "TaskStream":
     """The stream that a configuration names, with the images it is measured on; checked."""
     from jaxsparse import data
     from jaxsparse.data import streams
-    from jaxsparse.training.continual import make_program
+    from jaxsparse.training import memory
 
+    # What grows fastest with the tasks, before they are made.
+    matrices = 4 * config.seeds * (config.tasks + 1) * config.tasks
+    memory.check_fits(
+        matrices, lambda: matrices, f"accuracies of tasks {config.tasks} for seeds {config.seeds}"
+    )
     train = data.load_labelled(config.data, "train", config.data_dir)
     if config.validation:
         train, test = streams.hold_out(train)
@@ -164,8 +169,36 @@ def load_stream(config: "ContinualConfig") -> "TaskStream":
         build = streams.rotations if config.stream == "rotations" else streams.permutations
         stream = build(train, test, config.tasks, config.data_seed)
     _check(config, stream)
-    make_program(config, stream)  # refuses what cannot be run
+    _check_size(config, stream, config.seeds)
     return stream
+
+
+def _check_size(config: "ContinualConfig", stream: "TaskStream", runs: int) -> None:
+    """Refuse what cannot be run, or cannot be held in memory."""
+    import jax
+
+    from jaxsparse.training import ConfigError, memory
+    from jaxsparse.training.continual import default_rates, make_program
+
+    program = make_program(config, stream)
+    steps = program.batches_per_task * stream.num_tasks
+    if steps >= 2**31:
+        raise ConfigError(f"batches of all tasks and epochs must be below 2^31, got {steps}")
+    rows = config.memories + 4 * config.replay_batch_size
+    rows_bytes = rows * stream.train.images[:1].nbytes
+
+    def state() -> int:
+        key = jax.random.key(config.seed)
+        kept = jax.eval_shape(program.init, key, default_rates(config), stream)
+        return memory.bytes_of((kept, jax.eval_shape(program.schedule, key, stream)))
+
+    arrays = 8 * steps * config.batch_size + 4 * (stream.num_tasks + 1) ** 2
+    memory.check_fits(
+        runs * (400 * (config.width + 1000) ** 2 + 2 * rows_bytes + arrays),
+        lambda: runs * (state() + rows_bytes),
+        f"runs {runs} of width {config.width} with memories {config.memories} and"
+        f" replay_batch_size {config.replay_batch_size}",
+    )
 
 
 def _check(config, stream):
@@ -204,15 +237,20 @@ def scan(
     rates = [Rates(*values) for values in itertools.product(*axes)]
     for glances in grid.glances or (config.glances,):
         held_out = dataclasses.replace(config, validation=True, glances=glances)
-        folder = _scan_folder(out, held_out, rates)
-        result = folder.result()
+        folder, of_scan = _scan_folder(out, held_out, rates)
+        result = folder.result() if folder else None
         if result is None:
             stream = load_stream(held_out)
+            _check_size(held_out, stream, len(rates) * config.seeds)
+            folder = runs.ready_run(
+                experiment(), folder or scan_path(out, glances), held_out, stream, **of_scan
+            )
             with (
                 cli.saving_on_signal(resume_command) as should_stop,
                 StreamReport(held_out, folder.path) as report,
             ):
                 result = scan_stream(held_out, rates, stream, folder, report.hooks(should_stop))
+        assert folder is not None
         with trusting(folder.path / "result.json"):
             points += [{"glances": glances, **point} for point in result["points"]]
     with trusting(out):
@@ -234,18 +272,21 @@ def scan_path(out: Path, glances: int) -> Path:
     return place.with_name(f"{place.name}-scan-{glances}-glances")
 
 
-def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunFolder":
+def _scan_folder(
+    out: Path, config: "ContinualConfig", grid: list[Any]
+) -> "tuple[RunFolder | None, dict[str, Any]]":
+    """The folder of this scan, if there is one, and what a new one's record says of it."""
     from jaxsparse.training import RunError, RunFolder
 
     path = scan_path(out, config.glances)
-    points = [rates._asdict() for rates in grid]
+    of_scan = {"grid": [rates._asdict() for rates in grid]}
     if not RunFolder.is_there(path):
-        return runs.create_run(experiment(), path, config, grid=points)
+        return None, of_scan
     folder = RunFolder.open(path, "task")
     stored = runs.stored_config(experiment(), folder)
-    if stored != config or folder.config().get("grid") != points:
+    if not runs.same_run(stored, config) or folder.config().get("grid") != of_scan["grid"]:
         raise RunError(f"{path} holds another scan; name another --out")
-    return folder
+    return folder, of_scan
 
 
 def _figures():

@@ -5,6 +5,7 @@ python -m experiments.fewshot --dataset omniglot --method fomaml --seeds 5
 python -m experiments.fewshot --resume runs/fewshot/...
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,6 @@ def main(args: Sequence[str] | None = None) -> None:
 def load_data(config: "FewShotConfig") -> dict[str, Any]:
     """The three splits, checked to hold the tasks that are asked for, for this network."""
     from jaxsparse import data
-    from jaxsparse.training import make_learner
 
     splits = {}
     for split in ("train", "validation", "test"):
@@ -69,8 +69,34 @@ def load_data(config: "FewShotConfig") -> dict[str, Any]:
         )
         data.check_episode(splits[split], config.ways, config.shots, config.query_shots)
         data.check_not_blank(splits[split])
-    make_learner(config, splits["train"].image_shape)  # refuses what cannot be built
+    _check_size(config, splits["train"].image_shape)
     return splits
+
+
+def _check_size(config: "FewShotConfig", image_shape: tuple[int, int, int]) -> None:
+    """Refuse what cannot be built, or cannot be held in memory."""
+    import jax
+
+    from jaxsparse.training import ConfigError, make_learner, make_program, memory
+
+    steps = config.epochs * config.steps_per_epoch
+    if steps >= 2**31:
+        raise ConfigError(f"epochs * steps_per_epoch must be below 2^31, got {steps}")
+    images = config.meta_batch_size * config.ways * (config.shots + config.query_shots)
+    images *= 4 * math.prod(image_shape)
+    make_learner(config, image_shape)
+
+    def state() -> int:
+        init = make_program(config, image_shape).init
+        return memory.bytes_of(jax.eval_shape(init, jax.random.key(config.seed)))
+
+    codes = config.embedding if config.method == "sparse-maml-plus" else 1
+    memory.check_fits(
+        config.seeds * (4000 * (config.width + 100) ** 2 * codes + images),
+        lambda: config.seeds * (state() + images),
+        f"seeds {config.seeds} of width {config.width} with meta_batch_size"
+        f" {config.meta_batch_size}",
+    )
 
 
 def _figures():

@@ -5,6 +5,7 @@ python -m experiments.online --p 0.9 --method online-adam --data glyphs
 python -m experiments.online --resume runs/online/...
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -66,7 +67,33 @@ def load_data(config: "OnlineConfig") -> "SwitchingData":
 
     data = load_switching(_STREAMS[config.data], config.data_dir)
     check(config, data)
+    _check_size(config, data)
     return data
+
+
+def _check_size(config: "OnlineConfig", data: "SwitchingData") -> None:
+    """Refuse what cannot be held in memory."""
+    import jax
+
+    from jaxsparse.training import memory
+    from jaxsparse.training.online import make_program
+    from jaxsparse.training.online.config import PRETRAINED_METHODS
+    from jaxsparse.training.online.pretrain import make_pretraining
+
+    def state() -> int:
+        key, pretrained = jax.random.key(config.seed), ()
+        if config.method in PRETRAINED_METHODS:
+            pretrained = jax.eval_shape(make_pretraining(config, data).init, key).best
+        return memory.bytes_of(jax.eval_shape(make_program(config, data).init, key, pretrained))
+
+    batch = 8 * config.ways * config.shots * math.prod(data.images.shape[1:])
+    memory.check_fits(
+        config.seeds
+        * (4000 * (config.width + 100) ** 2 + 20 * config.timesteps + config.capacity * batch),
+        lambda: config.seeds * state(),
+        f"seeds {config.seeds} of width {config.width} with timesteps {config.timesteps} and"
+        f" capacity {config.capacity}",
+    )
 
 
 def _figures():

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -77,15 +78,26 @@ def write(picture: bytes, path: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a picture is there, from its first byte to its last."""
-    from PIL import Image
+    """Whether a PNG file is there, from its first byte to its last, as its check sums say.
 
+    Source: PNG (Portable Network Graphics) Specification, Third Edition, section 5.
+    """
     try:
-        with Image.open(path) as image:
-            image.verify()
-    except Exception:  # whatever a garbled file makes it raise
+        data = path.read_bytes()
+    except OSError:
         return False
-    return True
+    place, kind = 8, b""
+    if data[:place] != b"\x89PNG\r\n\x1a\n":
+        return False
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
+        end = place + 12 + length
+        if end > len(data):
+            return False
+        if zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+            return False
+        place = end
+    return place == len(data)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from experiments import cli, unread
+from experiments import cli, signals, unread
 
 if TYPE_CHECKING:
     from jaxsparse.training import Hooks, RunFolder
@@ -32,6 +32,7 @@ class Experiment(NamedTuple):
       figures: `() -> {file name: (rows, result) -> figure}` of a finished run.
       reads: which settings are read when.
       presets: whether there are presets by name.
+      blocks: whether its networks are of Conv4's blocks.
       unit: what a row of its metrics is about.
       extra: further flags: name -> (type, default, help).
     """
@@ -48,6 +49,7 @@ class Experiment(NamedTuple):
     figures: Callable[[], Mapping[str, Callable[..., Any]]]
     reads: unread.Reads
     presets: bool = True
+    blocks: bool = True
     unit: str = "epoch"
     extra: Mapping[str, tuple[Any, Any, str]] = {}
 
@@ -102,17 +104,19 @@ def open_run(experiment: Experiment, args: list[str]) -> Opened:
             cli.say(experiment.describe())
         raise
     _check_read(experiment, flags, args)
-    if folder is not None and flags.config != config:
-        differences = cli.differing(dataclasses.asdict(flags.config), dataclasses.asdict(config))
+    given = _with_whole_place(flags.config)
+    if folder is not None and not same_run(given, config):
+        here = dataclasses.replace(given, data_dir=config.data_dir)
+        differences = cli.differing(dataclasses.asdict(here), dataclasses.asdict(config))
         raise RunError(f"--resume {flags.resume}: another configuration: {differences}")
     if folder is not None:
         out = folder.path
     elif flags.out is None:
-        out = _unnamed_place(experiment, flags.config)
+        out = _unnamed_place(experiment, given)
     else:
         out = user_path("--out", flags.out)
-        RunFolder.check_new(out, {"config": dataclasses.asdict(flags.config)})
-    return Opened(flags.config, folder, out, flags, experiment.prog)
+        RunFolder.check_new(out, {"config": dataclasses.asdict(given)})
+    return Opened(given, folder, out, flags, experiment.prog)
 
 
 def _check_read(experiment: Experiment, flags: Any, args: list[str]) -> None:
@@ -157,28 +161,70 @@ def _unnamed_place(experiment: Experiment, config: Any) -> Path:
             place.rmdir()
 
     atexit.register(remove_unused)
+    signals.at_end.append(remove_unused)
     return place
 
 
-def create_run(experiment: Experiment, path: Path, config: Any, **more: Any) -> "RunFolder":
-    """The folder of a new run, with what is needed to tell how its numbers were made."""
-    import jax
+def ready_run(
+    experiment: Experiment, place: "RunFolder | Path", config: Any, data: Any, **more: Any
+) -> "RunFolder":
+    """The folder of a run on this data: the one that is there, or a new one.
 
-    import jaxsparse
-    from jaxsparse.training import RunFolder
+    A new one's record holds what is needed to tell how its numbers were made.
 
+    Args:
+      experiment: what it is a run of.
+      place: the folder of a run, or where to make a new one.
+      config: the run's configuration.
+      data: what was read.
+      **more: further entries of a new run's record.
+
+    Raises:
+      RunError: the run is of other data, or there is no place for a new one.
+    """
+    from jaxsparse.data import fingerprint
+    from jaxsparse.training import RunError, RunFolder
+    from jaxsparse.training.environment import environment
+
+    digest = fingerprint(data)
+    if isinstance(place, RunFolder):
+        if place.config().get("data", digest) != digest:
+            where = f"--data-dir {config.data_dir}" if config.data_dir else "the data read now"
+            raise RunError(
+                f"{place.path} is a run on other data than {where} holds; name with --data-dir"
+                " where its data lies"
+            )
+        return place
     record = {
         "experiment": experiment.name,
-        "config": dataclasses.asdict(config),
-        "versions": {"jaxsparse": jaxsparse.__version__, "jax": jax.__version__},
-        "device": jax.devices()[0].device_kind,
+        "config": dataclasses.asdict(_with_whole_place(config)),
+        "data": digest,
+        **environment(experiment.blocks),
         **more,
     }
-    return RunFolder.create(path, record, experiment.unit)
+    return RunFolder.create(place, record, experiment.unit)
+
+
+def _with_whole_place(config: Any) -> Any:
+    """The configuration, its folder of data as one finds it from anywhere."""
+    place = config.data_dir
+    if place is None or "://" in place:  # TensorFlow Datasets reads from elsewhere, too
+        return config
+    whole = user_path("--data-dir", place).absolute()
+    return dataclasses.replace(config, data_dir=str(whole))
+
+
+def same_run(one: Any, other: Any) -> bool:
+    """Whether two configurations are of the same run: where its data lies is no part of it."""
+    return dataclasses.replace(one, data_dir=other.data_dir) == other
 
 
 def run(
-    experiment: Experiment, config: Any, place: "RunFolder | Path", resume_command: str
+    experiment: Experiment,
+    config: Any,
+    place: "RunFolder | Path",
+    resume_command: str,
+    **more: Any,
 ) -> tuple["RunFolder", dict[str, Any]]:
     """Take a run to its end from wherever it is; its figures are `draw_missing`'s.
 
@@ -187,6 +233,7 @@ def run(
       config: the run's configuration.
       place: the folder of a run, or where to make a new one.
       resume_command: what goes on with the run when it is stopped.
+      **more: further entries of a new run's record.
 
     Returns:
       The folder of the finished run, and the content of its result.json.
@@ -195,9 +242,7 @@ def run(
     result = folder.result() if folder else None
     if result is None:
         data = experiment.load(config)
-        if isinstance(place, Path):
-            folder = create_run(experiment, place, config)
-        assert folder is not None
+        folder = ready_run(experiment, place, config, data, **more)
         with (
             cli.saving_on_signal(resume_command) as should_stop,
             experiment.report(config, folder.path) as report,

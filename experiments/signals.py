@@ -23,6 +23,7 @@ _ending = "stopped"  # what a signal ends the process with
 _saving: str | None = None  # within a run that saves when asked: the command that continues it
 _asked: int | None = None  # the signal that asked it to
 _said = False  # the last line has been written
+at_end: list[Callable[[], object]] = []  # called where a signal ends the process, `atexit` is not
 
 
 def handle() -> Callable[[], None] | None:
@@ -117,6 +118,7 @@ def asked() -> int | None:
 def last_line(line: str) -> None:
     """Write the line that a command ends with; a signal that comes later adds none."""
     global _said
+    line = line.encode(errors="backslashreplace").decode()  # names of files may be no text
     with _LOCK:
         _said = True
         with contextlib.suppress(OSError, ValueError):
@@ -148,6 +150,9 @@ def _deal_with(number: int) -> None:
         with contextlib.suppress(OSError):
             if not _said:
                 os.write(2, f"error: {line}\n".encode(errors="backslashreplace"))
+        for function in at_end:
+            with contextlib.suppress(Exception):
+                function()
         os._exit(128 + number)
 
 

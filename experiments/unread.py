@@ -121,7 +121,11 @@ CONTINUAL = Reads(
     cases={
         "data_dir": ({"data": ("mnist", "fashion_mnist", "cifar10")},),
         "data_seed": ({"stream": ("rotations", "permutations", "many-permutations")},),
-        "memories": ({"method": (*_META, "er", "mer", "gem", "agem")},),
+        "memories": (
+            {"method": (*_META, "er", "mer")},
+            {"method": ("gem", "agem"), "memory_per_task": (None,)},
+        ),
+        "memory_per_task": ({"method": ("gem", "agem")},),
         "replay_batch_size": ({"method": (*_META, "er", "mer", "agem")},),
         "inner_lr": (
             {"method": ("sparse-lamaml", "cmaml-sync")},
@@ -131,6 +135,7 @@ CONTINUAL = Reads(
         "theta_lr": ({"method": ("sync-lamaml", "cmaml-sync", *_OTHERS)},),
         "mask_init": ({"method": ("sparse-lamaml", *_LEARNED_RATES)},),
         "slope": ({"method": ("sparse-lamaml",)},),
+        "gradient_sum": ({"method": ("sparse-lamaml", *_LEARNED_RATES)},),
         "meta_iterates": ({"method": _META},),
         "inner_batch_size": ({"method": _META},),
         "inner_rates": ({"method": _LEARNED_RATES},),
@@ -164,6 +169,8 @@ ONLINE = Reads(
         "mask_init": ({"method": ("sparse-cmaml", "sparse-relu-cmaml")},),
         "detection_threshold": ({"method": _CMAML},),
         "modulation": ({"method": _CMAML},),
+        "pairs": ({"method": _CMAML},),
+        "outer_optimizer": ({"method": _CMAML},),
         "capacity": ({"method": _CMAML},),
         "mask_theta": ({"method": _CMAML},),
         "restart_now": ({"method": _CMAML},),

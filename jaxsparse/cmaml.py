@@ -18,8 +18,8 @@ from jaxsparse.checks import (
 )
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
-from jaxsparse.precision import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
+from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
 Tree = Any
@@ -326,8 +326,7 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
 
     def add_pair(i, sums):
         support, query = (
-            jax.tree.map(lambda x, at=at: x[at], state.buffer)
-            for at in places(i, state.stored)
+            jax.tree.map(lambda x, at=at: x[at], state.buffer) for at in places(i, state.stored)
         )
         loss, gradients = loss_and_grad(state.params, step_sizes, support, query)
         return jax.tree.map(lambda s, x: s + x.astype(s.dtype), sums, (loss, *gradients))

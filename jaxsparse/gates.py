@@ -24,6 +24,7 @@ from jaxsparse.checks import (
     leaves_by_name,
     path_name,
 )
+from jaxsparse.clipping import common_dtype, sum_dtype
 from jaxsparse.draws import draw_each, uniform
 from jaxsparse.precision import float32_by_default
 from jaxsparse.straight_through import binary_mask, relu_mask
@@ -330,8 +331,9 @@ def generated(
             linear_map(k, leaf) if len(leaf.shape) == 4 else m
             for k, leaf, m in zip(keys, specs, own_masks, strict=True)
         ]
-        code = jnp.zeros(embedding, jnp.float32), jnp.ones(embedding, jnp.float32)
-        return GeneratedMask(*code, jax.tree.unflatten(tree, maps))
+        wide = sum_dtype(common_dtype(*(x.dtype for x in specs)))
+        mu, sigma = jnp.zeros(embedding, wide), jnp.ones(embedding, wide)
+        return GeneratedMask(mu, sigma, jax.tree.unflatten(tree, maps))
 
     @float32_by_default
     def apply(m, key):

@@ -271,8 +271,8 @@ def lamaml_step(
 
 def _shuffled(rows, key, count):
     if key is None:
-        return jax.tree.map(jnp.asarray, rows), jnp.arange(count)
-    order = jax.random.permutation(key, count)
+        return jax.tree.map(jnp.asarray, rows), jnp.arange(count, dtype=jnp.int32)
+    order = jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
     return jax.tree.map(lambda x: jnp.asarray(x)[order], rows), order
 
 

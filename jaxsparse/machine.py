@@ -3,27 +3,7 @@
 import contextlib
 import os
 
-
-def cpu_threads() -> int:
-    """Threads among which XLA's CPU client divides an operation: it decides the order of sums.
-
-    As XLA counts them: $PJRT_NPROC or $NPROC where one is a whole number, else the cores that this
-    process may use.
-
-    Returns:
-      Their number, at least 1.
-
-    Example:
-      >>> os.environ["PJRT_NPROC"] = "3"
-      >>> cpu_threads()
-      3
-
-    Source: XLA, xla/pjrt/utils.cc, DefaultThreadPoolSize.
-    """
-    for name in ("PJRT_NPROC", "NPROC"):
-        with contextlib.suppress(KeyError, ValueError):
-            return max(1, int(os.environ[name]))
-    return cores()
+_THREADS = ("PJRT_NPROC", "NPROC")  # the variables in which XLA looks, in order
 
 
 def cores() -> int:
@@ -39,3 +19,55 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_threads() -> int:
+    """Threads among which XLA divides an operation on the CPU, before JAX is told of more devices.
+
+    They decide the order of sums, and so the last bits of a result. XLA takes the number in
+    $PJRT_NPROC or $NPROC, else that of the cores; with more devices than that, as many as these.
+
+    Returns:
+      Their number, at least 1.
+
+    Example:
+      >>> os.environ["PJRT_NPROC"] = "3"
+      >>> cpu_threads()
+      3
+
+    Source: XLA, xla/pjrt/utils.cc, DefaultThreadPoolSize.
+    """
+    for name in _THREADS:
+        with contextlib.suppress(KeyError, ValueError):
+            return max(1, int(os.environ[name]))
+    return cores()
+
+
+def use_cpu_threads(count: int) -> bool:
+    """Have XLA divide operations among `count` threads, whatever the number of cores.
+
+    So a run ends with the bits it would have where it was begun. To be called before JAX is first
+    used, and with no more devices than `count`. What the user has set himself stays.
+
+    Args:
+      count: as `cpu_threads` gave it there.
+
+    Returns:
+      Whether that is how it will be.
+
+    Example:
+      >>> use_cpu_threads(2)
+      True
+    """
+    import jax
+
+    if cpu_threads() == count:
+        return True
+    if any(name in os.environ for name in _THREADS):
+        return False
+    try:  # which JAX refuses once it runs
+        jax.config.update("jax_num_cpu_devices", jax.config.jax_num_cpu_devices)  # type: ignore[attr-defined]
+    except RuntimeError:
+        return False
+    os.environ["PJRT_NPROC"] = str(count)
+    return True

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.checks import leaves_by_name, scalar_loss
+from jaxsparse.checks import scalar_loss
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.inner import descend
 from jaxsparse.losses import SplitLoss, weighted_loss
@@ -109,7 +109,7 @@ def _usable_split(glance):
         return None
     if glance.iterates != "all" or glance.batch_size != 1 or glance.gradient_sum != "before":
         return None  # The products before the loop would cost more than those they replace.
-    dtype = leaves_by_name(glance.params)[split.kernel].dtype
+    dtype = cut_leaf(glance.params, split.kernel)[0].dtype
     return split if dtype == sum_dtype(dtype) else None
 
 

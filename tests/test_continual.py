@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
@@ -9,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from problems import quick_jit
 
 from experiments import continual, runs
 from experiments.continual_presets import preset_config
 from jaxsparse import gates, lamaml_step, losses
 from jaxsparse.data import LabelledSet, streams
-from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped, host
+from jaxsparse.training import ConfigError, Diverged, Hooks, RunError, RunFolder, Stopped, host
 from jaxsparse.training.continual import (
     META_METHODS,
     ContinualConfig,
@@ -60,6 +60,11 @@ def labelled(seed, count):
     return LabelledSet(images.astype(np.uint8), labels.astype(np.int32), (0.1,), (0.7,), CLASSES)
 
 
+def seen_rows():
+    seen = labelled(0, 4)
+    return jnp.asarray(seen.images), jnp.asarray(seen.labels)
+
+
 @pytest.fixture(scope="module")
 def stream():
     return streams.permutations(labelled(0, 60), labelled(1, 40), tasks=3)
@@ -77,8 +82,7 @@ def stream():
 def test_rates_are_used_or_not_as_is_said(method, mask_init):
     """What a batch changes depends on the rates named, and on no others."""
     config = dataclasses.replace(SMALL, method=method, mask_init=mask_init)
-    learner, rows = make_learner(config, labelled(0, 60)), tuple(labelled(0, 4)[:2])
-    rows = tuple(map(jnp.asarray, rows))
+    learner, rows = make_learner(config, labelled(0, 60)), seen_rows()
     key, row = jax.random.key(0), jax.tree.map(lambda x: x[0], rows)
 
     @quick_jit
@@ -89,7 +93,7 @@ def test_rates_are_used_or_not_as_is_said(method, mask_init):
             state, memory, _ = learner.learn(
                 state, memory, arrival, jax.random.fold_in(key, step), rates
             )
-        return state.params
+        return state.params, getattr(state, "mask", ())
 
     base = Rates(*map(jnp.float32, (0.1, 0.3, 0.05)))
     start = learned(base)
@@ -186,8 +190,7 @@ def test_la_maml_as_its_public_code_learns_images():
     rates, key = default_rates(config), jax.random.key(3)
     learner = make_learner(config, labelled(0, 60))
     state = learner.init(key, rates)
-    seen = labelled(0, 4)
-    rows = (jnp.asarray(seen.images), jnp.asarray(seen.labels))
+    rows = seen_rows()
     memory = learner.init_memory(jax.tree.map(lambda x: x[0], rows))
     arrival = Arrival(rows, jnp.int32(0), jnp.bool_(True))
     got, _, _ = learner.learn(state, memory, arrival, key, rates)
@@ -208,7 +211,7 @@ def test_algorithm_1_as_it_is_printed_can_be_asked_for():
         SMALL, glances=1, slope=1.0, clip_norm=None, meta_iterates="last", gradient_sum="after"
     )
     rates, key, data = default_rates(config), jax.random.key(3), labelled(0, 60)
-    learner, rows = make_learner(config, data), tuple(map(jnp.asarray, labelled(0, 4)[:2]))
+    learner, rows = make_learner(config, data), seen_rows()
     state = learner.init(key, rates)
     memory = learner.init_memory(jax.tree.map(lambda x: x[0], rows))
     got, _, _ = learner.learn(state, memory, Arrival(rows, 0, True), key, rates)
@@ -233,7 +236,7 @@ def test_mer_on_batches_is_its_public_code_in_numpy(stream):
     got = quick_jit(make_stream(config, stream))(key, stream)["state"]
     params = program.init(key, rates, stream).learner.params
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    tasks, indices = (np.asarray(x) for x in program.schedule(key, stream))
+    indices = np.asarray(program.schedule(key, stream).indices)
     memory, age = [], 0
     for step in range(9):
         batch_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
@@ -376,6 +379,44 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(stream, tmp_pa
     assert [row["task"] for row in folder.rows()] == [0, 1, 2, 3]
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_network_that_names_no_class_ends_the_run(stream, tmp_path):
+    """The only update makes infinite weights of a finite loss."""
+    config = dataclasses.replace(
+        PLAIN, samples_per_task=4, theta_lr=1e39, clip_norm=None, seeds=2, seed=3
+    )
+    folder = new_folder(tmp_path / "run")
+    with pytest.raises(Diverged, match=r"on the test images is not finite with seed 3 after batch"):
+        run_stream(config, stream, folder, Hooks())
+    assert [row["task"] for row in folder.rows()] == [0]
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["1"]
+    assert folder.result() is None
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_point_of_a_scan_that_diverges_retains_nothing(stream, tmp_path):
+    config = dataclasses.replace(PLAIN, validation=True)
+    grid = [Rates(0.1, 1.0, 0.05), Rates(0.1, 1.0, 1e39)]
+    folder = new_folder(tmp_path / "scan")
+    with pytest.warns(match="null for what is not finite"):
+        points = scan_stream(config, grid, stream, folder, Hooks())["points"]
+    good, bad = (point["retained_accuracy"]["mean"] for point in points)
+    assert good > 0.3 and bad == 0
+
+
+@pytest.mark.parametrize("method", ["er", "sparse-lamaml"])
+def test_rows_without_a_checkpoint_are_not_dropped(stream, tmp_path, method):
+    config = dataclasses.replace(SMALL, method=method)
+    folder = stop(config, stream, new_folder(tmp_path / "run"), 5, 3)
+    rows = folder.rows()
+    assert rows[-1]["task"] == 1
+    shutil.rmtree(folder.path / "checkpoints")
+    for _ in range(2):
+        with pytest.raises(RunError, match="has the metrics of task 1 and no checkpoint"):
+            run_stream(config, stream, folder, Hooks())
+        assert folder.rows() == rows
+
+
 def test_a_scan_gives_each_point_what_a_run_of_it_gives(stream, tmp_path):
     config = dataclasses.replace(SMALL, validation=True)
     grid = [Rates(0.1, 1.7, 0.1), Rates(0.3, 0.5, 0.1)]
@@ -488,6 +529,6 @@ def test_the_help_says_what_a_method_sets(capsys):
     assert list(lines)[:2] == ["rotations", "sparse-lamaml"]
     for method, flags in list(lines.items())[1:]:
         preset = preset_config("rotations", method)
-        # The same flags beside another method's name make the same run, but for who learns.
-        opened = runs.open_run(continual.experiment(), flags.split())
-        assert dataclasses.replace(opened.config, method=method) == preset
+        # Beside the method's name the flags change nothing, for they are what it sets.
+        opened = runs.open_run(continual.experiment(), [f"--method={method}", *flags.split()])
+        assert opened.config == preset

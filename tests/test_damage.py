@@ -180,7 +180,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(name, tmp_path, monke
     scans = {continual.scan_path(one.path, 5) for one in opened}
     assert len(scans) == 3 and not any(path.exists() for path in scans)
     for one in opened:  # what the first makes there keeps the others away
-        runs.create_run(COMMANDS[name].experiment(), one.path, one.config)
+        RunFolder.create(one.path, {"config": dataclasses.asdict(one.config)})
 
 
 def test_a_data_dir_of_nobody_is_one_line(name, tmp_path, capsys):

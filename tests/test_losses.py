@@ -62,11 +62,11 @@ def test_rows_without_weight_do_not_count_in_a_network_that_says_nothing_of_its_
     got = weighted_loss(loss_fn, (images, labels), WEIGHTS)(params)
     other = weighted_loss(loss_fn, (images.at[0].add(100.0), labels), WEIGHTS)(params)
     alone = [loss_fn(params, (images[i : i + 1], labels[i : i + 1])) for i in range(4)]
-    for j in range(2):
-        values = [x[j] if j == 0 else x[1]["accuracy"] for x in alone]
-        mine, its = (x[j] if j == 0 else x[1]["accuracy"] for x in (got, other))
-        assert float(mine) == float(its)
-        assert float(mine) == pytest.approx((2 * values[1] + values[2] + values[3]) / 4, abs=1e-6)
+    np.testing.assert_array_equal(got[0], other[0])
+    _, *losses = (float(loss) for loss, _ in alone)
+    _, *hits = (float(metrics["accuracy"]) for _, metrics in alone)
+    for mine, values in ((got[0], losses), (got[1]["accuracy"], hits)):
+        assert float(mine) == pytest.approx(np.dot([0.5, 0.25, 0.25], values), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_networks_say_whether_their_rows_count_alone(model, rowwise):
         if loss_fn.split is not None:
             assert loss_fn.split.loss_fn.rowwise is rowwise
         if not rowwise:
-            with pytest.raises(ValueError, match="^weights: got weights, want None"):
+            with pytest.raises(ValueError, match=r"^weights: got weights, want None"):
                 weighted_loss(loss_fn, rows(), WEIGHTS)
 
 

@@ -4,9 +4,14 @@ import ctypes
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -53,10 +58,10 @@ def in_torch(images, kernel, scale, bias, gradient):
     return [a.numpy().transpose(turn) for a, turn in zip(found, back, strict=True)]
 
 
-def with_gradients(*args):
-    """The same of the compiled block."""
+def with_gradients(*args, form="native"):
+    """The same of the compiled block, or of another form."""
     *args, gradient = args
-    out, pull = jax.vjp(lambda *a: blocks.conv_norm_pool(*a, form="native"), *args)
+    out, pull = jax.vjp(lambda *a: blocks.conv_norm_pool(*a, form=form), *args)
     return [out, *pull(gradient)]
 
 
@@ -123,6 +128,33 @@ def test_second_derivatives_are_those_of_the_other_forms(sizes):
         assert difference(got, want) < 1e-4
 
 
+FORMS = [pytest.param(form, marks=compiled if form == "native" else ()) for form in blocks.FORMS]
+# Arguments of the block, the gradient last, and a place in each.
+PLACES = [(0, (1, 2, 3, 0)), (1, (0, 1, 0, 2)), (2, (1,)), (3, (1,)), (4, (0, 0, 1, 1))]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sizes", [(2, 5, 4, 1, 9), (2, 5, 7, 3, 4)], ids=str)
+def test_nan_and_infinity_go_where_they_go_in_pytorch(sizes, form):
+    args = draw(*sizes)
+    both = jax.jit(partial(with_gradients, form=form))
+
+    def pairs(which, change):
+        changed = [change(a) if k == which else a for k, a in enumerate(args)]
+        return zip(both(*changed), in_torch(*changed), strict=True)
+
+    for which, place in PLACES:
+        for got, want in pairs(which, lambda a, p=place: a.at[p].set(np.nan)):
+            np.testing.assert_array_equal(np.isnan(got), np.isnan(want), f"argument {which}")
+        for value in (np.inf, -np.inf):
+            for got, want in pairs(which, lambda a, v=value, p=place: a.at[p].set(v)):
+                # Infinity less infinity may be taken here or there.
+                assert np.all(np.isfinite(want) | ~np.isfinite(got)), (which, value)
+    for which in (0, 1):  # the square of a deviation of 1e25 is no float32
+        (got, want), *_ = pairs(which, lambda a: 1e25 * a)
+        assert np.all(np.isnan(got)) or difference(got, want) < 1e-5
+
+
 BITS = """
 import jax, sys
 from test_native import FEW_CHANNELS, MANY_CHANNELS, draw, with_gradients
@@ -144,7 +176,7 @@ def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with caplog.at_level(logging.INFO):
         assert library.built() is None
-    assert "no C++ compiler" in caplog.text
+    assert "no C++ compiler: CXX is 'no-such-compiler', which cannot be run" in caplog.text
     monkeypatch.setattr(library, "_load", lambda: None)
     *args, _ = draw(2, 6, 5, 3, 4)
     got = blocks.conv_norm_pool(*args)
@@ -153,44 +185,159 @@ def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
         blocks.conv_norm_pool(*args, form="native")
 
 
-def test_a_compiler_that_fails_is_told_of(monkeypatch, caplog, tmp_path):
+@pytest.mark.parametrize(
+    "script, said",
+    [
+        ("echo no such flag >&2; exit 1", "no such flag"),
+        (
+            "echo In file x: >&2; echo y.h: fatal error: cmath: gone >&2; exit 1",
+            "y.h: fatal error: ",
+        ),
+        ("printf '\\377 \\033[31merror\\033[0m:\\ttwo\\n' >&2; exit 1", "\ufffd error: two"),
+        ("kill -9 $$", "Killed|exit status 137"),
+        ("exit 3", "exit status 3"),
+        ("exit 0", "it wrote no library"),
+        (
+            "for last; do :; done; echo no library > $last",
+            "what it wrote cannot be loaded: OSError",
+        ),
+        ("sleep 600", "it had not ended after 1 s"),
+    ],
+)
+def test_a_compiler_that_fails_is_told_of_in_one_line(script, said, monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
-    use_compiler(monkeypatch, tmp_path, "echo no such flag >&2; exit 1")
+    if "sleep" in script:
+        monkeypatch.setattr(library, "_BUILD_SECONDS", 1)
+    use_compiler(monkeypatch, tmp_path, script)
     assert library.built() is None
-    assert "compiler failed: no such flag" in caplog.text
+    (message,) = (record.message for record in caplog.records)
+    assert len(message.splitlines()) == 1
+    assert re.search(f"compiler failed: ({said})", message)
     assert list((tmp_path / "native").iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_is_told_of(monkeypatch, caplog, tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "file"))
     use_compiler(monkeypatch, tmp_path, "exit 0")
     assert library.built() is None
-    assert "cannot be written: Not a directory" in caplog.text
+    assert f"compiled code is kept in {tmp_path}/temporary/jaxsparse-" in caplog.text
+    assert "file/native cannot be written: " in caplog.text
+
+
+@compiled
+@pytest.mark.parametrize("cxx", ["env '{}'", '"{}" -m64', "{}"])
+def test_a_compiler_of_several_words(cxx, monkeypatch, tmp_path):
+    path, calls = copying_compiler(monkeypatch, tmp_path)
+    monkeypatch.setenv("CXX", cxx.format(path))
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    assert library.built() is not None and calls() == 1
+
+
+def replace(path, content):
+    """Another file of this name: this process has loaded the one that is there."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def change_a_byte(path):
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    replace(path, whole)
+
+
+def make_a_folder(path):
+    path.unlink()
+    (path / "within").mkdir(parents=True)
+
+
+def make_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def make_a_link(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+DAMAGES = [
+    lambda path: replace(path, path.read_bytes()[:100_000]),
+    lambda path: replace(path, b""),
+    lambda path: replace(path, b"half a library"),
+    lambda path: path.unlink(),
+    *(change_a_byte, make_a_folder, make_a_pipe, make_a_link),
+]
 
 
 @compiled
 def test_built_once_and_again_where_the_file_is_damaged(monkeypatch, tmp_path):
-    original, _ = library.built()
-    # In place of ten seconds of compiling: the last argument is where the library goes.
-    copy = f'echo called >> {tmp_path}/calls; for last; do :; done; cp "{original}" "$last"'
-    use_compiler(monkeypatch, tmp_path, copy)
-
-    def calls():
-        return (tmp_path / "calls").read_text().count("called")
-
-    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "whole"))
+    _, calls = copying_compiler(monkeypatch, tmp_path)
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
     path, _ = library.built()
-    assert path.parent == tmp_path / "whole" / "native"
+    assert path.parent == tmp_path / "cache" / "native"
     assert library.built()[0] == path and calls() == 1
+    for count, damage in enumerate(DAMAGES, 2):
+        damage(path)
+        again, loaded = library.built()
+        assert again == path and calls() == count
+        assert ctypes.c_int.in_dll(loaded, "JaxsparseLanes").value in (4, 8, 16)
+        assert path.is_file() and not path.is_symlink()
 
-    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "damaged"))
-    damaged = tmp_path / "damaged" / "native" / path.name
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"half a library")
-    again, loaded = library.built()
-    assert again == damaged and calls() == 2
-    assert ctypes.c_int.in_dll(loaded, "JaxsparseLanes").value in (4, 8, 16)
+
+@compiled
+def test_two_may_build_at_once(monkeypatch, tmp_path):
+    path, calls = copying_compiler(monkeypatch, tmp_path)
+    path.write_text(path.read_text() + "sleep 0.3\n")
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    with ThreadPoolExecutor() as pool:
+        (one, _), (other, _) = pool.map(lambda _: library.built(), range(2))
+    assert one == other and calls() == 2
+    assert list(one.parent.iterdir()) == [one]
+
+
+BUILD = "from jaxsparse.nn.native import library; library.built()"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_a_compiler_ends_with_the_process_and_leaves_nothing(monkeypatch, tmp_path):
+    """And what it has started itself, also where SIGKILL ends us."""
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    numbers = tmp_path / "numbers"
+    use_compiler(monkeypatch, tmp_path, f"sleep 600 & echo $$ $! > {numbers}.new; "
+                 f"mv {numbers}.new {numbers}; wait")  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", BUILD], env={**os.environ})
+    wait_until(numbers.exists)
+    process.kill()
+    process.wait()
+    started = [Path("/proc") / number for number in numbers.read_text().split()]
+    wait_until(lambda: not any(path.exists() for path in started))
+
+    assert len(list((tmp_path / "cache/native").iterdir())) == 1
+    use_compiler(monkeypatch, tmp_path, "exit 1")
+    assert library.built() is None
+    assert list((tmp_path / "cache/native").iterdir()) == []
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def copying_compiler(monkeypatch, folder):
+    """A compiler, in a path with spaces, that copies the library: in place of ten seconds.
+
+    Returns its path, and a function that counts its calls.
+    """
+    original, _ = library.built()
+    (folder / "my tools").mkdir()
+    copy = f'echo called >> {folder}/calls; for last; do :; done; cp "{original}" "$last"'
+    path = use_compiler(monkeypatch, folder / "my tools", copy)
+    return path, lambda: (folder / "calls").read_text().count("called")
 
 
 def in_a_process(program, **environment):
@@ -211,3 +358,4 @@ def use_compiler(monkeypatch, folder, script):
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     monkeypatch.setenv("CXX", str(path))
+    return path

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import shutil
 import sys
 import time
 
@@ -24,7 +25,7 @@ from jaxsparse.continual.er import init_online_state
 from jaxsparse.continual.online import init_metabgd_state, metabgd_step
 from jaxsparse.data import ImageSet
 from jaxsparse.data.switching import first_task, next_batch, side_by_side
-from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped
+from jaxsparse.training import ConfigError, Diverged, Hooks, RunError, RunFolder, Stopped
 from jaxsparse.training.host import Host
 from jaxsparse.training.online import (
     OnlineConfig,
@@ -153,7 +154,7 @@ CMAML = {
 def test_algorithm_2_as_it_is_printed_can_be_asked_for(small_network):
     config = dataclasses.replace(
         SMALL, method="sparse-cmaml", mask_init="-0.1:0.5", inner_steps=1, pairs="one",
-        outer_optimizer="sgd", restart_now=True, mask_lr=0.02,
+        outer_optimizer="sgd", restart_now=True, mask_lr=0.02, detection_threshold=0.05,
     )  # fmt: skip
     got = run_compiled(config)
     model, params, mask_key = model_and_key()
@@ -165,7 +166,7 @@ def test_algorithm_2_as_it_is_printed_can_be_asked_for(small_network):
             state = init_cmaml_state(params, gate, mask_key, batch=batch, capacity=4, **optimizers)
         state, metrics = cmaml_step(
             state, batch, jax.random.fold_in(learn_key, t), loss_fn=loss_fn,
-            gate=gate, inner_steps=1, detection_threshold=0.3, modulation=0.7, pairs="one",
+            gate=gate, inner_steps=1, detection_threshold=0.05, modulation=0.7, pairs="one",
             restart_now=True, **optimizers,
         )  # fmt: skip
         detected.append(bool(metrics["detected"]))
@@ -356,6 +357,30 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(small_network,
     assert folder.rows() == rows
 
 
+def test_rows_without_a_checkpoint_are_not_dropped(small_network, tmp_path, monkeypatch):
+    monkeypatch.setattr(Host, "segment", lambda self, left: 1)
+    folder, asked = new_folder(tmp_path / "run"), iter([False] * 6 + [True])
+    with pytest.raises(Stopped):
+        run_online(SMALL, DATA, folder, Hooks(should_stop=lambda: next(asked)))
+    rows = folder.rows()
+    assert [row["step"] for row in rows] == [0, 4]
+    shutil.rmtree(folder.path / "checkpoints")
+    for _ in range(2):
+        with pytest.raises(RunError, match="has the metrics of interval 1 and no checkpoint"):
+            run_online(SMALL, DATA, RunFolder.open(folder.path, "interval"), Hooks())
+        assert folder.rows() == rows
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_the_last_update_must_leave_finite_weights(small_network, tmp_path):
+    config = dataclasses.replace(SMALL, timesteps=2, theta_lr=1e39, seeds=2, seed=7)
+    folder = new_folder(tmp_path / "run")
+    with pytest.raises(Diverged, match=r"of what is learned is not finite with seed 7 after .* 2"):
+        run_online(config, DATA, folder, Hooks())
+    assert folder.result() is None
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["1"]
+
+
 def test_seeds_side_by_side_are_those_alone(small_network, tmp_path):
     config = dataclasses.replace(SMALL, seeds=3, seed=4)
     together = run_online(config, DATA, new_folder(tmp_path / "all"), Hooks())
@@ -499,6 +524,55 @@ def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
 
     got = run_compiled(config, pretrained=whole)["state"].learner
     assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam goes on
+
+
+def test_a_pretrained_run_goes_on_without_its_cache(small_network, tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, method="maml", seeds=3)
+    monkeypatch.setattr(Host, "segment", lambda self, left, unit="step": 1)
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache[1]"))
+    whole = run_online(config, DATA, new_folder(tmp_path / "whole"), Hooks())
+    folder, rows = new_folder(tmp_path / "run"), []
+    asked = iter([False, True])
+    with pytest.raises(Stopped, match="timestep 2"):
+        run_online(config, DATA, folder, Hooks(row=rows.append, should_stop=lambda: next(asked)))
+    shutil.rmtree(tmp_path / "cache[1]")
+    folder = RunFolder.open(folder.path, "interval")
+    assert run_online(config, DATA, folder, Hooks(row=rows.append)) == whole
+    assert all("epoch" not in row for row in rows)
+    assert not (tmp_path / "cache[1]" / "pretrained").exists()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_pretraining_that_diverges_says_so(small_network, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    config = dataclasses.replace(SMALL, method="maml", theta_lr=1e39, pretrain_steps=1)
+    for _ in range(2):
+        with pytest.raises(Diverged, match="on the held-out classes is not finite with seed 0"):
+            pretrain(config, DATA, Hooks())
+    (folder,) = (tmp_path / "cache" / "pretrained").iterdir()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["1"]
+    assert not (folder / "result.json").exists()
+
+
+def test_pretraining_in_another_environment_is_another(small_network, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    config = dataclasses.replace(SMALL, method="maml", pretrain_epochs=1)
+    one = pretrain(config, DATA, Hooks())
+    with jax.threefry_partitionable(False):
+        other = pretrain(config, DATA, Hooks())
+    assert len(list((tmp_path / "cache" / "pretrained").iterdir())) == 2
+    assert not np.array_equal(*(jax.tree.leaves(x.params)[1] for x in (one, other)))
+
+
+def test_a_damaged_pretraining_says_what_to_delete(small_network, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    config = dataclasses.replace(SMALL, method="maml", pretrain_epochs=1)
+    pretrain(config, DATA, Hooks())
+    (folder,) = (tmp_path / "cache" / "pretrained").iterdir()
+    for path in (folder / "checkpoints").rglob("manifest.ocdbt"):
+        path.write_bytes(b"")
+    with pytest.raises(RunError, match=f"none of the checkpoints.*pretrain anew, delete {folder}"):
+        pretrain(config, DATA, Hooks())
 
 
 def test_a_second_pretraining_waits_for_the_first(small_network, tmp_path, monkeypatch):

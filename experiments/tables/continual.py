@@ -1,6 +1,7 @@
 """Tables 3, S5 and S6 and Figures 3, S3 and S4: learning on streams of digits."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +223,7 @@ def _draw_s3(flags, curves) -> "Figure":
     )  # fmt: skip
     for column, stream in zip(axes.T, flags.streams, strict=True):
         for panel, axis in zip(_PANELS, column, strict=True):
-            _against(axis, panel, stream, curves)
+            _against(axis, panel, stream, INNER_RATES, curves)
             axis.set(xscale="log")
         column[0].set(title=stream)
         column[1].set(xlabel="alpha_0")
@@ -244,7 +245,7 @@ def _draw_by_width(streams, panels, by_task, ends) -> "Figure":
             _draw_by_task(axis, by_task.get((stream, method), ()))
             axis.set(title=f"{stream}, {method}")
         for axis, panel in zip(line[len(_SPARSE) :], panels, strict=True):
-            _against(axis, panel, stream, ends)
+            _against(axis, panel, stream, WIDTHS, ends)
             axis.set(title=stream, xlabel="width of the hidden layers", xscale="log")
             axis.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
             axis.minorticks_off()
@@ -267,17 +268,18 @@ def _draw_by_task(axis, rows):
     axis.set(xlabel="tasks learned", ylabel="sparsity [%]", ylim=(-2, 102))
 
 
-def _against(axis, panel, stream, results):
-    """A measure of each method in percent, with the deviation over seeds, along (.., .., place)."""
+def _against(axis, panel, stream, places, results):
+    """A measure of each method in percent, with the deviation over seeds; a gap where no run is."""
+    gap: dict[str, Any] = {"mean": math.nan, "std": None}
     for method in _SPARSE:
-        there = {x: result for (s, m, x), result in results.items() if (s, m) == (stream, method)}
-        shares = [_MEASURES[panel](result) for result in there.values()]
+        there = [results.get((stream, method, place)) for place in places]
+        shares = [gap if result is None else _MEASURES[panel](result) for result in there]
         axis.errorbar(
-            list(there), [100 * share["mean"] for share in shares],
+            places, [100 * share["mean"] for share in shares],
             [100 * (share["std"] or 0) for share in shares],
             label=method, marker="o", markersize=3, capsize=2,
         )  # fmt: skip
-    axis.set(ylabel=f"{panel} [%]")
+    axis.set(ylabel=f"{panel} [%]", xlim=(0.8 * places[0], 1.25 * places[-1]))
 
 
 def _save(draw, flags, name):

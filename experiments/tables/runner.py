@@ -51,8 +51,9 @@ class Runner:
         if self.missing:
             place = folder or self.out / name
             with _own_errors():
-                folder, result = runs.run(experiment, config, place, self.command)
-            runs.draw_missing(experiment, folder, result)
+                folder, done = runs.run(experiment, config, place, self.command)
+            runs.draw_missing(experiment, folder, done)
+            result = done
         self._found += result is not None
         return result
 

@@ -188,7 +188,7 @@ def expected_gradient(
         params, noise = sample_params(distribution, key)
         (loss, metrics), gradient = loss_and_grad(at(params), batch)
         gradient = jax.tree.map(lambda g, s: g.astype(s.dtype) * count, gradient, sums.mean)
-        products = jax.tree.map(jnp.multiply, gradient, noise)
+        products = jax.tree.map(lambda g, e: g * e.astype(g.dtype), gradient, noise)
         sums = jax.tree.map(jnp.add, sums, Gaussian(gradient, products))
         return sums, with_metrics({"loss": loss}, metrics)
 

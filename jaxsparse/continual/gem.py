@@ -15,7 +15,7 @@ from jaxsparse.checks import (
     check_rows,
     check_weights,
 )
-from jaxsparse.clipping import clip_by_norm, clip_scale, sum_dtype
+from jaxsparse.clipping import clip_by_norm, clip_scale, common_dtype, sum_dtype
 from jaxsparse.continual.er import OnlineState, apply_gradient, with_metrics
 from jaxsparse.continual.quadratic import solve_bounded_qp
 from jaxsparse.continual.task_gradients import (
@@ -205,4 +205,4 @@ def _tree_dot(x, y):
 
 
 def _sum_dtype(params):
-    return sum_dtype(jnp.result_type(*jax.tree.leaves(params)))
+    return sum_dtype(common_dtype(*jax.tree.leaves(params)))

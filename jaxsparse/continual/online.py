@@ -15,15 +15,14 @@ import optax
 from jaxsparse.checks import (
     check_floating,
     check_like,
-    leaves_by_name,
+    leaf_names,
     own_copy,
-    path_name,
     scalar_loss,
 )
 from jaxsparse.continual.bgd import Gaussian, expected_gradient
 from jaxsparse.continual.er import with_metrics
-from jaxsparse.precision import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
+from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import init_optimizer, update
 
 Tree = Any
@@ -243,12 +242,14 @@ def self_masked_loss(loss_fn: Callable, masked: Callable[[str], bool]) -> Callab
     """
 
     def loss(params, batch):
-        if not any(masked(name) for name in leaves_by_name(params)):
-            raise ValueError(f"masked selects none of {', '.join(leaves_by_name(params))}")
-        soft = jax.tree_util.tree_map_with_path(
-            lambda path, x: x * jax.nn.sigmoid(x) if masked(path_name(path)) else x, params
-        )
-        return loss_fn(soft, batch)
+        names, (leaves, tree) = leaf_names(params), jax.tree.flatten(params)
+        chosen = [masked(name) for name in names]
+        if not any(chosen):
+            raise ValueError(f"masked selects none of {', '.join(names)}")
+        soft = [
+            x * jax.nn.sigmoid(x) if mine else x for x, mine in zip(leaves, chosen, strict=True)
+        ]
+        return loss_fn(jax.tree.unflatten(tree, soft), batch)
 
     loss.rowwise = getattr(loss_fn, "rowwise", None)  # type: ignore[attr-defined]
     return loss

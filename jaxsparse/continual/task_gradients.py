@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsparse.checks import leaves_by_name, scalar_loss
-from jaxsparse.clipping import sum_dtype
+from jaxsparse.checks import scalar_loss
+from jaxsparse.clipping import common_dtype, sum_dtype
 from jaxsparse.losses import SplitLoss
 from jaxsparse.nn.products import exact_product
 from jaxsparse.partition import cut_leaf
@@ -182,7 +182,7 @@ def usable_split(loss_fn: Callable, params: Tree, rows: int) -> SplitLoss | None
     split = getattr(loss_fn, "split", None)
     if split is None:
         return None
-    kernel = leaves_by_name(params)[split.kernel]
+    kernel, _, _ = cut_leaf(params, split.kernel)
     inputs, outputs = kernel.shape
     # Operations, half of which read from memory would cost as much.
     if rows * (inputs + outputs) > 2 * inputs * outputs:
@@ -232,7 +232,7 @@ def _whole(loss_fn, params, memory, observed):
     """M, a task at a time, and of a task's rows a piece at a time."""
     leaves = jax.tree.leaves(params)
     tasks, kept = _shape(memory)
-    size, dtype = _piece(loss_fn, params, memory, kept), sum_dtype(jnp.result_type(*leaves))
+    size, dtype = _piece(loss_fn, params, memory, kept), sum_dtype(common_dtype(*leaves))
     own_loss = scalar_loss(loss_fn)
 
     def gradient(rows):  # of the mean loss, in proportion to the memory that these rows are

@@ -76,7 +76,7 @@ def load_folder(data_dir: Path, split: str, image_size: int | None = None) -> Im
         files = (file.path for files in reference.values() for file in files)
         return folder_rows(classes, (size, size, 1 if all(map(is_grey, files)) else 3))
 
-    key = [versions(data_dir, found) for found in (classes, reference)]
+    key = [versions(found) for found in (classes, reference)]
     return cached(f"folder-{split}-{size}", key, rows)
 
 
@@ -108,20 +108,22 @@ def scan(root: Path, split: str) -> Classes:
     return classes
 
 
-def versions(root: Path, classes: Classes) -> list[tuple[str, str]]:
+def versions(classes: Classes) -> list[tuple[str, str, str]]:
     """What changes when the images do, but not with the way that leads to them.
 
     Args:
-        root: the folder that was scanned.
-        classes: what was found there.
+        classes: what `scan` found.
 
     Example:
-        >>> versions(Path("birds"), scan(Path("birds"), "train"))[0]
-        ('/data/birds', '')
+        >>> versions(scan(Path("birds"), "train"))[1]
+        ('crow', '1.png', '3021 1700000000000000000')
     """
-    files = (file for files in classes.values() for file in files)
-    start = len(os.path.join(root, ""))  # noqa: PTH118  Path would drop the separator
-    return [(os.path.realpath(root), ""), *((file.path[start:], file.version) for file in files)]
+    split = Path(next(iter(classes.values()))[0].path).parent.parent
+    files = [(name, file) for name, files in classes.items() for file in files]
+    return [
+        (os.path.realpath(split), "", ""),
+        *((name, file.path.rpartition(os.sep)[2], file.version) for name, file in files),
+    ]
 
 
 def check_apart(root: Path, split: str) -> None:

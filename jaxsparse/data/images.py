@@ -75,8 +75,7 @@ class ImageSet:
         shape = np.shape(self.images)
         if len(shape) == 5 and self.starts is None:
             starts = np.arange(shape[0], dtype=np.int32) * shape[1]
-            images = self.images.reshape(-1, *shape[2:])
-            return {"images": images, "starts": starts, "largest": shape[1]}
+            return {"images": _joined(self.images), "starts": starts, "largest": shape[1]}
         if isinstance(self.counts, jax.core.Tracer):
             raise DataError("data.counts: make the set outside of compiled code, or say `largest`")
         counts = np.asarray(self.counts)
@@ -114,6 +113,14 @@ class ImageSet:
         names = tuple(self.names[i] for i in classes)
         images = np.asarray(self.images)[where]
         return ImageSet(images, counts.astype(np.int32), names, self.mean, self.std)
+
+
+def _joined(images: Any) -> Any:
+    """Images with their two leading axes made one."""
+    shape = (images.shape[0] * images.shape[1], *images.shape[2:])
+    if isinstance(images, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(shape, images.dtype)
+    return images.reshape(shape)
 
 
 def check_images(data: ImageSet) -> None:

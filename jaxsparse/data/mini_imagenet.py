@@ -91,7 +91,7 @@ def manual_source(
     root = manual / "mini_imagenet"
     classes = scan(root, split)
     check_apart(root, split)
-    return versions(root, classes), partial(folder_rows, classes, shape)
+    return versions(classes), partial(folder_rows, classes, shape)
 
 
 def _is_there(manual: Path) -> bool:

@@ -102,23 +102,32 @@ class BatchNorm(nnx.Module):
     """Normalisation by the batch at hand; no running statistics."""
 
     def __init__(self, features: int):
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
         return ops.batch_norm(x, self.scale[...], self.bias[...])
 
 
 class Linear(nnx.Module):
-    """An affine map."""
+    """An affine map, or a linear one."""
 
-    def __init__(self, inputs: int, outputs: int, *, init: str = "pytorch", draw: Draw):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        use_bias: bool = True,
+        *,
+        init: str = "pytorch",
+        draw: Draw,
+    ):
         kernel, bias = _spreads(init, inputs, outputs)
         self.kernel = nnx.Param(draw((inputs, outputs), kernel))
-        self.bias = nnx.Param(draw((outputs,), bias))
+        self.bias = nnx.Param(draw((outputs,), bias)) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
-        return x @ self.kernel[...] + self.bias[...]
+        x = x @ self.kernel[...]
+        return x if self.bias is None else x + ops.of_rank(2, self.bias[...])
 
 
 class Conv4(nnx.Module):
@@ -129,7 +138,7 @@ class Conv4(nnx.Module):
         for i in range(1, 5):
             setattr(self, f"conv{i}", Conv(c if i == 1 else width, width, use_bias, draw=draw))
             setattr(self, f"norm{i}", BatchNorm(width))
-        self.head = Linear((h // 16) * (w // 16) * width, ways, draw=draw)
+        self.head = Linear((h // 16) * (w // 16) * width, ways, use_bias, draw=draw)
 
     def __call__(self, x: Array) -> Array:
         for i in range(1, 5):
@@ -158,7 +167,7 @@ class MLP(nnx.Module):
     def after_products(self, x: Array) -> Array:
         """The logits, from the products of the input and the first kernel."""
         first, *others = self._layers()
-        x = x + first.bias[...]
+        x = x + ops.of_rank(2, first.bias[...])
         for layer in others:
             x = layer(nnx.relu(x))
         return x
@@ -191,7 +200,8 @@ class StridedCNN(MLP):
     def __call__(self, x: Array) -> Array:
         for i in range(self.layers):
             conv = getattr(self, f"conv{i + 1}")
-            x = nnx.relu(ops.conv(x, conv.kernel[...], stride=2) + conv.bias[...])
+            x = ops.conv(x, conv.kernel[...], stride=2) + ops.of_rank(4, conv.bias[...])
+            x = nnx.relu(x)
         return super().__call__(x)
 
 
@@ -253,7 +263,7 @@ def _model(
 
     def note(shape: tuple[int, ...], spread: Spread) -> Array:
         asked.append((shape, spread))
-        return jnp.zeros(shape)
+        return jnp.zeros(shape, jnp.float32)
 
     # The structure of the module is fixed here, once; `apply` only fills in the arrays.
     graph, _ = nnx.split(nnx.eval_shape(lambda: build(note)))
@@ -325,13 +335,15 @@ def conv4(
       ways: number of classes.
       width: channels of every convolution.
       image_shape: (h, w, c) in pixels and channels; h, w >= 16.
-      use_bias: whether convolutions have biases. The norm cancels them and their gradients are
-        zero; they are there to be counted and masked as in the literature.
+      use_bias: whether convolutions and head have biases. The norms cancel the convolutions' and
+        their gradients are zero; they are there to be counted and masked as in the literature.
+        The norms have their shifts in any case.
 
     Returns:
       A `Model` with params {"conv1": {"kernel": [3, 3, c, width], "bias": [width]},
       "norm1": {"scale": [width], "bias": [width]}, ..., "norm4",
-      "head": {"kernel": [(h // 16) (w // 16) width, ways], "bias": [ways]}}.
+      "head": {"kernel": [(h // 16) (w // 16) width, ways], "bias": [ways]}}, without the biases of
+      convolutions and head where use_bias is False.
 
     Raises:
       ValueError: for sizes that are not positive, or images too small to be pooled four times.

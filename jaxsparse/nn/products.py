@@ -1,6 +1,5 @@
 """Matrix products: in full precision, and of many rows with gradients in the order that is fast."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 

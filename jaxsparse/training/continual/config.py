@@ -118,7 +118,9 @@ class ContinualConfig:
                 raise ConfigError(f"{name} must be above 0, got {bound}")
         settings.check_seeds(self, ("seed", "data_seed"))
         self._check_batches()
-        settings.parse_init(self.mask_init)
+        # A rate may not be drawn about zero, as the scores of a binary mask are.
+        rates = self.method in ("lamaml", "sync-lamaml")
+        settings.parse_init(self.mask_init, ("auto",) if rates else ("kaiming", "auto"))
 
     def _check_batches(self):
         size, samples = self.batch_size, self.samples_per_task

@@ -94,10 +94,13 @@ def used_rates(config: ContinualConfig) -> tuple[str, ...]:
     if config.method not in META_METHODS:
         return ("theta_lr",)
     # Learned rates only start at inner_lr, and not even that where mask_init says otherwise.
-    starts = config.method in ("lamaml", "sync-lamaml") and config.mask_init != "auto"
-    used = () if starts else ("inner_lr",)
-    used += () if config.method == "cmaml-sync" else ("mask_lr",)
-    return used + (("theta_lr",) if config.method in ("sync-lamaml", "cmaml-sync") else ())
+    starts_elsewhere = config.mask_init != "auto"
+    read = {
+        "inner_lr": config.method in ("sparse-lamaml", "cmaml-sync") or not starts_elsewhere,
+        "mask_lr": config.method != "cmaml-sync",
+        "theta_lr": config.method in ("sync-lamaml", "cmaml-sync"),
+    }
+    return tuple(name for name in Rates._fields if read[name])
 
 
 def make_model(config: ContinualConfig, data: Any) -> nn.Model:

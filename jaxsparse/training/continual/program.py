@@ -160,10 +160,12 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
 
         def correct(row):
             image, label = row
-            return learner.predict(state.learner, image[None])[0].argmax() == label
+            logits = learner.predict(state.learner, image[None])[0]
+            # An output that is not finite makes the accuracy NaN: it names no class.
+            return jnp.where(jnp.isfinite(logits).all(), logits.argmax() == label, jnp.nan)
 
         hits = jax.lax.map(correct, (images, labels), batch_size=min(_TEST_BATCH, len(labels)))
-        return jnp.mean(hits.astype(jnp.float32))
+        return jnp.mean(hits)
 
     def test(state, stream, done, first, last):
         def one(task, accuracy):
@@ -253,7 +255,7 @@ def measured_tasks(config: ContinualConfig, done: Any, tasks: int) -> tuple[Any,
 def _sparsity(learner, state, rates):
     if learner.step_sizes is None:
         return {}
-    return sparsity(learner.step_sizes(state.learner, rates))
+    return sparsity(learner.step_sizes(state.learner, rates), state.learner.params)
 
 
 def _batches_per_epoch(config, stream):

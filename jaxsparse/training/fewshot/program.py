@@ -189,7 +189,7 @@ def make_program(
     def gate_sparsity(state):
         # A stochastic gate's is that of one fixed draw, whatever the seed.
         fixed_key = jax.random.fold_in(jax.random.key(0), _GATE)
-        return sparsity(learner.gate.apply(state.meta.mask, fixed_key))
+        return sparsity(learner.gate.apply(state.meta.mask, fixed_key), state.meta.params)
 
     functions = (init, train, evaluation_tasks, evaluate_batch, finish_epoch, gate_sparsity)
     return Program(*(_at_precision(config.precision, function) for function in functions))

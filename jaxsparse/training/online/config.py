@@ -116,7 +116,9 @@ class OnlineConfig:
             if self.method not in CMAML_METHODS and value != default:
                 raise ConfigError(f"{name} must be {default} with {self.method}, got {value}")
         settings.check_seeds(self, ("seed", "pretrain_seed"))
-        parse_mask_init(self.mask_init)
+        # A rate may not be drawn about zero, as the scores of a binary mask are.
+        rates = self.method == "sparse-relu-cmaml"
+        settings.parse_init(self.mask_init, ("pytorch",) if rates else _INIT_WORDS)
 
     @property
     def intervals(self) -> int:
@@ -128,6 +130,7 @@ _POSITIVE = (
     *("timesteps", "ways", "shots", "width", "inner_steps", "capacity", "samples", "log_every"),
     *("seeds", "pretrain_batch_size", "pretrain_steps", "pretrain_epochs", "pretrain_patience"),
 )
+_INIT_WORDS = ("pytorch", "kaiming")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "pairs": ("all", "one"),
     "outer_optimizer": ("adam", "sgd"),
@@ -152,11 +155,4 @@ def parse_mask_init(text: str) -> Init:
       >>> parse_mask_init("pytorch")
       'pytorch'
     """
-    if text == "pytorch":
-        return text
-    try:
-        if text != "auto":
-            return settings.parse_init(text)
-    except ConfigError:
-        pass
-    raise ConfigError(f"mask_init must be pytorch, kaiming, a number or low:high, got {text!r}")
+    return settings.parse_init(text, _INIT_WORDS)

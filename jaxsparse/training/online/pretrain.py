@@ -21,7 +21,8 @@ from jaxsparse.draws import choose
 from jaxsparse.gates import Gate
 from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
 from jaxsparse.precision import float32_by_default
-from jaxsparse.training.errors import ConfigError, Stopped
+from jaxsparse.training.environment import unusual_settings
+from jaxsparse.training.errors import ConfigError, RunError, Stopped
 from jaxsparse.training.host import Hooks, Host, Progress
 from jaxsparse.training.online.config import OnlineConfig
 from jaxsparse.training.online.learners import Pretrained, inner_rates
@@ -34,8 +35,8 @@ Metrics = dict[str, jax.Array]
 QUERY_SHOTS = 15
 _WAIT_SECONDS = 0.2  # between two looks at whether another run's pretraining is over
 _VERSION = 2  # raise it whenever the same settings would give other weights
-# Streams of randomness that follow from the key, which itself is a stream of its seed's beside those
-# of a run of the same seed.
+# Streams of randomness that follow from the key, and its own number beside the streams of a run of
+# the same seed.
 _INIT, _TRAIN, _VALIDATE = range(3)
 _PRETRAIN = 3
 
@@ -92,9 +93,32 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
     folder = RunFolder(cache_dir() / "pretrained" / digest)
     with folder.lock(wait=_waiting(hooks)):
         folder.begin(record)
-        pretraining = _Pretraining(config, data, folder, hooks)
+        try:
+            pretraining = _Pretraining(config, data, folder, hooks)
+        except RunError as error:
+            raise RunError(f"{error}; to pretrain anew, delete {folder.path}") from error
         folder.write_result(pretraining.run())
     return pretraining.state.best
+
+
+def pretrained_like(config: OnlineConfig, data: SwitchingData) -> Pretrained:
+    """The shapes and dtypes of what `pretrain` gives.
+
+    Args:
+      config: the run's configuration.
+      data: the images; only their shapes and numbers count.
+
+    Returns:
+      A `Pretrained` of `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ConfigError: too few classes.
+
+    Example:
+      >>> template = pretrained_like(OnlineConfig(method="maml"), data)
+    """
+    init = make_pretraining(config, data).init
+    return jax.eval_shape(init, jax.random.key(config.pretrain_seed)).best
 
 
 def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgram:
@@ -177,7 +201,10 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
             loss_fn=loss_fn,
             inner_steps=config.inner_steps,
         )
-        totals = _added(state.totals, val_accuracy=metrics["accuracy"].mean())
+        # A loss that is not finite makes the accuracy NaN: it says nothing then.
+        finite = jnp.isfinite(metrics["loss"]).all()
+        accuracy = jnp.where(finite, metrics["accuracy"].mean(), jnp.nan)
+        totals = _added(state.totals, val_accuracy=accuracy)
         return state._replace(totals=totals, validated=state.validated + 1)
 
     def repeated(step):
@@ -314,13 +341,14 @@ class _Pretraining(Host):
     def __init__(self, config, data, folder, hooks):
         super().__init__(folder, hooks)
         self.config, self.key = config, pretraining_key(config)
+        self.first_seed = config.pretrain_seed
         self.data = jax.device_put(data)
         program = make_pretraining(config, data)
         self.train = jax.jit(program.train, donate_argnums=0)
         self.validate = jax.jit(program.validate, donate_argnums=0)
         self.finish_epoch = jax.jit(program.finish_epoch)
         init = jax.jit(program.init)
-        restored = self.checkpoints.restore(jax.eval_shape(init, self.key), hooks.warn)
+        restored = self.restore(jax.eval_shape(init, self.key))
         self.state = init(self.key) if restored is None else restored
         folder.keep_rows(self.epoch)
 
@@ -335,6 +363,9 @@ class _Pretraining(Host):
     def position(self):
         return {"step": self.step, "epoch": self.epoch}
 
+    def learned(self, state):
+        return jax.tree.map(lambda x: np.asarray(x)[None], state.meta.params)
+
     def over(self):
         stale = self.epoch - int(self.state.best_epoch)
         return self.epoch >= self.config.pretrain_epochs or stale > self.config.pretrain_patience
@@ -342,11 +373,10 @@ class _Pretraining(Host):
     def run(self):
         if not self.folder.rows():
             self.folder.add_row({"epoch": 0, "step": 0})
+            self.save()  # before any training: it fails now, if it must
         while not self.over():
             while left := (self.epoch + 1) * self.config.pretrain_steps - self.step:
                 self.advance("step", self.train, left)
-                bad_step = np.asarray(self.state.bad_step)[None]
-                self.check_finite(bad_step, self.config.pretrain_seed)
             while left := self.config.pretrain_steps - int(self.state.validated):
                 self.advance("batch", self.validate, left)
             self.state, row = self.finish_epoch(self.state)
@@ -365,6 +395,9 @@ class _Pretraining(Host):
         self.tell()
         steps = self.segment(left)
         self.timed(unit, steps, self.call, function, steps)
+        self.check_finite(np.asarray(self.state.bad_step)[None])
+        validated = np.asarray(self.state.totals["val_accuracy"])[None]
+        self.check_all_finite("an output on the held-out classes", validated)
         self.save_if_due()
 
     def call(self, function, steps):
@@ -395,4 +428,5 @@ def _record(config, data):
         "inner_loop": "head" if config.method == "anil" else "all but the norms",
         "images": [data.names[0], data.num_classes[0], images],
         **settings,
+        **unusual_settings(),
     }

@@ -128,7 +128,7 @@ def make_program(config: OnlineConfig, data: SwitchingData) -> OnlineProgram:
     def gate_sparsity(state):
         if learner.step_sizes is None:
             return {}
-        return sparsity(learner.step_sizes(state.learner))
+        return sparsity(learner.step_sizes(state.learner), state.learner.fast_params)
 
     functions = (init, train, gate_sparsity)
     return OnlineProgram(*(float32_by_default(function) for function in functions))
