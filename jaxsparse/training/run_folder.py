@@ -101,7 +101,9 @@ class RunFolder:
         if _CONFIG in entries:
             if entries == {_CONFIG} and config and _has_entries(path / _CONFIG, config):
                 return
-            raise RunError(f"{path} holds another run; continue it with --resume {shlex.quote(str(path))}")
+            raise RunError(
+                f"{path} holds another run; continue it with --resume {shlex.quote(str(path))}"
+            )
         if entries:
             raise RunError(f"{path} is not empty; name a new folder")
 
@@ -116,7 +118,11 @@ class RunFolder:
             if (path / _CONFIG).is_file():
                 return cls(path, unit)
             cut_off = path.is_dir() and any(_is_unfinished(entry.name) for entry in path.iterdir())
-        hint = f", its making was cut off; begin it anew with --out {shlex.quote(str(path))}" if cut_off else ""
+        hint = (
+            f", its making was cut off; begin it anew with --out {shlex.quote(str(path))}"
+            if cut_off
+            else ""
+        )
         raise RunError(f"{path} holds no run: no config.json there{hint}")
 
     @classmethod
