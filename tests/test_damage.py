@@ -187,5 +187,5 @@ def test_a_data_dir_of_nobody_is_one_line(name, tmp_path, capsys):
     data = {"fewshot": ["--dataset=omniglot"], "continual": [], "online": []}[name]
     for place in ("~nosuchuser", "n" * 300):
         flags = [*data, f"--data-dir={place}", f"--out={tmp_path / 'run'}"]
-        assert place in one_line(capsys, COMMANDS[name].main, flags)
+        assert place[:100] in one_line(capsys, COMMANDS[name].main, flags)
     assert not (tmp_path / "run").exists()

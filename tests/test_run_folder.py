@@ -362,6 +362,29 @@ def test_of_runs_started_at_once_one_makes_the_folder(tmp_path):
         assert {p.name for p in path.iterdir()} == {".lock", "config.json"}
 
 
+def test_a_run_made_between_the_look_and_the_lock_is_left_alone(tmp_path, monkeypatch):
+    ours, theirs, look = {"config": {"n": 1}}, {"config": {"n": 2}}, RunFolder.check_new
+    others = iter([lambda: RunFolder.create(tmp_path / "run", theirs)])
+
+    def look_and_sleep(path, config=None):
+        look(path, config)
+        if config == ours and (other := next(others, None)):
+            other()
+
+    monkeypatch.setattr(RunFolder, "check_new", staticmethod(look_and_sleep))
+    with pytest.raises(RunError, match="holds another run"):
+        RunFolder.create(tmp_path / "run", ours)
+    assert RunFolder.open(tmp_path / "run").config() == theirs
+
+
+def test_a_configuration_that_is_there_stays(folder):
+    folder.begin({"config": {"shots": 1}})
+    assert folder.config() == {"config": {"shots": 5}}
+    (folder.path / "config.json").unlink()
+    with pytest.raises(RunError, match="not JSON compliant"):
+        folder.begin({"config": {"rate": float("nan")}})
+
+
 @pytest.mark.parametrize("locks_of", ["the system", "our own"])
 def test_of_runs_that_go_on_at_once_one_has_the_folder(tmp_path, locks_of, monkeypatch):
     if locks_of == "our own":

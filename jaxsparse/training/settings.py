@@ -56,7 +56,9 @@ def check_seeds(config: Any, names: Iterable[str]) -> None:
             raise ConfigError(f"{name} must lie in [0, 2^31 - 2], got {getattr(config, name)}")
     room = 2**31 - 1 - config.seed
     if config.seeds > room:
-        raise ConfigError(f"seeds must be at most {room} from seed {config.seed}, got {config.seeds}")
+        raise ConfigError(
+            f"seeds must be at most {room} from seed {config.seed}, got {config.seeds}"
+        )
 
 
 def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
