@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -53,10 +54,10 @@ def in_torch(images, kernel, scale, bias, gradient):
     return [a.numpy().transpose(turn) for a, turn in zip(found, back, strict=True)]
 
 
-def with_gradients(*args):
-    """The same of the compiled block."""
+def with_gradients(*args, form="native"):
+    """The same of the compiled block, or of another form."""
     *args, gradient = args
-    out, pull = jax.vjp(lambda *a: blocks.conv_norm_pool(*a, form="native"), *args)
+    out, pull = jax.vjp(lambda *a: blocks.conv_norm_pool(*a, form=form), *args)
     return [out, *pull(gradient)]
 
 
@@ -121,6 +122,33 @@ def test_second_derivatives_are_those_of_the_other_forms(sizes):
 
     for got, want in zip(turn("native"), turn("patches"), strict=True):
         assert difference(got, want) < 1e-4
+
+
+FORMS = [pytest.param(form, marks=compiled if form == "native" else ()) for form in blocks.FORMS]
+# Arguments of the block, the gradient last, and a place in each.
+PLACES = [(0, (1, 2, 3, 0)), (1, (0, 1, 0, 2)), (2, (1,)), (3, (1,)), (4, (0, 0, 1, 1))]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sizes", [(2, 5, 4, 1, 9), (2, 5, 7, 3, 4)], ids=str)
+def test_nan_and_infinity_go_where_they_go_in_pytorch(sizes, form):
+    args = draw(*sizes)
+    both = jax.jit(partial(with_gradients, form=form))
+
+    def pairs(which, change):
+        changed = [change(a) if k == which else a for k, a in enumerate(args)]
+        return zip(both(*changed), in_torch(*changed), strict=True)
+
+    for which, place in PLACES:
+        for got, want in pairs(which, lambda a, p=place: a.at[p].set(np.nan)):
+            np.testing.assert_array_equal(np.isnan(got), np.isnan(want), f"argument {which}")
+        for value in (np.inf, -np.inf):
+            for got, want in pairs(which, lambda a, v=value, p=place: a.at[p].set(v)):
+                # Infinity less infinity may be taken here or there.
+                assert np.all(np.isfinite(want) | ~np.isfinite(got)), (which, value)
+    for which in (0, 1):  # the square of a deviation of 1e25 is no float32
+        (got, want), *_ = pairs(which, lambda a: 1e25 * a)
+        assert np.all(np.isnan(got)) or difference(got, want) < 1e-5
 
 
 BITS = """

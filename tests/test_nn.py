@@ -177,6 +177,20 @@ def test_pooling_gives_ties_to_the_first():
     np.testing.assert_array_equal(jax.grad(lambda x: ops.max_pool(x).sum())(x), want)
 
 
+def test_pooling_takes_nan_for_the_largest():
+    for place in range(4):
+        x = jnp.array([3.0, 1.0, 7.0, jnp.inf]).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+        assert jnp.isnan(ops.max_pool(x)).all()
+        hit = jax.grad(lambda x: ops.max_pool(x).sum())(x).ravel()
+        np.testing.assert_array_equal(hit, jnp.arange(4) == place)
+
+
+def test_norm_of_a_variance_that_overflows_is_nan():
+    x = jnp.array([[1e25, 1.0], [-1e25, 2.0]])
+    got = ops.batch_norm(x, jnp.ones(2), jnp.zeros(2))
+    np.testing.assert_array_equal(jnp.isnan(got), [[True, False]] * 2)
+
+
 @pytest.mark.parametrize("form", blocks.FORMS)
 def test_block_gives_ties_to_the_first(form):
     """Columns in equal pairs make every window a tie of two; the row decides nothing."""

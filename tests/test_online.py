@@ -1,9 +1,11 @@
 """Whole runs on switching streams: against loops written out, cut to pieces, from the shell."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import sys
+import time
 
 import chex
 import jax
@@ -146,6 +148,31 @@ CMAML = {
     "cmaml": (gates.shared(0.3), optax.adam(0.01)),
     "cmaml-fixed": (gates.constant(0.3), None),
 }
+
+
+def test_algorithm_2_as_it_is_printed_can_be_asked_for(small_network):
+    config = dataclasses.replace(
+        SMALL, method="sparse-cmaml", mask_init="-0.1:0.5", inner_steps=1, pairs="one",
+        outer_optimizer="sgd", restart_now=True, mask_lr=0.02, detection_threshold=0.05,
+    )  # fmt: skip
+    got = run_compiled(config)
+    model, params, mask_key = model_and_key()
+    gate, loss_fn = gates.binary(0.3, init=(-0.1, 0.5)), cross_entropy(model)
+    optimizers = {"theta_optimizer": optax.sgd(0.05), "mask_optimizer": optax.sgd(0.02)}
+    learn_key, state, detected = jax.random.fold_in(jax.random.key(0), LEARN), None, []
+    for t, batch, _ in batches(config):
+        if state is None:
+            state = init_cmaml_state(params, gate, mask_key, batch=batch, capacity=4, **optimizers)
+        state, metrics = cmaml_step(
+            state, batch, jax.random.fold_in(learn_key, t), loss_fn=loss_fn,
+            gate=gate, inner_steps=1, detection_threshold=0.05, modulation=0.7, pairs="one",
+            restart_now=True, **optimizers,
+        )  # fmt: skip
+        detected.append(bool(metrics["detected"]))
+    assert np.asarray(got["trace"].detected).tolist() == detected and any(detected)
+    for name in ("params", "mask", "fast_params"):
+        mine = getattr(got["state"].learner, name)
+        chex.assert_trees_all_close(mine, getattr(state, name), atol=1e-4)
 
 
 @pytest.mark.parametrize("method", CMAML)
@@ -420,7 +447,8 @@ def test_accuracies_by_hand():
     stacked = jax.tree.map(lambda *x: np.stack(x), trace, trace._replace(score=trace.score + 2))
     rows = [{"sparsity": {}}]
     result = make_result(dataclasses.replace(SMALL, seeds=2), ("a", "b", "c"), rows, stacked)
-    assert result["accuracy"] == {"mean": 2.5, "std": 1.0}  # ddof 0
+    # 1.5 and 3.5: the deviation of a sample of two, with N - 1.
+    assert result["accuracy"] == {"mean": 2.5, "std": pytest.approx(2**0.5)}
     assert result["by_dataset"]["b"] is None
     assert result["seeds"][0]["by_dataset"]["b"] is None
     json.dumps(result, allow_nan=False)
@@ -473,6 +501,25 @@ def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
     assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam goes on
 
 
+def test_a_second_pretraining_waits_for_the_first(small_network, tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, method="fine-tuning")
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
+    first = pretrain(config, DATA, Hooks())
+    (path,) = (tmp_path / "pretrained").iterdir()
+    lines: list[str] = []
+    with contextlib.ExitStack() as other:
+        other.enter_context(RunFolder(path).lock())
+        with pytest.raises(Stopped, match="stopped while waiting for another run's pretraining"):
+            pretrain(config, DATA, Hooks(warn=lines.append, should_stop=lambda: True))
+        polls = iter([None, None, other.close])
+        monkeypatch.setattr(time, "sleep", lambda seconds: (next(polls) or (lambda: None))())
+        again: list[dict] = []
+        found = pretrain(config, DATA, Hooks(warn=lines.append, row=again.append))
+    chex.assert_trees_all_equal(found, first)
+    assert not again  # what the first had finished was read
+    assert lines == ["another run is pretraining what this one starts from; waiting for it"] * 2
+
+
 # The command line
 
 FLAGS = ["--data", "glyphs", "--timesteps", "12", "--log-every", "5", "--width", "4", "--p", "0.8"]
@@ -516,6 +563,11 @@ def test_the_command_on_embedded_letters(small_network, tmp_path, capsys, monkey
         (["--detection-threshold", "-1"], "detection_threshold must be above 0, got -1.0"),
         (["--mask-init", "auto"], "mask_init must be pytorch, kaiming, a number or low:high"),
         (["--method", "magic"], "method must be one of sparse-cmaml"),
+        (["--method", "bgd", "--pairs", "one"], "pairs must be all with bgd, got one"),
+        (
+            ["--method", "maml", "--outer-optimizer", "sgd"],
+            "outer_optimizer must be adam with maml, got sgd",
+        ),
         (["--data", "real", "--data-dir", "/nowhere"], "/nowhere"),
         (["--resume", "/nowhere"], "/nowhere holds no run"),
     ],

@@ -34,7 +34,8 @@ def conv_norm_pool(
 
     with mean and biased variance over images and positions. A constant added to y, such as the
     bias of the convolution, changes nothing and is not taken. Among equal entries of a pooling
-    window the first in row order receives the gradient (PyTorch's rule).
+    window the first in row order receives the gradient (PyTorch's rule). NaN and infinity go on to
+    all that follows from them; ReLU lets NaN through. A variance that overflows gives NaN.
 
     Args:
       images: [n, h, w, c], float; h, w >= 2.

@@ -13,6 +13,7 @@ from jax import Array
 
 from jaxsparse.nn import winograd
 from jaxsparse.nn.products import matmul, transposed_product
+from jaxsparse.precision import custom_vjp
 
 # Below this many output positions sixteen small products cost more than one over patches.
 _WINOGRAD_POSITIONS = 2000
@@ -43,6 +44,11 @@ def patches(images: Array, size: int, stride: int, padding: int) -> Array:
     return cuts[0] if size == 1 else jnp.concatenate(cuts, axis=-1)
 
 
+def of_rank(rank: int, x: Array) -> Array:
+    """`x` with leading axes of length 1: JAX can be told to broadcast no array of lower rank."""
+    return jnp.expand_dims(x, tuple(range(rank - x.ndim)))
+
+
 def _by_patches(images: Array, kernel: Array, stride: int, padding: int) -> Array:
     size, _, inputs, outputs = kernel.shape
     seen = patches(images, size, stride, padding)
@@ -50,7 +56,7 @@ def _by_patches(images: Array, kernel: Array, stride: int, padding: int) -> Arra
     return flat.reshape(*seen.shape[:3], outputs)
 
 
-@jax.custom_vjp
+@custom_vjp
 def _by_patches_same(images: Array, kernel: Array) -> Array:
     """Stride 1, odd size, same padding: the input gradient is again such a convolution."""
     return _by_patches(images, kernel, 1, kernel.shape[0] // 2)
@@ -93,7 +99,8 @@ def conv(
       stride: in pixels, both ways.
       padding: in pixels, on all sides; k // 2 by default.
       form: "winograd" (3x3, stride 1, padding 1 only) or "patches": the same values, computed
-        differently. Default: the fastest known for the shape on the CPU, "patches" elsewhere.
+        differently; NaN and infinity in an image reach some pixels more by "winograd". Default:
+        the fastest known for the shape on the CPU, "patches" elsewhere.
 
     Returns:
       [n, h', w', o] with h' = (h + 2 padding - k) // stride + 1, in the dtype of images.
@@ -156,14 +163,22 @@ def batch_norm(x: Array, scale: Array, bias: Array, *, eps: float = 1e-5) -> Arr
     axes = tuple(range(x.ndim - 1))
     wide, scale, bias = (a.astype(jnp.float32) for a in (x, scale, bias))
     mean = jnp.mean(wide, axes)
-    gain = scale * jax.lax.rsqrt(jnp.mean(jnp.square(wide - mean), axes) + eps)
-    return (wide * gain + (bias - mean * gain)).astype(x.dtype)
+    variance = jnp.mean(jnp.square(wide - of_rank(x.ndim, mean)), axes)
+    gain = scale * inverse_deviation(variance, eps)
+    shift = bias - mean * gain
+    return (wide * of_rank(x.ndim, gain) + of_rank(x.ndim, shift)).astype(x.dtype)
+
+
+def inverse_deviation(variance: Array, eps: float) -> Array:
+    """1 / sqrt(variance + eps); NaN where the variance is infinite, for zero would hide that."""
+    return jax.lax.rsqrt(jnp.where(jnp.isinf(variance), jnp.nan, variance) + eps)
 
 
 def max_pool(x: Array, *, padding: int = 0) -> Array:
     """Take the largest of each 2x2 window, at stride 2; an odd last row or column is dropped.
 
-    Among equal entries the first in row order receives the gradient (PyTorch's rule).
+    Among equal entries the first in row order receives the gradient (PyTorch's rule). NaN counts as
+    the largest.
 
     Args:
       x: [n, h, w, c], float.
@@ -188,4 +203,5 @@ def max_pool(x: Array, *, padding: int = 0) -> Array:
     a, b, c, d = (x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1))
     top = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
     # Selecting makes the gradient follow the rule above; that of `maximum` is shared among equals.
-    return jnp.where(a == top, a, jnp.where(b == top, b, jnp.where(c == top, c, d)))
+    a_top, b_top, c_top = ((q == top) | jnp.isnan(q) for q in (a, b, c))
+    return jnp.where(a_top, a, jnp.where(b_top, b, jnp.where(c_top, c, d)))

@@ -4,7 +4,8 @@
 //   out = maxpool(relu(scale (y - mean(y)) / sqrt(var(y) + eps) + bias)),  y = images * kernel
 //
 // images [n, height, width, inputs], kernel [3, 3, inputs, outputs], stride 1, padding 1. Among
-// equal entries of a window the first in row order receives the gradient.
+// equal entries of a window the first in row order receives the gradient. NaN and infinity go on to
+// all that follows from them: ReLU cuts off what is not above zero, and NaN it lets through.
 
 #pragma once
 
@@ -26,6 +27,11 @@ struct Saved {
   float* mean;     // [outputs]
   float* inverse;  // [outputs]: 1 / sqrt(var(y) + eps)
 };
+
+// The bias, to [out()]: NaN where the scale is infinite, as the norm folded to one product gives.
+inline void finish_bias(Shape s, const float* scale, const float* bias, float* to) {
+  for (int64_t o = 0; o < s.outputs; ++o) to[o] = bias[o] + 0 * scale[o];
+}
 
 // Into how many shares to divide the images: it decides the order of sums, so it follows from the
 // sizes alone. More would cost more in memory for sums than they save.
@@ -108,6 +114,11 @@ inline void convolve(Shape s, Range range, const float* images, const float* wei
   }
 }
 
+// 1 / deviation. NaN where the variance is beyond all numbers: zero would hide that.
+inline double inverse_deviation(double variance, float eps) {
+  return std::isfinite(variance) ? 1 / std::sqrt(variance + eps) : NAN;
+}
+
 // Mean and 1 / deviation of the batch, from the statistics of its images.
 inline void finish_statistics(Shape s, const double* statistics, float eps, float* mean,
                               float* inverse) {
@@ -121,7 +132,7 @@ inline void finish_statistics(Shape s, const double* statistics, float eps, floa
       middle += apart / (n + 1);
     }
     mean[o] = middle;
-    inverse[o] = 1 / std::sqrt(square / (count * s.images) + eps);
+    inverse[o] = inverse_deviation(square / (count * s.images), eps);
   }
 }
 
@@ -150,8 +161,8 @@ inline void pool(Shape s, Range range, const float* scale, const float* bias, fl
           const Vec middle = load_some(saved.mean + o, left);
           const Vec unit = (best - middle) * load_some(saved.inverse + o, left);
           const Vec value = unit * slope + load_some(bias + o, left);
-          where = value > 0 ? where : IntVec{} + kOff;
-          store_some(out + w * s.outputs + o, value > 0 ? value : Vec{}, left);
+          where = value <= 0 ? IntVec{} + kOff : where;
+          store_some(out + w * s.outputs + o, value <= 0 ? Vec{} : value, left);
           store(saved.unit + w * s.out() + o, unit);
           store_bytes(saved.place + w * s.out() + o, where);
         }
@@ -166,13 +177,15 @@ inline void block_forward(Shape s, const float* images, const float* kernel, con
   const int shares = shares_of(s.images, s.images * s.tiles() / 256);
   std::vector<double> statistics(s.images * 2 * s.out());
   float* weights = scratch(Slot::kWeights, kPlaces * s.inputs * s.out());
+  float* shift = scratch(Slot::kFactors, s.out());
   transform_kernel(s.inputs, s.outputs, kernel, weights);
+  finish_bias(s, scale, bias, shift);
   helpers.run(shares, [&](int k) {
     convolve(s, share_of(s.images, k, shares), images, weights, saved.y, statistics.data());
   });
   finish_statistics(s, statistics.data(), eps, saved.mean, saved.inverse);
   helpers.run(shares,
-              [&](int k) { pool(s, share_of(s.images, k, shares), scale, bias, out, saved); });
+              [&](int k) { pool(s, share_of(s.images, k, shares), scale, shift, out, saved); });
 }
 
 // Sums of the gradient and of gradient * unit by channel, where ReLU lets it pass.

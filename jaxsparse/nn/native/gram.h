@@ -119,7 +119,8 @@ inline std::vector<double> covariance_product(GramShape s, const float* covarian
   return product;
 }
 
-// The kernel with the norm in it, [taps, out()], and the shift that goes with it, [out()].
+// The kernel with the norm in it, [taps, out()], and the shift that goes with it, [out()]: NaN where
+// a weight is no number or infinite, for the pooling could choose another place.
 inline void fold_norm(GramShape s, const float* kernel, const float* scale, const float* bias,
                       float eps, const GramSaved& saved, float* weights, float* shift) {
   const auto spread = covariance_product(s, saved.moments, kernel);
@@ -127,16 +128,18 @@ inline void fold_norm(GramShape s, const float* kernel, const float* scale, cons
   std::memset(weights, 0, s.taps() * s.out() * sizeof(float));
   std::memset(shift, 0, s.out() * sizeof(float));
   for (int64_t o = 0; o < s.outputs; ++o) {
-    double variance = 0, middle = 0;
+    double variance = 0, middle = 0, lost = 0;
     for (int64_t k = 0; k < s.taps(); ++k) {
       variance += spread[k * s.outputs + o] * kernel[k * s.outputs + o];
       middle += double(mean[k]) * kernel[k * s.outputs + o];
     }
-    saved.inverse[o] = 1 / std::sqrt(std::max(variance, 0.0) + eps);
+    saved.inverse[o] = inverse_deviation(variance < 0 ? 0 : variance, eps);
     const float gain = scale[o] * saved.inverse[o];
-    for (int64_t k = 0; k < s.taps(); ++k)
+    for (int64_t k = 0; k < s.taps(); ++k) {
       weights[k * s.out() + o] = gain * kernel[k * s.outputs + o];
-    shift[o] = bias[o] - gain * middle;
+      lost += 0 * weights[k * s.out() + o];
+    }
+    shift[o] = bias[o] - gain * middle + lost;
   }
 }
 
@@ -156,8 +159,8 @@ inline void pool_windows(GramShape s, int64_t windows, const float* values, cons
         where = better ? IntVec{} + q : where;
       }
       best += load(shift + o);
-      where = best > 0 ? where : IntVec{} + kOff;
-      store_some(out + w * s.outputs + o, best > 0 ? best : Vec{}, s.outputs - o);
+      where = best <= 0 ? IntVec{} + kOff : where;
+      store_some(out + w * s.outputs + o, best <= 0 ? Vec{} : best, s.outputs - o);
       store_bytes(place + w * s.out() + o, where);
     }
   }

@@ -6,10 +6,13 @@ import hashlib
 import logging
 import os
 import platform
+import re
+import shlex
 import shutil
+import stat
 import subprocess
+import sys
 import threading
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,12 +21,13 @@ from typing import NamedTuple
 import jax
 import jaxlib
 
-from jaxsparse.user_cache import cache_dir
+from jaxsparse.user_cache import code_dir, partial, remove
 
 _FOLDER = Path(__file__).parent
 _HANDLERS = ("BlockForward", "BlockBackward", "GramForward", "GramBackward")
 _log = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()
+_BUILD_SECONDS = 180  # it takes about ten
 
 
 class Library(NamedTuple):
@@ -60,7 +64,8 @@ def _load() -> Library | None:
     if found is None:
         return None
     path, loaded = found
-    targets = {name: f"jaxsparse_{name}_{path.stem}" for name in _HANDLERS}
+    key = path.stem.split("-")[0]
+    targets = {name: f"jaxsparse_{name}_{key}" for name in _HANDLERS}
     for name, target in targets.items():
         handler = jax.ffi.pycapsule(getattr(loaded, f"Jaxsparse{name}"))
         jax.ffi.register_ffi_target(target, handler, platform="cpu")
@@ -70,26 +75,54 @@ def _load() -> Library | None:
 def built() -> tuple[Path, ctypes.CDLL] | None:
     """The library of these sources for this machine, from the user's cache or built into it.
 
-    The compiler is $CXX, or the first to be found of c++, g++ and clang++.
+    The compiler is $CXX, which may have arguments, or the first to be found of c++, g++ and
+    clang++.
 
     Returns:
-      Its file, named by a digest of all that decides what is in it, and the library. None where
-      there is no compiler that works.
+      Its file, named by a digest of all that decides what is in it and one of its bytes, and the
+      library. None where there is no compiler that works.
     """
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    compiler = next(filter(None, map(shutil.which, names)), None)
+    compiler = _compiler()
     if compiler is None:
-        _log.info("no C++ compiler: convolutions are XLA's, which take nearly twice the time")
         return None
-    command = [compiler, *_flags()]
+    command = [*compiler, *_flags()]
     digest = hashlib.sha256(repr((command, _processor(), jaxlib.__version__)).encode())
     for source in sorted([*_FOLDER.glob("*.h"), _FOLDER / "handlers.cc"]):
         digest.update(source.read_bytes())
-    path = cache_dir() / "native" / f"{digest.hexdigest()[:16]}.so"
-    loaded = _open(path)
-    if loaded is None and _build(command, path):
-        loaded = _open(path)
-    return None if loaded is None else (path, loaded)
+    key = digest.hexdigest()[:16]
+    try:
+        folder = code_dir("native")
+        found = _open(folder, key)
+        if found is None and _build(command, folder, key):
+            found = _open(folder, key)
+        return found
+    except OSError as error:
+        where = error.filename or "the cache"
+        _log.warning("convolutions are XLA's, as %s cannot be written: %s", where, error.strerror)
+        return None
+
+
+def _compiler() -> list[str] | None:
+    """The compiler and its first arguments, or None, which is logged."""
+    named = os.environ.get("CXX", "").strip()
+    if not named:
+        found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+        if found is None:
+            _log.info("no C++ compiler: convolutions are XLA's, which take nearly twice the time")
+        return [found] if found else None
+    words = [named]
+    if not shutil.which(named):  # which may be the name of a file with spaces in it
+        with suppress(ValueError):
+            words = shlex.split(named)
+    found = shutil.which(words[0])
+    if found is None:
+        _log.warning(
+            "no C++ compiler: CXX is %r, which cannot be run; convolutions are XLA's, which take"
+            " nearly twice the time",
+            named,
+        )
+        return None
+    return [found, *words[1:]]
 
 
 def _flags() -> list[str]:
@@ -108,26 +141,117 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def _open(path: Path) -> ctypes.CDLL | None:
-    with suppress(OSError):
-        return ctypes.CDLL(str(path))
+def _open(folder: Path, key: str) -> tuple[Path, ctypes.CDLL] | None:
+    """The library, if there is a whole one: of half a one, or another's, the system may crash."""
+    for path in sorted(folder.glob(f"{key}-*.so")):
+        if path.name != _name(key, path):
+            remove(path)
+            continue
+        with suppress(OSError):  # of another machine's system
+            return path, ctypes.CDLL(str(path))
     return None
 
 
-def _build(command: Sequence[str], path: Path) -> bool:
-    partial = path.with_name(f".{path.stem}-{uuid.uuid4().hex}")
+def _name(key: str, path: Path) -> str | None:
+    """What a library is called: it tells what its bytes are. None for what is no readable file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sources = [str(_FOLDER / "handlers.cc"), "-o", str(partial)]
-        subprocess.run([*command, *sources], check=True, capture_output=True, text=True)
-        partial.replace(path)  # at once, for several processes may build
-    except subprocess.CalledProcessError as error:
-        _log.warning("convolutions are XLA's, as %s failed: %s", command[0], error.stderr.strip())
-        return False
-    except OSError as error:
-        _log.warning("convolutions are XLA's, as %s cannot be written: %s", path, error.strerror)
-        return False
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        with path.open("rb") as file:
+            return f"{key}-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}.so"
+    except OSError:
+        return None
+
+
+def _build(command: Sequence[str], folder: Path, key: str) -> bool:
+    """Compile into the folder, where a whole library appears or none. A failure is logged."""
+    with partial(folder / key) as beside:
+        beside.mkdir()
+        library = beside / "library.so"
+        sources = [str(_FOLDER / "handlers.cc"), "-o", str(library)]
+        trouble = _compile([*command, *sources], beside) or _try(library)
+        if trouble:
+            _log.warning("convolutions are XLA's, as %s failed: %s", command[0], trouble)
+            return False
+        with library.open("rb") as file:
+            os.fsync(file.fileno())
+        name = _name(key, library)
+        if name is None:
+            return False
+        library.replace(folder / name)  # at once, for several processes may build
     return True
+
+
+# Runs its arguments, and ends whatever they started when its input ends: that does when this
+# process ends, however it does.
+_GUARD = """
+exec 3<&0
+{ read -r _ <&3; kill -9 0; } &
+exec 3<&-
+"$@" </dev/null
+status=$?
+kill -9 $!
+exit $status
+"""
+
+
+def _compile(command: Sequence[str], folder: Path) -> str | None:
+    """Run a compiler, with its temporary files in `folder`.
+
+    Returns:
+      None, or in one line what went wrong.
+    """
+    ends = os.pipe()
+    with (
+        os.fdopen(ends[0]) as alive,
+        os.fdopen(ends[1], "w") as own,
+        (folder / "messages").open("w+b") as messages,
+    ):
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "sh", *command],
+            stdin=alive,
+            stdout=messages,
+            stderr=messages,
+            env={**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"},
+            start_new_session=True,  # a group of processes, to be ended as one
+        )
+        try:
+            status = process.wait(_BUILD_SECONDS)
+        except subprocess.TimeoutExpired:
+            return f"it had not ended after {_BUILD_SECONDS} s"
+        finally:
+            own.close()
+            process.wait()
+        messages.seek(0)
+        said = _first_error(messages.read(100_000).decode(errors="replace"))
+    return (said or f"exit status {status}") if status else None
+
+
+def _first_error(messages: str) -> str:
+    """The first line that tells of an error, else the first, without colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", messages)
+    lines = [text for line in plain.splitlines() if (text := " ".join(line.split()))]
+    first = next(
+        (line for line in lines if re.search(r"\berror\b", line, re.I)), "".join(lines[:1])
+    )
+    return "".join(c if c.isprintable() else "?" for c in first)[:300]
+
+
+_TRIAL = "import ctypes, sys; [getattr(ctypes.CDLL(sys.argv[1]), name) for name in sys.argv[2:]]"
+
+
+def _try(library: Path) -> str | None:
+    """Load a library in another process, for of half a one it may crash.
+
+    Returns:
+      None, or in one line what is wrong with it.
+    """
+    if not library.is_file():
+        return "it wrote no library"
+    names = ["JaxsparseLanes", *(f"Jaxsparse{name}" for name in _HANDLERS)]
+    trial = [sys.executable, "-I", "-S", "-c", _TRIAL, str(library), *names]
+    done = subprocess.run(trial, capture_output=True, text=True, errors="replace")
+    if done.returncode == 0:
+        return None
+    said = "".join(done.stderr.splitlines()[-1:])
+    return f"what it wrote cannot be loaded: {said or f'exit status {done.returncode}'}"
