@@ -32,7 +32,7 @@ def images(tmp_path_factory):
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         for label in range(CLASSES):
-            folder = root / split / f"class{label}"
+            folder = root / split / f"{split}{label}"
             folder.mkdir(parents=True)
             for index in range(IMAGES):
                 noise = rng.integers(0, 60, (16, 16), dtype=np.uint8)
@@ -455,7 +455,7 @@ def test_data_that_is_not_prepared_says_where_it_looked(tmp_path, capsys):
 def test_a_broken_image_is_named(images, flags, tmp_path, capsys):
     broken = tmp_path / "images"
     subprocess.run(["cp", "-r", images, broken], check=True)
-    (broken / "test" / "class1" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    (broken / "test" / "test1" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     with pytest.raises(SystemExit) as stop:
         fewshot.main([*flags, f"--data-dir={broken}"])
     assert stop.value.code == 2

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import sys
 import time
+import warnings
 import zlib
 from collections import Counter
 from functools import partial
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxsparse.data import DataError, cache, files, fingerprint, load, omniglot, pictures
+from jaxsparse import user_cache
+from jaxsparse.data import DataError, cache, fingerprint, load, omniglot, pictures
 
 SPLITS = ("train", "validation", "test")
 
@@ -232,6 +234,20 @@ def test_no_class_may_be_in_two_splits(tmp_path):
     shutil.rmtree(tmp_path / "test" / "b")
     (tmp_path / "test" / "e").symlink_to(tmp_path / "val" / "c")
     fails("val/c and .*test/e: one class in two splits", "folder", "validation", tmp_path)
+
+
+def test_splits_that_number_their_classes_anew_are_only_warned_of(tmp_path):
+    names = {"0": 2, "1": 2}
+    tree(tmp_path, {"train": names, "val": names, "test": names})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for split in SPLITS:
+            assert load("folder", split, tmp_path).names == ("0", "1")
+    (line,) = (str(warning.message) for warning in told)
+    assert "the classes of train and test have the same names" in line and "\n" not in line
+    shutil.copy(tmp_path / "train" / "1" / "1.png", tmp_path / "val" / "1" / "1.png")
+    fails("val/1 and .*train/1: one class in two splits", "folder", "validation", tmp_path)
+    fails("train/1 and .*val/1: one class in two splits", "folder", "train", tmp_path)
 
 
 def test_no_file_may_be_there_twice(tmp_path):
@@ -498,13 +514,13 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_builds_is_n
     load("folder", "train", tmp_path)
     (entry,) = (tmp_path / "cache").iterdir()
     shutil.rmtree(entry)
-    left = entry.with_name(f".{entry.name}-0123.partial")
-    (left / "new").mkdir(parents=True)
-    (left / "new" / "images.npy").write_bytes(b"half")
-    with files.beside(entry) as building:
-        assert not left.exists()
+    with user_cache.partial(entry) as building:
+        building.mkdir()
+        left = building.with_name(building.name.replace(f"-{os.getpid()}-", "-4194304-"))
+        left.mkdir()
+        (left / "images.npy").write_bytes(b"half")
         load("folder", "train", tmp_path)
-        assert building.is_dir()
+        assert building.is_dir() and not left.exists()
     assert list((tmp_path / "cache").iterdir()) == [entry]
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsparse.data.files import beside, open_file, put
+from jaxsparse.data.files import open_file, put
 from jaxsparse.data.images import DataError, ImageSet
-from jaxsparse.user_cache import cache_dir
+from jaxsparse.user_cache import cache_dir, partial
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CACHE_VERSION = 2  # raise it whenever the same source would give other bytes
@@ -74,8 +74,8 @@ def cached(stem: str, key: Any, rows: Callable[[], Rows]) -> ImageSet:
     if found is not None:
         return found
     try:
-        with beside(path) as folder:
-            new = folder / "new"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial(path) as new:
             new.mkdir()
             _write(new, rows())
             if _open(path) is None:  # else another process was first

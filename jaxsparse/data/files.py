@@ -1,19 +1,13 @@
-"""Files that may be anything, opened with care; files of the cache, written whole or not at all."""
+"""Files that may be anything, opened with care; and what is moved to its place whole."""
 
 import os
-import shutil
 import stat
 import unicodedata
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-try:
-    import fcntl
-except ImportError:  # no POSIX system
-    fcntl = None  # type: ignore[assignment]
+from jaxsparse.user_cache import remove
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -65,23 +59,6 @@ def has_control_characters(text: str) -> bool:
     return not text.isprintable() and any(unicodedata.category(c) in _CONTROL for c in text)
 
 
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` to build in what will be put there; removed at the end.
-
-    What processes that have been killed left behind of the same `path` is removed first.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left_behind in path.parent.glob(f".{path.name}-*.partial"):
-        _remove_if_abandoned(left_behind)
-    folder, lock = _new_folder(path)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
 def put(new: Path, path: Path) -> None:
     """Move a new file or folder to `path`, once all of it is on the disk.
 
@@ -94,40 +71,6 @@ def put(new: Path, path: Path) -> None:
     new.replace(path)
     with suppress(OSError):  # some file systems cannot; what was moved is whole either way
         _to_disk(path.parent)
-
-
-def remove(path: Path) -> None:
-    """Remove whatever is at `path`, if anything."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _new_folder(path: Path) -> tuple[Path, int]:
-    """A folder of our own and the lock on it, which the system frees when the process ends."""
-    while True:
-        folder = path.with_name(f".{path.name}-{uuid.uuid4().hex}.partial")
-        folder.mkdir()
-        lock = os.open(folder, os.O_RDONLY)
-        if fcntl is not None:
-            with suppress(OSError):  # a file system without locks: nothing will be cleaned there
-                fcntl.flock(lock, fcntl.LOCK_SH)
-        if folder.is_dir():  # else it was taken for an abandoned one before it was locked
-            return folder, lock
-        os.close(lock)
-
-
-def _remove_if_abandoned(folder: Path) -> None:
-    if fcntl is None:
-        return
-    with suppress(OSError):
-        lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)
 
 
 def _to_disk(path: Path) -> None:

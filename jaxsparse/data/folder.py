@@ -1,8 +1,11 @@
 """Trees of class folders."""
 
+import filecmp
 import os
 import stat
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,21 +130,50 @@ def versions(classes: Classes) -> list[tuple[str, str, str]]:
 
 
 def check_apart(root: Path, split: str) -> None:
-    """Raise DataError where a class of this split is in another one, too."""
+    """Raise DataError where a class of this split is in another one, too.
+
+    Names alone do not tell where two splits have all of them in common: they may be numbers,
+    counted anew in each. Then one image that is in both tells; without one the test split warns.
+    """
     folder = _split_folder(root, split)
     if folder is None:
         return
-    own = _class_names(folder)
+    for other in SPLIT_FOLDERS:
+        there = None if other == split else _split_folder(root, other)
+        same = there is not None and _share_names(folder, there)
+        if same and (split, other) == ("test", "train"):
+            warnings.warn(
+                f"{one_line(root)}: the classes of train and test have the same names; if they are"
+                " the same classes, the test measures what was trained on",
+                stacklevel=2,
+            )
+
+
+def _share_names(folder: Path, there: Path) -> bool:
+    """Whether two splits have all their classes' names in common; DataError if their classes."""
+    own, others = _class_names(folder), _class_names(there)
     places = {os.path.realpath(folder / name): name for name in own}
-    others = (_split_folder(root, other) for other in SPLIT_FOLDERS if other != split)
-    for there in filter(None, others):
-        for name in _class_names(there):
-            twin = name if name in own else places.get(os.path.realpath(there / name))
-            if twin is not None:
-                raise DataError(
-                    f"{one_line(folder / twin)} and {one_line(there / name)}: one class in two"
-                    " splits; it may be in one only"
-                )
+    for name in others:
+        twin = places.get(os.path.realpath(there / name))
+        if twin is None and name in own and (own != others or _share_an_image(folder, there, name)):
+            twin = name
+        if twin is not None:
+            raise DataError(
+                f"{one_line(folder / twin)} and {one_line(there / name)}: one class in two splits;"
+                " it may be in one only"
+            )
+    return own == others
+
+
+def _share_an_image(folder: Path, there: Path, name: str) -> bool:
+    """Whether two folders of one class hold an image of the same name and content."""
+    own = {Path(file.path).name: file for file in _images(folder / name)}
+    for file in _images(there / name):
+        twin = own.get(Path(file.path).name)
+        with suppress(OSError):
+            if twin is not None and filecmp.cmp(file.path, twin.path, shallow=False):
+                return True
+    return False
 
 
 def _split_folder(root: Path, split: str) -> Path | None:

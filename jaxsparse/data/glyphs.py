@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 from scipy import ndimage
 
-from jaxsparse.data.files import beside, open_file, put
+from jaxsparse.data.files import open_file, put
 from jaxsparse.data.images import DataError, ImageSet
 from jaxsparse.user_cache import cache_dir as default_cache_dir
+from jaxsparse.user_cache import partial
 
 VERSION = 1  # raise whenever the same arguments would give other images
 IMAGES_PER_CLASS = 20
@@ -324,10 +325,11 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
 def _write(file: Path, images: np.ndarray, letters: np.ndarray) -> None:
     """Write a cache file whole or not at all, also where two processes do so at once."""
     try:
-        with beside(file) as folder:
-            with (folder / "new.npz").open("wb") as out:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial(file) as new:
+            with new.open("wb") as out:
                 np.savez_compressed(out, images=images, letters=letters)
-            put(folder / "new.npz", file)
+            put(new, file)
     except OSError as error:
         reason = error.strerror or error
         warnings.warn(f"glyphs: not cached ({reason}); set JAXSPARSE_CACHE", stacklevel=3)
