@@ -180,7 +180,8 @@ def shared(init: Init) -> Gate:
     initialise = _initialiser(init)
 
     def scalars(key, params):
-        return initialise(key, jax.tree.map(lambda x: jnp.zeros((), jnp.result_type(x)), params))
+        specs, tree = _specs(params)
+        return initialise(key, tree.unflatten(jnp.zeros((), x.dtype) for x in specs))
 
     return Gate(scalars, _leafwise(lambda x: x))
 
@@ -518,6 +519,7 @@ def _under(params: Tree, head: str) -> Callable[[tuple], bool]:
 
 def _groups(paths):
     """The places that a head may name, at the first depth where there is a choice."""
+    groups = [path_name(path) for path in paths]
     for depth in range(1, max(map(len, paths)) + 1):
         groups = sorted({path_name(path[:depth]) for path in paths})
         if len(groups) > 1:

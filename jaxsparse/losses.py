@@ -28,7 +28,7 @@ def cross_entropy(model: Any) -> Callable:
     Returns:
       `loss_fn(params, (images, labels)) -> (loss, {"accuracy": ...})`; images floating
       [n, h, w, c], labels integer [n] in [0, ways). Labels inside compiled code have no values to
-      look at when it is traced: one outside [0, ways) then makes the loss and its gradient NaN.
+      look at when it is traced: one outside [0, ways) then makes the loss NaN.
       `loss_fn.rowwise` is the model's, None where the model does not say.
 
     Raises:

@@ -6,7 +6,7 @@ R[i, j] is the accuracy on task j after training on task i, tasks counted from 0
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.checks import described
+from jaxsparse.checks import described, is_array
 from jaxsparse.clipping import common_dtype
 
 
@@ -123,10 +123,13 @@ def _square(R):
 
 def _floating(name, values):
     """An array of the accuracies, which may be given as lists or as integers, percent say."""
+    wanted = TypeError(f"{name} must be an array of accuracies, got {described(values)}")
+    if not all(map(is_array, jax.tree.leaves(values, is_leaf=lambda x: x is None))):
+        raise wanted
     try:
         array = values if hasattr(values, "dtype") else jnp.asarray(values)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array of accuracies, got {described(values)}") from error
+    except (TypeError, ValueError) as error:  # rows of several lengths, say
+        raise wanted from error
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     if not jnp.issubdtype(array.dtype, jnp.integer):

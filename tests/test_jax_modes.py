@@ -187,9 +187,9 @@ def gem_case(loss_fn):
         _, memory = params_and_rows(dtype, 3, 2)
         memory = (-memory[0], memory[1])
         state = er.init_online_state(params, SGD)
-        return gem.gem_step(
-            state, rows, memory, 2, loss_fn=loss_fn, optimizer=SGD, clip_norm=1.0
-        )[0].params
+        return gem.gem_step(state, rows, memory, 2, loss_fn=loss_fn, optimizer=SGD, clip_norm=1.0)[
+            0
+        ].params
 
     return run
 

@@ -33,7 +33,9 @@ def gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) ->
     quads = winograd.split(patches[:, : h // 2 * 2, : w // 2 * 2])
     pieces = _pieces(n, (h // 2) * (w // 2), weights.shape[1])
     # Centred one by one: XLA moves a difference out of an inner loop, a mere slice it does not.
-    cut = [(q - ops.of_rank(4, mean)).reshape(pieces, -1, len(weights)) for row in quads for q in row]
+    cut = [
+        (q - ops.of_rank(4, mean)).reshape(pieces, -1, len(weights)) for row in quads for q in row
+    ]
     return _product_relu_max(cut, weights, bias).reshape(n, h // 2, w // 2, -1)
 
 
