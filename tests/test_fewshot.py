@@ -19,8 +19,8 @@ from jaxsparse import data as data_module
 from jaxsparse import nn, training
 from jaxsparse.training import checkpoints as checkpoints_module
 from jaxsparse.training import host
-from jaxsparse.training.fewshot import run as run_module
 from jaxsparse.training.fewshot import result as result_module
+from jaxsparse.training.fewshot import run as run_module
 
 CLASSES, IMAGES = 3, 4
 
