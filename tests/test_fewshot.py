@@ -460,7 +460,7 @@ def test_a_broken_image_is_named(images, flags, tmp_path, capsys):
         fewshot.main([*flags, f"--data-dir={broken}"])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "test/class1/2.png" in line
+    assert "test/test1/2.png" in line
     assert not (tmp_path / "run").exists()
 
 
