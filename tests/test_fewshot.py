@@ -378,7 +378,8 @@ def test_data_that_has_moved_is_named_and_compared(
     assert outcome(run) == whole
     unfinished(run)
     (tmp_path / "home" / "data").rename(tmp_path / "moved")
-    assert str(tmp_path / "home" / "data") in refused(capsys, [f"--resume={run}"])
+    line = refused(capsys, [f"--resume={run}"])
+    assert str(tmp_path / "home" / "data") in line and "--data-dir" in line
     shutil.copytree(tmp_path / "moved", tmp_path / "other")
     changed = min((tmp_path / "other" / "train").rglob("*.png"))
     with Image.open(changed) as image:
@@ -437,6 +438,8 @@ BAD = {
     "no such folder": (["--data-dir=/nowhere"], "/nowhere"),
     "images too small": (["--image-size=8"], "8"),
     "no run to resume": (["--resume=/nowhere"], "/nowhere holds no run"),
+    "address": (["--out=gs://bucket/run"], "--out: gs:/bucket/run is an address"),
+    "address of a file": (["--out=file:///tmp/run"], "is an address, want a folder"),
     "place that cannot be written": (["--out=/proc/run"], "cannot write to /proc/run"),
 }
 
