@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import datetime
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -142,6 +143,8 @@ def user_path(flag: str, path: str | Path) -> Path:
     """
     from jaxsparse.training import RunError
 
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise RunError(f"{flag}: {path} is an address, want a folder of this machine")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -214,6 +217,18 @@ def _with_whole_place(config: Any) -> Any:
     return dataclasses.replace(config, data_dir=str(whole))
 
 
+def _load(experiment: Experiment, config: Any, resumed: bool) -> Any:
+    """The data of a run; where a run that goes on finds none, the message says what to do."""
+    from jaxsparse.data import DataError
+
+    try:
+        return experiment.load(config)
+    except DataError as error:
+        if not resumed:
+            raise
+        raise DataError(f"{error}; data that has moved is named with --data-dir") from error
+
+
 def same_run(one: Any, other: Any) -> bool:
     """Whether two configurations are of the same run: where its data lies is no part of it."""
     return dataclasses.replace(one, data_dir=other.data_dir) == other
@@ -241,7 +256,7 @@ def run(
     folder = None if isinstance(place, Path) else place
     result = folder.result() if folder else None
     if result is None:
-        data = experiment.load(config)
+        data = _load(experiment, config, resumed=folder is not None)
         folder = ready_run(experiment, place, config, data, **more)
         with (
             cli.saving_on_signal(resume_command) as should_stop,

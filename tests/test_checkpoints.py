@@ -322,7 +322,7 @@ def test_checkpoints_deleted_in_between_do_no_harm(run):
     got = Checkpoints(run / "checkpoints").restore(LIKE, pytest.fail)
     chex.assert_trees_all_equal(got, state_of(4))
     shutil.rmtree(run)
-    with pytest.raises(WriteError, match="cannot write to .*: No such file or directory"):
+    with pytest.raises(WriteError, match=r"cannot write to .*: No such file or directory"):
         Checkpoints(run / "checkpoints").save(state_of(5), {"step": 5})
 
 
