@@ -8,12 +8,13 @@ python -m experiments.continual --resume runs/continual/...
 
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments import cli, runs
+from experiments import cli, runs, unread
 
 if TYPE_CHECKING:
     from jaxsparse.data import TaskStream
@@ -31,13 +32,17 @@ class Grid(NamedTuple):
 
     def or_usual(self, config: "ContinualConfig") -> "Grid":
         """This grid, or where it is empty the usual one of the configuration's method."""
-        from jaxsparse.training.continual import META_METHODS
+        from jaxsparse.training.continual import META_METHODS, used_rates
 
         if any(self):
             return self
-        if config.method in META_METHODS:
-            return Grid((0.05, 0.1, 0.15), (0.3, 0.75, 1.7), (), (5, 10))
-        return Grid(theta_lr=tuple(config.theta_lr * factor for factor in (0.3, 1.0, 3.0)))
+        usual: dict[str, tuple[float, ...]] = {
+            "inner_lr": (0.05, 0.1, 0.15),
+            "mask_lr": (0.3, 0.75, 1.7),
+            "theta_lr": tuple(config.theta_lr * factor for factor in (0.3, 1.0, 3.0)),
+        }
+        glances = (5, 10) if config.method in META_METHODS else ()
+        return Grid(**{name: usual[name] for name in used_rates(config)}, glances=glances)
 
 
 def experiment() -> runs.Experiment:
@@ -57,15 +62,17 @@ def experiment() -> runs.Experiment:
         learn=run_stream,
         report=StreamReport,
         figures=_figures,
+        reads=unread.CONTINUAL,
         presets=False,
+        blocks=False,
         unit="task",
         extra={
             "scan": (bool, False, "first choose rates and glances on held-out training images"),
             "grid_inner_lr": (
                 tuple[float, ...],
                 (),
-                "alpha_0 to scan; without any grid: 0.05 0.1 0.15, gamma_m 0.3 0.75 1.7 and glances"
-                " 5 10, or for methods without a gate the rate of theta times 0.3 1 3",
+                "alpha_0 to scan; without any grid, of what the method uses: alpha_0 0.05 0.1 0.15,"
+                " gamma_m 0.3 0.75 1.7, the rate of theta times 0.3 1 3, and glances 5 10",
             ),
             "grid_mask_lr": (tuple[float, ...], (), "gamma_m to scan"),
             "grid_theta_lr": (tuple[float, ...], (), "rates of theta to scan"),
@@ -76,33 +83,81 @@ def experiment() -> runs.Experiment:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Parse the flags, run or resume, and report."""
-    cli.leave_on_signal()
-    # Imported here and not above: Ctrl-C during these seconds is one line, too.
-    from experiments.report import StreamReport
+    with cli.command():
+        # Imported here and not above: Ctrl-C during these seconds is one line, too.
+        from experiments.report import StreamReport
+        from jaxsparse.training.errors import trusting
 
-    with cli.one_line_errors():
-        own = experiment()
-        opened = runs.open_run(own, list(sys.argv[1:] if args is None else args))
-        config, place = opened.config, opened.place
+        own, words = experiment(), list(sys.argv[1:] if args is None else args)
+        opened = runs.open_run(own, words)
+        config, more = opened.config, {}
+        grid = grid_of(opened, words)
         cli.use_all_cores()
         cli.use_compilation_cache()
-        if opened.flags.scan and opened.folder is None:
+        cli.start_backend()
+        if grid is not None:
             load_stream(config)  # refuses here what cannot be run
-            given = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
-            grid = given.or_usual(config)
-            again = f"the same command with --out {opened.out}"
-            config, scanned = scan(config, grid, opened.out, again)
-            place = runs.create_run(own, opened.out, config, scan=scanned)
-        folder, result = runs.run(own, config, place, f"{own.prog} --resume {opened.path}")
-        StreamReport(config, folder.path).result(result)
+            place_given = [] if opened.flags.out else ["--out", opened.path]
+            again = cli.command_line(own.prog, [*words, *place_given])
+            config, more["scan"] = scan(config, grid, opened.out, again)
+        folder, result = runs.run(own, config, opened.place, opened.resume_command, **more)
+        with trusting(folder.path / "result.json"):
+            StreamReport(config, folder.path).result(result)
+        runs.draw_missing(own, folder, result)
+
+
+def grid_of(opened: runs.Opened, args: Sequence[str]) -> Grid | None:
+    """The grid that the flags ask to scan, None without --scan; checked before anything is run.
+
+    Raises:
+      ConfigError: a grid that cannot be scanned, or would not be.
+    """
+    from jaxsparse.training import ConfigError
+
+    names = [name for name in Grid._fields if f"grid_{name}" in cli.given(args)]
+    if not opened.flags.scan:
+        if names:
+            raise ConfigError(f"{_grid_flag(names[0])} is read with --scan only")
+        return None
+    given = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
+    for name in names:
+        _check_axis(opened.config, name, getattr(given, name))
+    return given.or_usual(opened.config)
+
+
+def _grid_flag(name: str) -> str:
+    return f"--grid-{name.replace('_', '-')}"
+
+
+def _check_axis(config: "ContinualConfig", name: str, values: tuple[Any, ...]) -> None:
+    from jaxsparse.training import ConfigError
+    from jaxsparse.training.continual import used_rates
+
+    flag = _grid_flag(name)
+    if not values:
+        raise ConfigError(f"{flag} must have a value or more, got none")
+    if len(set(values)) < len(values):
+        raise ConfigError(f"{flag} must have different values, got {values}")
+    if name not in (*used_rates(config), "glances"):
+        raise ConfigError(f"{flag} is not read with --method {config.method}")
+    for value in values:
+        try:
+            dataclasses.replace(config, validation=True, **{name: value})
+        except ConfigError as error:
+            raise ConfigError(f"{flag}: {error}") from error
 
 
 def load_stream(config: "ContinualConfig") -> "TaskStream":
     """The stream that a configuration names, with the images it is measured on; checked."""
     from jaxsparse import data
     from jaxsparse.data import streams
-    from jaxsparse.training.continual import make_program
+    from jaxsparse.training import memory
 
+    # What grows fastest with the tasks, before they are made.
+    matrices = 4 * config.seeds * (config.tasks + 1) * config.tasks
+    memory.check_fits(
+        matrices, lambda: matrices, f"accuracies of tasks {config.tasks} for seeds {config.seeds}"
+    )
     train = data.load_labelled(config.data, "train", config.data_dir)
     if config.validation:
         train, test = streams.hold_out(train)
@@ -114,8 +169,36 @@ def load_stream(config: "ContinualConfig") -> "TaskStream":
         build = streams.rotations if config.stream == "rotations" else streams.permutations
         stream = build(train, test, config.tasks, config.data_seed)
     _check(config, stream)
-    make_program(config, stream)  # refuses what cannot be run
+    _check_size(config, stream, config.seeds)
     return stream
+
+
+def _check_size(config: "ContinualConfig", stream: "TaskStream", runs: int) -> None:
+    """Refuse what cannot be run, or cannot be held in memory."""
+    import jax
+
+    from jaxsparse.training import ConfigError, memory
+    from jaxsparse.training.continual import default_rates, make_program
+
+    program = make_program(config, stream)
+    steps = program.batches_per_task * stream.num_tasks
+    if steps >= 2**31:
+        raise ConfigError(f"batches of all tasks and epochs must be below 2^31, got {steps}")
+    rows = config.memories + 4 * config.replay_batch_size
+    rows_bytes = rows * stream.train.images[:1].nbytes
+
+    def state() -> int:
+        key = jax.random.key(config.seed)
+        kept = jax.eval_shape(program.init, key, default_rates(config), stream)
+        return memory.bytes_of((kept, jax.eval_shape(program.schedule, key, stream)))
+
+    arrays = 8 * steps * config.batch_size + 4 * (stream.num_tasks + 1) ** 2
+    memory.check_fits(
+        runs * (400 * (config.width + 1000) ** 2 + 2 * rows_bytes + arrays),
+        lambda: runs * (state() + rows_bytes),
+        f"runs {runs} of width {config.width} with memories {config.memories} and"
+        f" replay_batch_size {config.replay_batch_size}",
+    )
 
 
 def _check(config, stream):
@@ -147,43 +230,63 @@ def scan(
     """
     from experiments.report import StreamReport
     from jaxsparse.training.continual import Rates, scan_stream
+    from jaxsparse.training.errors import trusting
 
     points = []
     axes = (getattr(grid, name) or (getattr(config, name),) for name in Rates._fields)
     rates = [Rates(*values) for values in itertools.product(*axes)]
     for glances in grid.glances or (config.glances,):
         held_out = dataclasses.replace(config, validation=True, glances=glances)
-        folder = _scan_folder(out, held_out, rates)
-        result = folder.result()
+        folder, of_scan = _scan_folder(out, held_out, rates)
+        result = folder.result() if folder else None
         if result is None:
             stream = load_stream(held_out)
-            with StreamReport(held_out, folder.path) as report:
-                hooks = report.hooks(cli.stop_on_signal(resume_command))
-                result = scan_stream(held_out, rates, stream, folder, hooks)
-        points += [{"glances": glances, **point} for point in result["points"]]
-    best = max(points, key=lambda p: p["retained_accuracy"]["mean"])
-    StreamReport(config, out).scan(points, best)
-    chosen = {name: best[name] for name in (*Rates._fields, "glances")}
+            _check_size(held_out, stream, len(rates) * config.seeds)
+            folder = runs.ready_run(
+                experiment(), folder or scan_path(out, glances), held_out, stream, **of_scan
+            )
+            with (
+                cli.saving_on_signal(resume_command) as should_stop,
+                StreamReport(held_out, folder.path) as report,
+            ):
+                result = scan_stream(held_out, rates, stream, folder, report.hooks(should_stop))
+        assert folder is not None
+        with trusting(folder.path / "result.json"):
+            points += [{"glances": glances, **point} for point in result["points"]]
+    with trusting(out):
+        best = max(points, key=_retained)
+        StreamReport(config, out).scan(points, best)
+        chosen = {name: best[name] for name in (*Rates._fields, "glances")}
     return dataclasses.replace(config, **chosen), points
+
+
+def _retained(point: dict[str, Any]) -> float:
+    """What a point retained; less than anything where that is not finite, null in its file."""
+    mean = point["retained_accuracy"]["mean"]
+    return mean if mean is not None and mean == mean else -math.inf
 
 
 def scan_path(out: Path, glances: int) -> Path:
     """Where the scan with this number of glances lies, beside the run's own folder."""
-    return out.with_name(f"{out.name}-scan-{glances}-glances")
+    place = out if out.name else out.absolute()  # this folder itself
+    return place.with_name(f"{place.name}-scan-{glances}-glances")
 
 
-def _scan_folder(out: Path, config: "ContinualConfig", grid: list[Any]) -> "RunFolder":
+def _scan_folder(
+    out: Path, config: "ContinualConfig", grid: list[Any]
+) -> "tuple[RunFolder | None, dict[str, Any]]":
+    """The folder of this scan, if there is one, and what a new one's record says of it."""
     from jaxsparse.training import RunError, RunFolder
 
     path = scan_path(out, config.glances)
-    points = [rates._asdict() for rates in grid]
-    if not (path / "config.json").exists():
-        return runs.create_run(experiment(), path, config, grid=points)
+    of_scan = {"grid": [rates._asdict() for rates in grid]}
+    if not RunFolder.is_there(path):
+        return None, of_scan
     folder = RunFolder.open(path, "task")
     stored = runs.stored_config(experiment(), folder)
-    if stored != config or folder.config().get("grid") != points:
+    if not runs.same_run(stored, config) or folder.config().get("grid") != of_scan["grid"]:
         raise RunError(f"{path} holds another scan; name another --out")
-    return folder
+    return folder, of_scan
 
 
 def _figures():

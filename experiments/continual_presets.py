@@ -144,7 +144,13 @@ def _method_settings(stream: str, method: str, memories: int) -> Settings:
 
 def describe() -> str:
     """What every stream sets, and every method on it."""
-    lines = ["what --stream and --method set; flags given beside them override it:"]
+    lines = [
+        "what --stream and --method set; flags given beside them override it. From Table S6:"
+        " sparse-lamaml, lamaml; from La-MAML's public code: sync-lamaml, cmaml-sync, lamaml's"
+        " mask-lr on many-permutations; from MER's: er, mer, gem, sgd; from Table S7, on"
+        " split-cifar10: er, mer, gem, lamaml, sparse-lamaml. Ours: agem (gem's rate), iid, and on"
+        " split-cifar10 sync-lamaml, cmaml-sync (lamaml's rates) and sgd:"
+    ]
     for stream, settings in _STREAMS.items():
         lines.append(f"  {stream}: {_flags(settings)}")
         sizes = {0: ""}

@@ -1,22 +1,20 @@
 """The figures of a run on a switching stream."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
+from experiments.plots import band, subplots
 
-from experiments.plots import band
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
 
 
-def draw_online(rows: Rows, result: dict[str, Any]) -> Figure:
+def draw_online(rows: Rows, result: dict[str, Any]) -> "Figure":
     """Over the stream: the accuracy of all timesteps so far, in total and by data set."""
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axis = subplots(figsize=(6, 3.6))
     learned = [row for row in rows if row["interval"]]
     _line(axis, learned, [row["accuracy"] for row in learned], "all")
     for name in result["by_dataset"]:
@@ -27,9 +25,9 @@ def draw_online(rows: Rows, result: dict[str, Any]) -> Figure:
     return figure
 
 
-def draw_switches(rows: Rows, result: dict[str, Any]) -> Figure:
+def draw_switches(rows: Rows, result: dict[str, Any]) -> "Figure":
     """The mean accuracy before and after a switch of task."""
-    figure, axis = plt.subplots(figsize=(5.4, 3.6), layout="constrained")
+    figure, axis = subplots(figsize=(5.4, 3.6))
     curves = [seed["around_switches"] for seed in result["seeds"]]
     by_seed = 100 * np.array([curve["accuracy"] for curve in curves], float).T
     known = ~np.isnan(by_seed).any(1)
@@ -43,10 +41,10 @@ def draw_switches(rows: Rows, result: dict[str, Any]) -> Figure:
     return figure
 
 
-def draw_sparsity(rows: Rows, result: dict[str, Any]) -> Figure:
+def draw_sparsity(rows: Rows, result: dict[str, Any]) -> "Figure":
     """Sparsity by layer over the stream, in percent: weights, biases (the paper's Fig. S5)."""
     names = [name for name in rows[0]["sparsity"] if name != "total"]
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, layout="constrained")
+    figure, axes = subplots(1, 2, figsize=(8, 3.6), sharey=True)
     for axis, (title, ending) in zip(
         axes, (("weights", "kernel"), ("biases", "bias")), strict=True
     ):
@@ -65,7 +63,12 @@ def draw_sparsity(rows: Rows, result: dict[str, Any]) -> Figure:
 def _line(axis, rows, shares, label):
     """A share over the stream, in percent."""
     if rows:
-        band(axis, [row["step"] for row in rows], [100 * np.atleast_1d(x) for x in shares], label)
+        band(
+            axis,
+            [row["step"] for row in rows],
+            [100 * np.array(x, float, ndmin=1) for x in shares],
+            label,
+        )
 
 
 FIGURES = {

@@ -86,7 +86,9 @@ def describe() -> str:
     """Every method's settings at both published p."""
     lines = [
         "settings by --p and --method; another --p has those of the nearer one; flags given beside"
-        " them override:"
+        " them override. From Table S9: sparse-cmaml, sparse-relu-cmaml, cmaml-fixed; from OSAKA's"
+        " public code: all else. Of cmaml Table S9 names --inner-lr 0.1 at both p; of sparse-cmaml"
+        " at 0.9 no --mask-init, which is sparse-relu-cmaml's:"
     ]
     for p, methods in _SETTINGS.items():
         for method, values in methods.items():

@@ -1,7 +1,8 @@
 """What a person sees of a run: the progress bar, the rows, the result."""
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from experiments import cli
 from jaxsparse import training
 from jaxsparse.training.continual import ContinualConfig
 from jaxsparse.training.online import OnlineConfig
+from jaxsparse.training.online.result import over_seeds
+
+
+class _Console(Console):
+    """Leaves it to the command what happens where nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class ConsoleReport:
@@ -35,7 +45,8 @@ class ConsoleReport:
     ):
         self.header, self.path, self.unit, self.steps = header, path, unit, steps
         self.metrics = metrics
-        self.console = Console(soft_wrap=True)
+        # Paths are printed as they are: neither their brackets nor their length count.
+        self.console = _Console(soft_wrap=True, markup=False, emoji=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
@@ -47,9 +58,14 @@ class ConsoleReport:
         self.shown = ""
         self.task = self.bar.add_task("", total=1.0, left="")
 
+    def print(self, what: Any) -> None:
+        """Print a line or a table, at once."""
+        with cli.writing_output():
+            self.console.print(what)
+
     def __enter__(self):
-        self.console.print(self.header)
-        self.console.print(f"run folder: {self.path}")
+        self.print(self.header)
+        self.print(f"run folder: {self.path}")
         self.bar.start()
         return self
 
@@ -82,7 +98,7 @@ class ConsoleReport:
 
     def warn(self, line: str) -> None:
         """Print a warning on stderr."""
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {cli.one_line(line)}", file=sys.stderr)
 
 
 class FewShotReport(ConsoleReport):
@@ -100,7 +116,7 @@ class FewShotReport(ConsoleReport):
 
     def row(self, row: dict[str, Any]) -> None:
         """Print an epoch's line."""
-        self.console.print(
+        self.print(
             f"epoch {row['epoch']:>3}  loss {_mean(row['loss']):.4f}"
             f"  accuracy {_mean(row['accuracy']):.4f}"
             f"  val accuracy {_mean(row['val_accuracy']):.4f}"
@@ -109,19 +125,19 @@ class FewShotReport(ConsoleReport):
 
     def result(self, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """Print the test accuracy and the sparsity of every parameter group."""
-        self.console.print(self._sparsity_table(result, rows))
+        self.print(self._sparsity_table(result, rows))
         for seed in result["seeds"]:
-            self.console.print(
-                f"seed {seed['seed']}: test accuracy {100 * seed['accuracy']:.2f}%"
-                f" +- {100 * seed['interval95']:.2f} (95% over {result['test_tasks']} tasks),"
+            self.print(
+                f"seed {seed['seed']}: test accuracy {percent(seed['accuracy'])}%"
+                f" +- {percent(seed['interval95'])} (95% over {result['test_tasks']} tasks),"
                 f" epoch {seed['best_epoch']} of {self.config.epochs}"
             )
         if len(result["seeds"]) > 1:
-            self.console.print(
-                f"{len(result['seeds'])} seeds: {100 * result['accuracy']:.2f}%"
-                f" +- {100 * result['accuracy_std_over_seeds']:.2f} (std over seeds)"
+            self.print(
+                f"{len(result['seeds'])} seeds: {percent(result['accuracy'])}%"
+                f" +- {percent(result['accuracy_std_over_seeds'])} (std over seeds)"
             )
-        self.console.print(f"results and figures: {self.path}")
+        self.print(f"results and figures: {self.path}")
 
     def _sparsity_table(self, result, rows):
         table = Table(title="sparsity: share of parameters the inner loop leaves alone")
@@ -132,7 +148,7 @@ class FewShotReport(ConsoleReport):
         for name in tested[0]:
             table.add_row(
                 name,
-                f"{100 * _mean(rows[0]['sparsity'][name]):.1f}%",
+                f"{100 * _mean(rows[0]['sparsity'][name]):.1f}%" if rows else "-",
                 f"{100 * _mean([sparsity[name] for sparsity in tested]):.1f}%",
             )
         return table
@@ -163,7 +179,7 @@ class StreamReport(ConsoleReport):
             line += f"  on all so far {_mean(seen):.4f}"
         if row["sparsity"]:
             line += f"  sparsity {_mean(row['sparsity']['total']):.4f}"
-        self.console.print(line)
+        self.print(line)
 
     def result(self, result: dict[str, Any]) -> None:
         """Print RA, BTI and LA of every seed, their mean, and the sparsity of every tensor."""
@@ -180,10 +196,10 @@ class StreamReport(ConsoleReport):
             means.append(result["sparsity"].get("total"))
             table.add_row("mean", *(percent(m and m["mean"]) for m in means))
             table.add_row("std", *(percent(m and m["std"]) for m in means))
-        self.console.print(table)
+        self.print(table)
         for name, value in result["sparsity"].items():
-            self.console.print(f"sparsity of {name}: {with_std(value)}%")
-        self.console.print(f"results and figures: {self.path}")
+            self.print(f"sparsity of {name}: {with_std(value)}%")
+        self.print(f"results and figures: {self.path}")
 
     def scan(self, points: list[dict[str, Any]], best: dict[str, Any]) -> None:
         """Print what each point of a scan retained on held-out images."""
@@ -197,7 +213,7 @@ class StreamReport(ConsoleReport):
                 *(f"{point[name]:g}" for name in ("inner_lr", "mask_lr", "theta_lr")),
                 with_std(point["retained_accuracy"]) + (" <-" if point is best else ""),
             )
-        self.console.print(table)
+        self.print(table)
 
 
 class OnlineReport(ConsoleReport):
@@ -214,7 +230,7 @@ class OnlineReport(ConsoleReport):
     def row(self, row: dict[str, Any]) -> None:
         """Print the line of an interval: accuracies, detections so far, sparsity."""
         if "epoch" in row:
-            self.console.print(
+            self.print(
                 f"pretraining, epoch {row['epoch']:>3}  loss {row['loss']:.4f}"
                 f"  accuracy {row['accuracy']:.4f}  val accuracy {row['val_accuracy']:.4f}"
             )
@@ -231,10 +247,12 @@ class OnlineReport(ConsoleReport):
             line += f"  detected {hits:g}/{switches:g}, false {alarms:g}"
         if row["sparsity"]:
             line += f"  sparsity {_mean(row['sparsity']['total']):.4f}"
-        self.console.print(line)
+        self.print(line)
 
     def result(self, result: dict[str, Any]) -> None:
         """Print every seed's online accuracies and detections, their means, and the sparsity."""
+        # Older runs have stored another standard deviation.
+        result = {**result, **over_seeds(result["seeds"])}
         table = Table(title=f"{self.config.method} at p = {self.config.p:g}, accuracies in %")
         names = list(result["by_dataset"])
         for name in ("seed", "total", *names, "detected", "false", "delay"):
@@ -246,10 +264,10 @@ class OnlineReport(ConsoleReport):
             means = [result["accuracy"], *result["by_dataset"].values()]
             for part in ("mean", "std"):
                 table.add_row(part, *(percent(m and m[part]) for m in means))
-        self.console.print(table)
+        self.print(table)
         for name, value in result["sparsity"].items():
-            self.console.print(f"sparsity of {name}: {with_std(value)}%")
-        self.console.print(f"results and figures: {self.path}")
+            self.print(f"sparsity of {name}: {with_std(value)}%")
+        self.print(f"results and figures: {self.path}")
 
 
 def _detected(seed: dict[str, Any]) -> tuple[str, ...]:
@@ -271,8 +289,12 @@ def with_std(value: dict[str, float | None]) -> str:
     return percent(value["mean"]) + std
 
 
-def _mean(value: float | list[float]) -> float:
-    return sum(value) / len(value) if isinstance(value, list) else value
+def _mean(value: float | Sequence[float | None] | None) -> float:
+    """The mean over the seeds; NaN where a value was not finite, which files hold as null."""
+    numbers = [
+        math.nan if x is None else x for x in (value if isinstance(value, Sequence) else [value])
+    ]
+    return sum(numbers) / len(numbers)
 
 
 def _duration(seconds: float) -> str:

@@ -8,11 +8,11 @@ python -m experiments.reproduce --figure S3
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from experiments import cli
+from experiments import cli, runs
 
 PROG = "python -m experiments.reproduce"
 DOCUMENT = Path(__file__).resolve().parent.parent / "REPRODUCIBILITY.md"
@@ -33,8 +33,9 @@ class Flags:
     """3: accuracies of every method on every stream of digits; S5: sparsity; S6: settings chosen
     on held-out images; S7: Split-CIFAR-10; S7-choices: what the choices that S7 leaves open change;
     S8: online accuracies on a switching stream; S9: those of C-MAML's kin, with their rates"""
-    figure: Literal["S3", "S4"] | None = None
-    """S3: accuracy and sparsity against alpha_0; S4: sparsity by task, and against layer width"""
+    figure: Literal["3", "S3", "S4"] | None = None
+    """3: sparsity by task, and against layer width, on rotations; S3: accuracy and sparsity against
+    alpha_0; S4: sparsity by task, accuracy and sparsity against layer width, on permuted streams"""
     streams: tuple[StreamName, ...] = StreamName.__args__  # type: ignore[attr-defined]
     """streams of digits, where the table has several"""
     methods: tuple[MethodName, ...] = ()
@@ -59,54 +60,90 @@ class Flags:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the flags, run what is missing, print the table."""
-    cli.leave_on_signal()
     given = list(sys.argv[1:] if args is None else args)
-    with cli.one_line_errors():
+    with cli.command():
         flags = cli.parse(Flags, given, Flags(), PROG)
         if (flags.table is None) == (flags.figure is None):
             cli.fail("name one --table or one --figure")
-        if flags.seeds < 1:
-            cli.fail(f"--seeds must be 1 or more, got {flags.seeds}")
+        for name, least in (("seeds", 1), ("timesteps", 1)):
+            if getattr(flags, name) < least:
+                cli.fail(f"--{name} must be {least} or more, got {getattr(flags, name)}")
         cli.use_all_cores()
         cli.use_compilation_cache()
+        cli.start_backend()
         # Imported here and not above: Ctrl-C during these seconds is one line, too.
-        from experiments.tables import continual, online, split_cifar
+        from experiments.tables import READS
         from experiments.tables.runner import Runner
+        from jaxsparse.training.errors import trusting
 
         name = f"table {flags.table}" if flags.table else f"figure {flags.figure}"
-        show = {
-            "table 3": continual.accuracies,
-            "table S5": continual.sparsities,
-            "table S6": continual.settings,
-            "table S7": split_cifar.accuracies,
-            "table S7-choices": split_cifar.choices,
-            "table S8": online.accuracies,
-            "table S9": online.settings,
-            "figure S3": continual.figure_s3,
-            "figure S4": continual.figure_s4,
-        }
-        lines = show[name](flags, Runner(flags.out, flags.run, f"{PROG} {' '.join(given)}"))
-        print("\n".join(lines))
+        _check_read(flags, name, READS[name].flags, cli.given(given))
         if flags.document:
+            section(DOCUMENT, name)  # refuses here what could not be written at the end
+        flags = dataclasses.replace(flags, out=runs.user_path("--out", flags.out))
+        runner = Runner(flags.out, flags.run, cli.command_line(PROG, given))
+        with trusting(flags.out):
+            lines = READS[name].show(flags, runner)
+        cli.say("\n".join(lines))
+        if flags.document:
+            runner.check_found()
             write_section(DOCUMENT, name, lines)
 
 
-def write_section(path: Path, name: str, lines: list[str]) -> None:
+def _check_read(
+    flags: Flags, name: str, known: Mapping[str, tuple[Any, ...] | None], given: Sequence[str]
+) -> None:
+    """Refuse flags that the table does not read, and values that it does not know."""
+    for field in ("streams", "methods", "memories", "p", "timesteps", "seeds"):
+        if field not in given:
+            continue
+        if field not in known:
+            cli.fail(f"--{field} is not read with --{name}")
+        values, allowed = getattr(flags, field), known[field]
+        if not isinstance(values, tuple):
+            continue
+        if not values:
+            cli.fail(f"--{field} must have a value or more, got none")
+        if len(set(values)) < len(values):
+            cli.fail(f"--{field} must have different values, got {' '.join(map(str, values))}")
+        for value in values:
+            if allowed is not None and value not in allowed:
+                listed = ", ".join(map(str, allowed))
+                cli.fail(f"--{field} must be among {listed} with --{name}, got {value}")
+
+
+def section(path: Path, name: str) -> tuple[str, str]:
+    """What stands before and after a section of a document.
+
+    Raises:
+      RunError: the document cannot be read, or has no such section.
+    """
+    from jaxsparse.training import RunError
+    from jaxsparse.training.errors import one_line
+
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    try:
+        before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {one_line(error)}") from error
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise RunError(f"{path} has no marks {begin} and {end}")
+    return before + begin, end + after
+
+
+def write_section(path: Path, name: str, lines: Sequence[str]) -> None:
     """Put lines between the marks of a section; what is outside them stays.
 
     Raises:
-      RunError: the document has no such marks.
+      RunError: the document has no such marks, or cannot be written; it is as it was.
     """
-    from jaxsparse.training import RunError, writing
+    from jaxsparse.training import writing
+    from jaxsparse.training.files import replace_text
 
-    text = path.read_text()
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    if begin not in text or end not in text:
-        raise RunError(f"{path} has no marks {begin} and {end}")
-    before, rest = text.split(begin, 1)
-    after = rest.split(end, 1)[1]
+    before, after = section(path, name)
     with writing(path):
-        path.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}")
+        replace_text(path, "\n".join([before, *lines, after]))
 
 
 if __name__ == "__main__":

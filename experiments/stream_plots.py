@@ -1,25 +1,22 @@
 """The figures of a run over a stream of tasks."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from experiments.plots import band, subplots
 
-from experiments.plots import band
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
 
 
-def draw_accuracy(rows: Rows, result: dict[str, Any]) -> Figure:
+def draw_accuracy(rows: Rows, result: dict[str, Any]) -> "Figure":
     """Over the stream: accuracy on the newest task, on all tasks so far, and on the first."""
     R = _matrices(result)
     tasks = np.arange(1, R.shape[1] + 1)
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axis = subplots(figsize=(6, 3.6))
     band(axis, tasks, np.diagonal(R, axis1=1, axis2=2).T, "the task just learned")
     so_far = np.array([R[:, i, : i + 1].mean(1) for i in range(len(tasks))])
     if not np.isnan(so_far).any():
@@ -28,36 +25,36 @@ def draw_accuracy(rows: Rows, result: dict[str, Any]) -> Figure:
     else:
         band(axis, tasks, R[:, -1].T, "each task, at the end of the stream")
     axis.set(xlabel="task", ylabel="test accuracy [%]", ylim=(0, 101))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(axis.xaxis)
     axis.legend(frameon=False)
     return figure
 
 
-def draw_matrix(rows: Rows, result: dict[str, Any]) -> Figure:
+def draw_matrix(rows: Rows, result: dict[str, Any]) -> "Figure":
     """R, the mean over the seeds: a row after each task, a column for each task."""
     R = _matrices(result).mean(0)
     tasks = len(R)
-    figure, axis = plt.subplots(figsize=(5.4, 4.6), layout="constrained")
+    figure, axis = subplots(figsize=(5.4, 4.6))
     edges = (0.5, tasks + 0.5)
     image = axis.imshow(R, vmin=0, vmax=100, cmap="viridis", extent=(*edges, *edges[::-1]))
     axis.set(xlabel="accuracy on task", ylabel="after training on task")
     for scale in (axis.xaxis, axis.yaxis):
-        scale.set_major_locator(MaxNLocator(integer=True))
+        _whole_numbers(scale)
     figure.colorbar(image, label="test accuracy [%]")
     return figure
 
 
-def draw_sparsity(rows: Rows, result: dict[str, Any]) -> Figure:
-    """Sparsity by layer over the stream, in percent: weights, biases (the paper's Fig. S4)."""
+def draw_sparsity(rows: Rows, result: dict[str, Any]) -> "Figure":
+    """Sparsity by layer over the stream, in percent: weights, biases (the paper's Figs. 3, S4)."""
     names = [name for name in rows[0]["sparsity"] if name != "total"]
     panels = {
         "weights": [name for name in names if name.endswith("kernel")],
         "biases": [name for name in names if name.endswith("bias")],
     }
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, layout="constrained")
+    figure, axes = subplots(1, 2, figsize=(8, 3.6), sharey=True)
     for axis, (title, members) in zip(axes, panels.items(), strict=True):
         for name in members:
-            values = [100 * np.atleast_1d(row["sparsity"][name]) for row in rows]
+            values = [100 * np.array(row["sparsity"][name], float, ndmin=1) for row in rows]
             band(axis, [row["task"] for row in rows], values, name.rsplit("/", 1)[0])
         axis.set(title=title, xlabel="tasks learned", ylim=(-2, 102))
         if members:
@@ -66,6 +63,12 @@ def draw_sparsity(rows: Rows, result: dict[str, Any]) -> Figure:
             axis.text(0.5, 0.5, "no gate", ha="center", transform=axis.transAxes)
     axes[0].set_ylabel("sparsity [%]")
     return figure
+
+
+def _whole_numbers(scale):
+    from matplotlib.ticker import MaxNLocator
+
+    scale.set_major_locator(MaxNLocator(integer=True))
 
 
 def _matrices(result: dict[str, Any]) -> np.ndarray:

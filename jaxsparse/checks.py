@@ -1,10 +1,13 @@
 """Trace-time checks whose errors name the argument, what it got and what it wanted."""
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Tree = Any  # a pytree of arrays
 
@@ -14,27 +17,106 @@ def path_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/") or "."
 
 
+def leaf_names(tree: Tree) -> list[str]:
+    """The paths of the leaves, in their order, each another one.
+
+    A path is written as `a/b/0`. Keys may hold slashes themselves: where that is another leaf's
+    path, too, both are written in full, as `['a']['b'][0]`.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    names = [path_name(path) for path in paths]
+    counts = Counter(names)
+    return [
+        name if counts[name] == 1 else jax.tree_util.keystr(path)
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
 def leaves_by_name(tree: Tree) -> dict[str, Any]:
     """The leaves of `tree` under the names that errors, sparsity tables and figures use."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+
+
+def described(value: Any) -> str:
+    """What a value is, for an error: `(float32[], {'x': int32[3]})`, `'text'`, `function`."""
+    if isinstance(value, tuple | list):
+        inside = ", ".join(map(described, value))
+        text = f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    elif isinstance(value, dict):
+        text = f"{{{', '.join(f'{key!r}: {described(x)}' for key, x in value.items())}}}"
+    elif value is None or isinstance(value, str | bool | int | float | complex):
+        text = repr(value)
+    elif is_array(value):
+        text = f"{value.dtype}{list(value.shape)}"
+    else:
+        text = getattr(value, "__name__", type(value).__name__)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array, or a number that JAX takes for one."""
+    if isinstance(value, type):
+        return False  # NumPy's types have these attributes, too
+    is_number = isinstance(value, bool | int | float | complex)
+    return is_number or (hasattr(value, "dtype") and hasattr(value, "shape"))
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is not known before the program runs."""
+    return isinstance(value, jax.core.Tracer)
 
 
 def check_floating(name: str, tree: Tree) -> None:
     """Raise TypeError unless every leaf of `tree` is a floating array."""
     for path, leaf in leaves_by_name(tree).items():
-        dtype = jnp.result_type(leaf)
+        where = name if path == "." else f"{name}[{path}]"
+        if not is_array(leaf):
+            raise TypeError(f"{where} must be a floating array, got {described(leaf)}")
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
-            where = name if path == "." else f"{name}[{path}]"
             raise TypeError(f"{where} must be floating, got {dtype}")
 
 
+def check_params(name: str, tree: Tree) -> None:
+    """Raise unless `tree` has leaves, all of them floating arrays that hold a value or more."""
+    check_floating(name, tree)
+    check_entries(name, tree)
+
+
+def check_entries(name: str, tree: Tree) -> None:
+    """Raise unless `tree` has leaves, all of them arrays that hold a value or more."""
+    leaves = leaves_by_name(tree)
+    if not leaves:
+        raise ValueError(f"{name} has no leaves, want a tree of arrays")
+    for path, leaf in leaves.items():
+        where = name if path == "." else f"{name}[{path}]"
+        if not is_array(leaf):
+            raise TypeError(f"{where} must be an array, got {described(leaf)}")
+        if 0 in np.shape(leaf):
+            raise ValueError(f"{where} has shape {np.shape(leaf)}: want one value or more")
+
+
+def check_number(name: str, value: Any, least: float = -math.inf) -> None:
+    """Raise unless `value` is one finite real number, `least` or more.
+
+    What is traced has no value yet: only its shape and dtype are looked at.
+    """
+    wanted = "a finite number" if least == -math.inf else f"a finite number, {least:g} or more"
+    if not is_array(value) or jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+        raise TypeError(f"{name} must be {wanted}, got {described(value)}")
+    if jnp.shape(value) != ():
+        raise ValueError(f"{name} must be {wanted}, got shape {jnp.shape(value)}")
+    if not is_traced(value) and not (math.isfinite(value) and value >= least):
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+
+
 def own_copy(name: str, tree: Tree) -> Tree:
-    """A copy of floating arrays for a state to hold; TypeError as in `check_floating`.
+    """A copy of floating arrays for a state to hold; errors as in `check_params`.
 
     A caller who donates the state to its step keeps his own arrays. The dtype is spelt out, as a
     weakly typed leaf would turn strong in the first step and compile it twice.
     """
-    check_floating(name, tree)
+    check_params(name, tree)
     return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), tree)
 
 
@@ -47,9 +129,9 @@ def check_like(name: str, tree: Tree, reference_name: str, reference: Tree) -> N
     wanted: Any = jax.tree.structure(reference)
     if got != wanted:
         raise ValueError(f"{name} must have the tree of {reference_name}: got {got}, want {wanted}")
-    wanted_shapes = leaves_by_name(reference)
-    for path, leaf in leaves_by_name(tree).items():
-        shape, want = jnp.shape(leaf), jnp.shape(wanted_shapes[path])
+    wanted_shapes = map(jnp.shape, jax.tree.leaves(reference))
+    for (path, leaf), want in zip(leaves_by_name(tree).items(), wanted_shapes, strict=True):
+        shape = jnp.shape(leaf)
         if shape not in (want, ()):
             raise ValueError(f"{name}[{path}] has shape {shape}, {reference_name} has {want}")
 
@@ -128,17 +210,29 @@ def check_steps(name: str, steps: Any) -> None:
 
 def scalar_loss(loss_fn: Callable) -> Callable:
     """`loss_fn` as `(params, batch) -> (loss, metrics)`, whichever of the two forms it has."""
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be a function (params, batch) -> {_LOSS}, got {loss_fn!r}")
 
     def loss_and_metrics(params, batch):
         out = loss_fn(params, batch)
-        loss, metrics = out if isinstance(out, tuple) else (out, {})
+        loss, metrics = out if isinstance(out, tuple) and len(out) == 2 else (out, {})
+        if not is_array(loss) or not isinstance(metrics, dict):
+            raise TypeError(f"loss_fn must return {_LOSS}, got {described(out)}")
         if jnp.shape(loss) != ():
             raise ValueError(f"loss_fn must return a scalar loss, got shape {jnp.shape(loss)}")
+        if not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+            raise TypeError(f"loss_fn must return a floating loss, got {jnp.result_type(loss)}")
         for name in {"loss", "inner_loss", "sparsity"} & set(metrics):
             raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
         for name, value in metrics.items():
+            if not isinstance(name, str) or not is_array(value):
+                got = f"metric {name!r}: {described(value)}"
+                raise TypeError(f"loss_fn must return {_LOSS}, got {got}")
             if jnp.shape(value) != ():
                 raise ValueError(f"loss_fn: metric {name!r} has shape {jnp.shape(value)}, want ()")
         return loss, metrics
 
     return loss_and_metrics
+
+
+_LOSS = "a scalar, or (scalar, dict of scalars)"

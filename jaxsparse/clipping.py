@@ -13,7 +13,8 @@ def clip_by_norm(tree: Tree, bound: float | None) -> tuple[Tree, jax.Array]:
 
     Args:
       tree: the gradient, floating arrays.
-      bound: of the Euclidean norm over all leaves; None leaves the gradient as it is.
+      bound: of the Euclidean norm over all leaves; None leaves the gradient as it is. Under a bound
+        a gradient whose norm is not finite becomes NaN throughout.
 
     Returns:
       The gradient, and its norm before it was scaled, float32 or wider.
@@ -39,10 +40,18 @@ def global_norm(tree: Tree) -> jax.Array:
 
 
 def clip_scale(norm: jax.Array, bound: float) -> jax.Array:
-    """What a gradient of that norm is multiplied by: ``min(1, bound / (norm + 1e-6))``."""
-    return jnp.minimum(1.0, bound / (norm + 1e-6))
+    """What a gradient of that norm is multiplied by: ``min(1, bound / (norm + 1e-6))``, or NaN."""
+    # A norm that overflows would give 0, and make a step of a diverged run one that stands still.
+    return jnp.where(norm < jnp.inf, jnp.minimum(1.0, bound / (norm + 1e-6)), jnp.nan)
 
 
 def sum_dtype(dtype: Any) -> Any:
     """The dtype to add up values of `dtype` in: float32 for halves, which keep eight bits."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return common_dtype(dtype, jnp.float32)
+
+
+def common_dtype(*arrays: Any) -> Any:
+    """The dtype that holds the values of all these arrays or dtypes."""
+    # Said here in so many words, so that it holds under JAX's strict promotion, too.
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*arrays)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ from jaxsparse.checks import (
 )
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
-from jaxsparse.maml import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
-from jaxsparse.updates import apply_gate, cast, update
+from jaxsparse.precision import float32_by_default
+from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
 Tree = Any
+Pairs = Literal["all", "one"]
 # What a loss function's metrics may not be called, beside the names that are taken everywhere.
 _TAKEN = {"adapted_loss", "detected", "updated", "restarted", "outer_loss", "modulation"}
 
@@ -104,14 +105,15 @@ def init_cmaml_state(
         raise ValueError("capacity must be 1 or more, got 0")
     params, fast_params = (own_copy("params", params) for _ in range(2))
     fast_params = inner_part(fast_params, inner_params)
+    check_gate(gate)
     mask = gate.init(key, fast_params)
     specs = jax.eval_shape(lambda b: jax.tree.map(jnp.asarray, b), batch)
     return CMAMLState(
         params,
         fast_params,
         mask,
-        theta_optimizer.init(params),
-        () if mask_optimizer is None else mask_optimizer.init(mask),
+        init_optimizer("theta_optimizer", theta_optimizer, params),
+        () if mask_optimizer is None else init_optimizer("mask_optimizer", mask_optimizer, mask),
         jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), specs),
         jnp.zeros((), jnp.int32),
         jnp.ones((), bool),
@@ -129,6 +131,7 @@ def init_cmaml_state(
         "mask_optimizer",
         "detection_threshold",
         "modulation",
+        "pairs",
         "mask_theta",
         "restart_now",
     ),
@@ -146,6 +149,7 @@ def cmaml_step(
     mask_optimizer: optax.GradientTransformation | None,
     detection_threshold: float | None,
     modulation: float | None = None,
+    pairs: Pairs = "all",
     mask_theta: bool = False,
     restart_now: bool = False,
 ) -> tuple[CMAMLState, dict[str, jax.Array]]:
@@ -167,6 +171,11 @@ def cmaml_step(
     order (``dJ/dgate = -mean_i grad L(phi_i; R_{h+i}) * sum_k grad L(phi_{i,k}; R_i)``), both taken
     before either moves. One pair after the other: memory does not grow with the buffer.
 
+    Algorithm 2 as the paper prints it has one pair drawn at random (`pairs="one"`), phi restarted
+    at once (`restart_now=True`), one inner step, and `optax.sgd(eta)`: theta then moves along
+    ``-g(J) grad J`` with ``g(J) = eta omega``. It prints no update of m; Eq. 10 gives it, here with
+    the same omega.
+
     The gate tells the methods apart:
 
     | method | gate | mask_optimizer |
@@ -183,7 +192,7 @@ def cmaml_step(
     Args:
       state: a `CMAMLState`; its arrays are not donated.
       batch: B_t, what `loss_fn` takes, with the shapes and dtypes that the state was made for.
-      key: a PRNG key for a stochastic gate, which is applied once a timestep.
+      key: a PRNG key for a stochastic gate, which is applied once a timestep, and for one pair.
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
       gate: turns the mask parameters into step sizes of the leaves in `state.fast_params`.
       inner_steps: K.
@@ -192,6 +201,8 @@ def cmaml_step(
       detection_threshold: gamma, the fall of the loss from which on a batch is of a new task; None
         never detects.
       modulation: lambda, the strength of the update's modulation; None: ``omega = 1``.
+      pairs: "all" takes all pairs; "one" a single one of two different stored batches, drawn at
+        random in random order (of a single one, that twice).
       mask_theta: multiply theta's gradient by the step sizes (the old m's) before its optimiser;
         leaves that the inner loop does not adapt keep theirs.
       restart_now: restart phi from the new theta, and with the new m, on the batch that was
@@ -223,12 +234,13 @@ def cmaml_step(
     order of the steps from its public code.
     """
     _check_arguments(state, batch, inner_steps, detection_threshold, modulation)
+    key, pair_key = _keys(key, pairs)
     batch = jax.tree.map(jnp.asarray, batch)
     loss_fn = _checked_loss(loss_fn)
     step_sizes, gate_vjp = jax.vjp(lambda m: apply_gate(gate, m, key), state.mask)
     check_floating("step_sizes", step_sizes)
     check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
-    gate_sparsity = sparsity(step_sizes)["total"]
+    gate_sparsity = sparsity(step_sizes, state.fast_params)["total"]
 
     start = jax.tree.map(
         lambda fast, slow: jnp.where(state.restart, slow, fast),
@@ -245,15 +257,18 @@ def cmaml_step(
     updated = (detected & (state.stored > 0)) | (state.stored >= capacity)
 
     # No pair without an update: a loop of no rounds, also under vmap, where `cond` runs both sides.
-    pairs = jnp.where(updated, jnp.maximum(state.stored // 2, 1), 0)
-    outer_loss, *gradients = _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps)
+    count = jnp.maximum(state.stored // 2, 1) if pairs == "all" else 1
+    outer_loss, *gradients = _outer_gradient(
+        loss_fn, state, step_sizes, jnp.where(updated, count, 0), pair_key, inner_steps
+    )
     omega = 1.0 if modulation is None else -jnp.expm1(-modulation * outer_loss)
     omega = jnp.where(updated, omega, 0.0)
     params, mask, theta_opt, mask_opt = jax.lax.cond(
         updated,
         lambda: _outer_update(
             jax.tree.map(lambda x: omega.astype(x.dtype) * x, gradients),
-            *(state, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta),
+            *(state, step_sizes, gate_vjp, theta_optimizer),
+            *(mask_optimizer if gate.trained else None, mask_theta),
         ),
         lambda: (state.params, state.mask, state.theta_opt, state.mask_opt),
     )
@@ -298,8 +313,9 @@ def _prediction(loss_fn, state, batch, inner):
     return jax.lax.cond(state.restart, predict, lambda: first)
 
 
-def _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps):
+def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
     """J, dJ/d theta and dJ/d step sizes: means over the first `pairs` pairs, 0 for none."""
+    places = functools.partial(_pair_places if pair_key is None else _drawn_places, pair_key)
 
     def query_loss(params, sizes, support, query):
         start = part_like(state.fast_params, params)
@@ -310,8 +326,7 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps):
 
     def add_pair(i, sums):
         support, query = (
-            jax.tree.map(lambda x, at=at: x[at], state.buffer)
-            for at in _pair_places(i, state.stored)
+            jax.tree.map(lambda x, at=at: x[at], state.buffer) for at in places(i, state.stored)
         )
         loss, gradients = loss_and_grad(state.params, step_sizes, support, query)
         return jax.tree.map(lambda s, x: s + x.astype(s.dtype), sums, (loss, *gradients))
@@ -325,9 +340,28 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, inner_steps):
     return jax.tree.map(lambda x: x / count.astype(x.dtype), sums)
 
 
-def _pair_places(pair, stored):
+def _pair_places(_, pair, stored):
     """Where a pair's support and query batch lie; a single stored batch is both."""
     return pair, jnp.minimum((stored + 1) // 2 + pair, stored - 1)
+
+
+def _drawn_places(key, _, stored):
+    """Where two stored batches lie, any of them; a single one is both."""
+    first_key, second_key = jax.random.split(key)
+    first = jax.random.randint(first_key, (), 0, stored)
+    ahead = jax.random.randint(second_key, (), 1, jnp.maximum(stored, 2))
+    return first, (first + ahead) % jnp.maximum(stored, 1)
+
+
+def _keys(key, pairs):
+    """The gate's key and that of the pair; None where no pair is drawn."""
+    if pairs not in ("all", "one"):
+        raise ValueError(f"pairs must be 'all' or 'one', got {pairs!r}")
+    if pairs == "all":
+        return key, None
+    if key is None:
+        raise ValueError("key is None, but pairs='one' draws stored batches: want a PRNG key")
+    return jax.random.split(key)
 
 
 def _outer_update(
@@ -340,11 +374,14 @@ def _outer_update(
         part = jax.tree.map(lambda d, a: d * a.astype(d.dtype), part, step_sizes)
         d_params = merge_params(part, d_params)
     d_params = cast(d_params, state.params)
-    params, theta_opt = update(theta_optimizer, d_params, state.theta_opt, state.params)
+    params, theta_opt = update(
+        "theta_optimizer", theta_optimizer, d_params, state.theta_opt, state.params
+    )
     mask, mask_opt = state.mask, state.mask_opt
     if mask_optimizer is not None:
         (d_mask,) = gate_vjp(cast(d_sizes, step_sizes))
-        mask, mask_opt = update(mask_optimizer, cast(d_mask, mask), mask_opt, mask)
+        d_mask = cast(d_mask, mask)
+        mask, mask_opt = update("mask_optimizer", mask_optimizer, d_mask, mask_opt, mask)
     return params, mask, theta_opt, mask_opt
 
 

@@ -5,14 +5,28 @@ functions that makes the mask parameters `m` and turns them into step sizes. `op
 `optax.transforms.freeze` want a static boolean mask; a gate's mask is an array that is learned.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxsparse.checks import check_floating, leaves_by_name, path_name
+from jaxsparse.checks import (
+    check_entries,
+    check_number,
+    check_params,
+    check_steps,
+    described,
+    is_array,
+    is_traced,
+    leaves_by_name,
+    path_name,
+)
+from jaxsparse.clipping import common_dtype, sum_dtype
 from jaxsparse.draws import draw_each, uniform
+from jaxsparse.precision import float32_by_default
 from jaxsparse.straight_through import binary_mask, relu_mask
 
 Tree = Any
@@ -28,11 +42,14 @@ class Gate(NamedTuple):
       apply: `(m, key) -> step sizes`, a tree shaped like params. Deterministic gates take
         `key=None`.
       stochastic: whether `apply` draws from its key: such a gate is applied once per task.
+      trained: whether m is learned. If not, the steps leave m exactly as it is, whatever its
+        optimiser does (weight decay, say).
     """
 
     init: Callable[[jax.Array, Tree], Tree]
     apply: Callable[[Tree, jax.Array | None], Tree]
     stochastic: bool = False
+    trained: bool = True
 
 
 def binary(
@@ -43,17 +60,21 @@ def binary(
     ``step = inner_lr * 1[m >= 0]``, straight-through.
 
     Args:
-      inner_lr: the step size alpha of the parameters that move.
+      inner_lr: the step size alpha of the parameters that move, 0 or more.
       slope: the straight-through slope; see `binary_mask`.
       init: "kaiming" (tensors of rank > 1 uniform within ``sqrt(6 / fan_in)``, vectors uniform
         within 0.5, each centred on its own mean), a constant, or a `(low, high)` range.
-      initial_sparsity: with "kaiming", the share of zeros that the centred values are shifted to.
+      initial_sparsity: with "kaiming", the share of zeros that the centred values are shifted to:
+        0 and 1 exactly, others on average. Neither for 0 and 1 nor in tensors of one entry is
+        there any centring.
 
     Returns:
       A `Gate` whose mask has the tree and shapes of the parameters.
 
     Raises:
-      ValueError: `initial_sparsity` outside [0, 1] or an unknown `init`.
+      TypeError, ValueError: a rate, slope or `init` that is no finite number (or, `init`, range or
+        "kaiming"), a negative `inner_lr`, `initial_sparsity` outside [0, 1]; (from `init`) a
+        parameter that is not floating, or without entries.
 
     Example:
       >>> gate = binary(inner_lr=0.25)
@@ -63,10 +84,13 @@ def binary(
 
     Source: von Oswald, Zhao et al. 2021, Eqs. 8-10; initialisation from the authors' code.
     """
+    check_number("inner_lr", inner_lr, 0)
+    check_number("slope", slope)
+    check_number("initial_sparsity", initial_sparsity)
     if not 0.0 <= initial_sparsity <= 1.0:
         raise ValueError(f"initial_sparsity must lie in [0, 1], got {initial_sparsity}")
 
-    step = _leafwise(lambda x: inner_lr * binary_mask(x, slope))
+    step = _leafwise(lambda x: jnp.asarray(inner_lr, x.dtype) * binary_mask(x, slope))
     return Gate(_initialiser(init, initial_sparsity), step)
 
 
@@ -80,6 +104,9 @@ def relu(init: Init = 0.1) -> Gate:
 
     Returns:
       A `Gate` whose mask has the tree and shapes of the parameters.
+
+    Raises:
+      TypeError, ValueError: `init` is neither a finite number nor a range of two, low < high.
 
     Example:
       >>> gate = relu(init=(0.005, 0.1))
@@ -98,6 +125,9 @@ def rectified(init: Init) -> Gate:
     Returns:
       A `Gate` whose mask has the tree and shapes of the parameters.
 
+    Raises:
+      TypeError, ValueError: `init` is neither a finite number nor a range of two, low < high.
+
     Example:
       >>> gate = rectified(init=0.15)
 
@@ -114,6 +144,9 @@ def linear(init: Init) -> Gate:
 
     Returns:
       A `Gate` whose mask has the tree and shapes of the parameters.
+
+    Raises:
+      TypeError, ValueError: `init` is neither a finite number nor a range of two, low < high.
 
     Example:
       >>> gate = linear(init=0.1)
@@ -134,6 +167,9 @@ def shared(init: Init) -> Gate:
     Returns:
       A `Gate` whose mask has the tree of the parameters and scalars for leaves.
 
+    Raises:
+      TypeError, ValueError: `init` is neither a finite number nor a range of two, low < high.
+
     Example:
       >>> gate = shared(init=0.01)
       >>> gate.init(jax.random.key(0), {"w": jnp.ones((3, 2))})["w"].shape
@@ -144,7 +180,8 @@ def shared(init: Init) -> Gate:
     initialise = _initialiser(init)
 
     def scalars(key, params):
-        return initialise(key, jax.tree.map(lambda x: jnp.zeros((), jnp.result_type(x)), params))
+        specs, tree = _specs(params)
+        return initialise(key, jax.tree.unflatten(tree, [jnp.zeros((), x.dtype) for x in specs]))
 
     return Gate(scalars, _leafwise(lambda x: x))
 
@@ -153,17 +190,21 @@ def constant(inner_lr: float) -> Gate:
     """MAML's gate: ``step = inner_lr`` for every parameter, never trained.
 
     Args:
-      inner_lr: the step size alpha.
+      inner_lr: the step size alpha, 0 or more.
 
     Returns:
-      A `Gate` whose mask holds the step sizes themselves and receives no gradient.
+      A `Gate` whose mask holds the step sizes themselves; no step changes it.
+
+    Raises:
+      TypeError, ValueError: `inner_lr` is no finite number, or negative.
 
     Example:
       >>> gate = constant(inner_lr=0.1)
 
     Source: Finn et al. 2017, MAML, Algorithm 1.
     """
-    return _fixed(lambda name: inner_lr)
+    check_number("inner_lr", inner_lr, 0)
+    return _fixed(lambda params: lambda path: inner_lr)
 
 
 def head_only(inner_lr: float, head: str = "head") -> Gate:
@@ -171,20 +212,28 @@ def head_only(inner_lr: float, head: str = "head") -> Gate:
 
     Args:
       inner_lr: the step size alpha of the head.
-      head: the first component of the head's parameter paths.
+      head: where the head's parameters lie: the keys that lead there, joined by slashes, as
+        "head", "params/head", "layers/1" or Haiku's "mlp/~/linear_1". Only whole keys count.
 
     Returns:
-      A `Gate` whose mask holds the step sizes themselves and receives no gradient.
+      A `Gate` whose mask holds the step sizes themselves; no step changes it.
 
     Raises:
-      ValueError: (from `init`) no parameter lies under `head`.
+      TypeError, ValueError: `inner_lr` is no finite number or negative; (from `init`) no parameter
+        lies under `head`, or all do, or it names two places.
 
     Example:
       >>> gate = head_only(inner_lr=0.1)
 
     Source: Raghu et al. 2020, ANIL, Sec. 4.1.
     """
-    return _fixed(lambda name: inner_lr if _under(name, head) else 0.0, head)
+    check_number("inner_lr", inner_lr, 0)
+
+    def rates(params):
+        under = _under(params, head)
+        return lambda path: inner_lr if under(path) else 0.0
+
+    return _fixed(rates)
 
 
 def body_only(inner_lr: float, head: str = "head") -> Gate:
@@ -192,20 +241,28 @@ def body_only(inner_lr: float, head: str = "head") -> Gate:
 
     Args:
       inner_lr: the step size alpha of the body.
-      head: the first component of the head's parameter paths.
+      head: where the head's parameters lie: the keys that lead there, joined by slashes, as
+        "head", "params/head", "layers/1" or Haiku's "mlp/~/linear_1". Only whole keys count.
 
     Returns:
-      A `Gate` whose mask holds the step sizes themselves and receives no gradient.
+      A `Gate` whose mask holds the step sizes themselves; no step changes it.
 
     Raises:
-      ValueError: (from `init`) no parameter lies under `head`.
+      TypeError, ValueError: `inner_lr` is no finite number or negative; (from `init`) no parameter
+        lies under `head`, or all do, or it names two places.
 
     Example:
       >>> gate = body_only(inner_lr=0.1)
 
     Source: Oh et al. 2021, BOIL, Sec. 3.
     """
-    return _fixed(lambda name: 0.0 if _under(name, head) else inner_lr, head)
+    check_number("inner_lr", inner_lr, 0)
+
+    def rates(params):
+        under = _under(params, head)
+        return lambda path: 0.0 if under(path) else inner_lr
+
+    return _fixed(rates)
 
 
 class GeneratedMask(NamedTuple):
@@ -245,7 +302,8 @@ def generated(
       A stochastic `Gate`: `apply` needs a key, one per task.
 
     Raises:
-      ValueError: (from `apply`) no key given.
+      TypeError, ValueError: as `binary`; `embedding` is no positive integer; (from `apply`) no key
+        given.
 
     Example:
       >>> gate = generated(inner_lr=0.1, embedding=16)
@@ -256,6 +314,9 @@ def generated(
     Source: von Oswald, Zhao et al. 2021, sparse-MAML+ (supplement Sec. A).
     """
     own = binary(inner_lr, slope=slope, initial_sparsity=initial_sparsity)
+    check_steps("embedding", embedding)
+    if not embedding:
+        raise ValueError("embedding must be 1 or more, got 0")
     bound = embedding**-0.5  # PyTorch's default for a linear layer
 
     def linear_map(key, leaf):
@@ -264,18 +325,18 @@ def generated(
         return LinearMap(weight, _uniform(bias_key, leaf.shape, leaf.dtype, bound))
 
     def init(key, params):
-        check_floating("params", params)
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
+        specs, tree = _specs(params)
+        keys = jax.random.split(key, len(specs))
         own_masks = jax.tree.leaves(own.init(key, params))
         maps = [
-            linear_map(k, leaf) if leaf.ndim == 4 else m
-            for k, leaf, m in zip(keys, leaves, own_masks, strict=True)
+            linear_map(k, leaf) if len(leaf.shape) == 4 else m
+            for k, leaf, m in zip(keys, specs, own_masks, strict=True)
         ]
-        return GeneratedMask(
-            jnp.zeros(embedding), jnp.ones(embedding), jax.tree.unflatten(tree, maps)
-        )
+        wide = sum_dtype(common_dtype(*(x.dtype for x in specs)))
+        mu, sigma = jnp.zeros(embedding, wide), jnp.ones(embedding, wide)
+        return GeneratedMask(mu, sigma, jax.tree.unflatten(tree, maps))
 
+    @float32_by_default
     def apply(m, key):
         if key is None:
             raise ValueError("key is None, but the generated gate draws a code z: want a PRNG key")
@@ -293,19 +354,24 @@ def generated(
     return Gate(init, apply, stochastic=True)
 
 
-def sparsity(step_sizes: Tree) -> dict[str, jax.Array]:
+def sparsity(step_sizes: Tree, params: Tree | None = None) -> dict[str, jax.Array]:
     """The share of parameters that the inner loop cannot change.
 
-    ``#{i : step_i = 0} / #i``, of all step sizes together and of each leaf.
+    ``#{i : step_i = 0} / #i``, of all parameters together and of each leaf.
 
     Args:
-      step_sizes: what a gate's `apply` returns, a tree shaped like the parameters.
+      step_sizes: what a gate's `apply` returns, a tree shaped like the parameters; a scalar leaf is
+        shared by the whole tensor.
+      params: the parameters, a tree like `step_sizes`, of which only shapes count. A shared step
+        size then stands for as many parameters as share it; None counts it as one.
 
     Returns:
-      `{"total": ..., "<path>": ...}`, scalars in [0, 1].
+      `{"total": ..., "<path>": ...}`, float32 scalars in [0, 1]. A path that is called "total" or
+      that two leaves have is written in full, as `['total']`.
 
     Raises:
-      ValueError: `step_sizes` has no leaves.
+      TypeError: a leaf is no array.
+      ValueError: `step_sizes` has no leaves, or one without entries; `params` does not fit.
 
     Example:
       >>> {k: float(v) for k, v in sparsity({"w": jnp.array([0.0, 0.1])}).items()}
@@ -313,13 +379,38 @@ def sparsity(step_sizes: Tree) -> dict[str, jax.Array]:
 
     Source: the figures' "gradient sparsity" (von Oswald, Zhao et al. 2021, Fig. 1).
     """
+    check_entries("step_sizes", step_sizes)
     leaves = leaves_by_name(step_sizes)
-    if not leaves:
-        raise ValueError("step_sizes has no leaves, want a tree shaped like the parameters")
-    zeros = {name: jnp.sum(leaf == 0) for name, leaf in leaves.items()}
+    zeros = {name: jnp.sum(leaf == 0, dtype=jnp.int32) for name, leaf in leaves.items()}
     sizes = {name: jnp.size(leaf) for name, leaf in leaves.items()}
-    total = jnp.stack(list(zeros.values())).sum() / sum(sizes.values())
-    return {"total": total} | {name: zeros[name] / sizes[name] for name in leaves}
+    shared = dict.fromkeys(leaves, 1) if params is None else _sharing(step_sizes, params)
+    changed = jnp.stack([zeros[name] * shared[name] for name in leaves]).sum(dtype=jnp.int32)
+    total = _share(changed, sum(sizes[name] * shared[name] for name in leaves))
+    parts = {name: _share(zeros[name], sizes[name]) for name in leaves}
+    return {"total": total} | {_TOTAL_LEAF.get(name, name): x for name, x in parts.items()}
+
+
+_TOTAL_LEAF = {"total": "['total']"}
+
+
+def _share(count, size):
+    return count.astype(jnp.float32) / size
+
+
+def _sharing(step_sizes, params):
+    """How many parameters share each step size, leaf by leaf."""
+    got: Any = jax.tree.structure(step_sizes)
+    want: Any = jax.tree.structure(params)
+    if got != want:
+        raise ValueError(f"params must have the tree of step_sizes: got {want}, want {got}")
+    shared = {}
+    pairs = zip(leaves_by_name(step_sizes).items(), jax.tree.leaves(params), strict=True)
+    for (name, sizes), leaf in pairs:
+        shape, wide = np.shape(sizes), np.shape(leaf)
+        if wide[: len(shape)] != shape:
+            raise ValueError(f"step_sizes[{name}] has shape {shape}, params has {wide}")
+        shared[name] = math.prod(wide[len(shape) :])
+    return shared
 
 
 def _leafwise(step: Callable[[jax.Array], jax.Array]) -> Callable[[Tree, jax.Array | None], Tree]:
@@ -331,53 +422,106 @@ def _leafwise(step: Callable[[jax.Array], jax.Array]) -> Callable[[Tree, jax.Arr
     return apply
 
 
-def _initialiser(init: Init, initial_sparsity: float = 0.5) -> Callable:
-    if isinstance(init, str) and init != "kaiming":
-        raise ValueError(f"init must be a number, a (low, high) range or 'kaiming', got {init!r}")
+def _initialiser(init: Init, initial_sparsity: float | None = None) -> Callable:
+    """The `init` of a gate with an m for each parameter; only with a sparsity may it be kaiming."""
+    _check_init(init, kaiming=initial_sparsity is not None)
 
     def leaf_init(key, leaf):
         if isinstance(init, tuple):
             return uniform(key, leaf.shape, leaf.dtype, *init)
         if isinstance(init, str):
-            return _centred(key, leaf, initial_sparsity)
+            return _kaiming(key, leaf, initial_sparsity)
         return jnp.full(leaf.shape, init, leaf.dtype)
 
     def initialise(key, params):
-        check_floating("params", params)
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
-        specs = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+        specs, tree = _specs(params)
+        keys = jax.random.split(key, len(specs))
         return jax.tree.unflatten(tree, draw_each(leaf_init, keys, specs))
 
     return initialise
 
 
-def _centred(key, leaf, initial_sparsity):
-    fan_in = leaf.size // leaf.shape[-1] if leaf.ndim > 1 else None
+def _check_init(init, kaiming):
+    wanted = "a number, a (low, high) range or 'kaiming'" if kaiming else "a number or (low, high)"
+    if isinstance(init, str):
+        fits = kaiming and init == "kaiming"
+    else:
+        fits = is_array(init) or (isinstance(init, tuple) and len(init) == 2)
+    if not fits:
+        got = repr(init) if isinstance(init, tuple) else described(init)
+        raise ValueError(f"init must be {wanted}, got {got}")
+    if isinstance(init, str):
+        return
+    for number in init if isinstance(init, tuple) else (init,):
+        check_number("init", number)
+    if isinstance(init, tuple) and not any(map(is_traced, init)) and not init[0] < init[1]:
+        raise ValueError(f"init must be a range (low, high) with low < high, got {init}")
+
+
+def _specs(params):
+    """The shapes and dtypes of the parameters, and their tree."""
+    check_params("params", params)
+    leaves, tree = jax.tree.flatten(params)
+    return [jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in leaves], tree
+
+
+def _kaiming(key, leaf, initial_sparsity):
+    fan_in = leaf.size // leaf.shape[-1] if len(leaf.shape) > 1 else None
     bound = (6.0 / fan_in) ** 0.5 if fan_in else 0.5
     values = _uniform(key, leaf.shape, leaf.dtype, bound)
     # Uniform values within the bound, moved up by bound * (1 - 2 s), are below zero with
     # probability s.
-    return values - values.mean() + jnp.asarray(bound * (1 - 2 * initial_sparsity), leaf.dtype)
+    shift = jnp.asarray(bound * (1 - 2 * initial_sparsity), leaf.dtype)
+    if initial_sparsity == 0:
+        return jnp.maximum(values + shift, 0)
+    if initial_sparsity == 1:
+        # Zero would be a step: the threshold itself counts as above it.
+        return jnp.minimum(values + shift, -float(jnp.finfo(leaf.dtype).tiny))
+    # A single value is its own mean.
+    return values + shift if leaf.size == 1 else values - values.mean() + shift
 
 
 def _uniform(key, shape, dtype, bound):
     return uniform(key, shape, dtype, -bound, bound)
 
 
-def _fixed(rate: Callable[[str], float], head: str | None = None) -> Gate:
+def _fixed(rates: Callable[[Tree], Callable[[tuple], float]]) -> Gate:
+    """A gate whose m holds the step sizes; `rates(params)` says which a path has."""
+
     def init(key, params):
-        check_floating("params", params)
-        names = leaves_by_name(params)
-        if head is not None and not any(_under(name, head) for name in names):
-            groups = sorted({name.split("/")[0] for name in names})
-            raise ValueError(f"head is {head!r}, but params has only {', '.join(groups)}")
+        check_params("params", params)
+        rate = rates(params)
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: jnp.full(x.shape, rate(path_name(path)), x.dtype), params
+            lambda path, x: jnp.full(np.shape(x), rate(path), jnp.result_type(x)), params
         )
 
-    return Gate(init, _leafwise(jax.lax.stop_gradient))
+    return Gate(init, _leafwise(jax.lax.stop_gradient), trained=False)
 
 
-def _under(name: str, head: str) -> bool:
-    return name.split("/")[0] == head
+def _under(params: Tree, head: str) -> Callable[[tuple], bool]:
+    """Whether a path leads to a parameter under `head`; ValueError unless some do, and not all."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    places = {path[:n] for path in paths for n in range(1, len(path) + 1)}
+    heads = [place for place in places if path_name(place) == head]
+    if not heads:
+        raise ValueError(f"head is {head!r}, but params has only {', '.join(_groups(paths))}")
+    if len(heads) > 1:
+        written = " and ".join(sorted(map(jax.tree_util.keystr, heads)))
+        raise ValueError(f"head is {head!r}, which names two places in params: {written}")
+
+    def under(path):
+        return path[: len(heads[0])] == heads[0]
+
+    if all(map(under, paths)):
+        raise ValueError(f"head is {head!r}, but that is all of params: want a part of them")
+    return under
+
+
+def _groups(paths):
+    """The places that a head may name, at the first depth where there is a choice."""
+    groups = [path_name(path) for path in paths]
+    for depth in range(1, max(map(len, paths)) + 1):
+        groups = sorted({path_name(path[:depth]) for path in paths})
+        if len(groups) > 1:
+            break
+    return groups

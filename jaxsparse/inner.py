@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jaxsparse.checks import check_floating, check_like, check_steps, scalar_loss
+from jaxsparse.checks import check_floating, check_like, check_params, check_steps, scalar_loss
+from jaxsparse.clipping import common_dtype, sum_dtype
+from jaxsparse.precision import float32_by_default
 
 Tree = Any
 
 
+@float32_by_default
 def adapt(
     loss_fn: Callable,
     params: Tree,
@@ -55,7 +58,7 @@ def adapt(
     Source: von Oswald, Zhao et al. 2021, Eqs. 8-10; Finn et al. 2017, Sec. 5.2 (first order).
     """
     check_steps("steps", steps)
-    check_floating("params", params)
+    check_params("params", params)
     check_floating("step_sizes", step_sizes)
     check_like("step_sizes", step_sizes, "params", params)
     params = jax.tree.map(jnp.asarray, params)
@@ -73,8 +76,9 @@ def _first_order_loop(loss_and_grad, params, step_sizes, batch, steps):
         (loss, metrics), gradient = loss_and_grad(phi, batch)
         return jax.tree.map(_accumulate, gradient_sum, gradient), {"loss": loss, **metrics}
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _sum_dtype(x.dtype)), params)
-    gradient_sum, metrics = jax.lax.scan(step, zeros, length=steps)
+    # Half-precision parameters keep a float32 sum: K small gradients would drown in eight bits.
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, sum_dtype(x.dtype)), params)
+    gradient_sum, metrics = _repeat(step, zeros, steps)
     gradient_sum, metrics = stop_gradient((gradient_sum, metrics))
     return descend(params, step_sizes, gradient_sum), metrics
 
@@ -85,7 +89,7 @@ def _second_order_loop(loss_and_grad, params, step_sizes, batch, steps):
         (loss, metrics), gradient = loss_and_grad(phi, batch)
         return descend(phi, step_sizes, gradient), {"loss": loss, **metrics}
 
-    phi, metrics = jax.lax.scan(step, params, length=steps)
+    phi, metrics = _repeat(step, params, steps)
     return phi, stop_gradient(metrics)
 
 
@@ -106,12 +110,21 @@ def descend(params: Tree, step_sizes: Tree, gradient: Tree) -> Tree:
 
     Source: von Oswald, Zhao et al. 2021, Eq. 8.
     """
-    return jax.tree.map(lambda p, a, g: (p - a * g).astype(p.dtype), params, step_sizes, gradient)
+
+    def moved(p, a, g):
+        # In the widest of the three, as a sum of gradients is wider than half-precision parameters.
+        wide = common_dtype(p, a, g)
+        return (p.astype(wide) - jnp.asarray(a, wide) * g.astype(wide)).astype(p.dtype)
+
+    return jax.tree.map(moved, params, step_sizes, gradient)
 
 
-def _sum_dtype(dtype):
-    # Half-precision parameters keep a float32 sum: K small gradients would drown in eight bits.
-    return jnp.promote_types(dtype, jnp.float32)
+def _repeat(step, carry, steps):
+    """`jax.lax.scan` without inputs, which has no zero steps where compilation is disabled."""
+    if steps:
+        return jax.lax.scan(step, carry, length=steps)
+    kinds = jax.eval_shape(step, carry, None)[1]
+    return carry, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), kinds)
 
 
 def _accumulate(total, gradient):

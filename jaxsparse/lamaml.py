@@ -21,8 +21,10 @@ from jaxsparse.checks import (
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.gates import Gate
 from jaxsparse.inner import descend
-from jaxsparse.meta_gradients import Glance, MetaIterates, meta_gradient
-from jaxsparse.updates import apply_gate, cast, update
+from jaxsparse.losses import check_weighable
+from jaxsparse.meta_gradients import Glance, GradientSum, MetaIterates, meta_gradient
+from jaxsparse.precision import float32_by_default
+from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
 Tree = Any
 
@@ -82,9 +84,15 @@ def init_lamaml_state(
     Source: von Oswald, Zhao et al. 2021, Algorithm 1.
     """
     params = own_copy("params", params)
+    check_gate(gate)
     mask = gate.init(key, params)
-    mask_opt = () if mask_optimizer is None else mask_optimizer.init(mask)
-    theta_opt = () if theta_optimizer is None else theta_optimizer.init(params)
+    mask_opt, theta_opt = (
+        () if optimizer is None else init_optimizer(name, optimizer, moved)
+        for name, optimizer, moved in (
+            ("mask_optimizer", mask_optimizer, mask),
+            ("theta_optimizer", theta_optimizer, params),
+        )
+    )
     return LaMAMLState(params, mask, mask_opt, theta_opt, jnp.zeros((), jnp.int32))
 
 
@@ -101,9 +109,11 @@ def init_lamaml_state(
         "inner_clip",
         "clip_norm",
         "meta_iterates",
+        "gradient_sum",
         "second_order",
     ),
 )
+@float32_by_default
 def lamaml_step(
     state: LaMAMLState,
     batch: Any,
@@ -121,6 +131,7 @@ def lamaml_step(
     inner_clip: float | None = None,
     clip_norm: float | None = 2.0,
     meta_iterates: MetaIterates = "all",
+    gradient_sum: GradientSum = "before",
     second_order: bool = False,
 ) -> tuple[LaMAMLState, dict[str, jax.Array]]:
     """One glance of (sparse-)La-MAML at a batch: learn it row by row, meta-learn on it and replay.
@@ -141,8 +152,9 @@ def lamaml_step(
     | C-MAML | `constant(alpha)`, `mask_optimizer=None` | `optax.sgd(rate)` |
 
     The defaults are those of La-MAML's public code for digits. Algorithm 1 as the paper prints it
-    has `meta_iterates="last"`, `clip_norm=None` and slope 1. For natural images the public code has
-    `inner_gate=linear(alpha)`, `inner_batch_size=2`, an `inner_clip` and `second_order=True`.
+    has `meta_iterates="last"`, `gradient_sum="after"`, `clip_norm=None` and slope 1. For natural
+    images the public code has `inner_gate=linear(alpha)`, `inner_batch_size=2`, an `inner_clip` and
+    `second_order=True`.
 
     The step is jitted and compiles once for the same functions and shapes: make `loss_fn`, the
     gates and the optimisers once, outside the loop that calls it.
@@ -152,7 +164,8 @@ def lamaml_step(
       batch: the newest rows of the stream, a tree whose leaves lead with a row axis [n, ...].
       replay: rows drawn from memory, a tree like `batch`, [r, ...]; None before there are any.
       key: a PRNG key; the rows are taken in the order `jax.random.permutation(key, n)`. None takes
-        them as they come.
+        them as they come. A stochastic gate draws from another key that follows from it, once a
+        glance, and so does an `inner_gate`: from the same one.
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
         rows, any number of them. All a row's loss needs (its task, say) is a leaf of the batch.
       gate: turns the mask parameters into step sizes.
@@ -162,8 +175,9 @@ def lamaml_step(
         transformation along d theta.
       replay_weights: [r], floating, not negative: each replayed row's weight in the meta-loss, rows
         of the batch weighing 1; 0 where the memory is still empty (what lies there must be finite).
-        The meta-loss is then the weighted mean of the rows' losses (`weighted_loss`). None: all
-        rows alike.
+        The meta-loss is then the weighted mean of the rows' losses (`weighted_loss`): not for one
+        with statistics over its rows, as of a network with batch norm. None: all rows alike, in
+        one call.
       meta_loss_fn: the meta-loss, if it is not `loss_fn`; called with r + n rows, replayed first.
       inner_gate: the step sizes of the inner loop, if they are not `gate`'s; m learns through it.
       inner_batch_size: rows per inner step; a divisor of n, K = n / inner_batch_size.
@@ -171,7 +185,10 @@ def lamaml_step(
       clip_norm: c: d theta and dm are each scaled by ``min(1, c / (norm + 1e-6))``, the norm taken
         over the whole tree; None does not clip.
       meta_iterates: the meta-loss is the mean over "all" phi_1 .. phi_K, or that of the "last".
-      second_order: differentiate through the inner gradients.
+      gradient_sum: where the gradients of ``g_1 + ... + g_k`` in d gate are taken: "before" the
+        inner steps, as those are, or "after", ``g_k = grad L(phi_k; B_k)``, which costs a second
+        gradient of every step.
+      second_order: differentiate through the inner gradients; those "before".
 
     Returns:
       The new state, and metrics: the meta-"loss" (and the loss function's metrics), "inner_loss"
@@ -193,14 +210,27 @@ def lamaml_step(
 
     Source: von Oswald, Zhao et al. 2021, Algorithm 1; Gupta et al. 2020, La-MAML, Algorithm 1.
     """
-    count = _check_arguments(state, batch, replay, replay_weights, inner_batch_size, meta_iterates)
+    count = _check_arguments(state, batch, replay, replay_weights, inner_batch_size)
+    for name, value, choices in (
+        ("meta_iterates", meta_iterates, MetaIterates),
+        ("gradient_sum", gradient_sum, GradientSum),
+    ):
+        if value not in choices.__args__:  # type: ignore[attr-defined]
+            listed = " or ".join(map(repr, choices.__args__))  # type: ignore[attr-defined]
+            raise ValueError(f"{name} must be {listed}, got {value!r}")
+    if second_order and gradient_sum != "before":
+        raise ValueError(f"gradient_sum must be 'before' with second_order, got {gradient_sum!r}")
+    if replay_weights is not None:
+        check_weighable("replay_weights", meta_loss_fn or loss_fn)
     check_bound("inner_clip", inner_clip)
     check_bound("clip_norm", clip_norm)
     batch, order = _shuffled(batch, key, count)
     meta_rows = batch
     if replay is not None:
         meta_rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
-    gate_key = None if key is None else jax.random.fold_in(key, 1)
+    # The order is drawn from fold_in(key, 1): jax.random.permutation splits its key in two, and a
+    # key's i-th part is what fold_in makes of i.
+    gate_key = None if key is None else jax.random.fold_in(key, 2)
     sizes, gate_vjp = jax.vjp(lambda m: apply_gate(inner_gate or gate, m, gate_key), state.mask)
     check_floating("step_sizes", sizes)
     check_like("step_sizes", sizes, "params", state.params)
@@ -216,20 +246,24 @@ def lamaml_step(
         inner_batch_size,
         inner_clip,
         meta_iterates,
+        gradient_sum,
     )
     d_params, d_sizes, metrics = meta_gradient(glance, second_order)
     own = {"order": order}
     mask, mask_opt = state.mask, state.mask_opt
-    if mask_optimizer is not None:
+    if mask_optimizer is not None and (inner_gate or gate).trained:
         (d_mask,) = gate_vjp(d_sizes)
         d_mask, own["mask_norm"] = clip_by_norm(d_mask, clip_norm)
-        mask, mask_opt = update(mask_optimizer, cast(d_mask, mask), mask_opt, mask)
+        d_mask = cast(d_mask, mask)
+        mask, mask_opt = update("mask_optimizer", mask_optimizer, d_mask, mask_opt, mask)
     d_params, own["theta_norm"] = clip_by_norm(d_params, clip_norm)
     if theta_optimizer is None:
         params, theta_opt = descend(state.params, apply_gate(gate, mask, gate_key), d_params), ()
     else:
         d_params = cast(d_params, state.params)
-        params, theta_opt = update(theta_optimizer, d_params, state.theta_opt, state.params)
+        params, theta_opt = update(
+            "theta_optimizer", theta_optimizer, d_params, state.theta_opt, state.params
+        )
     for name in own.keys() & metrics.keys():
         raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
     return LaMAMLState(params, mask, mask_opt, theta_opt, state.step + 1), metrics | own
@@ -237,8 +271,8 @@ def lamaml_step(
 
 def _shuffled(rows, key, count):
     if key is None:
-        return jax.tree.map(jnp.asarray, rows), jnp.arange(count)
-    order = jax.random.permutation(key, count)
+        return jax.tree.map(jnp.asarray, rows), jnp.arange(count, dtype=jnp.int32)
+    order = jax.random.permutation(key, jnp.arange(count, dtype=jnp.int32))
     return jax.tree.map(lambda x: jnp.asarray(x)[order], rows), order
 
 
@@ -248,10 +282,8 @@ def _row_weights(replay_weights, count):
     return jnp.concatenate([replay_weights, jnp.ones(count, replay_weights.dtype)])
 
 
-def _check_arguments(state, batch, replay, replay_weights, inner_batch_size, meta_iterates):
+def _check_arguments(state, batch, replay, replay_weights, inner_batch_size):
     """The number of rows in `batch`, once all arguments have been found to fit together."""
-    if meta_iterates not in ("all", "last"):
-        raise ValueError(f"meta_iterates must be 'all' or 'last', got {meta_iterates!r}")
     check_floating("state.params", state.params)
     (count,) = check_rows("batch", batch)
     check_steps("inner_batch_size", inner_batch_size)

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxsparse.checks import scalar_loss
+from jaxsparse.checks import described, is_traced, scalar_loss
+from jaxsparse.clipping import common_dtype
+from jaxsparse.precision import float32_by_default
 
 
 def cross_entropy(model: Any) -> Callable:
@@ -19,15 +22,19 @@ def cross_entropy(model: Any) -> Callable:
     gradient, which accelerators run slowly.
 
     Args:
-      model: has `apply(params, images) -> logits [n, ways]`.
+      model: has `apply(params, images) -> logits [n, ways]`, and may have `rowwise`: True where an
+        image's logits depend on that image alone, False where they do not, as with batch norm.
 
     Returns:
       `loss_fn(params, (images, labels)) -> (loss, {"accuracy": ...})`; images floating
-      [n, h, w, c], labels integer [n] in [0, ways).
+      [n, h, w, c], labels integer [n] in [0, ways). Labels inside compiled code have no values to
+      look at when it is traced: one outside [0, ways) then makes the loss NaN.
+      `loss_fn.rowwise` is the model's, None where the model does not say.
 
     Raises:
-      ValueError: (from `loss_fn`) logits and labels do not fit together.
-      TypeError: (from `loss_fn`) the labels are not integers.
+      ValueError: (from `loss_fn`) logits and labels do not fit together, or a label whose value is
+        known lies outside [0, ways).
+      TypeError: (from `loss_fn`) the labels are not integers, or the batch is no such pair.
 
     Example:
       >>> model = jaxsparse.nn.mlp(ways=5)
@@ -36,7 +43,7 @@ def cross_entropy(model: Any) -> Callable:
     Source: Finn et al. 2017, MAML, Eq. 3.
     """
 
-    return _CrossEntropy(model)
+    return _CrossEntropy(model, getattr(model, "rowwise", None))
 
 
 class SplitLoss(NamedTuple):
@@ -68,28 +75,38 @@ class SplitLoss(NamedTuple):
 @dataclasses.dataclass(frozen=True, eq=False)  # as a function: equal to itself only
 class _CrossEntropy:
     model: Any
+    rowwise: bool | None
 
+    @float32_by_default
     def __call__(self, params, batch):
         losses, hits = self._of_rows(params, batch)
         return jnp.mean(losses), {"accuracy": jnp.mean(hits)}
 
+    @float32_by_default
     def weighted(self, params, batch, shares):
         """The same with each row's share of the mean, [n], in place of 1 / n."""
-        losses, hits = self._of_rows(params, batch)
-        return jnp.dot(shares, losses), {"accuracy": jnp.dot(shares, hits)}
+        of_rows = self._of_rows if self.rowwise else self._one_by_one
+        losses, hits = of_rows(params, batch)
+        return _dot(shares, losses), {"accuracy": _dot(shares, hits)}
 
     def _of_rows(self, params, batch):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise TypeError(f"batch must be a pair (images, labels), got {described(batch)}")
         images, labels = batch
         logits = self.model.apply(params, images)
-        if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-            raise ValueError(
-                f"labels have shape {labels.shape}, logits {logits.shape}; want [n] and [n, ways]"
-            )
-        if not jnp.issubdtype(labels.dtype, jnp.integer):
-            raise TypeError(f"labels must be integers, got {labels.dtype}")
-        one_hot = jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
+        labels = _checked_labels(labels, logits.shape)
+        ways = logits.shape[1]
+        one_hot = jax.nn.one_hot(labels, ways, dtype=logits.dtype)
         log_likelihoods = jnp.sum(one_hot * jax.nn.log_softmax(logits), axis=1)
-        return -log_likelihoods, (logits.argmax(1) == labels).astype(jnp.float32)
+        # A label that is none would have a row of zeros, and a loss of 0.
+        known = jnp.where((labels >= 0) & (labels < ways), 1.0, jnp.nan).astype(logits.dtype)
+        hits = jax.lax.argmax(logits, 1, labels.dtype) == labels
+        return -log_likelihoods * known, hits.astype(jnp.float32)
+
+    def _one_by_one(self, params, batch):
+        single_rows = jax.tree.map(lambda x: x[:, None], batch)
+        of_rows = jax.vmap(self._of_rows, (None, 0))(params, single_rows)
+        return jax.tree.map(lambda x: x[:, 0], of_rows)
 
     @property
     def split(self) -> SplitLoss | None:
@@ -97,8 +114,34 @@ class _CrossEntropy:
         if layer is None:
             return None
         return SplitLoss(
-            layer.kernel, lambda rows: (layer.inputs(rows[0]), rows[1]), _CrossEntropy(layer)
+            layer.kernel,
+            lambda rows: (layer.inputs(rows[0]), rows[1]),
+            _CrossEntropy(layer, self.rowwise),
         )
+
+
+def _checked_labels(labels, logits_shape):
+    """The labels, int32 or wider, once they have been found to fit the logits."""
+    labels = labels if hasattr(labels, "dtype") else jnp.asarray(labels)
+    if len(logits_shape) != 2 or labels.shape != logits_shape[:1]:
+        raise ValueError(
+            f"labels have shape {labels.shape}, logits {logits_shape}; want [n] and [n, ways]"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if not is_traced(labels):
+        outside = np.asarray(labels)
+        outside = outside[(outside < 0) | (outside >= logits_shape[1])]
+        if outside.size:
+            raise ValueError(f"labels must lie in [0, {logits_shape[1]}), got {outside[0]}")
+    labels = jnp.asarray(labels)
+    # In int8 the classes beyond 127 would be those below 0.
+    return labels if labels.dtype.itemsize == 8 else labels.astype(jnp.int32)
+
+
+def _dot(shares, values):
+    wide = common_dtype(shares, values)
+    return jnp.dot(shares.astype(wide), values.astype(wide))
 
 
 def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Callable:
@@ -107,7 +150,9 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
     ``sum_i w_i L(params; row_i) / sum_i w_i``
 
     A loss that has a `weighted(params, rows, shares)` of its own, as `cross_entropy`'s does, is
-    asked for that: it sees the rows together. Any other is called once for each row, vmapped.
+    asked for that. Any other is called once for each row, vmapped: then weights that are all alike
+    give what no weights give only where the loss is a mean over rows, each of which counts alone.
+    A loss that says that it is not, by `rowwise = False`, cannot be weighed.
 
     Args:
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: a mean over rows.
@@ -116,6 +161,9 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
 
     Returns:
       `params -> (loss, metrics)`.
+
+    Raises:
+      ValueError: weights for a loss whose `rowwise` is False.
 
     Example:
       >>> weights = jnp.array([1.0, 0.0, 1.0])
@@ -128,6 +176,7 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
     whole = scalar_loss(loss_fn)
     if weights is None:
         return lambda params: whole(params, rows)
+    check_weighable("weights", loss_fn)
     shares = weights / weights.sum()
     together = getattr(loss_fn, "weighted", None)
     if together is not None:
@@ -136,6 +185,15 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
 
     def row_by_row(params):
         losses = jax.vmap(whole, (None, 0))(params, single_rows)
-        return jax.tree.map(lambda x: jnp.dot(shares, x), losses)
+        return jax.tree.map(lambda x: _dot(shares, x), losses)
 
     return row_by_row
+
+
+def check_weighable(name: str, loss_fn: Callable) -> None:
+    """Raise ValueError where a row of `loss_fn` counts in more than its own loss."""
+    if getattr(loss_fn, "rowwise", None) is False:
+        raise ValueError(
+            f"{name}: got weights, want None: the loss has statistics over its rows (batch norm), "
+            "which a row changes whatever its weight; leave such rows out"
+        )

@@ -12,7 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxsparse.checks import check_leading_axis, check_steps, own_copy, scalar_loss
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt
-from jaxsparse.updates import update
+from jaxsparse.precision import float32_by_default
+from jaxsparse.updates import check_gate, init_optimizer, update
 
 Tree = Any
 TaskLoop = Literal["auto", "vmap", "scan"]
@@ -70,41 +71,16 @@ def init_state(
     """
     mask_key, key = jax.random.split(key)
     params = own_copy("params", params)
+    check_gate(gate)
     mask = gate.init(mask_key, params)
     return MetaState(
         params,
         mask,
-        theta_optimizer.init(params),
-        mask_optimizer.init(mask),
+        init_optimizer("theta_optimizer", theta_optimizer, params),
+        init_optimizer("mask_optimizer", mask_optimizer, mask),
         jnp.zeros((), jnp.int32),
         key,
     )
-
-
-def float32_by_default(function: Callable) -> Callable:
-    """`function`, traced with float32 matrix products unless the caller has set a precision.
-
-    JAX's own default lets GPUs round the factors to TensorFloat-32. Used inside `jax.jit`, whose
-    cache tells apart what the caller has set; derivatives are traced within, custom ones too.
-
-    Args:
-      function: any function of JAX arrays.
-
-    Returns:
-      The function, which heeds `jax.default_matmul_precision` when that is set.
-
-    Example:
-      >>> product = jax.jit(float32_by_default(jnp.dot))
-    """
-
-    @functools.wraps(function)
-    def traced(*args, **kwargs):
-        if jax.config.jax_default_matmul_precision is not None:  # type: ignore[attr-defined]
-            return function(*args, **kwargs)
-        with jax.default_matmul_precision("float32"):
-            return function(*args, **kwargs)
-
-    return traced
 
 
 @functools.partial(
@@ -195,10 +171,14 @@ def sparse_maml_step(
     d_params, metrics = jax.tree.map(lambda x: x.mean(0), (d_params, metrics))
     # Sizes drawn per task keep their task axis here: the gate's own VJP adds the tasks up.
     d_sizes = jax.tree.map(lambda x: x / count if gate.stochastic else x.mean(0), d_sizes)
-    (d_mask,) = gate_vjp(d_sizes)
-    params, theta_opt = update(theta_optimizer, d_params, state.theta_opt, state.params)
-    mask, mask_opt = update(mask_optimizer, d_mask, state.mask_opt, state.mask)
-    metrics["sparsity"] = sparsity(step_sizes)["total"]
+    params, theta_opt = update(
+        "theta_optimizer", theta_optimizer, d_params, state.theta_opt, state.params
+    )
+    mask, mask_opt = state.mask, state.mask_opt
+    if gate.trained:
+        (d_mask,) = gate_vjp(d_sizes)
+        mask, mask_opt = update("mask_optimizer", mask_optimizer, d_mask, mask_opt, mask)
+    metrics["sparsity"] = _sparsity(step_sizes, state.params, gate.stochastic)
     return MetaState(params, mask, theta_opt, mask_opt, state.step + 1, key), metrics
 
 
@@ -276,9 +256,18 @@ def _adapted_loss(loss_fn, params, step_sizes, task, inner_steps, second_order):
 
 
 def _step_sizes(gate, mask, key, count):
+    check_gate(gate)
     if not gate.stochastic:
         return gate.apply(mask, None)
     return jax.vmap(gate.apply, (None, 0))(mask, jax.random.split(key, count))
+
+
+def _sparsity(step_sizes, params, per_task):
+    """The share of all parameters, of all tasks where each has sizes of its own."""
+    if per_task:
+        tasks = len(jax.tree.leaves(step_sizes)[0])
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct((tasks, *x.shape), x.dtype), params)
+    return sparsity(step_sizes, params)["total"]
 
 
 def _over_tasks(function, count, per_task, task_loop, mesh):

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.checks import leaves_by_name, scalar_loss
+from jaxsparse.checks import scalar_loss
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.inner import descend
 from jaxsparse.losses import SplitLoss, weighted_loss
@@ -15,6 +15,7 @@ from jaxsparse.updates import cast
 
 Tree = Any
 MetaIterates = Literal["all", "last"]
+GradientSum = Literal["before", "after"]
 
 
 class Glance(NamedTuple):
@@ -31,6 +32,7 @@ class Glance(NamedTuple):
       batch_size: rows per inner step.
       bound: of the inner gradients' entries, or None.
       iterates: those that the meta-loss is the mean over.
+      gradient_sum: where the gradients summed up for d step sizes are taken, to first order.
     """
 
     loss_fn: Callable
@@ -43,6 +45,7 @@ class Glance(NamedTuple):
     batch_size: int = 1
     bound: float | None = None
     iterates: MetaIterates = "all"
+    gradient_sum: GradientSum = "before"
 
 
 def meta_gradient(glance: Glance, second_order: bool) -> tuple[Tree, Tree, dict[str, jax.Array]]:
@@ -82,7 +85,11 @@ def _first_order(glance):
     def step(carry, chunk):
         phi, gradient_sum, d_params, d_sizes = carry
         (loss, _), gradient = loss_and_grad(cast(phi, params), chunk)
-        phi, gradient_sum = _inner_step(phi, gradient_sum, sizes, gradient, glance.bound)
+        before = gradient_sum
+        phi, gradient_sum = _inner_step(phi, before, sizes, gradient, glance.bound)
+        if glance.gradient_sum == "after":
+            _, gradient = loss_and_grad(cast(phi, params), chunk)
+            gradient_sum = _added(before, _clamped(gradient, phi, glance.bound))
         outer = None
         if iterates == "all":
             d_params, d_sizes, outer = meta_step(phi, gradient_sum, d_params, d_sizes)
@@ -100,9 +107,9 @@ def _usable_split(glance):
     split = getattr(glance.loss_fn, "split", None)
     if split is None or glance.meta_loss_fn is not glance.loss_fn or glance.bound is not None:
         return None
-    if glance.iterates != "all" or glance.batch_size != 1:
+    if glance.iterates != "all" or glance.batch_size != 1 or glance.gradient_sum != "before":
         return None  # The products before the loop would cost more than those they replace.
-    dtype = leaves_by_name(glance.params)[split.kernel].dtype
+    dtype = cut_leaf(glance.params, split.kernel)[0].dtype
     return split if dtype == sum_dtype(dtype) else None
 
 
@@ -213,8 +220,16 @@ def _start(params):
 
 
 def _inner_step(phi, gradient_sum, sizes, gradient, bound=None):
-    gradient = jax.tree.map(lambda g, p: _clamp(g, bound).astype(p.dtype), gradient, phi)
-    return descend(phi, sizes, gradient), jax.tree.map(jnp.add, gradient_sum, gradient)
+    gradient = _clamped(gradient, phi, bound)
+    return descend(phi, sizes, gradient), _added(gradient_sum, gradient)
+
+
+def _clamped(gradient, like, bound):
+    return jax.tree.map(lambda g, p: _clamp(g, bound).astype(p.dtype), gradient, like)
+
+
+def _added(x, y):
+    return jax.tree.map(jnp.add, x, y)
 
 
 def _add_terms(d_params, d_sizes, share, h, gradient_sum):

@@ -6,6 +6,9 @@ R[i, j] is the accuracy on task j after training on task i, tasks counted from 0
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.checks import described, is_array
+from jaxsparse.clipping import common_dtype
+
 
 def retained_accuracy(R: jax.Array) -> jax.Array:
     """RA: the accuracy on all tasks after the last one.
@@ -13,13 +16,14 @@ def retained_accuracy(R: jax.Array) -> jax.Array:
     ``RA = 1/T sum_j R[T-1, j]``
 
     Args:
-      R: accuracies [..., T, T], floating.
+      R: accuracies [..., T, T], numbers; nested lists will do.
 
     Returns:
       [...], in the unit of R.
 
     Raises:
-      ValueError: the last two axes differ.
+      TypeError: R is no array of real numbers.
+      ValueError: the last two axes differ, or are empty.
 
     Example:
       >>> float(retained_accuracy(jnp.array([[0.9, 0.1], [0.5, 0.7]])))
@@ -36,13 +40,14 @@ def learning_accuracy(R: jax.Array) -> jax.Array:
     ``LA = 1/T sum_j R[j, j]``
 
     Args:
-      R: accuracies [..., T, T], floating.
+      R: accuracies [..., T, T], numbers; nested lists will do.
 
     Returns:
       [...], in the unit of R.
 
     Raises:
-      ValueError: the last two axes differ.
+      TypeError: R is no array of real numbers.
+      ValueError: the last two axes differ, or are empty.
 
     Example:
       >>> float(learning_accuracy(jnp.array([[0.9, 0.1], [0.5, 0.7]])))
@@ -60,13 +65,14 @@ def backward_transfer_interference(R: jax.Array) -> jax.Array:
     last task counts in T and contributes nothing.
 
     Args:
-      R: accuracies [..., T, T], floating.
+      R: accuracies [..., T, T], numbers; nested lists will do.
 
     Returns:
       [...], in the unit of R.
 
     Raises:
-      ValueError: the last two axes differ.
+      TypeError: R is no array of real numbers.
+      ValueError: the last two axes differ, or are empty.
 
     Example:
       >>> float(backward_transfer_interference(jnp.array([[0.75, 0.1], [0.5, 0.7]])))
@@ -84,13 +90,14 @@ def forward_transfer(R: jax.Array, initial: jax.Array) -> jax.Array:
     the public code of GEM and La-MAML.
 
     Args:
-      R: accuracies [..., T, T], floating.
+      R: accuracies [..., T, T], numbers; nested lists will do.
       initial: b, accuracies before any training [..., T].
 
     Returns:
       [...], in the unit of R.
 
     Raises:
+      TypeError: an argument is no array of real numbers.
       ValueError: shapes that do not fit together.
 
     Example:
@@ -99,17 +106,35 @@ def forward_transfer(R: jax.Array, initial: jax.Array) -> jax.Array:
 
     Source: Lopez-Paz & Ranzato 2017, GEM, Sec. 2 (there divided by T - 1).
     """
-    tasks = _square(R).shape[-1]
-    if jnp.shape(initial) != R.shape[:-1]:
-        raise ValueError(f"initial has shape {jnp.shape(initial)}, want {R.shape[:-1]}")
+    R, initial = _square(R), _floating("initial", initial)
+    if initial.shape != R.shape[:-1]:
+        raise ValueError(f"initial has shape {initial.shape}, want {R.shape[:-1]}")
     ahead = jnp.diagonal(R, offset=1, axis1=-2, axis2=-1)
-    return (ahead - initial[..., 1:]).sum(-1) / tasks
+    wide = common_dtype(ahead, initial)
+    return (ahead.astype(wide) - initial[..., 1:].astype(wide)).sum(-1) / R.shape[-1]
 
 
 def _square(R):
-    if jnp.ndim(R) < 2 or R.shape[-1] != R.shape[-2]:
-        raise ValueError(f"R has shape {jnp.shape(R)}, want [..., T, T]")
+    R = _floating("R", R)
+    if R.ndim < 2 or R.shape[-1] != R.shape[-2] or not R.shape[-1]:
+        raise ValueError(f"R has shape {R.shape}, want [..., T, T]")
     return R
+
+
+def _floating(name, values):
+    """An array of the accuracies, which may be given as lists or as integers, percent say."""
+    wanted = TypeError(f"{name} must be an array of accuracies, got {described(values)}")
+    if not all(map(is_array, jax.tree.leaves(values, is_leaf=lambda x: x is None))):
+        raise wanted
+    try:
+        array = values if hasattr(values, "dtype") else jnp.asarray(values)
+    except (TypeError, ValueError) as error:  # rows of several lengths, say
+        raise wanted from error
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be floating, got {array.dtype}")
+    return jnp.asarray(array, jnp.float32)
 
 
 def _diagonal(R):

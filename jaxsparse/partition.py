@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxsparse.checks import leaves_by_name, path_name, scalar_loss
+from jaxsparse.checks import leaf_names, scalar_loss
 from jaxsparse.inner import adapt
 
 Tree = Any
@@ -19,8 +19,8 @@ def inner_part(params: Tree, inner_params: Callable[[str], bool] | None) -> Tree
 
     Args:
       params: any pytree of arrays.
-      inner_params: whether the inner loop adapts the leaf of this path, "norm1/scale" say; None:
-        all of them.
+      inner_params: whether the inner loop adapts the leaf of this path, "norm1/scale" say (as
+        `leaf_names` writes it); None: all of them.
 
     Returns:
       A tree like `params`, some of its leaves None.
@@ -38,12 +38,12 @@ def inner_part(params: Tree, inner_params: Callable[[str], bool] | None) -> Tree
     """
     if inner_params is None:
         return params
-    part = jax.tree_util.tree_map_with_path(
-        lambda path, x: x if inner_params(path_name(path)) else None, params
-    )
-    if not jax.tree.leaves(part):
-        raise ValueError(f"inner_params selects none of {', '.join(leaves_by_name(params))}")
-    return part
+    names, leaves = leaf_names(params), jax.tree.leaves(params)
+    chosen = [inner_params(name) for name in names]
+    if not any(chosen):
+        raise ValueError(f"inner_params selects none of {', '.join(names)}")
+    part = [x if mine else None for x, mine in zip(leaves, chosen, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), part)
 
 
 def merge_params(part: Tree, params: Tree) -> Tree:
@@ -102,7 +102,10 @@ def cut_leaf(tree: Tree, name: str) -> tuple[Any, list[Any], Callable[[list[Any]
       >>> leaf, others, join(others, 7)
       (2, [1, 3], {'a': 1, 'b': 7, 'c': 3})
     """
-    place = list(leaves_by_name(tree)).index(name)
+    names = leaf_names(tree)
+    if name not in names:
+        raise ValueError(f"there is no {name!r} in params, only {', '.join(names)}")
+    place = names.index(name)
     leaves, structure = jax.tree.flatten(tree)
 
     def join(rest, leaf):

@@ -9,6 +9,7 @@ import optax
 import pytest
 import quadprog
 from problems import (
+    WAYS,
     Classifier,
     assert_trees_close,
     classification_loss,
@@ -22,6 +23,7 @@ from problems import (
 )
 
 from jaxsparse import cross_entropy, nn
+from jaxsparse.clipping import clip_by_norm
 from jaxsparse.continual import task_gradients as task_gradients_module
 from jaxsparse.continual.er import er_step, init_online_state
 from jaxsparse.continual.gem import agem_step, gem_step
@@ -345,6 +347,7 @@ def test_images_are_taken_in_pieces_that_a_cache_holds():
             sizes.add(len(rows[1]))
             return cross_entropy(model)(params, rows)
 
+        loss_fn.rowwise = True
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(task_gradients_module, "CACHE_BYTES", cache_bytes)
             params = model.init(jax.random.key(0))
@@ -356,6 +359,37 @@ def test_images_are_taken_in_pieces_that_a_cache_holds():
     assert taken(cnn, 2**30) == taken(mlp, 2**22) == 200
     assert 20 <= taken(cnn, 2**20) <= 70
     assert taken(cnn, 0) <= 2
+
+
+def test_gems_gradients_with_batch_norm_are_of_a_whole_memory(monkeypatch):
+    """However little a cache holds: of a piece, batch norm has other statistics."""
+    monkeypatch.setattr(task_gradients_module, "CACHE_BYTES", 0)
+    model = nn.conv4(WAYS, width=2, image_shape=(16, 16, 1))
+    loss_fn, params = cross_entropy(model), model.init(jax.random.key(0))
+    random = np.random.default_rng(0)
+    images = jnp.asarray(random.normal(size=(2, 6, 16, 16, 1)), jnp.float32)
+    labels = jnp.asarray(random.integers(WAYS, size=(2, 6)))
+    made = quick_jit(lambda p: task_gradients(loss_fn, p, (images, labels), 2))(params)
+    whole = quick_jit(jax.grad(lambda p, task: loss_fn(p, (images[task], labels[task]))[0]))
+    for task in range(2):
+        for got, want in zip(made, jax.tree.leaves(whole(params, task)), strict=True):
+            np.testing.assert_allclose(got[task], want.ravel(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_memory_that_gives_nan_is_not_taken_for_one_that_agrees():
+    inputs, labels = rows(3, 1, 4)
+    memory = inputs.at[0, 2].set(jnp.nan), labels
+    state, metrics = gem(start(), rows(1, ROWS), memory, 1)
+    assert metrics["violations"] == 1
+    assert all(jnp.isnan(x).any() for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("odd", [jnp.nan, jnp.inf, 1e30])
+def test_a_gradient_that_is_not_finite_is_not_clipped_to_nothing(odd):
+    tree = {"a": jnp.array([odd, 1.0]), "b": jnp.array([0.5])}
+    clipped, norm = clip_by_norm(tree, 2.0)
+    assert not jnp.isfinite(norm)
+    assert all(jnp.isnan(x).all() for x in jax.tree.leaves(clipped))
 
 
 def follow_gem(loss_fn, tasks, kept, counts, margin, ridge, clip_norm):
@@ -522,6 +556,7 @@ def test_init_leaves_the_callers_arrays_alone():
 
 # Errors
 
+NORMED = cross_entropy(nn.resnet12(WAYS, (2, 2, 2, 2), (16, 16, 1)))
 BATCH, REPLAY, MEMORY = rows(1, ROWS), rows(2, REPLAYED), rows(3, 2, 4)
 ONE, DRAWN = rows(1, 1), rows(2, BATCHES, REPLAYED)
 
@@ -563,6 +598,20 @@ ONE, DRAWN = rows(1, 1), rows(2, BATCHES, REPLAYED)
         (gem, (BATCH, MEMORY, jnp.ones(2, bool)), {}, TypeError, r"^observed .*got bool \(2,\)"),
         (agem, (BATCH, MEMORY), {}, ValueError, r"^memory_rows\[0\] has rows of shape \(4, 5\)"),
         (agem, (BATCH, REPLAY, jnp.ones(2)), {}, ValueError, r"^memory_weights has shape \(2,\)"),
+        (
+            er,
+            (BATCH, REPLAY),
+            {"replay_weights": jnp.ones(4), "loss_fn": NORMED},
+            ValueError,
+            "^replay_weights: got weights, want None: the loss has statistics over its rows",
+        ),
+        (
+            agem,
+            (BATCH, REPLAY, jnp.ones(4)),
+            {"loss_fn": NORMED},
+            ValueError,
+            "^memory_weights: got weights, want None",
+        ),
         (
             er,
             (BATCH, None),

@@ -44,6 +44,12 @@ def made_up(tmp_path, monkeypatch):
     return prepare
 
 
+def _png(pixels):
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
 def fails(match, *args):
     with pytest.raises(DataError, match=match) as caught:
         load_labelled(*args)
@@ -81,6 +87,26 @@ def test_what_is_missing_says_what_to_do(tmp_path, monkeypatch):
     fails("mnist: data_dir .*: there is no such folder", "mnist", "test", tmp_path / "nowhere")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     fails(f"{tmp_path / 'tfds'}: there is no such folder", "mnist", "train")
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_labels_outside_the_ten_classes_are_refused(made_up, tmp_path, monkeypatch, label):
+    made_up("mnist")
+    records = classification.records
+    monkeypatch.setattr(
+        classification,
+        "records",
+        lambda *args: ({**r, "label": np.int64(label)} for r in records(*args)),
+    )
+    fails(f"mnist: labels in .* must lie in 0 .. 9, got {label}", "mnist", "train", tmp_path)
+
+
+def test_records_whose_images_are_none_are_a_data_error(made_up, tmp_path, monkeypatch):
+    made_up("mnist")
+    for broken in (b"no image", _png(np.zeros((3, 3), np.uint8))):
+        one = [{"image": broken, "label": np.int64(1)}]
+        monkeypatch.setattr(classification, "records", lambda *_, one=one: iter(one))
+        fails("mnist: an image in .*: not a readable image: ", "mnist", "train", tmp_path)
 
 
 def test_records_that_are_no_records_are_a_data_error(made_up, tmp_path, monkeypatch):

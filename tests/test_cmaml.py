@@ -287,6 +287,44 @@ def test_pairs_of_the_buffer(stored, modulation):
     np.testing.assert_allclose(state.mask, mask, rtol=1e-5)
 
 
+def test_algorithm_2_as_it_is_printed():
+    """One pair drawn from the buffer, eta = g(J), phi restarted at once, on (w - x)^2 by hand."""
+    values, batch = np.array([-1.0, 0.2, 1.5]), 9.0
+    w, size, eta, mask_rate, strength = 0.5, 0.25, 0.1, 0.2, 0.3
+
+    def printed(train, test):
+        phi = w - size * 2 * (w - train)
+        loss, q = (phi - test) ** 2, 2 * (phi - test)
+        g = eta * (1 - np.exp(-strength * loss))
+        # Algorithm 2 prints theta's line; m's is Eq. 10's with the same modulation.
+        theta, m = w - g * q, size + mask_rate * g / eta * q * 2 * (w - train)
+        return theta, m, theta - m * 2 * (theta - batch)
+
+    gate, sgd, mask_sgd = gates.linear(size), optax.sgd(eta), optax.sgd(mask_rate)
+    state = init_cmaml_state(
+        jnp.array(w), gate, jax.random.key(0), batch=jnp.zeros(1), theta_optimizer=sgd,
+        mask_optimizer=mask_sgd, capacity=7,
+    )  # fmt: skip
+    stored = jnp.zeros((7, 1)).at[:3, 0].set(values)
+    state = state._replace(buffer=stored, stored=jnp.int32(3), step=jnp.int32(7))
+    step = make_step(
+        gate, mask_sgd, loss_fn=square, theta_optimizer=sgd, inner_steps=1, modulation=strength,
+        detection_threshold=1e-3, pairs="one", restart_now=True,
+    )  # fmt: skip
+    keys = jax.random.split(jax.random.key(1), 300)
+    over_keys = quick_jit(jax.vmap(lambda key: step(state, jnp.array([batch]), key)[0]))
+    got = over_keys(keys)
+    assert not got.stored.any() and not got.restart.any()
+    moved = np.stack([got.params, got.mask, got.fast_params], 1)
+    wanted = np.array([printed(a, b) for a in values for b in values if a != b])
+    nearest = np.abs(moved[:, None] - wanted).sum(-1).argmin(1)
+    np.testing.assert_allclose(moved, wanted[nearest], rtol=1e-4, atol=1e-5)
+    assert np.bincount(nearest, minlength=6).min() > 25  # of 50 expected: deviation 6.5
+
+    alone = step(state._replace(stored=jnp.int32(1)), jnp.array([batch]), keys[0])[0]
+    np.testing.assert_allclose(alone.params, printed(values[0], values[0])[0], rtol=1e-5)
+
+
 def test_fast_weights_by_hand():
     """Towards 9 by halves: the switch is seen at the third batch, the restart is at the fourth."""
     gate, sgd = gates.constant(0.25), optax.sgd(0.5)
@@ -448,6 +486,8 @@ BATCH = jax.tree.map(lambda x: x[0], BATCHES)
             "^loss_fn: no metric may be called 'detected'",
         ),
         ({"loss_fn": lambda w, batch: batch[0]}, ValueError, "^loss_fn must return a scalar"),
+        ({"pairs": "two"}, ValueError, "^pairs must be 'all' or 'one', got 'two'"),
+        ({"pairs": "one"}, ValueError, "^key is None, but pairs='one' draws stored batches"),
         (
             {"gate": gates.Gate(lambda key, p: p, lambda m, key: m["head"])},
             ValueError,

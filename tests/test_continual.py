@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
@@ -9,19 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import quick_jit
 
 from experiments import continual, runs
 from experiments.continual_presets import preset_config
 from jaxsparse import gates, lamaml_step, losses
 from jaxsparse.data import LabelledSet, streams
-from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped, host
+from jaxsparse.training import ConfigError, Diverged, Hooks, RunError, RunFolder, Stopped, host
 from jaxsparse.training.continual import (
+    META_METHODS,
     ContinualConfig,
     Rates,
     make_program,
     make_stream,
     run_stream,
     scan_stream,
+    used_rates,
 )
 from jaxsparse.training.continual.learners import (
     Arrival,
@@ -56,9 +60,47 @@ def labelled(seed, count):
     return LabelledSet(images.astype(np.uint8), labels.astype(np.int32), (0.1,), (0.7,), CLASSES)
 
 
+def seen_rows():
+    seen = labelled(0, 4)
+    return jnp.asarray(seen.images), jnp.asarray(seen.labels)
+
+
 @pytest.fixture(scope="module")
 def stream():
     return streams.permutations(labelled(0, 60), labelled(1, 40), tasks=3)
+
+
+@pytest.mark.parametrize(
+    ("method", "mask_init"),
+    [
+        *((method, "auto") for method in META_METHODS),
+        ("lamaml", "0.2"),
+        ("sparse-lamaml", "0.2"),
+        ("er", "auto"),
+    ],
+)
+def test_rates_are_used_or_not_as_is_said(method, mask_init):
+    """What a batch changes depends on the rates named, and on no others."""
+    config = dataclasses.replace(SMALL, method=method, mask_init=mask_init)
+    learner, rows = make_learner(config, labelled(0, 60)), seen_rows()
+    key, row = jax.random.key(0), jax.tree.map(lambda x: x[0], rows)
+
+    @quick_jit
+    def learned(rates):
+        state, memory = learner.init(key, rates), learner.init_memory(row)
+        for step in range(2):
+            arrival = Arrival(rows, 0, True)
+            state, memory, _ = learner.learn(
+                state, memory, arrival, jax.random.fold_in(key, step), rates
+            )
+        return state.params, getattr(state, "mask", ())
+
+    base = Rates(*map(jnp.float32, (0.1, 0.3, 0.05)))
+    start = learned(base)
+    for name in Rates._fields:
+        moved = learned(base._replace(**{name: 2 * getattr(base, name)}))
+        same = all(jax.tree.leaves(jax.tree.map(np.array_equal, start, moved)))
+        assert same == (name not in used_rates(config)), name
 
 
 def rows_of(folder):
@@ -148,8 +190,7 @@ def test_la_maml_as_its_public_code_learns_images():
     rates, key = default_rates(config), jax.random.key(3)
     learner = make_learner(config, labelled(0, 60))
     state = learner.init(key, rates)
-    seen = labelled(0, 4)
-    rows = (jnp.asarray(seen.images), jnp.asarray(seen.labels))
+    rows = seen_rows()
     memory = learner.init_memory(jax.tree.map(lambda x: x[0], rows))
     arrival = Arrival(rows, jnp.int32(0), jnp.bool_(True))
     got, _, _ = learner.learn(state, memory, arrival, key, rates)
@@ -163,6 +204,77 @@ def test_la_maml_as_its_public_code_learns_images():
     )  # fmt: skip
     chex.assert_trees_all_close(got.params, wanted.params, rtol=1e-5, atol=1e-7)
     chex.assert_trees_all_close(got.mask, wanted.mask, rtol=1e-5, atol=1e-7)
+
+
+def test_algorithm_1_as_it_is_printed_can_be_asked_for():
+    config = dataclasses.replace(
+        SMALL, glances=1, slope=1.0, clip_norm=None, meta_iterates="last", gradient_sum="after"
+    )
+    rates, key, data = default_rates(config), jax.random.key(3), labelled(0, 60)
+    learner, rows = make_learner(config, data), seen_rows()
+    state = learner.init(key, rates)
+    memory = learner.init_memory(jax.tree.map(lambda x: x[0], rows))
+    got, _, _ = learner.learn(state, memory, Arrival(rows, 0, True), key, rates)
+    step_key = jax.random.split(jax.random.fold_in(key, 0), 3)[1]
+    wanted, _ = lamaml_step(
+        state, rows, None, step_key, loss_fn=losses.cross_entropy(make_model(config, data)),
+        gate=gates.binary(0.1, init=0.1), mask_optimizer=optax.sgd(1.7), clip_norm=None,
+        meta_iterates="last", gradient_sum="after",
+    )  # fmt: skip
+    chex.assert_trees_all_close(got.params, wanted.params, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(got.mask, wanted.mask, rtol=1e-5, atol=1e-7)
+
+
+def test_mer_on_batches_is_its_public_code_in_numpy(stream):
+    """Row after row: passes over it and replayed rows, then the row is offered to the memory."""
+    beta, gamma, passes, replayed, slots = 0.3, 0.7, 2, 3, 6
+    config = dataclasses.replace(
+        PLAIN, method="mer", init="xavier", replay_batch_size=replayed, replay_passes=passes,
+        within_rate=beta, across_rate=gamma, memories=slots,
+    )  # fmt: skip
+    key, rates, program = jax.random.key(0), Rates(0.0, 0.0, 0.05), make_program(config, stream)
+    got = quick_jit(make_stream(config, stream))(key, stream)["state"]
+    params = program.init(key, rates, stream).learner.params
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    indices = np.asarray(program.schedule(key, stream).indices)
+    memory, age = [], 0
+    for step in range(9):
+        batch_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
+        for place in range(4):
+            task, image = step // 3, indices[step // 3, step % 3 * 4 + place]
+            row = permuted(stream.train.images[[image]], stream.pixel_maps[task])
+            row = row, np.asarray(stream.train.labels)[[image]]
+            row_key = jax.random.fold_in(batch_key, place)
+            start = jax.tree.map(np.copy, params)
+            for pass_key in jax.random.split(jax.random.fold_in(row_key, 0), passes):
+                before = jax.tree.map(np.copy, params)
+                places = jax.random.randint(pass_key, (replayed,), 0, max(len(memory), 1))
+                chosen = [memory[int(at)] for at in places[: len(memory)]]
+                for one in (row, *chosen):
+                    sgd_step(params, *one, 0.05)
+                params = jax.tree.map(lambda a, b: a + beta * (b - a), before, params)
+            params = jax.tree.map(lambda a, b: a + gamma * (b - a), start, params)
+            age += 1
+            at = int(jax.random.randint(jax.random.fold_in(row_key, 1), (1,), 0, age + 1)[0])
+            if len(memory) < slots:
+                memory.append(row)
+            elif at < slots:
+                memory[at] = row
+    assert int(got.memory.age) == age == 36
+    np.testing.assert_array_equal(got.memory.rows[1], [label[0] for _, label in memory])
+    chex.assert_trees_all_close(got.learner.params, params, atol=1e-5)
+    assert np.abs(params["head"]["kernel"]).max() > 0.1
+
+
+@pytest.mark.parametrize("method", ["gem", "agem"])
+def test_images_kept_of_each_task_can_be_asked_for(stream, method):
+    def kept(**changes):
+        program = make_program(dataclasses.replace(SMALL, method=method, **changes), stream)
+        state = jax.eval_shape(program.init, jax.random.key(0), Rates(0.0, 0.0, 0.1), stream)
+        return state.memory.rows[1].shape
+
+    assert kept() == (3, 2)
+    assert kept(memory_per_task=5) == kept(memory_per_task=5, memories=1) == (3, 5)
 
 
 def test_the_memory_holds_what_was_seen(stream):
@@ -267,6 +379,50 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(stream, tmp_pa
     assert [row["task"] for row in folder.rows()] == [0, 1, 2, 3]
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_network_that_names_no_class_ends_the_run(stream, tmp_path):
+    """The only update makes infinite weights of a finite loss."""
+    config = dataclasses.replace(
+        PLAIN, samples_per_task=4, theta_lr=1e39, clip_norm=None, seeds=2, seed=3
+    )
+    folder = new_folder(tmp_path / "run")
+    with pytest.raises(Diverged, match=r"on the test images is not finite with seed 3 after batch"):
+        run_stream(config, stream, folder, Hooks())
+    assert [row["task"] for row in folder.rows()] == [0]
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["1"]
+    assert folder.result() is None
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_point_of_a_scan_that_diverges_retains_nothing(stream, tmp_path):
+    config = dataclasses.replace(PLAIN, validation=True)
+    grid = [Rates(0.1, 1.0, 0.05), Rates(0.1, 1.0, 1e39)]
+    folder = new_folder(tmp_path / "scan")
+    with pytest.warns(match="null for what is not finite"):
+        points = scan_stream(config, grid, stream, folder, Hooks())["points"]
+    good, bad = (point["retained_accuracy"]["mean"] for point in points)
+    assert good > 0.3 and bad == 0
+
+
+@pytest.mark.parametrize("method", ["er", "sparse-lamaml"])
+def test_rows_without_a_checkpoint_are_not_dropped(stream, tmp_path, method):
+    config = dataclasses.replace(SMALL, method=method)
+    folder = new_folder(tmp_path / "run")
+
+    def end(row):
+        if row["task"] == 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_stream(config, stream, folder, Hooks(row=end))
+    rows = folder.rows()
+    shutil.rmtree(folder.path / "checkpoints")
+    for _ in range(2):
+        with pytest.raises(RunError, match="has the metrics of task 1 and no checkpoint"):
+            run_stream(config, stream, folder, Hooks())
+        assert folder.rows() == rows
+
+
 def test_a_scan_gives_each_point_what_a_run_of_it_gives(stream, tmp_path):
     config = dataclasses.replace(SMALL, validation=True)
     grid = [Rates(0.1, 1.7, 0.1), Rates(0.3, 0.5, 0.1)]
@@ -341,7 +497,13 @@ def test_a_scan_chooses_without_the_test_images(tmp_path, monkeypatch, capsys):
         (["--inner-rates", "both"], "error: invalid choice 'both' for argument"),
         (["--inner-batch-size", "3"], "inner_batch_size must divide batch_size 10, got 3"),
         (["--method", "gem", "--memories", "1"], "at least 1 for each of 2 tasks with gem"),
-        (["--method", "mer", "--batch-size", "2"], "batch_size must be 1 with mer"),
+        (["--method", "er", "--memory-per-task", "5"], "memory_per_task must be none with er"),
+        (["--method", "gem", "--memory-per-task", "0"], "memory_per_task must be 1 or more, got 0"),
+        (["--gradient-sum", "at"], "error: invalid choice 'at' for argument"),
+        (
+            ["--gradient-sum", "after", "--second-order"],
+            "gradient_sum must be before with second_order, got after",
+        ),
         (["--method", "magic"], "method must be one of sparse-lamaml, lamaml"),
         (["--stream", "split-cifar10"], "tasks must be 5"),
         (["--augment"], "augment wants images of 3 channels"),
@@ -373,6 +535,6 @@ def test_the_help_says_what_a_method_sets(capsys):
     assert list(lines)[:2] == ["rotations", "sparse-lamaml"]
     for method, flags in list(lines.items())[1:]:
         preset = preset_config("rotations", method)
-        # The same flags beside another method's name make the same run, but for who learns.
-        opened = runs.open_run(continual.experiment(), flags.split())
-        assert dataclasses.replace(opened.config, method=method) == preset
+        # Beside the method's name the flags change nothing, for they are what it sets.
+        opened = runs.open_run(continual.experiment(), [f"--method={method}", *flags.split()])
+        assert opened.config == preset

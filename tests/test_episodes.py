@@ -40,6 +40,54 @@ def drawn(batch, ways):
     return which[..., 0], which[..., 1]
 
 
+def flat(data) -> ImageSet:
+    """The same set without padding."""
+    return data.take(range(data.num_classes))
+
+
+def test_padded_and_flat_sets_give_the_same_tasks_bit_for_bit():
+    padded = numbered()
+    images = np.concatenate([padded.of_class(c) for c in range(6)])
+    alone = ImageSet(images, padded.counts, padded.names, padded.mean, padded.std)
+    assert images.shape == (sum(COUNTS), 2, 3, 2) and (images != 255).all()
+    assert alone.starts.tolist() == [0, 7, 11, 20, 25, 31] and alone.largest == 12
+    for data in (alone, flat(padded), jax.device_put(alone)):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            draw(jax.random.key(9), data, *SIZES),
+            draw(jax.random.key(9), padded, *SIZES),
+        )
+
+
+# Drawn from a padded array: class and image of the support and of the query of two tasks.
+DRAWN = (
+    [[[[0, 1]], [[1, 3]], [[3, 3]]], [[[0, 0]], [[2, 1]], [[1, 2]]]],
+    [
+        [[[0, 0], [0, 3]], [[1, 1], [1, 2]], [[3, 4], [3, 1]]],
+        [[[0, 3], [0, 4]], [[2, 0], [2, 4]], [[1, 3], [1, 4]]],
+    ],
+)
+
+
+def test_draws_from_equal_classes_are_what_they_were():
+    task = draw(jax.random.key(7), flat(numbered((5, 5, 5, 5))), 2, 3, 1, 2)
+    for batch, wanted in zip((task.support, task.query), DRAWN, strict=True):
+        np.testing.assert_array_equal(np.stack(drawn(batch, 3), -1), wanted)
+
+
+def test_sets_are_cut_by_class_and_stay_trees():
+    data = numbered()
+    some = data.take([4, 0])
+    assert some.names == ("class 4", "class 0") and some.counts.tolist() == [6, 7]
+    np.testing.assert_array_equal(some.images[:, 0, 0, 1], [*range(6), *range(7)])
+    np.testing.assert_array_equal(some.of_class(1), data.of_class(0))
+    back = jax.tree.map(lambda x: x, data)
+    assert back == data or all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(data)))
+    # Any leaves will do in a tree, and a further axis is not taken for padding.
+    assert jax.tree.map(jnp.shape, some).images == (13, 2, 3, 2)
+    assert jax.tree.map(lambda x: x[None], some).images.shape == (1, 13, 2, 3, 2)
+
+
 def test_shapes_and_dtypes(strict_ranks):
     sample = functools.partial(sample_tasks, tasks=4, ways=3, shots=1, query_shots=2)
     task = jax.eval_shape(sample, jax.random.key(0), numbered())
@@ -174,9 +222,9 @@ def test_largest_episode_passes_the_check():
     check_episode(numbered(), ways=6, shots=1, query_shots=3)
 
 
-def test_traced_counts_are_checked_against_the_padding():
+def test_traced_counts_are_checked_against_the_largest_class():
     draw(jax.random.key(0), numbered(), 1, 2, 6, 6)  # fits in 12, though not in the classes
-    with pytest.raises(DataError, match="at most 12, the padded images per class; got 6"):
+    with pytest.raises(DataError, match="at most 12, the images of the largest class; got 6"):
         draw(jax.random.key(0), numbered(), 1, 2, 6, 7)
 
 
@@ -189,9 +237,18 @@ def test_numbers_that_are_traced_are_named():
     ("part", "value", "message"),
     [
         ("images", np.zeros((6, 12, 2, 3, 2), np.float32), r"data.images must be uint8 \["),
-        ("images", np.zeros((6, 12, 2, 3), np.uint8), r"data.images must be uint8 \["),
-        ("counts", np.ones(5, np.int32), r"data.counts must be \[6\], got \[5\]"),
-        ("names", ("a",), "data.names must have 6 names, got 1"),
+        ("images", np.zeros((72, 2, 3), np.uint8), r"data.images must be uint8 \["),
+        (
+            "counts",
+            np.ones(5, np.int32),
+            r"data.counts must be \[6\], one for each name, got \[5\]",
+        ),
+        ("names", ("a",), r"data.counts must be \[1\], one for each name, got \[6\]"),
+        ("counts", np.array([7, 0, 9, 5, 6, 12]), "class 'class 1' has no images"),
+        ("counts", np.array([7, -4, 9, 5, 6, 12]), "class 'class 1' has no images"),
+        ("counts", np.array([7, 4, 9, 5, 6, 13]), "class 'class 5' has more images than `largest`"),
+        ("starts", np.arange(1, 7) * 12, "class 'class 5' ends behind the 72 images"),
+        ("starts", np.array([-1, 4, 9, 5, 6, 13]), "class 'class 0' ends behind the 72 images"),
         ("mean", (0.0,), "data.mean must have 2 values"),
         ("std", (1.0, 1.0, 1.0), "data.std must have 2 values"),
     ],

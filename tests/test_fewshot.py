@@ -17,8 +17,10 @@ from processes import finish, kill, kill_at_random, outcome, start
 from experiments import fewshot, presets
 from jaxsparse import data as data_module
 from jaxsparse import nn, training
+from jaxsparse.training import checkpoints as checkpoints_module
 from jaxsparse.training import host
 from jaxsparse.training.fewshot import result as result_module
+from jaxsparse.training.fewshot import run as run_module
 
 CLASSES, IMAGES = 3, 4
 
@@ -30,7 +32,7 @@ def images(tmp_path_factory):
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         for label in range(CLASSES):
-            folder = root / split / f"class{label}"
+            folder = root / split / f"{split}{label}"
             folder.mkdir(parents=True)
             for index in range(IMAGES):
                 noise = rng.integers(0, 60, (16, 16), dtype=np.uint8)
@@ -115,7 +117,8 @@ def test_the_interval_is_the_normal_one_over_tasks():
 
 @pytest.mark.parametrize("method", training.fewshot.config.Method.__args__)
 def test_every_method_runs_and_changes_what_it_should(method, flags, small_network, tmp_path):
-    fewshot.main([*flags, f"--method={method}", "--epochs=1", "--embedding=8"])
+    short = ["--embedding=8"] if method == "sparse-maml-plus" else []
+    fewshot.main([*flags, f"--method={method}", "--epochs=1", *short])
     rows, _, _ = outcome(tmp_path / "run")
     sparsity = rows[-1]["sparsity"]
     expected = {"fomaml": 0.0, "maml": 0.0, "meta-sgd": 0.0, "sparse-relu-maml": 0.0}
@@ -166,7 +169,7 @@ def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(
     record = json.loads((run / "config.json").read_text())
     del record["config"]["precision"]
     (run / "config.json").write_text(json.dumps(record))
-    for name in ("2", "3"):
+    for name in ("3", "4"):
         shutil.rmtree(run / "checkpoints" / name)
     (run / "result.json").unlink()
     fewshot.main([f"--resume={run}"])
@@ -208,7 +211,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(flags, small_network, 
     for file in (p for p in newest.rglob("*") if p.is_file()):
         file.write_bytes(b"")
     fewshot.main([f"--resume={tmp_path / 'run'}"])
-    assert "warning: checkpoint 3" in capsys.readouterr().err
+    assert "warning: checkpoint 4" in capsys.readouterr().err
     assert outcome(tmp_path / "run") == whole
 
 
@@ -242,6 +245,183 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(flags, small_n
     assert outcome(tmp_path / "run")[2] == good
 
 
+def test_a_validation_loss_that_is_not_finite_stops_the_run(
+    flags, small_network, tmp_path, monkeypatch, capsys
+):
+    evaluate = run_module._Run.evaluate_batch
+
+    def spoilt(self, split, *args):
+        metrics = evaluate(self, split, *args)
+        if split == "validation" and self.epoch == 1:
+            metrics["loss"] = np.array(metrics["loss"])
+            metrics["loss"][1, 2] = np.inf
+        return metrics
+
+    monkeypatch.setattr(run_module._Run, "evaluate_batch", spoilt)
+    with pytest.raises(SystemExit) as stop:
+        fewshot.main([*flags, "--seeds=2", "--seed=5"])
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the validation loss is not finite with seed 6 after meta-step 8" in line
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert [row["epoch"] for row in training.RunFolder.open(tmp_path / "run").rows()] == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_nothing_that_is_not_finite_is_saved(flags, small_network, tmp_path, capsys):
+    """The only update makes infinite weights of a finite loss."""
+    with pytest.raises(SystemExit) as stop:
+        fewshot.main([*flags, "--theta-lr=1e39", "--epochs=1", "--steps-per-epoch=1"])
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not finite with seed 0 after meta-step 1" in line
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
+    arrays = checkpoints_module._read(tmp_path / "run" / "checkpoints" / "1")
+    assert all(np.isfinite(x).all() for name, x in arrays.items() if "params" in name)
+
+
+# ---- going on elsewhere
+
+
+def unfinished(run):
+    """Make a finished run one whose last checkpoint is that of its second epoch."""
+    numbers = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
+    shutil.rmtree(run / "checkpoints" / str(numbers[-1]))
+    (run / "result.json").unlink()
+
+
+def refused(capsys, args):
+    """The one line with which a command ends with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        fewshot.main(list(map(str, args)))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def everything(run):
+    ours = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path): path.read_bytes() for path in ours}
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "named"),
+    [
+        (lambda: jax.default_prng_impl("rbg"), "jax_default_prng_impl threefry2x32"),
+        (lambda: jax.enable_x64(True), "jax_enable_x64 False"),
+        (lambda: jax.threefry_partitionable(False), "jax_threefry_partitionable True"),
+    ],
+)
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_is_not_taken_up_where_its_numbers_would_be_others(
+    elsewhere, named, kept, flags, small_network, tmp_path, capsys
+):
+    fewshot.main(flags)
+    run = tmp_path / "run"
+    whole = outcome(run)
+    unfinished(run)
+    record = run / "config.json"
+    if not kept:  # as earlier versions left it
+        text = record.read_text()
+        record.write_text(json.dumps({"config": json.loads(text)["config"]}))
+    before = everything(run)
+    with elsewhere():
+        if kept:
+            line = refused(capsys, [f"--resume={run}"])
+            assert named in line and "set JAX_" in line
+        elif "prng" in named:  # otherwise the leaves may be the same
+            assert "want" in refused(capsys, [f"--resume={run}"])
+        assert everything(run) == before
+    fewshot.main([f"--resume={run}"])
+    assert outcome(run) == whole
+
+
+def test_a_machine_that_gives_other_bits_is_a_line(flags, small_network, tmp_path, capsys):
+    fewshot.main(flags)
+    run = tmp_path / "run"
+    unfinished(run)
+    record = json.loads((run / "config.json").read_text())
+    record["versions"]["jax"] = "0.9.9"
+    record["environment"]["threads"] = 977
+    (run / "config.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    fewshot.main([f"--resume={run}"])
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "goes on with" in x]
+    assert "jax" in line and "(begun with 0.9.9)" in line and "(begun with 977)" in line
+    assert "device" not in line.split("goes on with")[1].split(":")[0].replace("devices", "")
+
+
+def test_a_run_with_rows_and_no_checkpoint_is_left_alone(flags, small_network, tmp_path, capsys):
+    fewshot.main(flags)
+    run = tmp_path / "run"
+    unfinished(run)
+    shutil.rmtree(run / "checkpoints")
+    before = everything(run)
+    for _ in range(2):
+        line = refused(capsys, [f"--resume={run}"])
+        assert "has the metrics of epoch 3 and no checkpoint" in line
+        assert everything(run) == before
+
+
+def test_data_that_has_moved_is_named_and_compared(
+    images, flags, small_network, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "home").mkdir()
+    shutil.copytree(images, tmp_path / "home" / "data")
+    monkeypatch.chdir(tmp_path / "home")
+    fewshot.main([*flags, "--data-dir=data"])
+    run = tmp_path / "run"
+    whole = outcome(run)
+    unfinished(run)
+    monkeypatch.chdir(tmp_path)  # found from everywhere
+    fewshot.main([f"--resume={run}"])
+    assert outcome(run) == whole
+    unfinished(run)
+    (tmp_path / "home" / "data").rename(tmp_path / "moved")
+    line = refused(capsys, [f"--resume={run}"])
+    assert str(tmp_path / "home" / "data") in line and "--data-dir" in line
+    shutil.copytree(tmp_path / "moved", tmp_path / "other")
+    changed = min((tmp_path / "other" / "train").rglob("*.png"))
+    with Image.open(changed) as image:
+        image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(changed)
+    before = everything(run)
+    line = refused(capsys, [f"--resume={run}", "--data-dir=other"])
+    assert "--data-dir" in line and "other data" in line
+    assert everything(run) == before
+    fewshot.main([f"--resume={run}", "--data-dir=moved"])
+    assert outcome(run) == whole
+
+
+def test_a_folder_with_a_pattern_for_a_name_is_gone_on_with(flags, small_network, tmp_path):
+    out = [f"--out={tmp_path / 'run[1]*{a,b}?'}"]
+    fewshot.main([*flags, *out])
+    run = tmp_path / "run[1]*{a,b}?"
+    whole = outcome(run)
+    unfinished(run)
+    fewshot.main([f"--resume={run}"])
+    assert outcome(run) == whole
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seeds": 2**31}, "seeds must be at most 2147483647 from seed 0, got 2147483648"),
+        (
+            {"seed": 2**31 - 2, "seeds": 2},
+            "seeds must be at most 1 from seed 2147483646, got 2",
+        ),
+        ({"seed": 2**31}, r"seed must lie in \[0, 2\^31 - 2\], got 2147483648"),
+        ({"seed": -1}, r"seed must lie in \[0, 2\^31 - 2\], got -1"),
+        ({"theta_lr": float("nan")}, "theta_lr must be finite, got nan"),
+        ({"mask_lr": float("inf")}, "mask_lr must be finite, got inf"),
+        ({"inner_lr": float("-inf")}, "inner_lr must be 0 or more, got -inf"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_with_its_value(given, message):
+    with pytest.raises(training.ConfigError, match=f"^{message}$"):
+        training.FewShotConfig(**given)
+
+
 BAD = {
     "unknown method": (["--method=magic"], "'magic'"),
     "unknown data set": (["--dataset=imagenet"], "'imagenet'"),
@@ -258,6 +438,8 @@ BAD = {
     "no such folder": (["--data-dir=/nowhere"], "/nowhere"),
     "images too small": (["--image-size=8"], "8"),
     "no run to resume": (["--resume=/nowhere"], "/nowhere holds no run"),
+    "address": (["--out=gs://bucket/run"], "--out: gs:/bucket/run is an address"),
+    "address of a file": (["--out=file:///tmp/run"], "is an address, want a folder"),
     "place that cannot be written": (["--out=/proc/run"], "cannot write to /proc/run"),
 }
 
@@ -284,12 +466,12 @@ def test_data_that_is_not_prepared_says_where_it_looked(tmp_path, capsys):
 def test_a_broken_image_is_named(images, flags, tmp_path, capsys):
     broken = tmp_path / "images"
     subprocess.run(["cp", "-r", images, broken], check=True)
-    (broken / "test" / "class1" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    (broken / "test" / "test1" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     with pytest.raises(SystemExit) as stop:
         fewshot.main([*flags, f"--data-dir={broken}"])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "test/class1/2.png" in line
+    assert "test/test1/2.png" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -73,7 +73,7 @@ def test_shared_rates_are_one_for_each_tensor():
     params, gradient = {"w": jnp.arange(3.0)}, jnp.array([1.0, -2.0, 4.0])
     d_m = jax.grad(lambda m: jnp.sum((params["w"] - m["w"] * gradient) ** 2))({"w": jnp.array(0.5)})
     np.testing.assert_allclose(d_m["w"], -2 * gradient @ (params["w"] - 0.5 * gradient))
-    with pytest.raises(TypeError, match="params"):
+    with pytest.raises(TypeError, match=r"params"):
         gates.shared(0.1).init(jax.random.key(0), {"w": jnp.ones(2, int)})
 
 
@@ -84,7 +84,7 @@ def test_head_is_a_whole_path_component():
 
 @pytest.mark.parametrize("make", [gates.head_only, gates.body_only])
 def test_missing_head(make):
-    with pytest.raises(ValueError, match="head is 'top', but params has only body, head"):
+    with pytest.raises(ValueError, match=r"head is 'top', but params has only body, head"):
         make(0.1, head="top").init(jax.random.key(0), PARAMS)
 
 
@@ -181,7 +181,7 @@ def test_generated_draws_afresh_with_each_key():
     again = GENERATED.apply(m, jax.random.key(0))
     np.testing.assert_array_equal(first["conv"], again["conv"])
     assert GENERATED.stochastic
-    with pytest.raises(ValueError, match="key is None"):
+    with pytest.raises(ValueError, match=r"key is None"):
         GENERATED.apply(m, None)
 
 
@@ -238,5 +238,173 @@ def test_sparsity_counts_zeros():
 
 def test_sparsity_of_a_bare_array_and_of_nothing():
     assert gates.sparsity(jnp.array([0.0, 1.0]))["."] == 0.5
-    with pytest.raises(ValueError, match="step_sizes has no leaves"):
+    with pytest.raises(ValueError, match=r"step_sizes has no leaves"):
         gates.sparsity({})
+
+
+# the ends of the initial sparsity
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (7,), (64,), (3, 4), (3, 3, 2, 4)])
+def test_initial_sparsity_of_none_and_of_all_is_exact(shape, dtype):
+    keys = jax.random.split(jax.random.key(0), 300)
+    for share in (0.0, 1.0):
+        gate = gates.binary(0.1, initial_sparsity=share)
+        m = jax.vmap(lambda key, g=gate: g.init(key, jnp.ones(shape, dtype)))(keys)
+        assert np.mean(np.asarray(gate.apply(m, None)) == 0) == share
+
+
+def test_a_single_value_is_open_as_often_as_not():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    for share in (0.5, 0.2):
+        gate = gates.binary(0.1, initial_sparsity=share)
+        m = jax.vmap(lambda key, g=gate: g.init(key, {"b": jnp.ones(1), "s": jnp.ones(())}))(keys)
+        for leaf in m.values():
+            assert float(jnp.mean(leaf < 0)) == pytest.approx(share, abs=0.03)
+
+
+def test_the_default_start_is_the_centred_draw():
+    """By hand: uniform within the bound, less its own mean."""
+    m = gates.binary(0.1).init(jax.random.key(3), jnp.ones(6))
+    key = jax.random.split(jax.random.key(3), 1)[0]
+    values = jax.random.uniform(key, (6,), jnp.float32, -0.5, 0.5)
+    np.testing.assert_array_equal(m, values - values.mean())
+
+
+# heads by their keys
+
+
+class Layer:
+    """A node whose children have attribute names, as Equinox's modules."""
+
+    def __init__(self, layers):
+        self.layers = layers
+
+
+jax.tree_util.register_pytree_with_keys(
+    Layer,
+    lambda x: (((jax.tree_util.GetAttrKey("layers"), x.layers),), None),
+    lambda _, children: Layer(*children),
+)
+
+PAIR = {"w": jnp.ones(2), "b": jnp.ones(3)}
+HEADS = {
+    "haiku": ({"mlp/~/linear_0": PAIR, "mlp/~/linear_1": PAIR}, "mlp/~/linear_1"),
+    "linen": ({"params": {"Dense_0": PAIR, "head": PAIR}}, "params/head"),
+    "equinox": (Layer([PAIR, PAIR]), "layers/1"),
+    "a list": ([PAIR, PAIR], "1"),
+}
+
+
+@pytest.mark.parametrize("params, head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("make", [gates.head_only, gates.body_only])
+def test_heads_of_other_libraries(make, params, head):
+    m = make(0.5, head=head).init(jax.random.key(0), params)
+    rates = [float(x[0]) for x in jax.tree.leaves(m)]
+    assert rates == ([0, 0, 0.5, 0.5] if make is gates.head_only else [0.5, 0.5, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "params, head, message",
+    [
+        (HEADS["haiku"][0], "mlp", "head is 'mlp', but params has only mlp/~/linear_0, mlp/~/lin"),
+        (HEADS["linen"][0], "head", "params has only params/Dense_0, params/head"),
+        (HEADS["linen"][0], "params", "head is 'params', but that is all of params"),
+        (HEADS["equinox"][0], "layers", "that is all of params"),
+        ({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1), "c": jnp.ones(1)}, "a/b", "two places"),
+        (jnp.ones(2), "head", "head is 'head', but params has only"),
+    ],
+)
+@pytest.mark.parametrize("make", [gates.head_only, gates.body_only])
+def test_a_head_that_is_none_or_all(make, params, head, message):
+    with pytest.raises(ValueError, match=message):
+        make(0.1, head=head).init(jax.random.key(0), params)
+
+
+# what gates refuse
+
+NAN, INF = float("nan"), float("inf")
+INITS = [gates.relu, gates.rectified, gates.linear, gates.shared]
+RATES = [gates.binary, gates.constant, gates.head_only, gates.body_only, gates.generated]
+
+
+@pytest.mark.parametrize("make", [*INITS, lambda init: gates.binary(0.1, init=init)])
+@pytest.mark.parametrize(
+    "init", [NAN, INF, (0.2, 0.1), (0.1, 0.1), (NAN, 1.0), (0.0, INF), (0.1,), None, [0.1, 0.2]]
+)
+def test_bad_inits(make, init):
+    with pytest.raises(ValueError, match=r"init must be"):
+        make(init)
+
+
+@pytest.mark.parametrize("make", INITS)
+def test_rates_are_not_drawn_about_zero(make):
+    with pytest.raises(ValueError, match=r"init must be a number or .*got 'kaiming'"):
+        make("kaiming")
+
+
+@pytest.mark.parametrize("make", RATES)
+def test_bad_rates(make):
+    for rate in (NAN, INF, -0.1, np.float32(-1), jnp.nan, jnp.array(-0.5), jnp.ones(2)):
+        with pytest.raises(ValueError, match=r"inner_lr must be a finite number, 0 or more"):
+            make(rate)
+    for rate in ("0.1", None, 1j):
+        with pytest.raises(TypeError, match=r"inner_lr must be a finite number, 0 or more"):
+            make(rate)
+    with pytest.raises(ValueError, match=r"slope must be a finite number, got nan"):
+        gates.binary(0.1, slope=NAN)
+    with pytest.raises(ValueError, match=r"embedding must be 1 or more"):
+        gates.generated(0.1, embedding=0)
+
+
+def test_traced_rates_and_inits_are_taken():
+    def sizes(rate, low):
+        own = gates.binary(rate, init=rate), gates.relu((low, rate)), gates.constant(rate)
+        return [g.apply(g.init(jax.random.key(0), jnp.ones(3)), None) for g in own]
+
+    for leaf in jax.vmap(sizes)(jnp.array([0.1, 0.2]), jnp.array([0.05, 0.1])):
+        assert leaf.shape == (2, 3) and np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize(
+    "params, error, message",
+    [
+        ({"w": jnp.ones((3, 0))}, ValueError, r"params\[w\] has shape \(3, 0\)"),
+        ({"f": jax.nn.relu, "w": jnp.ones(2)}, TypeError, r"params\[f\] must be a floating array"),
+        ({"name": "float32"}, TypeError, r"params\[name\] must be a floating array, got 'float32'"),
+        ({"t": jnp.float32}, TypeError, r"params\[t\] must be a floating array"),
+        ({}, ValueError, "params has no leaves"),
+        ({"w": np.array(["a"])}, TypeError, r"params\[w\] must be floating, got <U1"),
+    ],
+)
+@pytest.mark.parametrize("gate", [gates.binary(0.1), gates.shared(0.1), gates.body_only(0.1)])
+def test_leaves_that_are_no_parameters(gate, params, error, message):
+    with pytest.raises(error, match=message):
+        gate.init(jax.random.key(0), params)
+
+
+# sparsity of trees with awkward names, and of shared rates
+
+
+def test_sparsity_of_awkward_names():
+    zeros, ones = jnp.zeros(2), jnp.ones(2)
+    got = gates.sparsity({"total": zeros, "w": ones})
+    assert {k: float(v) for k, v in got.items()} == {"total": 0.5, "['total']": 1.0, "w": 0.0}
+    got = gates.sparsity({"a": {"b": zeros}, "a/b": ones})
+    want = {"total": 0.5, "['a']['b']": 1.0, "['a/b']": 0.0}
+    assert {k: float(v) for k, v in got.items()} == want
+
+
+def test_a_shared_rate_counts_for_all_that_share_it():
+    params = {"b": jnp.ones(2), "w": jnp.ones((3, 2))}
+    rates = {"b": jnp.float32(0.1), "w": jnp.float32(0.0)}
+    got = gates.sparsity(rates, params)
+    assert {k: float(v) for k, v in got.items()} == {"total": 0.75, "b": 0.0, "w": 1.0}
+    assert float(gates.sparsity(rates)["total"]) == 0.5
+    mixed = {"b": jnp.array([0.0, 0.1]), "w": jnp.float32(0.0)}
+    assert float(gates.sparsity(mixed, params)["total"]) == pytest.approx(7 / 8)
+    with pytest.raises(ValueError, match=r"step_sizes\[b\] has shape \(3,\), params has \(2,\)"):
+        gates.sparsity({"b": jnp.ones(3), "w": jnp.float32(0)}, params)
+    with pytest.raises(ValueError, match=r"params must have the tree of step_sizes"):
+        gates.sparsity(rates, {"b": jnp.ones(2)})

@@ -40,7 +40,7 @@ def test_splits_hold_about_a_thousand_letters_of_different_scripts():
 
 
 def test_form(letters):
-    assert letters.images.shape == (len(letters.names), 20, 28, 28, 1)
+    assert letters.images.shape == (20 * len(letters.names), 28, 28, 1)
     assert letters.images.dtype == np.uint8 and letters.counts.dtype == np.int32
     assert np.all(np.asarray(letters.counts) == 20)
     assert (letters.mean, letters.std) == ((0.0,), (1.0,))
@@ -179,6 +179,42 @@ def test_damaged_cache_is_rendered_again(few, tmp_path, damage):
     assert file.read_bytes() == whole
 
 
+def _pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def _folder(file):
+    file.unlink()
+    (file / "in it").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("replace", [_pipe, _folder])
+def test_what_is_no_file_makes_room_for_the_cache(few, tmp_path, replace):
+    first = load_glyphs("test", tmp_path)
+    (file,) = tmp_path.iterdir()
+    replace(file)
+    np.testing.assert_array_equal(load_glyphs("test", tmp_path).images, first.images)
+    assert [file] == list(tmp_path.iterdir()) and file.is_file()
+
+
+def test_any_changed_byte_is_seen_or_does_not_matter(tmp_path):
+    """Beside pixels a zip holds names, sizes and flags: each may be the byte that is changed."""
+    images, letters = np.arange(32, dtype=np.uint8).reshape(2, 1, 4, 4, 1), np.arange(2)
+    file = tmp_path / "small.npz"
+    glyphs._write(file, images, letters)
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        for bit in (1, 8, 128):
+            changed = bytearray(whole)
+            changed[at] ^= bit
+            file.write_bytes(changed)
+            found = glyphs._read(file)
+            if found is not None:
+                np.testing.assert_array_equal(found[0], images)
+                np.testing.assert_array_equal(found[1], letters)
+
+
 def test_cache_that_cannot_be_written_only_warns(few, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(UserWarning, match="glyphs: not cached"):
@@ -201,7 +237,7 @@ def test_file_name_changes_with_what_changes_the_pixels(monkeypatch):
     monkeypatch.setattr(glyphs, "BEND", 0.01)
     assert name != glyphs._file_name("test", 28)
     monkeypatch.undo()
-    monkeypatch.setattr(glyphs.matplotlib, "__version__", "99")
+    monkeypatch.setattr(glyphs, "fonts", lambda: (Path(), "99"))
     assert name != glyphs._file_name("test", 28)
 
 
@@ -222,6 +258,35 @@ def test_wrong_arguments_are_named(arguments, message):
 
 
 def test_missing_fonts_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(glyphs.matplotlib, "get_data_path", lambda: str(tmp_path))
+    monkeypatch.setattr(glyphs, "fonts", lambda: (tmp_path, "3"))
     with pytest.raises(DataError, match=r"DejaVuSans.ttf is missing; reinstall matplotlib"):
         glyphs._charmaps.__wrapped__()
+    monkeypatch.undo()
+    monkeypatch.setattr(glyphs.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="matplotlib, whose fonts are drawn, is not installed"):
+        glyphs.fonts.__wrapped__()
+
+
+def test_fonts_and_letters_are_those_that_matplotlib_itself_names():
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    folder, version = glyphs.fonts()
+    assert folder == Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    assert version == matplotlib.__version__
+    for face, letters in glyphs._charmaps().items():
+        assert letters == set(FT2Font(str(folder / f"{face}.ttf")).get_charmap())
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such"])
+def test_the_backend_of_a_notebook_does_not_matter(few, tmp_path, backend):
+    program = (
+        "import sys; from jaxsparse.data import glyphs; glyphs.SPLITS['test'] = ('HEBREW',);"
+        "print(glyphs.load_glyphs('test').num_classes, 'matplotlib' in sys.modules)"
+    )
+    env = {**os.environ, "MPLBACKEND": backend, "JAXSPARSE_CACHE": str(tmp_path)}
+    root = Path(glyphs.__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=env, cwd=root, capture_output=True, text=True
+    )
+    assert run.stdout.split() == [str(load_glyphs("test", tmp_path).num_classes), "False"]

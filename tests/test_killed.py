@@ -1,32 +1,188 @@
-"""Runs on streams that are killed at random moments end with the bits of one that was not."""
+"""Runs that are killed, at random moments or at chosen ones, end with the bits of one that was not.
 
+A kill at a chosen moment is an exception that nothing catches, thrown where a run is about to write
+or has just written.
+"""
+
+import dataclasses
+import functools
 import json
+import os
+import shutil
 
+import numpy as np
 import pytest
-from processes import finish, kill_at_random, outcome
+from processes import finish, kill, kill_at_random, outcome, start
 
+from jaxsparse import nn
+from jaxsparse.data import ImageSet, LabelledSet, streams
+from jaxsparse.data.switching import side_by_side
+from jaxsparse.training import Hooks, RunFolder
+from jaxsparse.training.checkpoints import Checkpoints
+from jaxsparse.training.continual import ContinualConfig, Rates, run_stream, scan_stream
+from jaxsparse.training.online import OnlineConfig, run_online
+
+STREAM = ["--data=glyphs", "--tasks=12", "--samples-per-task=400", "--width=16", "--memories=50"]
+ONLINE = ["--data=glyphs", "--timesteps=4000", "--ways=3", "--shots=2", "--width=8", "--p=0.9"]
 RUNS = {
-    "continual": [
-        *("--data=glyphs", "--tasks=12", "--samples-per-task=400", "--glances=150", "--width=16"),
-        *("--memories=50", "--seeds=2"),
+    "continual": ["continual", *STREAM, "--glances=150", "--seeds=2"],
+    "online": ["online", *ONLINE, "--inner-steps=4", "--seeds=2"],
+    "scan": [
+        *("continual", *STREAM, "--scan", "--grid-inner-lr", "0.05", "0.1", "--grid-mask-lr"),
+        *("1.7", "--grid-glances", "40", "60"),
     ],
-    "online": [
-        *("--data=glyphs", "--timesteps=4000", "--ways=3", "--shots=2", "--width=8"),
-        *("--inner-steps=4", "--p=0.9", "--seeds=2"),
+    "pretraining": [
+        *("online", *ONLINE, "--method=maml", "--inner-steps=2", "--timesteps=400"),
+        *("--pretrain-epochs=30", "--pretrain-patience=30", "--pretrain-steps=20"),
     ],
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", RUNS)
-def test_killed_twenty_times_a_stream_ends_the_same(experiment, tmp_path):
-    flags, whole, run = RUNS[experiment], tmp_path / "whole", tmp_path / "run"
-    finish(experiment, [*flags, f"--out={whole}"], save_seconds=0.3)
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_twenty_times_a_stream_ends_the_same(name, tmp_path):
+    (experiment, *flags), whole, run = RUNS[name], tmp_path / "whole", tmp_path / "run"
+
+    def options(cache):
+        return {"save_seconds": 0.3, "env": {**os.environ, "JAXSPARSE_CACHE": str(cache)}}
+
+    finish(experiment, [*flags, f"--out={whole}"], **options(tmp_path / "cache"))
+    own = [*flags, f"--out={run}"]
     kill_at_random(
-        experiment, [*flags, f"--out={run}"], run, kills=20, longest=15.0, save_seconds=0.3
+        experiment, own, run, kills=20, longest=15.0, **options(tmp_path / "other cache")
     )
-    positions = [int(path.name) for path in (run / "checkpoints").iterdir()]
-    assert positions, "every kill fell before the first checkpoint"
-    finish(experiment, [f"--resume={run}"], save_seconds=0.3)
+    finish(
+        experiment,
+        [f"--resume={run}"] if (run / "config.json").exists() else own,
+        **options(tmp_path / "other cache"),
+    )
     assert outcome(run) == outcome(whole)
-    assert json.loads((run / "config.json").read_text())["config"]["seeds"] == 2
+    for path in tmp_path.glob("run-scan-*"):
+        assert outcome(path) == outcome(tmp_path / path.name.replace("run", "whole", 1))
+
+
+def test_a_stream_that_is_killed_goes_on_to_the_same_end(tmp_path):
+    flags = ["--data=glyphs", "--tasks=3", "--samples-per-task=100", "--glances=1", "--width=4"]
+    finish("continual", [*flags, f"--out={tmp_path / 'whole'}"])
+    run = tmp_path / "run"
+    process = start("continual", [*flags, f"--out={run}"])
+    while not (run / "checkpoints" / "2").exists() and process.poll() is None:
+        pass
+    kill(process)
+    (run / "result.json").unlink(missing_ok=True)
+    finish("continual", [f"--resume={run}"])
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+# ---- at chosen moments
+
+
+class Killed(BaseException):
+    """Nothing catches it, and nothing is done after it but what a context must."""
+
+
+class Writes:
+    """Counts the moments before and after a run's writes, and kills the run at one of them."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.last = 0, float("inf")
+        for owner, name in (
+            (RunFolder, "add_row"),
+            (RunFolder, "log_timing"),
+            (RunFolder, "write_result"),
+            (RunFolder, "keep_rows"),
+            (Checkpoints, "save"),
+        ):
+            monkeypatch.setattr(owner, name, self.around(getattr(owner, name)))
+
+    def around(self, write):
+        @functools.wraps(write)
+        def counted(*args, **options):
+            self.tick()
+            write(*args, **options)
+            self.tick()
+
+        return counted
+
+    def tick(self):
+        self.count += 1
+        if self.count > self.last:
+            raise Killed
+
+    def kill_after(self, moments):
+        self.count, self.last = 0, moments
+
+
+def killed_at_every_moment(writes, run, folder):
+    """Kill `run` after 1, 2, 3, ... of these moments until it ends; its rows and its result."""
+    for moments in range(1, 1000):
+        writes.kill_after(moments)
+        try:
+            result = run(folder)
+        except Killed:
+            folder = RunFolder.open(folder.path, folder.unit)
+            continue
+        assert moments > 5
+        return folder.rows(), result
+    raise AssertionError("it never ends")
+
+
+def assert_ends_alike(monkeypatch, run, tmp_path, unit):
+    whole = RunFolder.create(tmp_path / "whole", {}, unit)
+    result = run(whole)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # what is before the run is killed, too
+    writes = Writes(monkeypatch)
+    folder = RunFolder.create(tmp_path / "run", {}, unit)
+    assert killed_at_every_moment(writes, run, folder) == (whole.rows(), result)
+    assert outcome(tmp_path / "run")[2] == outcome(tmp_path / "whole")[2]
+
+
+def digits(seed, count):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 255, (count, 5, 5, 1), dtype=np.uint8)
+    return LabelledSet(images, rng.integers(3, size=count).astype(np.int32), (0.1,), (0.7,), 3)
+
+
+TASKS = streams.permutations(digits(0, 40), digits(1, 20), tasks=2)
+LEARNER = ContinualConfig(
+    method="er", stream="permutations", tasks=2, samples_per_task=8, batch_size=4, glances=1,
+    memories=6, replay_batch_size=3, width=4, seeds=2,
+)  # fmt: skip
+
+
+def test_a_stream_killed_at_every_write(tmp_path, monkeypatch):
+    assert_ends_alike(
+        monkeypatch, lambda folder: run_stream(LEARNER, TASKS, folder, Hooks()), tmp_path, "task"
+    )
+
+
+def test_a_scan_killed_at_every_write(tmp_path, monkeypatch):
+    config = dataclasses.replace(LEARNER, validation=True)
+    grid = [Rates(0.1, 1.0, 0.05), Rates(0.1, 1.0, 0.1)]
+    assert_ends_alike(
+        monkeypatch,
+        lambda folder: scan_stream(config, grid, TASKS, folder, Hooks()),
+        tmp_path,
+        "task",
+    )
+
+
+def test_a_pretrained_run_killed_at_every_write(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (12, 4, 16, 16, 1), dtype=np.uint8)
+    names = tuple(map(str, range(12)))
+    letters = ImageSet(images, np.full(12, 4, np.int32), names, (0.0,), (1.0,))
+    data = side_by_side({"a": letters, "b": letters, "c": letters})
+    config = OnlineConfig(
+        method="fine-tuning", timesteps=6, log_every=3, ways=3, shots=1, width=4, inner_steps=1,
+        pretrain_steps=1, pretrain_epochs=2, pretrain_batch_size=1,
+    )  # fmt: skip
+    monkeypatch.setattr(nn, "conv4", lambda ways, width, shape: nn.mlp(ways, (width,), shape))
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+
+    def run(folder):
+        return run_online(config, data, folder, Hooks())
+
+    assert_ends_alike(monkeypatch, run, tmp_path, "interval")
+    (pretrained,) = (tmp_path / "cache" / "pretrained").iterdir()
+    json.loads((pretrained / "result.json").read_text())

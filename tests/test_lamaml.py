@@ -23,12 +23,13 @@ from problems import (
     to_numpy,
 )
 
-from jaxsparse import LaMAMLState, gates, init_lamaml_state, lamaml_step, nn
+from jaxsparse import LaMAMLState, cross_entropy, gates, init_lamaml_state, lamaml_step, nn
 from jaxsparse.checks import leaves_by_name
 
 ROWS, REPLAYED = 6, 4
 ALPHA, MASK_RATE, THETA_RATE = 0.3, 2.0, 0.5
 RANGE = (-0.1, 0.4)
+NORMED = cross_entropy(nn.conv4(3, 2, (16, 16, 1)))
 MASK_SGD, THETA_SGD = optax.sgd(MASK_RATE), optax.sgd(THETA_RATE)
 
 # gate: (ours, its step sizes, what d step is multiplied with to give dm)
@@ -64,6 +65,7 @@ def numpy_glance(
     inner_clip=None,
     clip_norm=2.0,
     iterates="all",
+    gradient_sum="before",
 ):
     """A glance in float64, `batch` in the order its rows are taken in."""
     names, n = list(theta), len(batch[1])
@@ -84,6 +86,10 @@ def numpy_glance(
         if inner_clip is not None:
             g = {i: np.clip(x, -inner_clip, inner_clip) for i, x in g.items()}
         phi = {i: phi[i] - a[i] * g[i] for i in names}
+        if gradient_sum == "after":  # as Algorithm 1 is printed: G <- G + grad L(phi, B_k) at last
+            _, g = loss_and_gradient(phi, rows, np.ones(chunk))
+            if inner_clip is not None:
+                g = {i: np.clip(x, -inner_clip, inner_clip) for i, x in g.items()}
         total = {i: total[i] + g[i] for i in names}
         loss, h = loss_and_gradient(phi, meta, weights)
         terms.append((loss, h, {i: -h[i] * total[i] for i in names}))
@@ -178,6 +184,8 @@ CASES += [
     {"kind": "half_slope", "chunk": 2},
     {"kind": "binary", "iterates": "last", "clip_norm": None},
     {"kind": "rectified", "iterates": "last", "sync": True, "replay": "empty"},
+    {"kind": "binary", "iterates": "last", "clip_norm": None, "gradient_sum": "after"},
+    {"kind": "rectified", "chunk": 2, "inner_clip": 0.05, "gradient_sum": "after"},
     {"kind": "rectified", "chunk": 3, "iterates": "last", "replay": "weighted"},
     {"kind": "rectified", "inner_kind": "linear", "inner_clip": 0.05, "chunk": 2},
     {"kind": "constant", "train_mask": False, "sync": True},
@@ -213,6 +221,7 @@ def test_glances_with_the_first_products_outside_the_loop_are_numpys(case):
         ({"inner_batch_size": 2}, jnp.float32),
         ({"inner_clip": 0.1}, jnp.float32),
         ({"meta_iterates": "last"}, jnp.float32),
+        ({"gradient_sum": "after"}, jnp.float32),
         ({"second_order": True}, jnp.float32),
         ({"meta_loss_fn": classification_loss}, jnp.float32),
         ({}, jnp.bfloat16),
@@ -358,7 +367,7 @@ def test_stochastic_gate_keeps_its_draw_over_the_glance():
 
     step = make_step(gate, None, loss_fn, clip_norm=None)
     state, _ = step(start(gate, None, params=params), batch, None, key)
-    size = 0.2 * jax.random.uniform(jax.random.fold_in(key, 1))
+    size = 0.2 * jax.random.uniform(jax.random.fold_in(key, 2))
     phi = 1 + size * 4
     np.testing.assert_allclose(state.params, 1 + size * 2 * (3 - phi), rtol=1e-6)
     with pytest.raises(ValueError, match=r"^key is None"):
@@ -513,6 +522,22 @@ BATCH, REPLAY = rows(1, ROWS), rows(2, REPLAYED)
         ({"inner_batch_size": 0}, ValueError, "^inner_batch_size must divide the 6 rows.*got 0"),
         ({"inner_batch_size": 1.0}, TypeError, "^inner_batch_size must be a Python int"),
         ({"meta_iterates": "first"}, ValueError, "^meta_iterates must be 'all' or.*got 'first'"),
+        ({"gradient_sum": "at"}, ValueError, "^gradient_sum must be 'before' or.*got 'at'"),
+        (
+            {"gradient_sum": "after", "second_order": True},
+            ValueError,
+            "^gradient_sum must be 'before' with second_order, got 'after'",
+        ),
+        (
+            {"loss_fn": NORMED, "replay_weights": jnp.ones(4)},
+            ValueError,
+            "^replay_weights: got weights, want None: the loss has statistics over its rows",
+        ),
+        (
+            {"meta_loss_fn": NORMED, "replay_weights": jnp.ones(4)},
+            ValueError,
+            "^replay_weights: got weights, want None",
+        ),
         ({"clip_norm": 0.0}, ValueError, "^clip_norm must be positive or None, got 0.0"),
         ({"inner_clip": -1.0}, ValueError, "^inner_clip must be positive or None, got -1.0"),
         (

@@ -1,9 +1,12 @@
 """Whole runs on switching streams: against loops written out, cut to pieces, from the shell."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import shutil
 import sys
+import time
 
 import chex
 import jax
@@ -22,7 +25,7 @@ from jaxsparse.continual.er import init_online_state
 from jaxsparse.continual.online import init_metabgd_state, metabgd_step
 from jaxsparse.data import ImageSet
 from jaxsparse.data.switching import first_task, next_batch, side_by_side
-from jaxsparse.training import ConfigError, Hooks, RunFolder, Stopped
+from jaxsparse.training import ConfigError, Diverged, Hooks, RunError, RunFolder, Stopped
 from jaxsparse.training.host import Host
 from jaxsparse.training.online import (
     OnlineConfig,
@@ -146,6 +149,31 @@ CMAML = {
     "cmaml": (gates.shared(0.3), optax.adam(0.01)),
     "cmaml-fixed": (gates.constant(0.3), None),
 }
+
+
+def test_algorithm_2_as_it_is_printed_can_be_asked_for(small_network):
+    config = dataclasses.replace(
+        SMALL, method="sparse-cmaml", mask_init="-0.1:0.5", inner_steps=1, pairs="one",
+        outer_optimizer="sgd", restart_now=True, mask_lr=0.02, detection_threshold=0.05,
+    )  # fmt: skip
+    got = run_compiled(config)
+    model, params, mask_key = model_and_key()
+    gate, loss_fn = gates.binary(0.3, init=(-0.1, 0.5)), cross_entropy(model)
+    optimizers = {"theta_optimizer": optax.sgd(0.05), "mask_optimizer": optax.sgd(0.02)}
+    learn_key, state, detected = jax.random.fold_in(jax.random.key(0), LEARN), None, []
+    for t, batch, _ in batches(config):
+        if state is None:
+            state = init_cmaml_state(params, gate, mask_key, batch=batch, capacity=4, **optimizers)
+        state, metrics = cmaml_step(
+            state, batch, jax.random.fold_in(learn_key, t), loss_fn=loss_fn,
+            gate=gate, inner_steps=1, detection_threshold=0.05, modulation=0.7, pairs="one",
+            restart_now=True, **optimizers,
+        )  # fmt: skip
+        detected.append(bool(metrics["detected"]))
+    assert np.asarray(got["trace"].detected).tolist() == detected and any(detected)
+    for name in ("params", "mask", "fast_params"):
+        mine = getattr(got["state"].learner, name)
+        chex.assert_trees_all_close(mine, getattr(state, name), atol=1e-4)
 
 
 @pytest.mark.parametrize("method", CMAML)
@@ -329,6 +357,30 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(small_network,
     assert folder.rows() == rows
 
 
+def test_rows_without_a_checkpoint_are_not_dropped(small_network, tmp_path, monkeypatch):
+    monkeypatch.setattr(Host, "segment", lambda self, left: 1)
+    folder, asked = new_folder(tmp_path / "run"), iter([False] * 6 + [True])
+    with pytest.raises(Stopped):
+        run_online(SMALL, DATA, folder, Hooks(should_stop=lambda: next(asked)))
+    rows = folder.rows()
+    assert [row["step"] for row in rows] == [0, 4]
+    shutil.rmtree(folder.path / "checkpoints")
+    for _ in range(2):
+        with pytest.raises(RunError, match="has the metrics of interval 1 and no checkpoint"):
+            run_online(SMALL, DATA, RunFolder.open(folder.path, "interval"), Hooks())
+        assert folder.rows() == rows
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_the_last_update_must_leave_finite_weights(small_network, tmp_path):
+    config = dataclasses.replace(SMALL, timesteps=2, theta_lr=1e39, seeds=2, seed=7)
+    folder = new_folder(tmp_path / "run")
+    with pytest.raises(Diverged, match=r"of what is learned is not finite with seed 7 after .* 2"):
+        run_online(config, DATA, folder, Hooks())
+    assert folder.result() is None
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["1"]
+
+
 def test_seeds_side_by_side_are_those_alone(small_network, tmp_path):
     config = dataclasses.replace(SMALL, seeds=3, seed=4)
     together = run_online(config, DATA, new_folder(tmp_path / "all"), Hooks())
@@ -420,7 +472,8 @@ def test_accuracies_by_hand():
     stacked = jax.tree.map(lambda *x: np.stack(x), trace, trace._replace(score=trace.score + 2))
     rows = [{"sparsity": {}}]
     result = make_result(dataclasses.replace(SMALL, seeds=2), ("a", "b", "c"), rows, stacked)
-    assert result["accuracy"] == {"mean": 2.5, "std": 1.0}  # ddof 0
+    # 1.5 and 3.5: the deviation of a sample of two, with N - 1.
+    assert result["accuracy"] == {"mean": 2.5, "std": pytest.approx(2**0.5)}
     assert result["by_dataset"]["b"] is None
     assert result["seeds"][0]["by_dataset"]["b"] is None
     json.dumps(result, allow_nan=False)
@@ -473,6 +526,74 @@ def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
     assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam goes on
 
 
+def test_a_pretrained_run_goes_on_without_its_cache(small_network, tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, method="maml", seeds=3)
+    monkeypatch.setattr(Host, "segment", lambda self, left, unit="step": 1)
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache[1]"))
+    whole = run_online(config, DATA, new_folder(tmp_path / "whole"), Hooks())
+    folder, rows = new_folder(tmp_path / "run"), []
+    asked = iter([False, True])
+    with pytest.raises(Stopped, match="timestep 2"):
+        run_online(config, DATA, folder, Hooks(row=rows.append, should_stop=lambda: next(asked)))
+    shutil.rmtree(tmp_path / "cache[1]")
+    folder = RunFolder.open(folder.path, "interval")
+    assert run_online(config, DATA, folder, Hooks(row=rows.append)) == whole
+    assert all("epoch" not in row for row in rows)
+    assert not (tmp_path / "cache[1]" / "pretrained").exists()
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_pretraining_that_diverges_says_so(small_network, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    config = dataclasses.replace(SMALL, method="maml", theta_lr=1e39, pretrain_steps=1)
+    for _ in range(2):
+        with pytest.raises(Diverged, match="on the held-out classes is not finite with seed 0"):
+            pretrain(config, DATA, Hooks())
+    (folder,) = (tmp_path / "cache" / "pretrained").iterdir()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["1"]
+    assert not (folder / "result.json").exists()
+
+
+def test_pretraining_in_another_environment_is_another(small_network, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    config = dataclasses.replace(SMALL, method="maml", pretrain_epochs=1)
+    one = pretrain(config, DATA, Hooks())
+    with jax.threefry_partitionable(False):
+        other = pretrain(config, DATA, Hooks())
+    assert len(list((tmp_path / "cache" / "pretrained").iterdir())) == 2
+    assert not np.array_equal(*(jax.tree.leaves(x.params)[1] for x in (one, other)))
+
+
+def test_a_damaged_pretraining_says_what_to_delete(small_network, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
+    config = dataclasses.replace(SMALL, method="maml", pretrain_epochs=1)
+    pretrain(config, DATA, Hooks())
+    (folder,) = (tmp_path / "cache" / "pretrained").iterdir()
+    for path in (folder / "checkpoints").rglob("manifest.ocdbt"):
+        path.write_bytes(b"")
+    with pytest.raises(RunError, match=f"none of the checkpoints.*pretrain anew, delete {folder}"):
+        pretrain(config, DATA, Hooks())
+
+
+def test_a_second_pretraining_waits_for_the_first(small_network, tmp_path, monkeypatch):
+    config = dataclasses.replace(SMALL, method="fine-tuning")
+    monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
+    first = pretrain(config, DATA, Hooks())
+    (path,) = (tmp_path / "pretrained").iterdir()
+    lines: list[str] = []
+    with contextlib.ExitStack() as other:
+        other.enter_context(RunFolder(path).lock())
+        with pytest.raises(Stopped, match="stopped while waiting for another run's pretraining"):
+            pretrain(config, DATA, Hooks(warn=lines.append, should_stop=lambda: True))
+        polls = iter([None, None, other.close])
+        monkeypatch.setattr(time, "sleep", lambda seconds: (next(polls) or (lambda: None))())
+        again: list[dict] = []
+        found = pretrain(config, DATA, Hooks(warn=lines.append, row=again.append))
+    chex.assert_trees_all_equal(found, first)
+    assert not again  # what the first had finished was read
+    assert lines == ["another run is pretraining what this one starts from; waiting for it"] * 2
+
+
 # The command line
 
 FLAGS = ["--data", "glyphs", "--timesteps", "12", "--log-every", "5", "--width", "4", "--p", "0.8"]
@@ -516,6 +637,11 @@ def test_the_command_on_embedded_letters(small_network, tmp_path, capsys, monkey
         (["--detection-threshold", "-1"], "detection_threshold must be above 0, got -1.0"),
         (["--mask-init", "auto"], "mask_init must be pytorch, kaiming, a number or low:high"),
         (["--method", "magic"], "method must be one of sparse-cmaml"),
+        (["--method", "bgd", "--pairs", "one"], "pairs must be all with bgd, got one"),
+        (
+            ["--method", "maml", "--outer-optimizer", "sgd"],
+            "outer_optimizer must be adam with maml, got sgd",
+        ),
         (["--data", "real", "--data-dir", "/nowhere"], "/nowhere"),
         (["--resume", "/nowhere"], "/nowhere holds no run"),
     ],

@@ -1,10 +1,15 @@
 """The run folder: what is written is whole, what cannot be read is set aside."""
 
+import errno
+import fcntl
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +19,9 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from jaxsparse.training import RunError, RunFolder, WriteError
+from jaxsparse.training import RunError, RunFolder, Stopped, WriteError, locks
 from jaxsparse.training.checkpoints import Checkpoints
+from jaxsparse.training.files import replacing
 
 
 class State(NamedTuple):
@@ -214,6 +220,368 @@ def test_places_that_cannot_hold_a_new_run(folder, tmp_path):
         RunFolder.open(other)
     with pytest.raises(RunError, match="cannot write to"):
         RunFolder.create(Path("/proc/run"), {})
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place, why in (
+        (link, "is a link to nothing"),
+        (pipe, "want a folder"),
+        (Path("/dev/null"), "want a folder"),
+        (file / "run", "Not a directory"),
+        (tmp_path / ("n" * 300), "File name too long"),
+        (Path("a\0b"), "null byte"),
+    ):
+        with pytest.raises(RunError, match=why) as error:
+            RunFolder.create(place, {})
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_folders_that_nobody_may_enter(tmp_path):
+    if os.geteuid():
+        pytest.skip("only root can lend its rights to nobody")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    tmp_path.chmod(0o755)
+    RunFolder.create(closed / "run", {})
+    calls = {
+        "create": lambda: RunFolder.create(closed / "new", {}),
+        "check_new": lambda: RunFolder.check_new(closed / "run"),
+        "open": lambda: RunFolder.open(closed / "run"),
+        "config": lambda: RunFolder(closed / "run").config(),
+        "result": lambda: RunFolder(closed / "run").result(),
+        "rows": lambda: RunFolder(closed / "run").rows(),
+    }
+    os.seteuid(65534)
+    try:
+        for name, call in calls.items():
+            with pytest.raises(RunError, match="Permission denied"):
+                call()
+                pytest.fail(name)
+    finally:
+        os.seteuid(0)
+
+
+def test_a_run_that_has_not_begun_is_made_by_the_same_call_and_no_other(tmp_path):
+    config = {"config": {"shots": 5, "rates": (0.1, 0.2)}, "versions": {"jax": "1"}}
+    RunFolder.create(tmp_path / "run", config)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    RunFolder.check_new(tmp_path / "run", {"config": config["config"]})
+    RunFolder.create(tmp_path / "run", config)
+    for other in ({**config, "config": {"shots": 1}}, {**config, "versions": {"jax": "2"}}):
+        with pytest.raises(RunError, match="holds another run"):
+            RunFolder.create(tmp_path / "run", other)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    with RunFolder.open(tmp_path / "run").lock():
+        RunFolder.open(tmp_path / "run").add_row(row(0))
+    with pytest.raises(RunError, match="holds another run"):
+        RunFolder.create(tmp_path / "run", config)
+
+
+def test_what_a_user_put_into_a_folder_stays(tmp_path):
+    for name in (".notes", "config.json.bak", ".partial.json", ".0123456789ab.partial.png"):
+        place = tmp_path / name
+        place.mkdir()
+        (place / name).write_text("mine")
+        with pytest.raises(RunError, match="not empty"):
+            RunFolder.create(place, {})
+        assert [path.name for path in place.iterdir()] == [name]
+
+
+def test_folders_without_a_name_are_never_shared(tmp_path):
+    places = [RunFolder.create_unnamed(tmp_path / "runs" / "now") for _ in range(3)]
+    assert [place.name for place in places] == ["now", "now-2", "now-3"]
+    assert all(place.is_dir() and not any(place.iterdir()) for place in places)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot write to"):
+        RunFolder.create_unnamed(tmp_path / "file" / "now")
+
+
+def test_a_folder_whose_making_was_cut_off_is_said_to_be_one(tmp_path):
+    (tmp_path / ".lock").write_text("")
+    with pytest.raises(RunError, match=r"its making was cut off; begin it anew with --out"):
+        RunFolder.open(tmp_path)
+
+
+# Locks
+
+
+def test_who_waits_takes_over(folder):
+    other, told = RunFolder.open(folder.path), []
+    script = (
+        "import sys, time; from pathlib import Path; from jaxsparse.training import RunFolder\n"
+    )
+    script += "with RunFolder(Path(sys.argv[1])).lock(): print(flush=True); time.sleep(600)"
+    place = folder.path.parent / "other"
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-c", script, str(place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as holder:
+        holder.stdout.readline()
+
+        def wait():
+            told.append(holder.poll())
+            if len(told) == 2:
+                holder.kill()
+                holder.wait()
+
+        other = RunFolder(place)
+        with other.lock(wait):
+            assert told[:2] == [None, None]
+            other.begin({"config": {}})
+    assert RunFolder.open(place).config() == {"config": {}}
+
+
+def at_once(count, function):
+    """What `function(i)` returns, or the error it raises, called by several threads at once."""
+    barrier, found = threading.Barrier(count), {}
+
+    def call(i):
+        barrier.wait()
+        try:
+            found[i] = function(i)
+        except RunError as error:
+            found[i] = error
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_of_runs_started_at_once_one_makes_the_folder(tmp_path):
+    for turn in range(20):
+        path = tmp_path / str(turn)
+        found = at_once(4, lambda i, path=path: RunFolder.create(path, {"config": {"seed": i}}))
+        (winner,) = (i for i, one in found.items() if isinstance(one, RunFolder))
+        assert RunFolder.open(path).config() == {"config": {"seed": winner}}
+        said = {str(one).removeprefix(f"{path} ")[:18] for i, one in found.items() if i != winner}
+        assert said <= {"holds another run;", "is being written b"}
+        assert {p.name for p in path.iterdir()} == {".lock", "config.json"}
+
+
+def test_a_run_made_between_the_look_and_the_lock_is_left_alone(tmp_path, monkeypatch):
+    ours, theirs, look = {"config": {"n": 1}}, {"config": {"n": 2}}, RunFolder.check_new
+    others = iter([lambda: RunFolder.create(tmp_path / "run", theirs)])
+
+    def look_and_sleep(path, config=None):
+        look(path, config)
+        if config == ours and (other := next(others, None)):
+            other()
+
+    monkeypatch.setattr(RunFolder, "check_new", staticmethod(look_and_sleep))
+    with pytest.raises(RunError, match="holds another run"):
+        RunFolder.create(tmp_path / "run", ours)
+    assert RunFolder.open(tmp_path / "run").config() == theirs
+
+
+def test_a_configuration_that_is_there_stays(folder):
+    folder.begin({"config": {"shots": 1}})
+    assert folder.config() == {"config": {"shots": 5}}
+    (folder.path / "config.json").unlink()
+    with pytest.raises(RunError, match="not JSON compliant"):
+        folder.begin({"config": {"rate": float("nan")}})
+
+
+@pytest.mark.parametrize("locks_of", ["the system", "our own"])
+def test_of_runs_that_go_on_at_once_one_has_the_folder(tmp_path, locks_of, monkeypatch):
+    if locks_of == "our own":
+        monkeypatch.setattr(locks, "fcntl", None)
+    RunFolder.create(tmp_path / "run", {})
+    inside = []
+
+    def go_on(i):
+        with RunFolder.open(tmp_path / "run").lock():
+            inside.append(i)
+            assert len(inside) == 1
+            time.sleep(0.05)
+            inside.remove(i)
+        return i
+
+    for _ in range(5):
+        found = at_once(4, go_on)
+        assert any(isinstance(one, int) for one in found.values())
+        assert all(isinstance(one, int | RunError) for one in found.values())
+
+
+def test_waiting_ends_where_the_waiter_says_so(folder):
+    def wait():
+        raise Stopped("asked to")
+
+    with pytest.raises(Stopped), RunFolder.open(folder.path).lock(wait):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_of_the_system_a_file_names_the_holder(tmp_path, monkeypatch, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path, holder = tmp_path / "run", tmp_path / "run" / ".lock-holder"
+    folder = RunFolder.create(path, {})
+    assert not holder.exists()
+    with folder.lock():
+        with pytest.raises(RunError, match="by another process") as error:
+            RunFolder.open(path).lock().__enter__()
+        assert f"{os.getpid()} on {socket.gethostname()}" in str(error.value)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    holder.write_text(f"{ended.pid} {socket.gethostname()}")  # killed, it left this
+    with folder.lock():
+        assert holder.read_text().startswith(f"{os.getpid()} ")
+    holder.write_text("1 elsewhere")
+    with (
+        pytest.raises(RunError, match=r"1 on elsewhere; if that has ended, delete .*holder"),
+        folder.lock(),
+    ):
+        pass
+    holder.unlink()
+    assert {p.name for p in path.iterdir()} == {".lock", "config.json"}
+
+
+def test_a_lock_that_fails_is_one_line(folder, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        pytest.raises(RunError, match="cannot be locked: Input/output error"),
+        RunFolder.open(folder.path).lock(),
+    ):
+        pass
+
+
+def test_without_fcntl_runs_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "fcntl", None)
+    with RunFolder.create(tmp_path / "run", {}).lock():
+        pass
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"null", b'"run"', b"3", b"", b"{", b"\xff\xfe", b"\0\0\0", b"[" * 100_000],
+    ids=["list", "null", "text", "number", "nothing", "half", "not UTF-8", "NUL", "deep"],
+)
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+def test_a_small_file_of_another_content_is_one_line(folder, name, content):
+    (folder.path / name).write_bytes(content)
+    read = folder.config if name == "config.json" else folder.result
+    with pytest.raises(RunError, match=rf"{name} cannot be read") as error:
+        read()
+    assert "\n" not in str(error.value)
+
+
+def test_something_else_in_the_place_of_a_small_file_is_one_line(folder):
+    for name, read in (("result.json", folder.result), ("metrics.jsonl", folder.rows)):
+        os.mkfifo(folder.path / name)
+        with pytest.raises(RunError, match=f"{name} is not a file"):
+            read()
+        (folder.path / name).unlink()
+        (folder.path / name).mkdir()
+        with pytest.raises(RunError, match=f"{name} is not a file"):
+            read()
+
+
+DAMAGE = {
+    "not UTF-8": b"\xff\xfe",
+    "NUL": b"\0\0\0",
+    "a list": b"[1, 2]",
+    "a word": b'"epoch"',
+    "nothing": b"",
+    "torn": b'{"epoch": 1, "st',
+    "joined": b'{"epoch": 1, "st{"epoch": 1, "step": 10}',
+    "no unit": b'{"step": 10}',
+    "no step": b'{"epoch": 1}',
+    "a fraction": b'{"epoch": 1.5, "step": 10}',
+    "a number in words": b'{"epoch": "one", "step": 10}',
+    "twice": b'{"epoch": 0, "step": 0}',
+    "too far": b'{"epoch": 2, "step": 20}',
+    "text for a number": b'{"epoch": 1, "step": 10, "loss": "low"}',
+    "text within": b'{"epoch": 1, "step": 10, "sparsity": {"total": ["high"]}}',
+}
+
+
+@pytest.mark.parametrize("line", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_row_is_named_and_those_before_it_are_kept(folder, line):
+    for epoch in (0, 1, 2):
+        folder.add_row(row(epoch))
+    path = folder.path / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
+    before = path.read_bytes()
+    for read in (folder.rows, lambda: folder.keep_rows(2)):
+        with pytest.raises(RunError, match=r"metrics.jsonl cannot be read: line 2 is not the row"):
+            read()
+    assert path.read_bytes() == before
+    folder.keep_rows(0)  # the checkpoint is from before the damage
+    folder.add_row(row(1))
+    assert folder.rows() == [row(0), row(1)]
+
+
+def test_zeros_that_a_failing_machine_left_at_the_end_are_no_row(folder):
+    folder.add_row(row(0))
+    with (folder.path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\0" * 512)
+    assert folder.rows() == [row(0)]
+
+
+def test_a_line_after_half_a_line_stands_alone(folder):
+    path = folder.path / "timing.jsonl"
+    for torn in (b'{"epoch": 1, "sec', b"\0" * 9):
+        path.write_bytes(b'{"epoch": 0}\n' + torn)
+        folder.log_timing(epoch=1)
+        assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+
+
+def test_what_is_not_finite_is_null_and_said_once_for_each_file(folder):
+    nan, inf = float("nan"), float("inf")
+    bad = {**row(1), "loss": [nan, 1.0], "sparsity": {"total": -inf, "head": 0.5}}
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: null .* loss, sparsity/total") as told:
+        folder.add_row(bad)
+        folder.add_row({**bad, "epoch": 2})
+    assert len(told) == 1
+    stored = {**row(1), "loss": [None, 1.0], "sparsity": {"total": None, "head": 0.5}}
+    (folder.path / "metrics.jsonl").write_text(
+        json.dumps(row(0)) + "\n" + json.dumps(stored) + "\n"
+    )
+    assert folder.rows()[1] == stored
+    with pytest.warns(UserWarning, match=r"result\.json: null .* seeds/loss"):
+        folder.write_result({"seeds": [{"loss": inf}], "matrix": [[None, 1.0]]})
+    assert folder.result() == {"seeds": [{"loss": None}], "matrix": [[None, 1.0]]}
+    for name in ("metrics.jsonl", "result.json"):
+        text = (folder.path / name).read_text()
+        assert "NaN" not in text and "Infinity" not in text
+    values = {v.tag: v.simple_value for e in events(folder.path) for v in e.summary.value}
+    assert values["sparsity/head"] == 0.5 and values["loss"] != values["loss"]
+
+
+# Files that are replaced
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path, link = tmp_path / "document.md", tmp_path / "link.md"
+    path.write_text("old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and sorted(tmp_path.iterdir()) == [path, link]
+    with replacing(link) as partial:
+        assert partial.suffix == ".md"
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o640
+    with pytest.raises(OSError, match="is not a file"), replacing(Path("/dev/null")) as partial:
+        partial.write_text("")
+    assert Path("/dev/null").is_char_device()
 
 
 def test_a_row_that_does_not_fit_on_the_disk_is_one_line(folder):

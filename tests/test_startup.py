@@ -12,8 +12,8 @@ MARKS = {"imports": 1.5, "data": 2.0, "set_up": 4.0, "first_step": 10.0, "second
 @pytest.fixture
 def job(tmp_path):
     """A job that compiles in seconds, on images of noise."""
-    for name in (f"{split}/{label}/{i}" for split in ("train", "val", "test") for label in "ab"
-                 for i in range(2)):  # fmt: skip
+    labels = {"train": "ab", "val": "cd", "test": "ef"}
+    for name in (f"{split}/{c}/{i}" for split in labels for c in labels[split] for i in range(2)):
         path = tmp_path / "images" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)).save(path)

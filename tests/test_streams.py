@@ -1,5 +1,7 @@
 """Task streams: rotations against PIL, draws against counting, look-ups against NumPy indexing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax import lax
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from jaxsparse.data import DataError, LabelledSet, TaskStream, digits, streams
+from jaxsparse.data import DataError, LabelledSet, TaskStream, digits, streams, switching
 
 KEY = jax.random.key(0)
 
@@ -305,6 +307,42 @@ def test_bad_arguments_are_named(pair):
     fails(r"train.images must be uint8 \[n, h, w, c\], got float64", streams.split, floats, test)
     short = LabelledSet(test.images, test.labels[1:], test.mean, test.std, 4)
     fails(r"test.labels must be \[18\], got \[17\]", streams.permutations, train, short)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_labels_outside_the_classes_are_refused(pair, label):
+    train, test = pair
+    wrong = dataclasses.replace(test, labels=np.where(np.arange(18) == 5, label, test.labels))
+    for build in (streams.rotations, streams.permutations, streams.split):
+        fails(rf"test.labels must lie in 0 .. 3, got {label}", build, train, wrong, 2)
+    fails(rf"train.labels must lie in 0 .. 3, got {label}", streams.hold_out, wrong)
+    fails(rf"data.labels must lie in 0 .. 3, got {label}", switching.by_class, wrong)
+    fails(rf"test.labels must .* got {label}", streams.check_stream, TaskStream(train, wrong))
+    floats = dataclasses.replace(test, labels=test.labels / 1.0)
+    fails("test.labels must be whole numbers, got float64", streams.split, train, floats)
+    bad_scale = dataclasses.replace(test, std=(1.0,))
+    fails("test.std must have 2 values, one a channel", streams.split, train, bad_scale)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"train_members": [[0, 1], [2, 36]]}, r"train_members must lie in 0 .. 35, got 36"),
+        ({"test_members": [[0, 1], [-1, 3]]}, r"test_members must lie in 0 .. 17, got -1"),
+        ({"train_members": [[0, 1]]}, r"test_members must be \[1, images\], got \[2, 8\]"),
+        ({"test_members": [0, 1]}, r"test_members must be \[2, images\], got \[2\]"),
+        ({"train_members": [[], []]}, r"train_members must be \[2, images\], got \[2, 0\]"),
+        ({"pixel_maps": np.full((2, 30), 30)}, r"pixel_maps must lie in -1 .. 29, got 30"),
+        ({"pixel_maps": np.full((2, 30), -2)}, r"pixel_maps must lie in -1 .. 29, got -2"),
+        ({"pixel_maps": np.zeros((2, 29), int)}, r"pixel_maps must be \[2, 30\], got \[2, 29\]"),
+        ({"pixel_maps": np.zeros((2, 30))}, "pixel_maps must be whole numbers, got float64"),
+    ],
+)
+def test_streams_whose_parts_do_not_go_together_are_refused(pair, change, match):
+    change = {name: np.asarray(value) for name, value in change.items()}
+    wrong = dataclasses.replace(streams.split(*pair), **change)
+    fails(rf"^stream.{match}", streams.check_stream, wrong)
+    fails(rf"^stream.{match}", streams.draw_schedule, KEY, wrong, None)
 
 
 def test_draws_and_look_ups_that_cannot_be_are_refused(pair):

@@ -1,6 +1,8 @@
-"""Tables 3, S5 and S6 and Figures S3 and S4: learning on streams of digits."""
+"""Tables 3, S5 and S6 and Figures 3, S3 and S4: learning on streams of digits."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +18,14 @@ if TYPE_CHECKING:
     from experiments.reproduce import Flags
     from jaxsparse.training.continual import ContinualConfig
 
-_METHODS = (
+STREAMS = ("rotations", "permutations", "many-permutations")
+METHODS = (
     *("sparse-lamaml", "lamaml", "sync-lamaml", "cmaml-sync"),
     *("er", "mer", "gem", "agem", "sgd", "iid"),
 )
 INNER_RATES = (0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
 WIDTHS = (25, 50, 100, 200, 400)
+_WIDTH = 100  # the published one
 _SPARSE = ("lamaml", "sparse-lamaml")
 _TENSORS = (
     *("dense1/kernel", "dense2/kernel", "head/kernel"),
@@ -44,7 +48,7 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
     for stream in flags.streams:
         lines += [f"**{stream}**, {seeds(flags.seeds)}:", ""]
         lines += header("method", *(label for label, _ in _SUMMARIES), "sparsity", "command")
-        for method in flags.methods or _METHODS:
+        for method in flags.methods or METHODS:
             result = runner.result(
                 experiment, f"{stream}-{method}", cell_config(flags, stream, method)
             )
@@ -148,110 +152,146 @@ def figure_s3(flags: "Flags", runner: Runner) -> Lines:
     lines, curves = [], {}
     for stream in flags.streams:
         lines += [f"**{stream}**, {seeds(flags.seeds)}:", ""]
-        lines += header("alpha_0", *(f"{m}, {what}" for m in _SPARSE for what in _S3_PANELS))
+        lines += header("alpha_0", *(f"{m}, {what}" for m in _SPARSE for what in _PANELS))
         for alpha in INNER_RATES:
             cells = []
             for method in _SPARSE:
                 result = runner.result(experiment, *_run(flags, stream, method, inner_lr=alpha))
-                values = None
                 if result is not None:
-                    values = (result["retained_accuracy"], result["sparsity"]["total"])
-                    curves[stream, method, alpha] = values
-                cells += ["-", "-"] if values is None else [with_std(v) for v in values]
+                    curves[stream, method, alpha] = result
+                cells += _cells(result, _PANELS)
             lines.append(row(f"{alpha:g}", *cells))
         lines.append("")
-    _save(_draw_s3(flags, curves), flags, "figure-s3.png")
+    runner.check_found()
+    _save(lambda: _draw_s3(flags, curves), flags, "figure-s3.png")
     return [*lines, f"Figure: {flags.out / 'figure-s3.png'}"]
 
 
+def figure_3(flags: "Flags", runner: Runner) -> Lines:
+    """Rotations: sparsity by task, and its end against the width of the layers; drawn."""
+    return _by_width(flags, runner, ("rotations",), _PANELS[1:], "figure-3.png")
+
+
 def figure_s4(flags: "Flags", runner: Runner) -> Lines:
-    """Sparsity by task, and its end against the width of the layers (rotations)."""
+    """Permuted streams: sparsity by task, and RA and sparsity against the width; drawn."""
+    return _by_width(flags, runner, STREAMS[1:], _PANELS, "figure-s4.png")
+
+
+def _by_width(flags, runner, streams, panels, name):
+    """Tables of what is measured at each width, and the figure with the sparsity by task."""
     experiment = continual.experiment()
-    lines = [f"Final sparsity in % on rotations against the width, {seeds(flags.seeds)}:", ""]
-    lines += header("width", *_SPARSE)
-    ends: dict[tuple[str, int], Any] = {}
-    for width in WIDTHS:
+    lines, ends, by_task = [], {}, {}
+    for stream in streams:
+        lines += [f"**{stream}**, in %, {seeds(flags.seeds)}:", ""]
+        lines += header("width", *(f"{m}, {what}" for m in _SPARSE for what in panels))
+        for width in WIDTHS:
+            cells = []
+            for method in _SPARSE:
+                result = runner.result(experiment, *_run(flags, stream, method, width=width))
+                if result is not None:
+                    ends[stream, method, width] = result
+                cells += _cells(result, panels)
+            lines.append(row(str(width), *cells))
+        lines.append("")
         for method in _SPARSE:
-            result = runner.result(experiment, *_run(flags, "rotations", method, width=width))
-            if result is not None:
-                ends[method, width] = result["sparsity"]
-        cells = [with_std(ends[m, width]["total"]) if (m, width) in ends else "-" for m in _SPARSE]
-        lines.append(row(str(width), *cells))
-    by_task = {m: runner.rows(experiment, f"rotations-{m}") for m in _SPARSE if (m, 100) in ends}
-    _save(_draw_s4(by_task, ends), flags, "figure-s4.png")
-    return [*lines, "", f"Figure: {flags.out / 'figure-s4.png'}"]
+            if (stream, method, _WIDTH) in ends:
+                by_task[stream, method] = runner.rows(experiment, f"{stream}-{method}")
+    runner.check_found()
+    _save(lambda: _draw_by_width(streams, panels, by_task, ends), flags, name)
+    return [*lines, f"Figure: {flags.out / name}"]
 
 
-_S3_PANELS = ("RA", "sparsity")
+def _cells(result, panels):
+    if result is None:
+        return ["-"] * len(panels)
+    return [with_std(_MEASURES[panel](result)) for panel in panels]
+
+
+_MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "RA": lambda result: result["retained_accuracy"],
+    "sparsity": lambda result: result["sparsity"]["total"],
+}
+_PANELS = tuple(_MEASURES)
 
 
 def _draw_s3(flags, curves) -> "Figure":
-    from matplotlib import pyplot as plt
+    from experiments.plots import subplots
 
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         2, len(flags.streams), figsize=(4 * len(flags.streams), 5.6), sharex=True,
-        squeeze=False, layout="constrained",
+        squeeze=False,
     )  # fmt: skip
     for column, stream in zip(axes.T, flags.streams, strict=True):
-        for panel, axis in enumerate(column):
-            for method in _SPARSE:
-                points = [
-                    (a, v[panel]) for (s, m, a), v in curves.items() if (s, m) == (stream, method)
-                ]
-                alphas, values = [alpha for alpha, _ in points], [value for _, value in points]
-                _with_spread(axis, alphas, values, method)
-            axis.set(ylabel=f"{_S3_PANELS[panel]} [%]", xscale="log")
+        for panel, axis in zip(_PANELS, column, strict=True):
+            _against(axis, panel, stream, INNER_RATES, curves)
+            axis.set(xscale="log")
         column[0].set(title=stream)
         column[1].set(xlabel="alpha_0")
     axes[0, 0].legend(frameon=False, fontsize="small")
     return figure
 
 
-def _draw_s4(by_task, ends) -> "Figure":
-    from matplotlib import pyplot as plt
+def _draw_by_width(streams, panels, by_task, ends) -> "Figure":
+    """A row for each stream: the sparsity by task of each method, then the panels by width."""
+    from experiments.plots import subplots
 
-    from experiments.plots import band
-
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for axis, (method, rows) in zip(axes, by_task.items(), strict=False):
-        for name in ("total", *_TENSORS):
-            values = [100 * np.atleast_1d(row["sparsity"][name]) for row in rows]
-            band(axis, [row["task"] for row in rows], values, name)
-        axis.set(title=method, xlabel="tasks learned", ylabel="sparsity [%]", ylim=(-2, 102))
+    columns = len(_SPARSE) + len(panels)
+    figure, axes = subplots(
+        len(streams), columns, figsize=(4 * columns, 0.6 + 3.1 * len(streams)),
+        squeeze=False,
+    )  # fmt: skip
+    for line, stream in zip(axes, streams, strict=True):
+        for axis, method in zip(line, _SPARSE, strict=False):
+            _draw_by_task(axis, by_task.get((stream, method), ()))
+            axis.set(title=f"{stream}, {method}")
+        for axis, panel in zip(line[len(_SPARSE) :], panels, strict=True):
+            _against(axis, panel, stream, WIDTHS, ends)
+            axis.set(title=stream, xlabel="width of the hidden layers", xscale="log")
+            axis.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+            axis.minorticks_off()
+    axes[0, -1].legend(frameon=False, fontsize="small")
     # Below the panels: within them it would lie on the curves.
+    labelled = next((axis for axis in axes.flat if axis.get_legend_handles_labels()[0]), axes[0, 0])
     figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=1 + len(_TENSORS),
+        *labelled.get_legend_handles_labels(), loc="outside lower left", ncols=1 + len(_TENSORS),
         frameon=False, fontsize="small",
     )  # fmt: skip
-    for method in _SPARSE:
-        widths = [width for m, width in ends if m == method]
-        totals = [ends[method, width]["total"] for width in widths]
-        _with_spread(axes[2], widths, totals, method)
-    axes[2].set(xlabel="width of the hidden layers", ylabel="final sparsity [%]", xscale="log")
-    axes[2].set_xticks(WIDTHS, [str(width) for width in WIDTHS])
-    axes[2].minorticks_off()
-    axes[2].legend(frameon=False, fontsize="small")
     return figure
 
 
-def _with_spread(axis, places, shares, label):
-    """Means in percent at their places, with the standard deviation over seeds."""
-    axis.errorbar(
-        places, [100 * share["mean"] for share in shares],
-        [100 * (share["std"] or 0) for share in shares],
-        label=label, marker="o", markersize=3, capsize=2,
-    )  # fmt: skip
+def _draw_by_task(axis, rows):
+    from experiments.plots import band
+
+    for name in ("total", *_TENSORS) if rows else ():
+        values = [100 * np.array(row["sparsity"][name], float, ndmin=1) for row in rows]
+        band(axis, [row["task"] for row in rows], values, name)
+    axis.set(xlabel="tasks learned", ylabel="sparsity [%]", ylim=(-2, 102))
 
 
-def _save(figure, flags, name):
-    from matplotlib import pyplot as plt
+def _against(axis, panel, stream, places, results):
+    """A measure of each method in percent, with the deviation over seeds; a gap where no run is."""
+    gap: dict[str, Any] = {"mean": math.nan, "std": None}
+    for method in _SPARSE:
+        there = [results.get((stream, method, place)) for place in places]
+        shares = [gap if result is None else _MEASURES[panel](result) for result in there]
+        axis.errorbar(
+            places, [100 * share["mean"] for share in shares],
+            [100 * (share["std"] or 0) for share in shares],
+            label=method, marker="o", markersize=3, capsize=2,
+        )  # fmt: skip
+    axis.set(ylabel=f"{panel} [%]", xlim=(0.8 * places[0], 1.25 * places[-1]))
 
+
+def _save(draw, flags, name):
+    """Draw into the folder of the runs."""
+    from experiments.plots import own_style, rendered, write
     from jaxsparse.training import writing
 
-    with writing(flags.out / name):
+    with own_style():
+        picture = rendered(draw())
+    with writing(flags.out):
         flags.out.mkdir(parents=True, exist_ok=True)
-        figure.savefig(flags.out / name, dpi=150)
-    plt.close(figure)
+    write(picture, flags.out / name)
 
 
 def _comparisons(stream, results):
@@ -301,9 +341,10 @@ _MARKS = {"inner_lr": "alpha"}
 
 
 def cell_config(flags: "Flags", stream: str, method: str, **settings: Any) -> "ContinualConfig":
-    """The published settings of a method on a stream, with the flags' seeds."""
+    """The published settings of a method on a stream, with the flags' seeds unless given."""
     from experiments.continual_presets import preset_config
 
     config = preset_config(stream, method, memories=settings.get("memories", 0))
-    settings = {"seeds": flags.seeds, **settings}
+    if "seeds" not in settings:
+        settings["seeds"] = flags.seeds
     return dataclasses.replace(config, data_dir=flags.data_dir, **settings)

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from jaxsparse.training.statistics import mean_and_std
+
 Lines = list[str]
 
 
@@ -40,10 +42,11 @@ def comparison(
       holds 0, as it always does with one seed.
     """
     pairs = zip(ours, theirs, strict=True)
-    gaps = np.array([100 * (a[measure] - b[measure]) for a, b in pairs])
-    mean, reach, error = gaps.mean(), np.inf, np.inf
-    if len(gaps) > 1:
-        error = gaps.std(ddof=1) / len(gaps) ** 0.5
+    gaps = [100 * (a[measure] - b[measure]) for a, b in pairs]
+    gap: Any = mean_and_std(gaps)
+    mean, reach, error = gap["mean"], np.inf, np.inf
+    if gap["std"] is not None:
+        error = gap["std"] / len(gaps) ** 0.5
         reach = stats.t.ppf(0.975, len(gaps) - 1) * error
     word = "above" if mean > reach else "below" if mean < -reach else "not told apart from"
     return (

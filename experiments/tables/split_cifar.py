@@ -10,13 +10,14 @@ from experiments.report import with_std
 from experiments.tables.continual import cell_config
 from experiments.tables.markdown import Lines, comparison, header, row
 from experiments.tables.runner import Runner
-from jaxsparse.training.continual.result import mean_and_std
+from jaxsparse.training.statistics import mean_and_std
 
 if TYPE_CHECKING:
     from experiments.reproduce import Flags
 
 _STREAM = "split-cifar10"
-_METHODS = ("er", "mer", "gem", "lamaml", "sparse-lamaml")
+METHODS = ("er", "mer", "gem", "lamaml", "sparse-lamaml")
+MEMORIES = (200, 1000)
 # Table S7 does not say how often MER goes over an image and what it replays: once, as the public
 # code does unless told, or ten times, as its commands for natural images tell it.
 _READINGS: dict[str, tuple[dict[str, Any], ...]] = {"mer": ({"replay_passes": 1}, {})}
@@ -51,6 +52,7 @@ _CHOICES: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("lamaml", 1000, _PUBLIC),
     ("lamaml", 1000, {"augment": True}),
 )
+CHOICE_METHODS = tuple(dict.fromkeys(method for method, _, _ in _CHOICES))
 _CHOICE_SAMPLES = 2000  # of the 10,000 images of a task
 
 
@@ -68,7 +70,7 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
     comparisons = []
     for memories in flags.memories:
         by_label = {}
-        for method, reading in _readings(flags.methods or _METHODS):
+        for method, reading in _readings(flags.methods or METHODS):
             if (method, memories) not in published.TABLE_S7:
                 continue
             label = ", ".join([method, *_marks(reading)])
@@ -96,7 +98,7 @@ def choices(flags: "Flags", runner: Runner) -> Lines:
     ]
     lines += header("memory", "method", "changed", "accuracy", *_SPARSITIES)
     for method, memories, changed in _CHOICES:
-        if memories not in flags.memories or method not in (flags.methods or _METHODS):
+        if memories not in flags.memories or method not in (flags.methods or CHOICE_METHODS):
             continue
         config = cell_config(
             flags, _STREAM, method, memories=memories, seeds=1, validation=True,

@@ -12,7 +12,7 @@ from jaxsparse.checks import check_floating, check_rows, check_steps, scalar_los
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.continual.er import OnlineState, apply_gradient, with_metrics
 from jaxsparse.draws import draw_each
-from jaxsparse.maml import float32_by_default
+from jaxsparse.precision import float32_by_default
 
 Tree = Any
 
@@ -139,6 +139,7 @@ def bgd(learning_rate: float = 1.0) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+@float32_by_default
 def expected_gradient(
     loss_fn: Callable,
     distribution: Gaussian,
@@ -187,7 +188,7 @@ def expected_gradient(
         params, noise = sample_params(distribution, key)
         (loss, metrics), gradient = loss_and_grad(at(params), batch)
         gradient = jax.tree.map(lambda g, s: g.astype(s.dtype) * count, gradient, sums.mean)
-        products = jax.tree.map(jnp.multiply, gradient, noise)
+        products = jax.tree.map(lambda g, e: g * e.astype(g.dtype), gradient, noise)
         sums = jax.tree.map(jnp.add, sums, Gaussian(gradient, products))
         return sums, with_metrics({"loss": loss}, metrics)
 

@@ -88,7 +88,7 @@ def add(
     """
     (count,) = check_like_rows("rows", rows, "buffer", buffer.rows)
     ages = buffer.age + 1 + jnp.arange(count, dtype=jnp.int32)
-    drawn = jax.random.randint(key, (count,), 0, ages + 1)
+    drawn = jax.random.randint(key, (count,), 0, ages + 1, jnp.int32)
     slots = jnp.where(ages <= buffer.capacity, ages - 1, drawn)
     # Written at once, where a row that a later one of the batch would overwrite has to yield.
     later = jnp.triu(jnp.ones((count, count), bool), 1)
@@ -121,9 +121,10 @@ def sample(buffer: ReplayBuffer, key: jax.Array, count: int) -> tuple[Tree, jax.
 
     Source: Gupta et al. 2020, La-MAML, Algorithm 1 (Sample), as its public code draws.
     """
-    slots = jax.random.randint(key, (_positive("count", count),), 0, jnp.maximum(buffer.size, 1))
+    most = jnp.maximum(buffer.size, 1)
+    slots = jax.random.randint(key, (_positive("count", count),), 0, most, jnp.int32)
     rows = jax.tree.map(lambda x: x.at[slots].get(mode="promise_in_bounds"), buffer.rows)
-    return rows, (jnp.arange(count) < buffer.size).astype(jnp.float32)
+    return rows, (jnp.arange(count, dtype=jnp.int32) < buffer.size).astype(jnp.float32)
 
 
 class TaskMemory(NamedTuple):
@@ -195,12 +196,12 @@ def write(
     size = jax.tree.leaves(memory.rows)[0].shape[1]
     kept = min(count, size)
     first = memory.written[task] + count - kept
-    slots = (first + jnp.arange(kept)) % size
+    slots = (first + jnp.arange(kept, dtype=jnp.int32)) % size
     slots = jnp.where(accept, slots, size)
     written = jax.tree.map(
         lambda m, r: m.at[task, slots].set(r[count - kept :], mode="drop"), memory.rows, rows
     )
-    return TaskMemory(written, memory.written.at[task].add(jnp.where(accept, count, 0)))
+    return TaskMemory(written, memory.written.at[task].add(jnp.where(accept, jnp.int32(count), 0)))
 
 
 def sample_earlier(
@@ -230,9 +231,9 @@ def sample_earlier(
     """
     task_key, slot_key = jax.random.split(key)
     shape = (_positive("count", count),)
-    tasks = jax.random.randint(task_key, shape, 0, jnp.maximum(task, 1))
+    tasks = jax.random.randint(task_key, shape, 0, jnp.maximum(task, 1), jnp.int32)
     filled = jnp.minimum(memory.written[tasks], jax.tree.leaves(memory.rows)[0].shape[1])
-    slots = jax.random.randint(slot_key, shape, 0, jnp.maximum(filled, 1))
+    slots = jax.random.randint(slot_key, shape, 0, jnp.maximum(filled, 1), jnp.int32)
     rows = jax.tree.map(lambda x: x[tasks, slots], memory.rows)
     return rows, jnp.broadcast_to(jnp.asarray(task > 0, jnp.float32), shape)
 

@@ -17,7 +17,9 @@ from jaxsparse.checks import (
     own_copy,
 )
 from jaxsparse.clipping import clip_by_norm
-from jaxsparse.losses import weighted_loss
+from jaxsparse.losses import check_weighable, weighted_loss
+from jaxsparse.precision import float32_by_default
+from jaxsparse.updates import init_optimizer, update
 
 Tree = Any
 
@@ -62,11 +64,12 @@ def init_online_state(
     Source: plain online learning; see `er_step`.
     """
     params = own_copy("params", params)
-    opt_state = () if optimizer is None else optimizer.init(params)
+    opt_state = () if optimizer is None else init_optimizer("optimizer", optimizer, params)
     return OnlineState(params, opt_state, jnp.zeros((), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "clip_norm"))
+@float32_by_default
 def er_step(
     state: OnlineState,
     batch: Any,
@@ -92,8 +95,9 @@ def er_step(
         rows, any number of them.
       optimizer: the optax transformation for theta, `optax.sgd(eta)` in the paper.
       replay_weights: [r], floating, not negative: each replayed row's weight, rows of the batch
-        weighing 1; 0 where the memory is still empty (what lies there must be finite). None: all
-        rows alike.
+        weighing 1; 0 where the memory is still empty (what lies there must be finite). Not for a
+        loss with statistics over its rows, as of a network with batch norm (see `weighted_loss`).
+        None: all rows alike, in one call of `loss_fn`.
       clip_norm: c: the gradient is scaled by ``min(1, c / (norm + 1e-6))``; None does not clip.
 
     Returns:
@@ -124,6 +128,7 @@ def er_step(
         rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
         if replay_weights is not None:
             check_weights("replay_weights", replay_weights, drawn)
+            check_weighable("replay_weights", loss_fn)
             ones = jnp.ones(count, replay_weights.dtype)
             weights = jnp.concatenate([replay_weights, ones])
     elif replay_weights is not None:
@@ -139,8 +144,8 @@ def apply_gradient(
     state: OnlineState, gradient: Tree, optimizer: optax.GradientTransformation
 ) -> OnlineState:
     """The state after the optimiser's step along `gradient`."""
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    return OnlineState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+    params, opt_state = update("optimizer", optimizer, gradient, state.opt_state, state.params)
+    return OnlineState(params, opt_state, state.step + 1)
 
 
 def with_metrics(own: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -15,7 +15,7 @@ from jaxsparse.checks import (
     check_rows,
     check_weights,
 )
-from jaxsparse.clipping import clip_by_norm, clip_scale, sum_dtype
+from jaxsparse.clipping import clip_by_norm, clip_scale, common_dtype, sum_dtype
 from jaxsparse.continual.er import OnlineState, apply_gradient, with_metrics
 from jaxsparse.continual.quadratic import solve_bounded_qp
 from jaxsparse.continual.task_gradients import (
@@ -24,10 +24,12 @@ from jaxsparse.continual.task_gradients import (
     gram_matrix,
     task_gradients,
 )
-from jaxsparse.losses import weighted_loss
+from jaxsparse.losses import check_weighable, weighted_loss
+from jaxsparse.precision import float32_by_default
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "clip_norm"))
+@float32_by_default
 def gem_step(
     state: OnlineState,
     batch: Any,
@@ -51,7 +53,9 @@ def gem_step(
     What costs are M and M M', of the observed tasks only, and M M' only where a task opposes. Where
     the loss tells its first layer (as `cross_entropy` of `nn.mlp` does) and few rows of each task
     are kept, that layer's gradients stay factors, its inputs and derivatives by its outputs: three
-    to five times faster. A CPU takes the rows of a task in pieces that its cache holds.
+    to five times faster. A CPU takes the rows of a task in pieces that its cache holds where the
+    loss is known to be a mean over rows, each of which counts alone: where `loss_fn.rowwise` is
+    True, as of `cross_entropy` of a network without batch norm.
 
     Under `vmap` over states M M' is made at every step; `jax.lax.map` over seeds is faster.
 
@@ -98,7 +102,8 @@ def gem_step(
 
     rows = task_gradients(loss_fn, state.params, memory, observed)
     along = alignments(rows, gradient, observed)[:tasks]
-    violations = jnp.sum(along < 0, dtype=jnp.int32)
+    # Not `along < 0`: a task whose gradient is NaN would then count as one that agrees.
+    violations = jnp.sum(~(along >= 0), dtype=jnp.int32)
 
     def project(gradient):
         gram = gram_matrix(rows, observed)[:tasks, :tasks]
@@ -117,6 +122,7 @@ def gem_step(
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "optimizer", "clip_norm"))
+@float32_by_default
 def agem_step(
     state: OnlineState,
     batch: Any,
@@ -138,7 +144,8 @@ def agem_step(
       batch: the newest rows of the stream, a tree whose leaves lead with a row axis [n, ...].
       memory_rows: rows drawn from the memory of earlier tasks, a tree like `batch`, [m, ...].
       memory_weights: [m], floating, not negative: their weights; all 0 where there is no earlier
-        task, and g is then kept (what lies there must be finite). None: all rows alike.
+        task, and g is then kept (what lies there must be finite). Not for a loss with statistics
+        over its rows, as of a network with batch norm (see `weighted_loss`). None: all rows alike.
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
         rows, any number of them.
       optimizer: the optax transformation for theta, `optax.sgd(eta)` in the paper.
@@ -171,6 +178,7 @@ def agem_step(
     remembers: jax.Array | bool = True
     if memory_weights is not None:
         check_weights("memory_weights", memory_weights, drawn)
+        check_weighable("memory_weights", loss_fn)
         remembers = jnp.any(memory_weights > 0)
         weights = jnp.where(remembers, memory_weights, 1)  # a mean needs some weight
     loss, metrics, gradient, norm = _gradient(state.params, loss_fn, batch, None, clip_norm)
@@ -197,4 +205,4 @@ def _tree_dot(x, y):
 
 
 def _sum_dtype(params):
-    return sum_dtype(jnp.result_type(*jax.tree.leaves(params)))
+    return sum_dtype(common_dtype(*jax.tree.leaves(params)))

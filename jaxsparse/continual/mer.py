@@ -21,12 +21,14 @@ from jaxsparse.continual.er import OnlineState
 from jaxsparse.continual.task_gradients import joined, usable_split
 from jaxsparse.nn.products import exact_product
 from jaxsparse.partition import cut_leaf
+from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import cast
 
 Tree = Any
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "clip_norm"))
+@float32_by_default
 def mer_step(
     state: OnlineState,
     example: Any,

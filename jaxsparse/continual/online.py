@@ -15,15 +15,15 @@ import optax
 from jaxsparse.checks import (
     check_floating,
     check_like,
-    leaves_by_name,
+    leaf_names,
     own_copy,
-    path_name,
     scalar_loss,
 )
 from jaxsparse.continual.bgd import Gaussian, expected_gradient
 from jaxsparse.continual.er import with_metrics
-from jaxsparse.maml import float32_by_default
 from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
+from jaxsparse.precision import float32_by_default
+from jaxsparse.updates import init_optimizer, update
 
 Tree = Any
 
@@ -140,7 +140,8 @@ def init_metabgd_state(
     """
     first, second = (own_copy("distribution", distribution) for _ in range(2))
     fast_params = inner_part(second.mean, inner_params)
-    return MetaBGDState(first, fast_params, optimizer.init(first), jnp.zeros((), jnp.int32))
+    opt_state = init_optimizer("optimizer", optimizer, first)
+    return MetaBGDState(first, fast_params, opt_state, jnp.zeros((), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames=("loss_fn", "inner_steps", "optimizer", "samples"))
@@ -205,8 +206,7 @@ def metabgd_step(
         samples,
         at=lambda params: merge_params(state.fast_params, params),
     )
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    moved = optax.apply_updates(state.params, updates), opt_state
+    moved = update("optimizer", optimizer, gradient, state.opt_state, state.params)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(state.step > 0, new, old), moved, (state.params, state.opt_state)
     )
@@ -242,11 +242,14 @@ def self_masked_loss(loss_fn: Callable, masked: Callable[[str], bool]) -> Callab
     """
 
     def loss(params, batch):
-        if not any(masked(name) for name in leaves_by_name(params)):
-            raise ValueError(f"masked selects none of {', '.join(leaves_by_name(params))}")
-        soft = jax.tree_util.tree_map_with_path(
-            lambda path, x: x * jax.nn.sigmoid(x) if masked(path_name(path)) else x, params
-        )
-        return loss_fn(soft, batch)
+        names, (leaves, tree) = leaf_names(params), jax.tree.flatten(params)
+        chosen = [masked(name) for name in names]
+        if not any(chosen):
+            raise ValueError(f"masked selects none of {', '.join(names)}")
+        soft = [
+            x * jax.nn.sigmoid(x) if mine else x for x, mine in zip(leaves, chosen, strict=True)
+        ]
+        return loss_fn(jax.tree.unflatten(tree, soft), batch)
 
+    loss.rowwise = getattr(loss_fn, "rowwise", None)  # type: ignore[attr-defined]
     return loss

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsparse.checks import leaves_by_name, scalar_loss
-from jaxsparse.clipping import sum_dtype
+from jaxsparse.checks import scalar_loss
+from jaxsparse.clipping import common_dtype, sum_dtype
 from jaxsparse.losses import SplitLoss
 from jaxsparse.nn.products import exact_product
 from jaxsparse.partition import cut_leaf
@@ -68,7 +68,7 @@ def task_gradients(
     split = usable_split(loss_fn, params, kept**2)  # for an entry of M M'
     if split is not None:
         return _in_factors(split, params, memory, observed)
-    return _whole(scalar_loss(loss_fn), params, memory, observed)
+    return _whole(loss_fn, params, memory, observed)
 
 
 def alignments(rows: list[Array | Factors], direction: Tree, observed: Array | int) -> Array:
@@ -182,7 +182,7 @@ def usable_split(loss_fn: Callable, params: Tree, rows: int) -> SplitLoss | None
     split = getattr(loss_fn, "split", None)
     if split is None:
         return None
-    kernel = leaves_by_name(params)[split.kernel]
+    kernel, _, _ = cut_leaf(params, split.kernel)
     inputs, outputs = kernel.shape
     # Operations, half of which read from memory would cost as much.
     if rows * (inputs + outputs) > 2 * inputs * outputs:
@@ -232,11 +232,12 @@ def _whole(loss_fn, params, memory, observed):
     """M, a task at a time, and of a task's rows a piece at a time."""
     leaves = jax.tree.leaves(params)
     tasks, kept = _shape(memory)
-    size, dtype = _piece(loss_fn, params, memory, kept), sum_dtype(jnp.result_type(*leaves))
+    size, dtype = _piece(loss_fn, params, memory, kept), sum_dtype(common_dtype(*leaves))
+    own_loss = scalar_loss(loss_fn)
 
     def gradient(rows):  # of the mean loss, in proportion to the memory that these rows are
         share = len(jax.tree.leaves(rows)[0]) / kept
-        own = jax.grad(lambda p: share * loss_fn(p, rows)[0])(params)
+        own = jax.grad(lambda p: share * own_loss(p, rows)[0])(params)
         return [g.astype(dtype) for g in jax.tree.leaves(own)]
 
     def add(total, rows):
@@ -262,15 +263,18 @@ def _whole(loss_fn, params, memory, observed):
 def _piece(loss_fn, params, memory, kept):
     """How many rows at a time: of so many a CPU's cache holds what a gradient saves.
 
-    A device that is not a CPU takes all rows kept.
+    A device that is not a CPU takes all rows kept; so does a loss whose rows may count in one
+    another's, as with batch norm: of a piece it has other statistics.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or not getattr(loss_fn, "rowwise", None):
         return kept
+
+    own_loss = scalar_loss(loss_fn)
 
     def saved(rows):
         own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[2:]), x.dtype), memory)
         _, pullback, _ = jax.eval_shape(
-            lambda p, r: jax.vjp(lambda p: loss_fn(p, r), p, has_aux=True), params, own
+            lambda p, r: jax.vjp(lambda p: own_loss(p, r), p, has_aux=True), params, own
         )
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pullback))
 

@@ -2,8 +2,9 @@
 
 from jaxsparse.data import streams, switching
 from jaxsparse.data.classification import LabelledSet, load_labelled
+from jaxsparse.data.digests import fingerprint
 from jaxsparse.data.episodes import Task, check_episode, sample_tasks
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import DataError, ImageSet, check_not_blank
 from jaxsparse.data.sources import load
 from jaxsparse.data.streams import TaskStream
 from jaxsparse.data.switching import SwitchingData
@@ -16,6 +17,8 @@ __all__ = [
     "Task",
     "TaskStream",
     "check_episode",
+    "check_not_blank",
+    "fingerprint",
     "load",
     "load_labelled",
     "sample_tasks",

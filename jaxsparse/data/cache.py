@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+import math
+import os
 import shutil
-import uuid
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from jaxsparse.data.files import open_file, put
 from jaxsparse.data.images import DataError, ImageSet
-from jaxsparse.user_cache import cache_dir
+from jaxsparse.user_cache import cache_dir, partial
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_CACHE_VERSION = 1  # raise it whenever the same source would give other bytes
+_CACHE_VERSION = 2  # raise it whenever the same source would give other bytes
 _WHOLE = 64 * 2**20  # caches up to this size, in bytes, are checked whole; larger ones in samples
+_HEADER = 128  # bytes of images.npy before the first pixel
+
+Shape = tuple[int, int, int]
 
 
 class Rows(NamedTuple):
@@ -39,7 +42,7 @@ class Rows(NamedTuple):
 
     names: list[str]
     counts: list[int]
-    shape: tuple[int, int, int]
+    shape: Shape
     images: Iterator[np.ndarray]
 
 
@@ -58,7 +61,8 @@ def cached(stem: str, key: Any, rows: Callable[[], Rows]) -> ImageSet:
         An ImageSet whose images are read from disk as they are used.
 
     Raises:
-        DataError: the cache cannot be written, or whatever `rows` raises.
+        DataError: the cache cannot be written, the images exceed the disk or the memory, or
+            whatever `rows` raises.
 
     Example:
         >>> cached("zeros", 1, lambda: Rows(["a"], [1], (8, 8, 1), iter(np.zeros((1, 8, 8, 1)))))
@@ -66,26 +70,22 @@ def cached(stem: str, key: Any, rows: Callable[[], Rows]) -> ImageSet:
     """
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     path = cache_dir() / f"{stem}-v{_CACHE_VERSION}-{digest}"
-    partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     found = _open(path)
     if found is not None:
         return found
     try:
-        partial.mkdir(parents=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            _write(partial, rows())
-        if path.exists() and _open(path) is None:
-            shutil.rmtree(path)
-        with suppress(OSError):  # another process was first
-            partial.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial(path) as new:
+            new.mkdir()
+            _write(new, rows())
+            if _open(path) is None:  # else another process was first
+                with suppress(OSError):  # or comes first now
+                    put(new, path)
     except OSError as error:
         raise DataError(
             f"{path}: cannot write the cache: {error.strerror};"
             " set JAXSPARSE_CACHE to a folder with room"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     found = _open(path)
     if found is None:
         raise DataError(f"{path}: cannot write the cache; delete what is there")
@@ -93,41 +93,82 @@ def cached(stem: str, key: Any, rows: Callable[[], Rows]) -> ImageSet:
 
 
 def _write(folder: Path, rows: Rows) -> None:
-    classes, most = len(rows.counts), max(rows.counts)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (classes, most, *rows.shape)}
+    shape = (sum(rows.counts), *rows.shape)
+    _check_room(folder, shape)
+    digest = hashlib.sha256()
     # Plain writes and no memory map: on a full disk those raise, a map kills the process.
     with (folder / "images.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for count in rows.counts:
-            block = np.zeros((most, *rows.shape), np.uint8)
-            block[:count] = np.stack(list(islice(rows.images, count)))
-            file.write(block.data)
-    images = np.load(folder / "images.npy", mmap_mode="r")
-    meta = {"names": rows.names, "counts": rows.counts}
-    meta["checksum"] = _checksum(images, meta)
+        file.write(_header(shape))
+        for image in islice(rows.images, shape[0]):
+            pixels = np.ascontiguousarray(image, np.uint8).data
+            file.write(pixels)
+            digest.update(pixels)
+    meta = {"names": rows.names, "counts": rows.counts, "shape": list(rows.shape)}
+    meta["digest"] = digest.hexdigest()
+    meta["checksum"] = _checksum(_map(folder / "images.npy", shape), meta)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def _open(path: Path) -> ImageSet | None:
+def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
+    """Raise DataError where so many pixels fit neither on the disk nor into the memory."""
+    size, text = math.prod(shape), " x ".join(map(str, shape))
+    for there, where in (
+        (shutil.disk_usage(folder).free, "free in the cache; set JAXSPARSE_CACHE to a larger disk"),
+        (_memory(), "memory in this machine; use fewer or smaller images"),
+    ):
+        if size > there:
+            raise DataError(
+                f"{text} bytes of pixels are {size / 1e9:.3g} GB, there are"
+                f" {there / 1e9:.3g} GB {where}"
+            )
+
+
+def _memory() -> float:
+    """Bytes of memory that this machine has."""
     try:
-        meta = json.loads((path / "meta.json").read_text())
-        images = np.load(path / "images.npy", mmap_mode="r")
-        if meta.pop("checksum") != _checksum(images, meta):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # a system that does not say
+        return math.inf
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    """The start of a .npy file of uint8, the same whichever NumPy is there."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text = text.ljust(_HEADER - 11) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The pixels of such a file, read from the disk as they are used; ValueError if it differs."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != _HEADER + math.prod(shape) or file.read(_HEADER) != _header(shape):
+            raise ValueError(f"{path} does not hold {shape} pixels")
+        return np.asarray(np.memmap(file, np.uint8, "r", _HEADER, shape))
+
+
+def _open(path: Path) -> ImageSet | None:
+    """The set that was written at `path`; None where there is none, or it is not as written."""
+    try:
+        with open_file(path / "meta.json") as file:
+            meta = json.loads(file.read())
+        checksum, counts, names = meta.pop("checksum"), meta["counts"], tuple(meta["names"])
+        images = _map(path / "images.npy", (sum(counts), *meta["shape"]))
+        if checksum != _checksum(images, meta):
             return None
-        counts = np.asarray(meta["counts"], np.int32)
-        names = tuple(meta["names"])
-    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError):
+    # Whatever a damaged file makes a parser say; reading it again would not help.
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
     colour = images.shape[-1] == 3
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else ((0.0,), (1.0,))
-    return ImageSet(np.asarray(images), counts, names, mean, std)
+    return ImageSet(images, np.asarray(counts, np.int32), names, mean, std)
 
 
 def _checksum(images: np.ndarray, meta: dict[str, Any]) -> int:
     # Of everything up to _WHOLE bytes; beyond, of 512 samples: enough to see a file cut short,
     # zeroed or overwritten, and it keeps opening a gigabyte well under half a second.
     flat = images.reshape(-1)
-    total = zlib.crc32(repr((images.shape, images.dtype, meta)).encode())
+    total = zlib.crc32(repr((images.shape, meta)).encode())
     if flat.size <= _WHOLE:
         return zlib.crc32(flat.data, total)
     for start in np.linspace(0, flat.size - 4096, 512).astype(int):

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from jaxsparse.data.cache import Rows, cached
-from jaxsparse.data.images import DataError
+from jaxsparse.data.images import DataError, check_range
 from jaxsparse.data.omniglot import prepared_files, records
+from jaxsparse.data.pictures import opened
 from jaxsparse.data.sources import find_data_dir
 
 Scale = tuple[float, ...]
@@ -60,6 +60,23 @@ class LabelledSet:
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of every image."""
         return tuple(self.images.shape[1:])
+
+
+def check_labelled(name: str, data: LabelledSet) -> None:
+    """Raise DataError unless the parts of a set go together; traced labels are not looked at."""
+    images, labels = data.images, data.labels
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise DataError(
+            f"{name}.images must be uint8 [n, h, w, c], got {images.dtype} {list(images.shape)}"
+        )
+    if np.shape(labels) != images.shape[:1]:
+        raise DataError(f"{name}.labels must be [{len(images)}], got {list(np.shape(labels))}")
+    check_range(f"{name}.labels", labels, 0, data.num_classes - 1)
+    for part, scale in (("mean", data.mean), ("std", data.std)):
+        if len(scale) != images.shape[-1]:
+            raise DataError(
+                f"{name}.{part} must have {images.shape[-1]} values, one a channel: {scale}"
+            )
 
 
 def load_labelled(
@@ -111,8 +128,9 @@ def load_labelled(
         )
     data = cached(f"{name}-{split}", (split, key), lambda: _rows(name, split, folder))
     labels = np.array([int(label) for label in data.names], np.int32)
+    check_range(f"{name}: labels in {folder}", labels, 0, 9)
     mean, std = _SCALES[name]
-    return LabelledSet(data.images[:, 0], labels, mean, std, 10)
+    return LabelledSet(data.images, labels, mean, std, 10)
 
 
 def _rows(name: str, split: str, data_dir: Path) -> Rows:
@@ -122,7 +140,9 @@ def _rows(name: str, split: str, data_dir: Path) -> Rows:
         raise DataError(f"{name}: no {split} images in {data_dir}; prepare it again")
     labels = [str(int(record["label"])) for record in found]
     shape = _SHAPES[name]
+    called = f"{name}: an image in {data_dir}"
     images = (
-        np.asarray(Image.open(io.BytesIO(record["image"]))).reshape(shape) for record in found
+        opened(lambda image: np.asarray(image).reshape(shape), io.BytesIO(record["image"]), called)
+        for record in found
     )
     return Rows(labels, [1] * len(found), shape, images)

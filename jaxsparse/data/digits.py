@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import features
 
@@ -79,7 +78,7 @@ def _file_name(split: str, count: int) -> str:
     """A name that changes with whatever changes the pixels."""
     made_of = (
         *(VERSION, glyphs.FACES, glyphs.LETTER, glyphs.BEND_POINTS, DISTORTION, IMAGE_SIZE),
-        *(matplotlib.__version__, features.version("freetype2")),
+        *(glyphs.fonts()[1], features.version("freetype2")),
     )
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     return f"digits-v{VERSION}-{split}-{count}-{digest}.npz"

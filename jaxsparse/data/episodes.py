@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import DataError, ImageSet, check_images
 from jaxsparse.draws import choose
 
 
@@ -37,7 +37,7 @@ def sample_tasks(
 
     Pure; works under jit, vmap and scan with `data` as a traced argument and the four numbers
     static. Batches are ordered by label. If `data.counts` is traced, classes can only be checked
-    against the padded number of images: call `check_episode` before compiling.
+    against the largest class: call `check_episode` before compiling.
 
     Args:
         key: a jax.random key.
@@ -94,12 +94,12 @@ def check_episode(data: ImageSet, ways: int, shots: int, query_shots: int) -> No
     """
     for name, value in (("ways", ways), ("shots", shots), ("query_shots", query_shots)):
         _check_number(name, value)
-    _check_arrays(data)
+    check_images(data)
     if ways > data.num_classes:
         raise DataError(f"ways must be at most {data.num_classes}, the classes; got {ways}")
     wanted = shots + query_shots
     if isinstance(data.counts, jax.core.Tracer):
-        fewest, where = data.images.shape[1], "the padded images per class"
+        fewest, where = data.largest, "the images of the largest class"
     else:
         counts = np.asarray(data.counts)
         fewest, smallest = int(counts.min()), int(counts.argmin())
@@ -118,26 +118,9 @@ def _check_number(name: str, value: Any) -> None:
         raise DataError(f"{name} must be a whole number >= 1, got {value!r}")
 
 
-def _check_arrays(data: ImageSet) -> None:
-    images, counts, channels = data.images, data.counts, data.images.shape[-1]
-    if images.ndim != 5 or images.dtype != np.uint8:
-        raise DataError(
-            "data.images must be uint8 [classes, images, height, width, channels], "
-            f"got {images.dtype} {list(images.shape)}"
-        )
-    if counts.shape != images.shape[:1]:
-        raise DataError(f"data.counts must be [{len(images)}], got {list(counts.shape)}")
-    if len(data.names) != len(images):
-        raise DataError(f"data.names must have {len(images)} names, got {len(data.names)}")
-    for name, value in (("mean", data.mean), ("std", data.std)):
-        if len(value) != channels:
-            raise DataError(f"data.{name} must have {channels} values, one a channel: {value}")
-
-
 def _valid(data: ImageSet, classes: jax.Array) -> jax.Array:
-    """Which images of the drawn classes are not padding, bool [tasks, ways, images]."""
-    shape = (*classes.shape, data.images.shape[1])
-    position = jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    """Which of the largest class's places the drawn classes have, bool [tasks, ways, largest]."""
+    position = jax.lax.broadcasted_iota(jnp.int32, (*classes.shape, data.largest), 2)
     return position < jnp.asarray(data.counts, jnp.int32)[classes][..., None]
 
 
@@ -145,7 +128,8 @@ def _batch(data: ImageSet, classes: jax.Array, images: jax.Array) -> tuple[jax.A
     """Scaled pixels [tasks, ways * n, h, w, c] and labels of images [tasks, ways, n]."""
     tasks, ways, shots = images.shape
     # In bounds by construction; saying so spares a masking pass over every pixel.
-    where = jnp.asarray(data.images).at[classes[..., None], images]
+    places = jnp.asarray(data.starts, jnp.int32)[classes][..., None] + images
+    where = jnp.asarray(data.images).at[places]
     pixels = where.get(mode="promise_in_bounds").reshape(tasks, ways * shots, *data.image_shape)
     mean, std = (
         jnp.broadcast_to(jnp.array(value, jnp.float32), pixels.shape)

@@ -1,19 +1,46 @@
 """Trees of class folders."""
 
+import filecmp
 import os
-from collections.abc import Callable
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from jaxsparse.data.cache import Rows, cached
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.files import has_control_characters, one_line
+from jaxsparse.data.images import DataError, ImageSet, is_blank
+from jaxsparse.data.pictures import has_content, is_grey, read_image
 
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class ImageFile(NamedTuple):
+    """An image that has been found but not opened.
+
+    Args:
+        path: where it is.
+        version: its size and the time of its last change.
+        identity: the numbers of its disk and of its place there.
+        links: the number of names that the file has.
+
+    Example:
+        >>> scan(Path("birds"), "train")["crow"][0].path
+        'birds/train/crow/1.png'
+    """
+
+    path: str
+    version: str
+    identity: tuple[int, int]
+    links: int
+
+
+Classes = dict[str, list[ImageFile]]
 
 
 def load_folder(data_dir: Path, split: str, image_size: int | None = None) -> ImageSet:
@@ -22,6 +49,7 @@ def load_folder(data_dir: Path, split: str, image_size: int | None = None) -> Im
     Images have one channel where all training images are greyscale, else three (without a train
     folder, as in a test set from another domain, the split itself decides). They are resized to
     a square, whatever their shape. Hidden files and files that are no images are passed over.
+    How pixels of each kind become 8 bits is described in `jaxsparse.data.pictures.fit`.
 
     Args:
         data_dir: the folder that holds the splits.
@@ -32,26 +60,30 @@ def load_folder(data_dir: Path, split: str, image_size: int | None = None) -> Im
         An ImageSet on the host, normalised with ImageNet's mean and std where it has colour.
 
     Raises:
-        DataError: a folder is missing, empty or unreadable, or an image is broken.
+        DataError: a folder is missing, empty or unreadable, an image is broken, a class or a file
+            is in two splits, or nothing is to be seen in the images of a class.
 
     Example:
         >>> load_folder(Path("birds"), "train").image_shape
         (84, 84, 3)
     """
     classes = scan(data_dir, split)
-    other = split != "train" and (data_dir / "train").is_dir()
-    reference = scan(data_dir, "train") if other else classes
+    check_apart(data_dir, split)
+    reference = classes
+    if split != "train" and _split_folder(data_dir, "train"):
+        reference = scan(data_dir, "train")
+        _check_different({f"train/{name}": files for name, files in reference.items()} | classes)
     size = image_size or 84
 
     def rows() -> Rows:
-        files = (file for files in reference.values() for file, _ in files)
-        shape = (size, size, 1 if all(map(_is_grey, files)) else 3)
-        return folder_rows(classes, shape)
+        files = (file.path for files in reference.values() for file in files)
+        return folder_rows(classes, (size, size, 1 if all(map(is_grey, files)) else 3))
 
-    return cached(f"folder-{split}-{size}", (list(classes.items()), list(reference.items())), rows)
+    key = [versions(found) for found in (classes, reference)]
+    return cached(f"folder-{split}-{size}", key, rows)
 
 
-def scan(root: Path, split: str) -> dict[str, list[tuple[str, str]]]:
+def scan(root: Path, split: str) -> Classes:
     """List the images in every class folder of a split, without opening them.
 
     Args:
@@ -59,39 +91,160 @@ def scan(root: Path, split: str) -> dict[str, list[tuple[str, str]]]:
         split: "train", "validation" (in the folder val or validation) or "test".
 
     Returns:
-        Sorted class names -> sorted [(path, size and time of the last change)].
+        Sorted class names -> sorted files.
 
     Raises:
-        DataError: no such folder, no class folders in it, a class folder without images, or
-            something unreadable.
+        DataError: no such folder, no class folders in it, a class folder without images, something
+            unreadable or that is no file, or one file twice.
 
     Example:
         >>> list(scan(Path("birds"), "train"))
         ['crow', 'finch']
     """
-    folders = [root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()]
-    if not folders:
+    folder = _split_folder(root, split)
+    if folder is None:
         raise DataError(f"{root}: there is no folder {' or '.join(SPLIT_FOLDERS[split])} in it")
-    try:
-        classes = {
-            entry.name: [
-                (file.path, f"{(stat := file.stat()).st_size} {stat.st_mtime_ns}")
-                for file in _visible(entry.path)
-                if file.name.lower().endswith(SUFFIXES)
-            ]
-            for entry in _visible(folders[0])
-            if entry.is_dir()
-        }
-    except OSError as error:
-        where = error.filename or folders[0]
-        raise DataError(f"{where}: cannot be read: {error.strerror}") from error
+    classes = {name: _images(folder / name) for name in _class_names(folder)}
     if not classes:
-        raise DataError(f"{folders[0]}: there are no class folders in it")
-    for name, files in classes.items():
-        if not files:
-            kinds = " ".join(SUFFIXES)
-            raise DataError(f"{folders[0] / name}: a class folder without images ({kinds})")
+        raise DataError(f"{one_line(folder)}: there are no class folders in it")
+    _check_different(classes)
     return classes
+
+
+def versions(classes: Classes) -> list[tuple[str, str, str]]:
+    """What changes when the images do, but not with the way that leads to them.
+
+    Args:
+        classes: what `scan` found.
+
+    Example:
+        >>> versions(scan(Path("birds"), "train"))[1]
+        ('crow', '1.png', '3021 1700000000000000000')
+    """
+    split = Path(next(iter(classes.values()))[0].path).parent.parent
+    files = [(name, file) for name, files in classes.items() for file in files]
+    return [
+        (os.path.realpath(split), "", ""),
+        *((name, file.path.rpartition(os.sep)[2], file.version) for name, file in files),
+    ]
+
+
+def check_apart(root: Path, split: str) -> None:
+    """Raise DataError where a class of this split is in another one, too.
+
+    Names alone do not tell where two splits have all of them in common: they may be numbers,
+    counted anew in each. Then one image that is in both tells; without one the test split warns.
+    """
+    folder = _split_folder(root, split)
+    if folder is None:
+        return
+    for other in SPLIT_FOLDERS:
+        there = None if other == split else _split_folder(root, other)
+        same = there is not None and _share_names(folder, there)
+        if same and (split, other) == ("test", "train"):
+            warnings.warn(
+                f"{one_line(root)}: the classes of train and test have the same names; if they are"
+                " the same classes, the test measures what was trained on",
+                stacklevel=2,
+            )
+
+
+def _share_names(folder: Path, there: Path) -> bool:
+    """Whether two splits have all their classes' names in common; DataError if their classes."""
+    own, others = _class_names(folder), _class_names(there)
+    places = {os.path.realpath(folder / name): name for name in own}
+    for name in others:
+        twin = places.get(os.path.realpath(there / name))
+        if twin is None and name in own and (own != others or _share_an_image(folder, there, name)):
+            twin = name
+        if twin is not None:
+            raise DataError(
+                f"{one_line(folder / twin)} and {one_line(there / name)}: one class in two splits;"
+                " it may be in one only"
+            )
+    return own == others
+
+
+def _share_an_image(folder: Path, there: Path, name: str) -> bool:
+    """Whether two folders of one class hold an image of the same name and content."""
+    own = {Path(file.path).name: file for file in _images(folder / name)}
+    for file in _images(there / name):
+        twin = own.get(Path(file.path).name)
+        with suppress(OSError):
+            if twin is not None and filecmp.cmp(file.path, twin.path, shallow=False):
+                return True
+    return False
+
+
+def _split_folder(root: Path, split: str) -> Path | None:
+    """The folder of a split; None where there is none."""
+    for name in SPLIT_FOLDERS[split]:
+        try:
+            if stat.S_ISDIR((root / name).stat().st_mode):
+                return root / name
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise _unreadable(error, root / name) from error
+    return None
+
+
+def _class_names(folder: Path) -> list[str]:
+    try:
+        names = [entry.name for entry in _visible(folder) if _is_folder(entry)]
+    except OSError as error:
+        raise _unreadable(error, folder) from error
+    for name in names:
+        if has_control_characters(name):
+            raise DataError(
+                f"{one_line(folder)}: the class folder {name!r} must have a name that is UTF-8 and"
+                " can be printed on one line"
+            )
+    return names
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # Not entry.is_dir(), to which a dangling link is no folder: its class would go missing.
+    return stat.S_ISDIR(entry.stat().st_mode)
+
+
+def _images(folder: Path) -> list[ImageFile]:
+    """The images of a class."""
+    files = []
+    try:
+        for entry in _visible(folder):
+            if entry.name.lower().endswith(SUFFIXES):
+                files.append(_image_file(entry.path, entry.stat()))
+    except OSError as error:
+        raise _unreadable(error, folder) from error
+    if not files:
+        kinds = " ".join(SUFFIXES)
+        raise DataError(f"{one_line(folder)}: a class folder without images ({kinds})")
+    return files
+
+
+def _image_file(path: str, status: os.stat_result) -> ImageFile:
+    version = f"{status.st_size} {status.st_mtime_ns}"
+    return ImageFile(path, version, (status.st_dev, status.st_ino), status.st_nlink)
+
+
+def _check_different(classes: Classes) -> None:
+    """Raise DataError where two names lead to one file."""
+    seen: dict[tuple[int, int], ImageFile] = {}
+    for file in (file for files in classes.values() for file in files):
+        twin = seen.setdefault(file.identity, file)
+        # Some network file systems give two files one number.
+        if twin is not file and (
+            file.links > 1 or os.path.realpath(file.path) == os.path.realpath(twin.path)
+        ):
+            raise DataError(
+                f"{one_line(file.path)} and {one_line(twin.path)}: one file under two names;"
+                " no image may be there twice"
+            )
+
+
+def _unreadable(error: OSError, folder: Path) -> DataError:
+    return DataError(f"{one_line(error.filename or folder)}: cannot be read: {error.strerror}")
 
 
 def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -99,73 +252,34 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
         return sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
 
 
-def folder_rows(classes: dict[str, list[tuple[str, str]]], shape: tuple[int, int, int]) -> Rows:
+def folder_rows(classes: Classes, shape: tuple[int, int, int]) -> Rows:
     """What `scan` found, as rows of images of one shape.
 
     Args:
-        classes: class names -> [(path, anything)].
+        classes: class names -> files.
         shape: (height, width, channels) to resize and convert to.
+
+    Raises:
+        DataError: while it is read, see `read_image`; or the images of a class turn out blank
+            although there is something in the files, as with white strokes on a transparent ground.
 
     Example:
         >>> folder_rows(scan(Path("birds"), "train"), (84, 84, 3)).names
         ['crow', 'finch']
     """
-    images = (read_image(file, shape) for files in classes.values() for file, _ in files)
-    return Rows(list(classes), [len(files) for files in classes.values()], shape, images)
+    counts = [len(files) for files in classes.values()]
+    return Rows(list(classes), counts, shape, _decoded(classes, shape))
 
 
-def _is_grey(file: str) -> bool:
-    return _guarded(lambda image: image.mode in _GREY_MODES, file, file)
-
-
-def read_image(file: Any, shape: tuple[int, int, int], name: str | None = None) -> np.ndarray:
-    """Decode one image, resized with an antialiased bilinear filter.
-
-    Args:
-        file: a path, or a binary file object.
-        shape: (height, width, channels) wanted; channels is 1 or 3.
-        name: what to call it in an error; default: the path.
-
-    Returns:
-        uint8 array of that shape.
-
-    Raises:
-        DataError: not an image, truncated, or so large that it must be a decompression bomb.
-
-    Example:
-        >>> read_image("birds/train/crow/1.jpg", (84, 84, 3)).shape
-        (84, 84, 3)
-    """
-    return _guarded(lambda image: fit(image, shape), file, name or str(file))
-
-
-def _guarded(use: Callable[[Image.Image], Any], file: Any, name: str) -> Any:
-    try:
-        with Image.open(file) as image:
-            return use(image)
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: not a readable image: {reason}") from error
-
-
-def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """Convert an image to uint8 of a given shape.
-
-    Args:
-        image: of any size and mode; 16-bit greyscale is scaled to 8 bits.
-        shape: (height, width, channels), channels 1 or 3.
-
-    Returns:
-        uint8 array of that shape.
-
-    Example:
-        >>> fit(Image.new("RGB", (100, 50)), (84, 84, 1)).shape
-        (84, 84, 1)
-    """
-    height, width, channels = shape
-    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
-        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(shape)
+def _decoded(classes: Classes, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+    for name, files in classes.items():
+        blank = True
+        for file in files:
+            image = read_image(file.path, shape)
+            blank = blank and is_blank(image)
+            yield image
+        if blank and any(has_content(file.path) for file in files):
+            raise DataError(
+                f"{one_line(Path(files[0].path).parent)}: on white, at {shape[1]} x {shape[0]}"
+                f" pixels, every image of class {name} is blank: nothing is left of what is in them"
+            )

@@ -1,24 +1,23 @@
 """A few-shot image set that needs no download: letters of the fonts matplotlib ships."""
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import unicodedata
-import uuid
 import warnings
-import zipfile
-import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont, features
 from scipy import ndimage
 
+from jaxsparse.data.files import open_file, put
 from jaxsparse.data.images import DataError, ImageSet
 from jaxsparse.user_cache import cache_dir as default_cache_dir
+from jaxsparse.user_cache import partial
 
 VERSION = 1  # raise whenever the same arguments would give other images
 IMAGES_PER_CLASS = 20
@@ -245,8 +244,25 @@ def _stamp(font: ImageFont.FreeTypeFont, letter: str, side: int) -> np.ndarray:
     return np.asarray(stamp)
 
 
+@lru_cache
+def fonts() -> tuple[Path, str]:
+    """The folder of matplotlib's fonts, and its version.
+
+    Matplotlib itself is not imported for them: it takes long, and fails where MPLBACKEND names a
+    backend that is not there, as in what notebooks start.
+    """
+    try:
+        found = importlib.util.find_spec("matplotlib")
+        version = importlib.metadata.version("matplotlib")
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise DataError("glyphs: matplotlib, whose fonts are drawn, is not installed")
+    return Path(found.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf", version
+
+
 def _font_file(face: str) -> Path:
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
+    return fonts()[0] / f"{face}.ttf"
 
 
 def _font(face: str, pixels: int) -> ImageFont.FreeTypeFont:
@@ -261,7 +277,13 @@ def _charmaps() -> dict[str, frozenset[int]]:
     for face in FACES:
         if not _font_file(face).is_file():
             raise DataError(f"glyphs: {_font_file(face)} is missing; reinstall matplotlib")
-    return {face: frozenset(FT2Font(str(_font_file(face))).get_charmap()) for face in FACES}
+    from fontTools.ttLib import TTFont  # only needed to fill the cache
+
+    maps = {}
+    for face in FACES:
+        with TTFont(_font_file(face), lazy=True) as font:
+            maps[face] = frozenset(font.getBestCmap())
+    return maps
 
 
 def _script(code: int) -> str:
@@ -284,7 +306,7 @@ def _file_name(split: str, image_size: int) -> str:
             BEND_POINTS,
             image_size,
         ),
-        *(matplotlib.__version__, features.version("freetype2"), unicodedata.unidata_version),
+        *(fonts()[1], features.version("freetype2"), unicodedata.unidata_version),
     )
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     return f"glyphs-v{VERSION}-{split}-{image_size}-{digest}.npz"
@@ -294,22 +316,20 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """The arrays of a cache file, or None where there is no whole one (zip checks its sums)."""
     try:
         # Opened here, since np.load leaves its own file open where the zip turns out broken.
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        with open_file(file) as opened, np.load(opened, allow_pickle=False) as arrays:
             return arrays["images"], arrays["letters"]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # a byte changed in a zip's directory raises nearly anything
         return None
 
 
 def _write(file: Path, images: np.ndarray, letters: np.ndarray) -> None:
     """Write a cache file whole or not at all, also where two processes do so at once."""
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as out:
+        with partial(file) as new:
+            with new.open("wb") as out:
                 np.savez_compressed(out, images=images, letters=letters)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+            put(new, file)
     except OSError as error:
-        warnings.warn(f"glyphs: not cached ({error}); set JAXSPARSE_CACHE", stacklevel=3)
+        reason = error.strerror or error
+        warnings.warn(f"glyphs: not cached ({reason}); set JAXSPARSE_CACHE", stacklevel=3)

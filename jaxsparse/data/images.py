@@ -1,9 +1,11 @@
 """The one form every image data set comes in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 
 
 class DataError(ValueError):
@@ -20,27 +22,38 @@ class DataError(ValueError):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ImageSet:
-    """Images grouped by class, padded to one number of images per class.
+    """Images one after the other, class by class; classes may be of any sizes.
 
-    Image k of class c is valid where k < counts[c]; a model sees (images / 255 - mean) / std.
+    Image k of class c is images[starts[c] + k], 0 <= k < counts[c]; a model sees
+    (images / 255 - mean) / std.
 
-    The set is a pytree: `images` and `counts` are its leaves, the rest is static. Hand it to
-    compiled functions as an argument (a closure would bake the images into the program), and
-    put it on the device once, with `jax.device_put(data)`.
+    Images may also be given as an array [classes, most, height, width, channels] in which only
+    the first counts[c] of a class are of use. It is taken as it is, without a copy.
+
+    The set is a pytree: `images`, `counts` and `starts` are its leaves, the rest is static. Hand
+    it to compiled functions as an argument (a closure would bake the images into the program),
+    and put it on the device once, with `jax.device_put(data)`.
 
     Args:
-        images: uint8 [classes, most images in a class, height, width, channels].
-        counts: int32 [classes], number of valid images in each class.
+        images: uint8 [images, height, width, channels], class by class; or with two leading axes,
+            see above.
+        counts: int32 [classes], number of images of each class.
         names: one name per class.
         mean: one number per channel, on the scale [0, 1].
         std: one number per channel, on the scale [0, 1].
+        starts: int32 [classes], where each class begins; by default each behind the one before.
+        largest: number of images of the largest class; by default what `counts` says. Draws
+            depend on it.
+
+    Raises:
+        DataError: counts that are not whole numbers, or that are traced where they are needed.
 
     Example:
         >>> import numpy as np
-        >>> images = np.zeros((3, 20, 28, 28, 1), np.uint8)
-        >>> data = ImageSet(images, np.full(3, 20, np.int32), ("a", "b", "c"), (0.0,), (1.0,))
-        >>> data.num_classes, data.image_shape
-        (3, (28, 28, 1))
+        >>> images = np.zeros((50, 28, 28, 1), np.uint8)
+        >>> data = ImageSet(images, np.array([30, 20], np.int32), ("a", "b"), (0.0,), (1.0,))
+        >>> data.num_classes, data.image_shape, data.of_class(1).shape
+        (2, (28, 28, 1), (20, 28, 28, 1))
     """
 
     images: Any
@@ -48,13 +61,134 @@ class ImageSet:
     names: tuple[str, ...] = field(metadata={"static": True})
     mean: tuple[float, ...] = field(metadata={"static": True})
     std: tuple[float, ...] = field(metadata={"static": True})
+    starts: Any = None
+    largest: int = field(default=-1, metadata={"static": True})
+
+    def __post_init__(self):
+        # JAX rebuilds trees through here with leaves of any kind, but then `largest` is known.
+        if self.largest == -1:
+            for name, value in self._layout().items():
+                object.__setattr__(self, name, value)
+
+    def _layout(self) -> dict[str, Any]:
+        """The fields that follow from the images' and the counts' shapes and values."""
+        shape = np.shape(self.images)
+        if len(shape) == 5 and self.starts is None:
+            starts = np.arange(shape[0], dtype=np.int32) * shape[1]
+            return {"images": _joined(self.images), "starts": starts, "largest": shape[1]}
+        if isinstance(self.counts, jax.core.Tracer):
+            raise DataError("data.counts: make the set outside of compiled code, or say `largest`")
+        counts = np.asarray(self.counts)
+        if counts.dtype.kind not in "iu":
+            raise DataError(f"data.counts must be whole numbers, got {counts.dtype}")
+        layout: dict[str, Any] = {"largest": int(counts.max(initial=0))}
+        if self.starts is None:
+            layout["starts"] = (np.cumsum(counts) - counts).astype(np.int32)
+        return layout
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return self.images.shape[0]
+        return len(self.names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of every image."""
-        return tuple(self.images.shape[2:])
+        return tuple(self.images.shape[1:])
+
+    def of_class(self, index: int) -> Any:
+        """The images of one class, uint8 [counts[index], height, width, channels]."""
+        start = int(self.starts[index])
+        return self.images[start : start + int(self.counts[index])]
+
+    def take(self, classes: Sequence[int]) -> "ImageSet":
+        """The set of some of the classes, in the order given: NumPy arrays, copied.
+
+        Example:
+            >>> load("glyphs", "test").take([4, 2]).num_classes
+            2
+        """
+        starts, counts = (np.asarray(x)[list(classes)] for x in (self.starts, self.counts))
+        where = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        names = tuple(self.names[i] for i in classes)
+        images = np.asarray(self.images)[where]
+        return ImageSet(images, counts.astype(np.int32), names, self.mean, self.std)
+
+
+def _joined(images: Any) -> Any:
+    """Images with their two leading axes made one."""
+    shape = (images.shape[0] * images.shape[1], *images.shape[2:])
+    if isinstance(images, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(shape, images.dtype)
+    return images.reshape(shape)
+
+
+def check_images(data: ImageSet) -> None:
+    """Raise DataError unless the parts of a set go together; traced values are not looked at."""
+    images, counts, starts = data.images, data.counts, data.starts
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise DataError(
+            "data.images must be uint8 [images, height, width, channels], "
+            f"got {images.dtype} {list(images.shape)}"
+        )
+    for name, value in (("counts", counts), ("starts", starts)):
+        if np.shape(value) != (data.num_classes,):
+            raise DataError(
+                f"data.{name} must be [{data.num_classes}], one for each name, "
+                f"got {list(np.shape(value))}"
+            )
+    channels = images.shape[-1]
+    for name, scale in (("mean", data.mean), ("std", data.std)):
+        if len(scale) != channels:
+            raise DataError(f"data.{name} must have {channels} values, one a channel: {scale}")
+    if not any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (counts, starts)):
+        _check_places(data)
+
+
+def _check_places(data: ImageSet) -> None:
+    counts, starts = np.asarray(data.counts), np.asarray(data.starts)
+    for wrong, what in (
+        (counts < 1, "has no images"),
+        (counts > data.largest, f"has more images than `largest`, {data.largest}"),
+        (
+            (starts < 0) | (starts + counts > len(data.images)),
+            f"ends behind the {len(data.images)} images",
+        ),
+    ):
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise DataError(
+                f"data.counts: class {data.names[i]!r} {what}: starts at {starts[i]}, "
+                f"counts {counts[i]}"
+            )
+
+
+def check_range(name: str, values: Any, low: int, high: int) -> None:
+    """Raise DataError unless all are whole numbers from `low` to `high`; traced ones pass."""
+    if isinstance(values, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return
+    values = np.asarray(values)
+    if values.dtype.kind not in "iu":
+        raise DataError(f"{name} must be whole numbers, got {values.dtype}")
+    wrong = (values < low) | (values > high)
+    if wrong.any():
+        raise DataError(f"{name} must lie in {low} .. {high}, got {values[wrong][0]}")
+
+
+def check_not_blank(data: ImageSet) -> None:
+    """Check that no class consists of blank images only, each of one colour all over.
+
+    Raises:
+        DataError: one line that names the class.
+
+    Example:
+        >>> check_not_blank(load("glyphs", "test"))
+    """
+    for i, name in enumerate(data.names):
+        if all(is_blank(image) for image in data.of_class(i)):
+            raise DataError(f"class {name!r}: all its images are blank, each of one colour")
+
+
+def is_blank(image: np.ndarray) -> bool:
+    """Whether an image [height, width, channels] is of one colour all over."""
+    return bool((image == image[:1, :1]).all())

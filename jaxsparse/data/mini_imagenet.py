@@ -1,21 +1,23 @@
 """miniImageNet, the split of Ravi & Larochelle: 64 / 16 / 20 classes of 600 images."""
 
-import codecs
 import io
-import pickle
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from jaxsparse.data.cache import Rows, cached
-from jaxsparse.data.folder import fit, folder_rows, read_image, scan
+from jaxsparse.data.files import has_control_characters, one_line
+from jaxsparse.data.folder import check_apart, folder_rows, scan, versions
 from jaxsparse.data.images import DataError, ImageSet
 from jaxsparse.data.omniglot import prepared_files, records
+from jaxsparse.data.pictures import fit, read_image
+from jaxsparse.data.plain_pickles import PickledArray, load_plain
 
 INSTRUCTIONS = (
     "put the class folders mini_imagenet/{train,val,test}/<class>/*.jpg, or the three files"
@@ -38,8 +40,8 @@ def load_mini_imagenet(split: str, data_dir: Path, image_size: int | None = None
         image_size: height and width in pixels; default 84.
 
     Returns:
-        An ImageSet on the host, images uint8 [64, 16 or 20, 600, 84, 84, 3], read from disk as
-        they are used; mean and std are ImageNet's.
+        An ImageSet on the host, images uint8 [600 classes, 84, 84, 3], read from disk as they are
+        used; there are 64, 16 or 20 classes, mean and std are ImageNet's.
 
     Raises:
         DataError: nothing there, or it is damaged.
@@ -83,10 +85,13 @@ def manual_source(
     name = f"mini-imagenet-cache-{_PICKLES[split]}.pkl"
     for file in (manual / name, manual / "mini_imagenet" / name):
         if file.is_file():
-            key = (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+            status = file.stat()
+            key = (os.path.realpath(file), status.st_size, status.st_mtime_ns)
             return key, partial(_pickle_rows, file, shape)
-    classes = scan(manual / "mini_imagenet", split)
-    return list(classes.items()), partial(folder_rows, classes, shape)
+    root = manual / "mini_imagenet"
+    classes = scan(root, split)
+    check_apart(root, split)
+    return versions(classes), partial(folder_rows, classes, shape)
 
 
 def _is_there(manual: Path) -> bool:
@@ -110,45 +115,38 @@ def _prepared_rows(data_dir: Path, split: str, shape: tuple[int, int, int]) -> R
 
 def _pickle_rows(file: Path, shape: tuple[int, int, int]) -> Rows:
     try:
-        with file.open("rb") as opened:
-            content = _ArraysOnly(opened, encoding="latin1").load()
-        images = content["image_data"]
-        classes = {str(k): np.asarray(v, int) for k, v in sorted(content["class_dict"].items())}
+        content = load_plain(file)
+        images, listed = _value(content["image_data"]), content["class_dict"]
+        classes = {_name(k): _indices(_value(v)) for k, v in sorted(listed.items())}
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{file}: not a miniImageNet pickle: {reason}") from error
+        raise DataError(f"{one_line(file)}: not a miniImageNet pickle: {reason}") from error
     wanted = isinstance(images, np.ndarray) and images.dtype == np.uint8
-    if not (wanted and images.ndim == 4 and images.shape[3] == 3 and classes):
+    if not (wanted and images.ndim == 4 and images.shape[3] == 3 and images.size and classes):
         raise DataError(
             f"{file}: image_data must be uint8 [n, height, width, 3], class_dict not empty"
         )
     for name, where in classes.items():
         if where.ndim != 1 or not where.size or where.min() < 0 or where.max() >= len(images):
             raise DataError(f"{file}: class {name} must list indices into {len(images)} images")
-    decoded = (fit(Image.fromarray(images[i]), shape) for where in classes.values() for i in where)
+    every = np.concatenate(list(classes.values()))
+    if len(np.unique(every)) < len(every):
+        raise DataError(f"{file}: class_dict must list no image twice")
+    decoded = (fit(Image.fromarray(images[i]), shape) for i in every)
     return Rows(list(classes), [len(where) for where in classes.values()], shape, decoded)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    # A pickle may name any function to call; these are the ones a NumPy array needs.
-    _allowed: ClassVar = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): codecs.encode,  # bytes as Python 2 and protocol 2 store them
-        **{("builtins", kind.__name__): kind for kind in (set, frozenset, bytearray)},
-        **{
-            (f"numpy.{core}.{module}", name): function
-            for core in ("core", "_core")
-            for module, name, function in (
-                ("multiarray", "_reconstruct", np.zeros(0).__reduce__()[0]),
-                ("multiarray", "scalar", np.float32(0).__reduce__()[0]),
-                ("numeric", "_frombuffer", np.zeros(0).__reduce_ex__(5)[0]),
-            )
-        },
-    }
+def _value(content: Any) -> Any:
+    return content.array if isinstance(content, PickledArray) else content
 
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._allowed[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+
+def _name(key: Any) -> str:
+    if not isinstance(key, str) or has_control_characters(key):
+        raise ValueError(f"class_dict must have names on one line, got {str(key)[:60]!r}")
+    return key
+
+
+def _indices(listed: Any) -> np.ndarray:
+    if isinstance(listed, list | tuple) and not all(type(i) is int for i in listed):
+        raise ValueError("class_dict must list whole numbers")
+    return np.asarray(listed, np.int64)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -53,14 +54,14 @@ def load_omniglot(
         mixed: True for the split that mixes alphabets.
 
     Returns:
-        An ImageSet on the host, images uint8 [classes, 20, size, size, 1].
+        An ImageSet on the host, images uint8 [20 classes, size, size, 1].
 
     Raises:
         DataError: Omniglot is not prepared in `data_dir`, or is not what TFDS makes of it.
 
     Example:
         >>> load_omniglot("test", Path("~/tensorflow_datasets").expanduser()).images.shape
-        (659, 20, 28, 28, 1)
+        (13180, 28, 28, 1)
     """
     size = image_size or 28
     key = prepared_files("omniglot", data_dir)
@@ -72,13 +73,12 @@ def load_omniglot(
         )
     data = cached(f"omniglot-{size}", key, lambda: _rows(data_dir, size))
     members = _members(data.names, split, mixed)
-    chosen = [i for i, name in enumerate(data.names) if name in members]
-    names = tuple(data.names[i] for i in chosen)
-    images, turns = data.images[chosen], (0, 1, 2, 3) if split == "train" else (0,)
-    if len(turns) > 1:
-        images = np.concatenate([np.rot90(images, turn, axes=(2, 3)) for turn in turns])
-        names = tuple(f"{name}/rot{90 * turn:03d}" for turn in turns for name in names)
-    return ImageSet(images, np.full(len(names), _DRAWERS, np.int32), names, data.mean, data.std)
+    chosen = data.take([i for i, name in enumerate(data.names) if name in members])
+    if split != "train":
+        return chosen
+    images = np.concatenate([np.rot90(chosen.images, turn, axes=(1, 2)) for turn in range(4)])
+    names = tuple(f"{name}/rot{90 * turn:03d}" for turn in range(4) for name in chosen.names)
+    return ImageSet(images, np.tile(chosen.counts, 4), names, data.mean, data.std)
 
 
 def _members(names: Sequence[str], split: str, mixed: bool) -> set[str]:
@@ -142,7 +142,7 @@ def prepared_files(name: str, data_dir: Path) -> list[tuple[str, int, int]]:
     # Looked up here and not by TFDS, whose import alone takes longer than opening the cache.
     files = sorted((data_dir / name).glob(f"*/{name}-*.array_record*"))
     whole = [f for f in files if not f.parent.name.startswith("incomplete")]
-    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in whole]
+    return [(os.path.realpath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in whole]
 
 
 def records(name: str, split: str, data_dir: Path) -> Iterator[dict[str, Any]]:

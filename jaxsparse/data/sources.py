@@ -1,8 +1,10 @@
 """Image data sets by name."""
 
 import os
+import stat
 from pathlib import Path
 
+from jaxsparse.data.files import one_line
 from jaxsparse.data.folder import SPLIT_FOLDERS, load_folder
 from jaxsparse.data.glyphs import load_glyphs
 from jaxsparse.data.images import DataError, ImageSet
@@ -47,7 +49,7 @@ def load(
 
     Example:
         >>> load("mini_imagenet", "test").images.shape
-        (20, 600, 84, 84, 3)
+        (12000, 84, 84, 3)
     """
     if name not in NAMES:
         raise DataError(f"there is no data set {name!r}; there are: {', '.join(NAMES)}")
@@ -77,8 +79,21 @@ def find_data_dir(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
     if data_dir is None and name == "folder":
         raise DataError("the data set 'folder' needs data_dir, a tree train/<class>/<image> etc.")
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    path = Path(default if data_dir is None else data_dir).expanduser()
-    if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "there is no such folder"
-        raise DataError(f"{name}: data_dir {path}: {what}")
-    return path
+    given = os.fspath(default if data_dir is None else data_dir)
+    path = os.path.expanduser(given)  # noqa: PTH111  Path's raises where there is no such user
+    if given.startswith("~") and path == given:
+        raise DataError(f"{name}: data_dir {one_line(given)}: has no home folder to stand for ~")
+    if reason := _no_folder(path):
+        raise DataError(f"{name}: data_dir {one_line(path)[:200]}: {reason}")
+    return Path(path)
+
+
+def _no_folder(path: str) -> str | None:
+    """Why there is no folder to read at a path; None where there is one."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
+        return "there is no such folder"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if stat.S_ISDIR(mode) else "is a file, not a folder"

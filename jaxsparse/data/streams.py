@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxsparse.data.classification import LabelledSet
-from jaxsparse.data.images import DataError
+from jaxsparse.data.classification import LabelledSet, check_labelled
+from jaxsparse.data.images import DataError, check_range
 from jaxsparse.draws import choose
 
 CROP_PADDING = 4  # pixels
@@ -173,7 +173,7 @@ def hold_out(train: LabelledSet, fraction: float = 1 / 6) -> tuple[LabelledSet, 
         >>> len(rest.labels), len(validation.labels)
         (5000, 1000)
     """
-    _check_set("train", train)
+    check_labelled("train", train)
     labels = np.asarray(train.labels)
     held = np.zeros(len(labels), bool)
     for label in range(train.num_classes):
@@ -186,6 +186,36 @@ def hold_out(train: LabelledSet, fraction: float = 1 / 6) -> tuple[LabelledSet, 
             )
         held[own[-count:]] = True
     return _subset(train, ~held), _subset(train, held)
+
+
+def check_stream(stream: TaskStream) -> None:
+    """Check that the parts of a stream go together; traced values are not looked at.
+
+    Args:
+        stream: the tasks.
+
+    Raises:
+        DataError: one line that names the part.
+
+    Example:
+        >>> check_stream(split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test")))
+    """
+    height, width, _ = _check_pair(stream.train, stream.test)
+    for name, indices, low, end, wanted in (
+        ("train_members", stream.train_members, 0, len(stream.train.images), None),
+        ("test_members", stream.test_members, 0, len(stream.test.images), None),
+        ("pixel_maps", stream.pixel_maps, -1, height * width, height * width),
+    ):
+        if indices is not None:
+            _check_indices(f"stream.{name}", indices, low, end, (stream.num_tasks, wanted))
+
+
+def _check_indices(name, indices, low, end, wanted):
+    tasks, length = wanted
+    shape = np.shape(indices)
+    if len(shape) != 2 or 0 in shape or shape[0] != tasks or length not in (None, shape[1]):
+        raise DataError(f"{name} must be [{tasks}, {length or 'images'}], got {list(shape)}")
+    check_range(name, indices, low, end - 1)
 
 
 def draw_schedule(
@@ -208,7 +238,8 @@ def draw_schedule(
         (tasks, indices), int32 [T, n] each: what `train_rows` takes, row by row.
 
     Raises:
-        DataError: n below 1 or above the number of images a task has.
+        DataError: n below 1 or above the number of images a task has, or a stream whose parts do
+            not go together.
 
     Example:
         >>> stream = split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
@@ -216,6 +247,7 @@ def draw_schedule(
         >>> tasks.shape, tasks[:, 0].tolist()
         ((5, 100), [0, 1, 2, 3, 4])
     """
+    check_stream(stream)
     members = stream.train_members
     available = len(stream.train.labels) if members is None else members.shape[1]
     count = available if samples_per_task is None else samples_per_task
@@ -379,8 +411,8 @@ def _subset(data: LabelledSet, chosen: np.ndarray) -> LabelledSet:
 
 
 def _check_pair(train: LabelledSet, test: LabelledSet) -> tuple[int, int, int]:
-    _check_set("train", train)
-    _check_set("test", test)
+    check_labelled("train", train)
+    check_labelled("test", test)
     for what, one, other in (
         ("image shape", train.image_shape, test.image_shape),
         ("number of classes", train.num_classes, test.num_classes),
@@ -388,16 +420,6 @@ def _check_pair(train: LabelledSet, test: LabelledSet) -> tuple[int, int, int]:
         if one != other:
             raise DataError(f"train and test must have one {what}, got {one} and {other}")
     return train.image_shape
-
-
-def _check_set(name: str, data: LabelledSet) -> None:
-    images, labels = data.images, data.labels
-    if images.ndim != 4 or images.dtype != np.uint8:
-        raise DataError(
-            f"{name}.images must be uint8 [n, h, w, c], got {images.dtype} {list(images.shape)}"
-        )
-    if labels.shape != images.shape[:1]:
-        raise DataError(f"{name}.labels must be [{len(images)}], got {list(labels.shape)}")
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.data.classification import LabelledSet, load_labelled
+from jaxsparse.data.classification import LabelledSet, check_labelled, load_labelled
 from jaxsparse.data.glyphs import load_glyphs
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import DataError, ImageSet, check_images
 from jaxsparse.data.omniglot import load_omniglot
 from jaxsparse.data.sources import SPLITS, find_data_dir
 from jaxsparse.draws import choose
@@ -114,7 +114,7 @@ def load_switching(name: str, data_dir: str | os.PathLike[str] | None = None) ->
         )
     folder = find_data_dir("omniglot", data_dir)
     omniglot = {split: load_omniglot(split, folder) for split in SPLITS}
-    upright = _first_classes(omniglot["train"], omniglot["train"].num_classes // 4)
+    upright = omniglot["train"].take(range(omniglot["train"].num_classes // 4))
     return side_by_side(
         {
             "omniglot": _dark_ink([upright, omniglot["validation"], omniglot["test"]]),
@@ -131,7 +131,7 @@ def side_by_side(sets: Mapping[str, ImageSet]) -> SwitchingData:
         sets: an `ImageSet` for each name, in the order of the weights of `next_batch`.
 
     Returns:
-        A SwitchingData of NumPy arrays; padding is left out.
+        A SwitchingData of NumPy arrays.
 
     Raises:
         DataError: no sets, or images of different shapes.
@@ -143,12 +143,10 @@ def side_by_side(sets: Mapping[str, ImageSet]) -> SwitchingData:
     shapes = {data.image_shape for data in sets.values()}
     if len(shapes) != 1:
         raise DataError(f"sets must be of images of one shape, got {sorted(shapes) or 'no sets'}")
+    for data in sets.values():
+        check_images(data)
     counts = [np.asarray(data.counts) for data in sets.values()]
-    images = [
-        np.asarray(data.images[i, :count])
-        for data, own in zip(sets.values(), counts, strict=True)
-        for i, count in enumerate(own)
-    ]
+    images = [data.take(range(data.num_classes)).images for data in sets.values()]
     every = np.concatenate(counts).astype(np.int32)
     mean, std = (
         np.array([getattr(data, name) for data in sets.values()]) for name in ("mean", "std")
@@ -180,8 +178,9 @@ def by_class(data: LabelledSet) -> ImageSet:
 
     Example:
         >>> by_class(load_labelled("mnist", "train")).images.shape
-        (10, 5421, 28, 28, 1)
+        (54210, 28, 28, 1)
     """
+    check_labelled("data", data)
     labels, images = np.asarray(data.labels), np.asarray(data.images)
     counts = np.bincount(labels, minlength=data.num_classes)
     fewest = int(counts.min())
@@ -190,7 +189,7 @@ def by_class(data: LabelledSet) -> ImageSet:
     grouped = [images[np.flatnonzero(labels == i)[:fewest]] for i in range(data.num_classes)]
     names = tuple(str(i) for i in range(data.num_classes))
     every = np.full(data.num_classes, fewest, np.int32)
-    return ImageSet(np.stack(grouped), every, names, data.mean, data.std)
+    return ImageSet(np.concatenate(grouped), every, names, data.mean, data.std)
 
 
 def first_task(ways: int = 10) -> SwitchingTask:
@@ -316,19 +315,9 @@ def _dark_ink(sets: Sequence[ImageSet]) -> ImageSet:
 
 
 def _raw(data: ImageSet) -> ImageSet:
-    return ImageSet(data.images, data.counts, data.names, (0.0,), _RAW)
-
-
-def _first_classes(data: ImageSet, count: int) -> ImageSet:
-    return _classes(data, list(range(count)))
+    return replace(data, mean=(0.0,), std=_RAW)
 
 
 def _of_script(data: ImageSet, script: str, count: int | None) -> ImageSet:
     chosen = [i for i, name in enumerate(data.names) if name.split(" ")[0] == script]
-    return _classes(data, chosen[:count])
-
-
-def _classes(data: ImageSet, chosen: list[int]) -> ImageSet:
-    names = tuple(data.names[i] for i in chosen)
-    images, counts = (np.asarray(x)[chosen] for x in (data.images, data.counts))
-    return ImageSet(images, counts, names, data.mean, data.std)
+    return data.take(chosen[:count])

@@ -6,12 +6,12 @@ slow in a loop (jax-ml/jax issue 12868).
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsparse.nn import ops, winograd
 from jaxsparse.nn.winograd import Grid
+from jaxsparse.precision import custom_vjp
 
 
 def gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
@@ -25,16 +25,19 @@ def gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) ->
     weights = kernel.reshape(-1, kernel.shape[-1])
     patches = ops.patches(images, 3, 1, 1)
     mean = jnp.mean(patches, (0, 1, 2))
-    rows = (patches - mean).reshape(-1, len(weights))
+    rows = (patches - ops.of_rank(4, mean)).reshape(-1, len(weights))
     covariance = rows.T @ rows / len(rows)
     variance = jnp.sum(weights * (covariance @ weights), 0)
-    weights = weights * scale * ops.inverse_deviation(variance, eps)
+    inverse = ops.inverse_deviation(variance, eps)
+    weights = weights * ops.of_rank(2, scale) * ops.of_rank(2, inverse)
     # What such weights give in one place is no number, and the pooling could choose another.
     shift = bias + jnp.where(jnp.isfinite(jnp.sum(weights, 0)), 0, jnp.nan)
     quads = winograd.split(patches[:, : h // 2 * 2, : w // 2 * 2])
     pieces = _pieces(n, (h // 2) * (w // 2), weights.shape[1])
     # Centred one by one: XLA moves a difference out of an inner loop, a mere slice it does not.
-    cut = [(q - mean).reshape(pieces, -1, len(weights)) for row in quads for q in row]
+    cut = [
+        (q - ops.of_rank(4, mean)).reshape(pieces, -1, len(weights)) for row in quads for q in row
+    ]
     return _product_relu_max(cut, weights, shift).reshape(n, h // 2, w // 2, -1)
 
 
@@ -46,7 +49,7 @@ def _pieces(images: int, windows: int, channels: int) -> int:
     return min(fits, default=images)
 
 
-@jax.custom_vjp
+@custom_vjp
 def _product_relu_max(quads: list[Array], weights: Array, shift: Array) -> Array:
     """max over the four quads of relu(quad @ weights + shift).
 
@@ -66,7 +69,7 @@ def _product_relu_max_forward(
         place = jnp.where(a == top, 0, jnp.where(b == top, 1, jnp.where(c == top, 2, 3)))
         # Selecting, rather than taking `top`, keeps the tie rule in the second derivative.
         chosen = jnp.where(place == 0, a, jnp.where(place == 1, b, jnp.where(place == 2, c, d)))
-        out = jnp.maximum(chosen + shift, 0)
+        out = jnp.maximum(chosen + ops.of_rank(2, shift), 0)
         return out, jnp.where(out <= 0, 4, place).astype(jnp.uint8)
 
     out, place = lax.map(piece, quads)
@@ -136,12 +139,12 @@ def _chosen(quads: list[Array], scale: Array) -> Array:
     a, b, c, d = quads
     high = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
     low = jnp.minimum(jnp.minimum(a, b), jnp.minimum(c, d))
-    top = jnp.where(scale >= 0, high, low)
+    top = jnp.where(ops.of_rank(4, scale >= 0), high, low)
     # Selecting, rather than returning `top`, keeps the tie rule in the second derivative.
     return jnp.where(a == top, a, jnp.where(b == top, b, jnp.where(c == top, c, d)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(custom_vjp, nondiff_argnums=(0, 1))
 def _norm_pool(size: tuple[int, int], eps: float, quads: Grid, scale: Array, bias: Array) -> Array:
     return _norm_pool_forward(size, eps, quads, scale, bias)[0]
 
@@ -154,8 +157,8 @@ def _norm_pool_forward(
     mean, variance = _statistics(_inside(quads, size), count)
     inverse = ops.inverse_deviation(variance, eps)
     chosen = _chosen([q[:, : h // 2, : w // 2] for row in quads for q in row], scale)
-    unit = (chosen - mean) * inverse
-    out = jnp.maximum(unit * scale + bias, 0)
+    unit = (chosen - ops.of_rank(4, mean)) * ops.of_rank(4, inverse)
+    out = jnp.maximum(unit * ops.of_rank(4, scale) + ops.of_rank(4, bias), 0)
     return out, (quads, scale, mean, inverse, chosen, unit, out)
 
 
@@ -173,6 +176,7 @@ def _norm_pool_backward(
     gain = scale * inverse
     level, slope = gain * d_bias / count, gain * inverse * d_scale / count
     hits = _first_hits([q[:, :h, :w] for row in quads for q in row], chosen, ~cut)
+    mean, gain, level, slope = (ops.of_rank(4, x) for x in (mean, gain, level, slope))
 
     def quad(y: Array, hit: Array, whole: Array) -> Array:
         dz = jnp.where(hit, gradient * gain, 0)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxsparse.checks import check_like, described, is_array
 from jaxsparse.draws import draw_each, uniform
 from jaxsparse.nn import blocks, ops
+from jaxsparse.precision import float32_by_default
 
 Params = dict[str, Any]
 Shape = tuple[int, int, int]
@@ -23,6 +25,8 @@ class Model(NamedTuple):
       init: key -> params, float32.
       apply: (params, images float [n, h, w, c]) -> logits [n, ways], in the dtype of params.
       input_layer: the first layer, where that is linear; None: no such layer is known.
+      rowwise: whether an image's logits depend on that image alone; not with batch norm, whose
+        statistics are the batch's. None: not known.
 
     Example:
       >>> model = mlp(ways=5)
@@ -33,6 +37,7 @@ class Model(NamedTuple):
     init: Callable[[Array], Params]
     apply: Callable[[Params, Array], Array]
     input_layer: "InputLayer | None" = None
+    rowwise: bool | None = None
 
 
 class InputLayer(NamedTuple):
@@ -98,23 +103,35 @@ class BatchNorm(nnx.Module):
     """Normalisation by the batch at hand; no running statistics."""
 
     def __init__(self, features: int):
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
         return ops.batch_norm(x, self.scale[...], self.bias[...])
 
 
 class Linear(nnx.Module):
-    """An affine map."""
+    """An affine map, or a linear one."""
 
-    def __init__(self, inputs: int, outputs: int, *, init: str = "pytorch", draw: Draw):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        use_bias: bool = True,
+        *,
+        init: str = "pytorch",
+        draw: Draw,
+    ):
         kernel, bias = _spreads(init, inputs, outputs)
         self.kernel = nnx.Param(draw((inputs, outputs), kernel))
-        self.bias = nnx.Param(draw((outputs,), bias))
+        self.bias = nnx.Param(draw((outputs,), bias)) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
-        return x @ self.kernel[...] + self.bias[...]
+        return self.shifted(x @ self.kernel[...])
+
+    def shifted(self, products: Array) -> Array:
+        """The outputs, from the products of the input and the kernel."""
+        return products if self.bias is None else products + ops.of_rank(2, self.bias[...])
 
 
 class Conv4(nnx.Module):
@@ -125,7 +142,7 @@ class Conv4(nnx.Module):
         for i in range(1, 5):
             setattr(self, f"conv{i}", Conv(c if i == 1 else width, width, use_bias, draw=draw))
             setattr(self, f"norm{i}", BatchNorm(width))
-        self.head = Linear((h // 16) * (w // 16) * width, ways, draw=draw)
+        self.head = Linear((h // 16) * (w // 16) * width, ways, use_bias, draw=draw)
 
     def __call__(self, x: Array) -> Array:
         for i in range(1, 5):
@@ -154,7 +171,7 @@ class MLP(nnx.Module):
     def after_products(self, x: Array) -> Array:
         """The logits, from the products of the input and the first kernel."""
         first, *others = self._layers()
-        x = x + first.bias[...]
+        x = first.shifted(x)
         for layer in others:
             x = layer(nnx.relu(x))
         return x
@@ -187,7 +204,8 @@ class StridedCNN(MLP):
     def __call__(self, x: Array) -> Array:
         for i in range(self.layers):
             conv = getattr(self, f"conv{i + 1}")
-            x = nnx.relu(ops.conv(x, conv.kernel[...], stride=2) + conv.bias[...])
+            x = ops.conv(x, conv.kernel[...], stride=2) + ops.of_rank(4, conv.bias[...])
+            x = nnx.relu(x)
         return super().__call__(x)
 
 
@@ -238,17 +256,22 @@ class ResNet12(nnx.Module):
 
 
 def _model(
-    build: Callable[[Draw], nnx.Module], image_shape: Shape, first: str | None = None
+    build: Callable[[Draw], nnx.Module],
+    image_shape: Shape,
+    first: str | None = None,
+    *,
+    rowwise: bool,
 ) -> Model:
     """The functions of a module; `first` names its first layer where it has `after_products`."""
     asked: list[tuple[tuple[int, ...], Spread]] = []
 
     def note(shape: tuple[int, ...], spread: Spread) -> Array:
         asked.append((shape, spread))
-        return jnp.zeros(shape)
+        return jnp.zeros(shape, jnp.float32)
 
     # The structure of the module is fixed here, once; `apply` only fills in the arrays.
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(note)))
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(note)))
+    wanted = nnx.to_pure_dict(state)
 
     def init(key: Array) -> Params:
         # One key per tensor, as nnx.Rngs makes them; drawn together, as that compiles faster.
@@ -256,27 +279,33 @@ def _model(
         values = iter(draw_each(_drawn, keys, asked))
         return nnx.to_pure_dict(nnx.state(build(lambda shape, spread: next(values))))
 
+    @float32_by_default
     def apply(params: Params, images: Array) -> Array:
         _check_images(images, image_shape)
+        check_like("params", params, "this network", wanted)
         module = nnx.merge(graph, params)
-        return module(images.astype(params["head"]["kernel"].dtype))
+        return module(jnp.asarray(images, params["head"]["kernel"].dtype))
 
     if first is None:
-        return Model(init, apply)
+        return Model(init, apply, rowwise=rowwise)
 
     def inputs(images: Array) -> Array:
         _check_images(images, image_shape)
         return images.reshape(images.shape[0], -1)
 
+    @float32_by_default
     def after_products(params: Params, products: Array) -> Array:
         module: Any = nnx.merge(graph, params)
         return module.after_products(products)
 
-    return Model(init, apply, InputLayer(f"{first}/kernel", inputs, after_products))
+    layer = InputLayer(f"{first}/kernel", inputs, after_products)
+    return Model(init, apply, layer, rowwise)
 
 
 def _check_images(images: Array, image_shape: Shape) -> None:
-    if images.ndim != 4 or images.shape[1:] != image_shape:
+    if not is_array(images):
+        raise TypeError(f"images: got {described(images)}, want an array [n, *{image_shape}]")
+    if images.ndim != 4 or images.shape[1:] != tuple(image_shape):
         raise ValueError(f"images: got shape {images.shape}, want [n, *{image_shape}]")
 
 
@@ -314,13 +343,15 @@ def conv4(
       ways: number of classes.
       width: channels of every convolution.
       image_shape: (h, w, c) in pixels and channels; h, w >= 16.
-      use_bias: whether convolutions have biases. The norm cancels them and their gradients are
-        zero; they are there to be counted and masked as in the literature.
+      use_bias: whether convolutions and head have biases. The norms cancel the convolutions' and
+        their gradients are zero; they are there to be counted and masked as in the literature.
+        The norms have their shifts in any case.
 
     Returns:
       A `Model` with params {"conv1": {"kernel": [3, 3, c, width], "bias": [width]},
       "norm1": {"scale": [width], "bias": [width]}, ..., "norm4",
-      "head": {"kernel": [(h // 16) (w // 16) width, ways], "bias": [ways]}}.
+      "head": {"kernel": [(h // 16) (w // 16) width, ways], "bias": [ways]}}, without the biases of
+      convolutions and head where use_bias is False.
 
     Raises:
       ValueError: for sizes that are not positive, or images too small to be pooled four times.
@@ -336,7 +367,9 @@ def conv4(
     _positive(ways=ways, width=width, image_shape=image_shape)
     if min(image_shape[:2]) < 16:
         raise ValueError(f"image_shape: got {image_shape}, want (h, w, c) with h, w >= 16")
-    return _model(lambda draw: Conv4(ways, width, image_shape, use_bias, draw), image_shape)
+    return _model(
+        lambda draw: Conv4(ways, width, image_shape, use_bias, draw), image_shape, rowwise=False
+    )
 
 
 def mlp(
@@ -376,7 +409,9 @@ def mlp(
     _check_init(init)
     inputs = math.prod(image_shape)
     first = "dense1" if hidden else "head"
-    return _model(lambda draw: MLP(ways, inputs, hidden, init, draw), image_shape, first)
+    return _model(
+        lambda draw: MLP(ways, inputs, hidden, init, draw), image_shape, first, rowwise=True
+    )
 
 
 def strided_cnn(
@@ -421,6 +456,7 @@ def strided_cnn(
     return _model(
         lambda draw: StridedCNN(ways, channels, layers, hidden, image_shape, init, draw),
         image_shape,
+        rowwise=True,
     )
 
 
@@ -464,10 +500,10 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
         return model.apply(params, normalise(images))
 
     if model.input_layer is None:
-        return Model(model.init, apply)
+        return Model(model.init, apply, rowwise=model.rowwise)
     inputs = model.input_layer.inputs
     layer = model.input_layer._replace(inputs=lambda images: inputs(normalise(images)))
-    return Model(model.init, apply, layer)
+    return Model(model.init, apply, layer, model.rowwise)
 
 
 def resnet12(
@@ -502,4 +538,6 @@ def resnet12(
     _positive(ways=ways, channels=tuple(channels), image_shape=image_shape)
     if len(channels) != 4 or min(image_shape[:2]) < 8:
         raise ValueError(f"channels: got {channels}, want four, on images of at least 8x8 pixels")
-    return _model(lambda draw: ResNet12(ways, channels, image_shape, draw), image_shape)
+    return _model(
+        lambda draw: ResNet12(ways, channels, image_shape, draw), image_shape, rowwise=False
+    )

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from jaxsparse.nn import block_forms, native
+from jaxsparse.precision import custom_vjp
 
 
 class Inputs(NamedTuple):
@@ -25,7 +26,7 @@ def block(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -
     return _with_residuals(eps, Inputs(images, kernel, scale, bias))[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(custom_vjp, nondiff_argnums=(0,))
 def _with_residuals(eps: float, inputs: Inputs) -> tuple[Array, tuple[Array, ...]]:
     """The block's output, and residuals of which no derivative is taken."""
     return native.forward(*inputs, eps=eps)
@@ -53,7 +54,7 @@ def _with_residuals_backward(eps: float, residuals: tuple, gradients: tuple) -> 
 _with_residuals.defvjp(_with_residuals_forward, _with_residuals_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(custom_vjp, nondiff_argnums=(0,))
 def _gradient(
     eps: float, inputs: Inputs, saved: tuple[Array, ...], gradient: Array
 ) -> tuple[Array, ...]:

@@ -13,6 +13,7 @@ from jax import Array
 
 from jaxsparse.nn import winograd
 from jaxsparse.nn.products import matmul, transposed_product
+from jaxsparse.precision import custom_vjp
 
 # Below this many output positions sixteen small products cost more than one over patches.
 _WINOGRAD_POSITIONS = 2000
@@ -43,6 +44,11 @@ def patches(images: Array, size: int, stride: int, padding: int) -> Array:
     return cuts[0] if size == 1 else jnp.concatenate(cuts, axis=-1)
 
 
+def of_rank(rank: int, x: Array) -> Array:
+    """`x` with leading axes of length 1: JAX can be told to broadcast no array of lower rank."""
+    return jnp.expand_dims(x, tuple(range(rank - x.ndim)))
+
+
 def _by_patches(images: Array, kernel: Array, stride: int, padding: int) -> Array:
     size, _, inputs, outputs = kernel.shape
     seen = patches(images, size, stride, padding)
@@ -50,7 +56,7 @@ def _by_patches(images: Array, kernel: Array, stride: int, padding: int) -> Arra
     return flat.reshape(*seen.shape[:3], outputs)
 
 
-@jax.custom_vjp
+@custom_vjp
 def _by_patches_same(images: Array, kernel: Array) -> Array:
     """Stride 1, odd size, same padding: the input gradient is again such a convolution."""
     return _by_patches(images, kernel, 1, kernel.shape[0] // 2)
@@ -157,8 +163,10 @@ def batch_norm(x: Array, scale: Array, bias: Array, *, eps: float = 1e-5) -> Arr
     axes = tuple(range(x.ndim - 1))
     wide, scale, bias = (a.astype(jnp.float32) for a in (x, scale, bias))
     mean = jnp.mean(wide, axes)
-    gain = scale * inverse_deviation(jnp.mean(jnp.square(wide - mean), axes), eps)
-    return (wide * gain + (bias - mean * gain)).astype(x.dtype)
+    variance = jnp.mean(jnp.square(wide - of_rank(x.ndim, mean)), axes)
+    gain = scale * inverse_deviation(variance, eps)
+    shift = bias - mean * gain
+    return (wide * of_rank(x.ndim, gain) + of_rank(x.ndim, shift)).astype(x.dtype)
 
 
 def inverse_deviation(variance: Array, eps: float) -> Array:

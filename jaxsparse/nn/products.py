@@ -1,8 +1,9 @@
 """Matrix products: in full precision, and of many rows with gradients in the order that is fast."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from jaxsparse.precision import custom_vjp
 
 
 def exact_product(x: Array, y: Array) -> Array:
@@ -23,7 +24,7 @@ def transposed_product(a: Array, g: Array) -> Array:
     return lax.optimization_barrier(g.T @ a).T
 
 
-@jax.custom_vjp
+@custom_vjp
 def matmul(a: Array, b: Array) -> Array:
     """a b for a tall a [rows, k] and a small b [k, o]; only the order of its gradient is ours."""
     return a @ b

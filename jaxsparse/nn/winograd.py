@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsparse.nn.products import transposed_product
+from jaxsparse.precision import custom_vjp
 
 Grid = list[list[Array]]
 
@@ -106,7 +107,7 @@ def join(quads: Grid, h: int, w: int) -> Array:
     return jnp.stack(rows, 2).reshape(n, 2 * a, 2 * b, c)[:, :h, :w]
 
 
-@jax.custom_vjp
+@custom_vjp
 def conv_quads(images: Array, kernel: Array) -> Grid:
     """Convolve with a 3x3 kernel, stride 1 and padding 1, into quadrants.
 

@@ -1,22 +1,37 @@
-"""Checkpoints that are whole: written atomically by orbax, each with a digest of its arrays."""
+"""Checkpoints that are whole: written by orbax, with digests of the files and of the arrays.
 
+A checkpoint is a folder `N/` of `state/`, orbax's, and `position/metadata`, JSON: how far the run
+was, a digest of the arrays, one of each file. The files are compared before orbax is shown any of
+them, so that it never meets damaged ones.
+"""
+
+import gc
 import hashlib
+import json
+import logging
+import os
+import re
 import shutil
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxsparse.checks import leaves_by_name
 from jaxsparse.training.errors import RunError, WriteError, one_line, writing
 
 Tree = Any
 KEPT = 3
+# Of other names orbax and what it is built on may think that they are patterns or addresses.
+_PLAIN = re.compile(r"[A-Za-z0-9_./+=,@~-]+")
 
 
 class Checkpoints:
@@ -24,87 +39,247 @@ class Checkpoints:
 
     def __init__(self, path: Path):
         self.path = path
+        # Beside the checkpoints: what is unfinished never has a checkpoint's name.
+        self._partial = path.parent / ".checkpoint.partial"
 
     def save(self, state: Tree, position: dict[str, int]) -> None:
         """Write a checkpoint, whole or not at all, and drop those beyond the newest three.
+
+        The first is read back: better refused now than after hours of training.
 
         Raises:
           WriteError: it could not be written; the earlier ones are as they were.
         """
         arrays = _named_arrays(state)
-        record = {**position, "digest": _digest(arrays)}
-        with writing(self.path), self._manager() as manager:
-            self._check_room(sum(array.nbytes for array in arrays.values()))
-            manager.save(
-                max(manager.all_steps(), default=0) + 1,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays), position=ocp.args.JsonSave(record)
-                ),
-            )
+        with writing(self.path):
+            numbered = self._numbered()
+            number = max(numbered, default=0) + 1
+            try:
+                _remove(self._partial)
+                self._partial.mkdir()
+                self._check_room(sum(array.nbytes for array in arrays.values()))
+                _write(self._partial, arrays, position)
+                if not numbered:
+                    _read(self._partial)
+                self.path.mkdir(exist_ok=True)
+                self._partial.rename(self.path / str(number))
+                for old in sorted(numbered)[: 1 - KEPT]:
+                    # Renamed first, so that a kill leaves no half of one behind.
+                    numbered[old].rename(self._partial)
+                    _remove(self._partial)
+            except BaseException:
+                with suppress(OSError):
+                    _remove(self._partial)
+                raise
 
     def _check_room(self, size: int) -> None:
-        # Asked beforehand: a disk that fills up under orbax ends some of its tasks with
-        # exceptions that nobody collects.
+        # Asked beforehand: orbax goes on in the background after a write that failed.
         free = shutil.disk_usage(self.path.parent).free
         if free < 2 * size + 2**16:
             raise WriteError(
                 f"cannot write to {self.path}: no space left on the device"
                 f" ({free / 2**20:.1f} MiB free, a checkpoint wants {2 * size / 2**20:.1f})"
             )
+        if hasattr(os, "posix_fallocate"):  # which heeds quotas and limits of a file's size
+            places = [self._partial / "room1", self._partial / "room2"]
+            for place in places:
+                with place.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, size + 2**15)
+            for place in places:
+                place.unlink()
 
     def restore(self, template: Tree, report: Callable[[str], None]) -> Tree | None:
         """The newest checkpoint that can be read whole, or None if there is none.
 
-        One that cannot be read is reported and set aside under broken/; the one before is tried.
+        Damaged ones that are newer are reported and set aside under broken/. Where this one's
+        leaves are not those of the template, or where none can be read, nothing is moved.
 
         Args:
           template: a state of the shapes and dtypes that are wanted.
           report: called with one line for each checkpoint set aside.
 
         Raises:
-          RunError: there are checkpoints, but none can be read.
+          RunError: there are checkpoints, but none can be read, or the leaves are others.
         """
-        if not self.path.is_dir():
-            return None
-        with writing(self.path), self._manager() as manager:
-            numbers = sorted(manager.all_steps(), reverse=True)
-            for number in numbers:
-                try:
-                    return self._read(manager, number, template)
-                except Exception as error:  # whatever a garbled file makes orbax raise
-                    report(f"checkpoint {number} in {self.path} cannot be read: {one_line(error)}")
-                    self._set_aside(number)
-        if numbers:
-            raise RunError(f"none of the checkpoints in {self.path} can be read")
+        damaged: list[tuple[int, str]] = []
+        for number, path in sorted(self._numbered().items(), reverse=True):
+            try:
+                arrays = _read(path)
+            except Damaged as error:
+                damaged.append((number, str(error)))
+                continue
+            except OSError as error:
+                raise RunError(f"{path} cannot be read: {one_line(error)}") from error
+            _check_leaves(path, arrays, template)
+            for broken, why in damaged:
+                report(f"checkpoint {broken} in {self.path} cannot be read: {why}")
+                with writing(self.path):
+                    self._set_aside(broken)
+            return _rebuild(template, arrays)
+        if damaged:
+            number, why = damaged[0]
+            raise RunError(
+                f"none of the checkpoints in {self.path} can be read, and nothing was changed;"
+                f" of {number}: {why}"
+            )
         return None
 
-    def _read(self, manager, number, template):
-        wanted = jax.eval_shape(_raw_words, _by_path(template))
-        restored = manager.restore(
-            number,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(wanted), position=ocp.args.JsonRestore()
-            ),
-        )
-        # In the order of the template's leaves: JAX sorts the names of a dict.
-        arrays = {name: np.asarray(restored["state"][name]) for name in _by_path(template)}
-        if _digest(arrays) != restored["position"]["digest"]:
-            raise ValueError("its arrays do not match their digest")
-        return _rebuild(template, arrays)
+    def _numbered(self) -> dict[int, Path]:
+        """The checkpoints by number."""
+        try:
+            paths = list(self.path.iterdir())
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be read: {one_line(error)}") from error
+        return {int(p.name): p for p in paths if re.fullmatch("[0-9]{1,18}", p.name)}
 
     def _set_aside(self, number: int) -> None:
         target = self.path.parent / "broken" / f"{number}-{time.time_ns()}"
         target.parent.mkdir(exist_ok=True)
-        shutil.move(self.path / str(number), target)
+        self._numbered()[number].rename(target)
 
-    @contextmanager
-    def _manager(self) -> Iterator[ocp.CheckpointManager]:
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
-        manager = ocp.CheckpointManager(self.path.resolve(), options=options)
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written; the message is one line."""
+
+
+# ---- one checkpoint
+
+
+def _write(folder: Path, arrays: dict[str, np.ndarray], position: dict[str, int]) -> None:
+    def save(checkpointer, path):
+        checkpointer.save(path / "state", args=ocp.args.StandardSave(arrays))
+
+    _with_orbax(folder, save)
+    files = {str(path.relative_to(folder)): _file_digest(path) for path in _files(folder)}
+    record = {**position, "digest": _digest(arrays), "files": files}
+    (folder / "position").mkdir()
+    with (folder / "position" / "metadata").open("w") as file:
+        file.write(json.dumps(record))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint, whatever they are.
+
+    Raises:
+      Damaged: they are not those that were written.
+      OSError: the file system does not let them be read, damaged or not.
+    """
+    try:
+        record = json.loads((folder / "position" / "metadata").read_bytes())
+        wanted, files = record["digest"], record.get("files", {})
+        broken = [name for name, digest in files.items() if _file_digest(folder / name) != digest]
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        name = Path(error.filename).relative_to(folder)
+        raise Damaged(f"{name}: {one_line(error)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"position/metadata: {one_line(error)}") from error
+    if broken:
+        raise Damaged(f"{broken[0]} does not match its digest")
+    try:
+        tree = _with_orbax(folder, lambda checkpointer, path: checkpointer.restore(path / "state"))
+        arrays = {name: np.asarray(array) for name, array in tree.items()}
+    except (RuntimeError, AttributeError) as error:
+        # Only one without digests of its files, or of another version of orbax, comes to this.
+        raise Damaged(one_line(error)) from error
+    if _digest(arrays) != wanted:
+        raise Damaged("its arrays do not match their digest")
+    return arrays
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# ---- orbax
+
+
+def _with_orbax(folder: Path, action: Callable[[ocp.Checkpointer, Path], Any]) -> Any:
+    """`action` of a checkpointer and a path to `folder`; what fails is one line.
+
+    Raises:
+      RuntimeError: it failed. Nothing is left of orbax's own error: it would keep tasks alive that
+        complain when the process ends.
+    """
+    with _plain_path(folder) as path, _quiet() as stay_quiet:
         try:
-            yield manager
-        finally:
-            manager.close()
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                return action(checkpointer, path)
+        except Exception as error:  # whatever the file system or a garbled file makes orbax raise
+            stay_quiet()
+            failure = one_line(_first_cause(error)).replace(str(path), str(folder))
+        gc.collect()
+    raise RuntimeError(failure)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@contextmanager
+def _plain_path(folder: Path) -> Iterator[Path]:
+    """A path to `folder` that nobody takes for a pattern or an address."""
+    whole = folder.absolute()
+    if _PLAIN.fullmatch(str(whole)):
+        yield whole
+        return
+    place = next((p for p in (tempfile.gettempdir(), "/tmp") if _PLAIN.fullmatch(p)), None)
+    if place is None:
+        raise RunError(
+            f"{folder}: for a name with other characters than letters, digits and _./+=,@~-"
+            f" TMPDIR must be without them, got {tempfile.gettempdir()}"
+        )
+    with tempfile.TemporaryDirectory(prefix="jaxsparse-", dir=place) as own:
+        link = Path(own) / "folder"
+        link.symlink_to(whole)
+        yield link
+
+
+@contextmanager
+def _quiet() -> Iterator[Callable[[], None]]:
+    """Let nothing be printed by the tasks and threads that orbax leaves behind when it fails.
+
+    Called, what this gives leaves the threads silent for good: they may go on for a while.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    in_threads, show = threading.excepthook, sys.unraisablehook
+
+    def unless_closed(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    afterwards = [show]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    threading.excepthook = lambda unused: None
+    sys.unraisablehook = lambda unused: None
+    try:
+        yield lambda: afterwards.append(unless_closed)
+    finally:
+        threading.excepthook, sys.unraisablehook = in_threads, afterwards[-1]
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# ---- trees
 
 
 def _named_arrays(state: Tree) -> dict[str, np.ndarray]:
@@ -113,7 +288,13 @@ def _named_arrays(state: Tree) -> dict[str, np.ndarray]:
 
 
 def _by_path(state: Tree) -> dict[str, Any]:
-    return {name.replace("/", "."): leaf for name, leaf in leaves_by_name(state).items()}
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _name(path: tuple) -> str:
+    """The path of a leaf as `a.b.0`; no two paths have one name."""
+    parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    return ".".join(quote(part, safe="").replace(".", "%2E") for part in parts) or "."
 
 
 def _raw_words(leaves: dict[str, Any]) -> dict[str, Any]:
@@ -124,14 +305,38 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _rebuild(template: Tree, arrays: dict[str, np.ndarray]) -> Tree:
-    def device(leaf, array):
-        if _is_key(leaf):
-            return jax.random.wrap_key_data(array)
-        return jax.numpy.asarray(array, leaf.dtype)
+def _implementation(key: Any) -> Any:
+    """That of a key, or of a key's shape and dtype."""
+    found: list[Any] = []
+    jax.eval_shape(lambda x: found.append(jax.random.key_impl(x)), key)
+    return found[0]
 
-    leaves, tree = jax.tree.flatten(template)
-    return jax.tree.unflatten(tree, map(device, leaves, arrays.values()))
+
+def _check_leaves(path: Path, arrays: dict[str, np.ndarray], template: Tree) -> None:
+    """Raise RunError unless the arrays have the names, shapes and dtypes of the template."""
+    wanted = jax.eval_shape(_raw_words, _by_path(template))
+    for name in {**wanted, **arrays}:
+        got, want = (_described(leaves.get(name)) for leaves in (arrays, wanted))
+        if got != want:
+            raise RunError(
+                f"{path} is of another program or in another environment: {name} is {got}, want"
+                f" {want}; nothing was changed"
+            )
+
+
+def _described(leaf: Any) -> str:
+    return "absent" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _rebuild(template: Tree, arrays: dict[str, np.ndarray]) -> Tree:
+    def device(name, leaf):
+        if _is_key(leaf):
+            words = jax.numpy.asarray(arrays[name])
+            return jax.random.wrap_key_data(words, impl=_implementation(leaf))
+        return jax.numpy.asarray(arrays[name])
+
+    leaves = [device(name, leaf) for name, leaf in _by_path(template).items()]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

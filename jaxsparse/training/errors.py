@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jaxsparse.data.images import DataError
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message is one line naming the field."""
@@ -34,6 +36,32 @@ def writing(path: Path, error_type: type[RunError] = WriteError) -> Iterator[Non
         raise
     except Exception as error:
         raise error_type(f"cannot write to {path}: {one_line(error)}") from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what keeps `path` from being read, or from being looked at, into one line."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+@contextmanager
+def trusting(path: Path) -> Iterator[None]:
+    """Turn what fails because `path` holds other entries than a run writes into one line.
+
+    For what only reads and shows: there, wrong contents are what such errors come from.
+    """
+    try:
+        yield
+    except (ConfigError, DataError, RunError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise RunError(f"{path} holds what no run writes: {what}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxsparse.checks import leaves_by_name
 from jaxsparse.training.checkpoints import Checkpoints
-from jaxsparse.training.errors import Diverged, Stopped
+from jaxsparse.training.environment import check_environment
+from jaxsparse.training.errors import Diverged, RunError, Stopped
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.seeds import place_runs
 
@@ -64,10 +66,13 @@ class Host(ABC):
 
     unit = "step"
     least = 1  # steps worth a call of their own, once the pace is known
+    may_diverge = False
+    first_seed = 0
     state: Any
 
     def __init__(self, folder: RunFolder, hooks: Hooks):
         self.folder, self.hooks = folder, hooks
+        check_environment(folder.config(), folder.path, hooks.warn)
         self.checkpoints = Checkpoints(folder.path / "checkpoints")
         self.started = self.saved_at = time.monotonic()
         self.seconds_per: dict[str, float] = {}
@@ -95,13 +100,43 @@ class Host(ABC):
         pace = self.seconds_per.get(unit)
         return 1 if pace is None else int(min(max(SEGMENT_SECONDS / pace, self.least), left))
 
+    @abstractmethod
+    def learned(self, state: Any) -> Any:
+        """What training has made of the parameters: what must be finite, led by the seeds."""
+
     def whole_state(self) -> Any:
         """The state as a checkpoint holds it."""
         return self.state
 
+    def restore(self, template: Any) -> Any | None:
+        """The newest checkpoint's state, None where the run has not got so far.
+
+        A checkpoint is written before the first row that training leads to.
+
+        Raises:
+          RunError: there are such rows, and nothing to go on from.
+        """
+        restored = self.checkpoints.restore(template, self.hooks.warn)
+        unit = self.folder.unit
+        if restored is None and (rows := self.folder.rows()) and rows[-1][unit]:
+            raise RunError(
+                f"{self.folder.path} has the metrics of {unit} {rows[-1][unit]} and no checkpoint"
+                f" to go on from: put back its {self.checkpoints.path.name}/, or begin a new run"
+                " in another folder"
+            )
+        return restored
+
     def save(self) -> None:
-        """Write a checkpoint."""
-        self.checkpoints.save(self.whole_state(), self.position())
+        """Write a checkpoint.
+
+        Raises:
+          Diverged: what was learned is not finite; the earlier checkpoints stay as they are.
+        """
+        state = self.whole_state()
+        if not self.may_diverge:
+            for name, leaf in leaves_by_name(self.learned(state)).items():
+                self.check_all_finite(f"{name} of what is learned", leaf)
+        self.checkpoints.save(state, self.position())
         self.saved_at = time.monotonic()
 
     def save_if_due(self) -> None:
@@ -116,13 +151,24 @@ class Host(ABC):
             self.save()
             raise Stopped(f"stopped at {self.unit} {self.position()['step']}")
 
-    def check_finite(self, bad_step: Any, first_seed: int) -> None:
+    def check_finite(self, bad_step: Any) -> None:
         """Raise `Diverged` where a seed's first step of infinite loss is not negative."""
         bad = np.asarray(bad_step)
-        if (bad >= 0).any():
+        if (bad >= 0).any() and not self.may_diverge:
             seed = int(np.argmax(bad >= 0))
             raise Diverged(
-                f"the loss of seed {first_seed + seed} is not finite at {self.unit} {bad[seed]}"
+                f"the loss of seed {self.first_seed + seed} is not finite at"
+                f" {self.unit} {bad[seed]}"
+            )
+
+    def check_all_finite(self, name: str, values: Any) -> None:
+        """Raise `Diverged` unless all of these numbers are finite; they are led by the seeds."""
+        values = np.asarray(values)
+        bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+        if bad.any():
+            raise Diverged(
+                f"{name} is not finite with seed {self.first_seed + int(np.argmax(bad))} after"
+                f" {self.unit} {self.position()['step']}"
             )
 
 
@@ -137,19 +183,29 @@ class RunsHost(Host):
         self.placement = place_runs(runs)
         self.least = self.placement.turns
 
-    def start(self, init: Callable, *args: Any) -> Any:
-        """The newest checkpoint's state, or else `init(*args)`."""
+    def restored(self, init: Callable, *args: Any) -> Any | None:
+        """The newest checkpoint's state, None where the run has not got so far.
+
+        Args:
+          init: makes the state that a run starts from.
+          *args: its arguments, or their shapes and dtypes.
+        """
 
         def in_order(x):
             return jax.ShapeDtypeStruct((self.placement.runs, *x.shape[1:]), x.dtype)
 
         template = jax.tree.map(in_order, jax.eval_shape(init, *args))
-        restored = self.checkpoints.restore(template, self.hooks.warn)
-        return init(*args) if restored is None else self.placement.put(restored)
+        restored = self.restore(template)
+        return None if restored is None else self.placement.put(restored)
 
     def whole_state(self) -> Any:
         """The state without the places that lie idle."""
         return self.placement.kept(self.state)
+
+
+def learned(state: Any) -> dict[str, Any]:
+    """The parameters of a method's state, and of its gate where it has one."""
+    return {name: getattr(state, name) for name in ("params", "mask") if hasattr(state, name)}
 
 
 def plain(tree: Any) -> Any:

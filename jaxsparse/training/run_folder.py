@@ -8,22 +8,29 @@ events.out.*     the same metrics for TensorBoard
 result.json      written once, at the end
 """
 
-import fcntl
 import json
+import math
 import os
 import re
+import shlex
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxsparse.training.errors import RunError, one_line, writing
+from jaxsparse.training.errors import RunError, reading, writing
+from jaxsparse.training.files import is_partial, replace_text
+from jaxsparse.training.locks import HOLDER, LOCK, locked
 
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
+
+_UNITS = ("epoch", "task", "interval")
+_CONFIG, _ROWS, _RESULT = "config.json", "metrics.jsonl", "result.json"
 
 
 class RunFolder:
@@ -36,6 +43,7 @@ class RunFolder:
         self.path, self.unit = path, unit
         self._events: EventsWriter | None = None
         self._waiting: list[tuple[int, dict[str, float] | None]] = []  # for TensorBoard
+        self._told: set[str] = set()  # files whose numbers were not all finite
 
     # ---- opening
 
@@ -43,24 +51,59 @@ class RunFolder:
     def create(cls, path: Path, config: dict[str, Any], unit: str = "epoch") -> "RunFolder":
         """Make the folder of a new run.
 
+        What is there may be empty, or what an earlier creation left that was cut off.
+
         Raises:
-          RunError: the folder holds another run or other files, or cannot be written.
+          RunError: the folder holds another run or other files, another process is writing to it,
+            or it cannot be written.
         """
-        cls.check_new(path)
+        cls.check_new(path, config)
         folder = cls(path, unit)
-        with writing(path, RunError):
-            path.mkdir(parents=True, exist_ok=True)
-            _write_json(path / "config.json", config)
+        with folder.lock():
+            cls.check_new(path, config)  # again: until now others could write here
+            folder.begin(config)
         return folder
 
+    @classmethod
+    def create_unnamed(cls, path: Path) -> Path:
+        """Make an empty folder at `path`, or where there is one already at `path`-2, `path`-3, ...
+
+        Raises:
+          RunError: it cannot be made.
+        """
+        number, place = 1, path
+        with writing(path, RunError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                try:
+                    place.mkdir()
+                    return place
+                except FileExistsError:
+                    number += 1
+                    place = path.with_name(f"{path.name}-{number}")
+
     @staticmethod
-    def check_new(path: Path) -> None:
-        """Raise RunError unless a new run may be made at `path`."""
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file, want a folder for the run")
-        if (path / "config.json").exists():
-            raise RunError(f"{path} holds another run; continue it with --resume {path}")
-        if path.exists() and any(path.iterdir()):
+    def check_new(path: Path, config: Mapping[str, Any] | None = None) -> None:
+        """Raise RunError unless a new run may be made at `path`.
+
+        Args:
+          path: of its folder.
+          config: a run with these entries in its configuration that has not begun may be there.
+        """
+        with reading(path):
+            if path.is_symlink() and not path.exists():
+                raise RunError(f"{path} is a link to nothing, want a folder for the run")
+            if not path.exists():
+                return
+            if not path.is_dir():
+                raise RunError(f"{path} is a file, want a folder for the run")
+            entries = {entry.name for entry in path.iterdir() if not _is_unfinished(entry.name)}
+        if _CONFIG in entries:
+            if entries == {_CONFIG} and config and _has_entries(path / _CONFIG, config):
+                return
+            place = shlex.quote(str(path))
+            raise RunError(f"{path} holds another run; continue it with --resume {place}")
+        if entries:
             raise RunError(f"{path} is not empty; name a new folder")
 
     @classmethod
@@ -70,24 +113,39 @@ class RunFolder:
         Raises:
           RunError: there is no run there.
         """
-        if not (path / "config.json").is_file():
-            raise RunError(f"{path} holds no run: no config.json there")
-        return cls(path, unit)
+        with reading(path):
+            if (path / _CONFIG).is_file():
+                return cls(path, unit)
+            cut_off = path.is_dir() and any(_is_unfinished(entry.name) for entry in path.iterdir())
+        anew = f", its making was cut off; begin it anew with --out {shlex.quote(str(path))}"
+        hint = anew if cut_off else ""
+        raise RunError(f"{path} holds no run: no config.json there{hint}")
+
+    @classmethod
+    def is_there(cls, path: Path) -> bool:
+        """Whether `path` holds a run.
+
+        Raises:
+          RunError: nobody may look there.
+        """
+        with reading(path):
+            return (path / _CONFIG).is_file()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Keep other processes from writing to the folder; close the event file at the end.
+
+        Args:
+          wait: called while another process is writing to it; it sleeps, or raises. None: do not
+            wait.
 
         Raises:
           RunError: another process is writing to it, or it cannot be written.
         """
         with writing(self.path, RunError):
-            file = (self.path / ".lock").open("w")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"{self.path} is being written by another process") from None
+            self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path, wait):
+            self._sweep()
             try:
                 yield
             finally:
@@ -95,6 +153,23 @@ class RunFolder:
                     with suppress(OSError):  # a full disk has been reported when a row was written
                         self._events.close()
                     self._events = None
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Write config.json, unless it is there; to be called within `lock`.
+
+        Raises:
+          RunError: it cannot be written.
+        """
+        with writing(self.path, RunError):
+            if not (self.path / _CONFIG).exists():
+                replace_text(self.path / _CONFIG, _json(config))
+
+    def _sweep(self) -> None:
+        """Remove what writers of small files left that were killed; the lock is held."""
+        with suppress(OSError):
+            for entry in list(self.path.iterdir()):
+                if is_partial(entry.name, ".json") or is_partial(entry.name, ".jsonl"):
+                    entry.unlink()
 
     # ---- small files
 
@@ -104,17 +179,23 @@ class RunFolder:
         Raises:
           RunError: config.json cannot be read.
         """
-        return _read_json(self.path / "config.json")
+        return _read_json(self.path / _CONFIG)
 
     def result(self) -> dict[str, Any] | None:
-        """The result, or None before the end."""
-        path = self.path / "result.json"
-        return _read_json(path) if path.exists() else None
+        """The result, or None before the end.
+
+        Raises:
+          RunError: result.json cannot be read.
+        """
+        path = self.path / _RESULT
+        with reading(path):
+            there = path.exists()
+        return _read_json(path) if there else None
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write result.json, whole or not at all."""
+        """Write result.json, whole or not at all; what is not finite becomes null."""
         with writing(self.path):
-            _write_json(self.path / "result.json", result)
+            replace_text(self.path / _RESULT, _json(self._finite(_RESULT, result)))
 
     def log_timing(self, **seconds: Any) -> None:
         """Append a line to timing.jsonl."""
@@ -124,8 +205,15 @@ class RunFolder:
     # ---- metrics
 
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics of the epochs (or tasks) so far; number 0 is the state before training."""
-        return list(_complete_rows(self.path / "metrics.jsonl"))
+        """The metrics of the epochs (or tasks) so far; number 0 is the state before training.
+
+        Raises:
+          RunError: metrics.jsonl cannot be read.
+        """
+        rows, problem = self._readable_rows()
+        if problem:
+            raise RunError(problem)
+        return rows
 
     def keep_rows(self, last: int) -> None:
         """Drop the rows after number `last`: the run goes on from an earlier checkpoint.
@@ -136,27 +224,62 @@ class RunFolder:
         Raises:
           RunError: rows up to that one are missing.
         """
-        rows = self.rows()
-        kept = [row for row in rows if row[self.unit] <= last]
-        if last and [row[self.unit] for row in kept] != list(range(last + 1)):
-            raise RunError(f"{self.path / 'metrics.jsonl'} lacks {self.unit}s before {last}")
+        rows, problem = self._readable_rows()
+        kept = rows[: last + 1]
+        if last and len(kept) != last + 1:
+            raise RunError(problem or f"{self.path / _ROWS} lacks {self.unit}s before {last}")
         with writing(self.path):
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            _replace_text(self.path / "metrics.jsonl", text)
+            replace_text(self.path / _ROWS, "".join(_line(row) for row in kept))
             if kept:
                 self._waiting.append((kept[-1]["step"] + 1, None))
                 if len(kept) == 1:  # then it was still waiting when the run was stopped
                     self._waiting.insert(0, (kept[0]["step"], self._scalars(kept[0])))
 
     def add_row(self, row: dict[str, Any]) -> None:
-        """Append the metrics of an epoch (or task) to metrics.jsonl and the TensorBoard events."""
+        """Append the metrics of an epoch (or task) to metrics.jsonl and the TensorBoard events.
+
+        What is not finite becomes null.
+        """
+        row = self._finite(_ROWS, row)
         with writing(self.path):
-            _append_line(self.path / "metrics.jsonl", row)
+            _append_line(self.path / _ROWS, row)
             self._waiting.append((row["step"], self._scalars(row)))
             # tensorboardX takes seconds to import where PyTorch is installed: what is there before
             # the first epoch waits for its end, so that the run starts at once.
             if row[self.unit] > 0:
                 self._write_events()
+
+    def _readable_rows(self) -> tuple[list[dict[str, Any]], str]:
+        """The rows up to the first that cannot be read, and why that cannot; "" for no such."""
+        path = self.path / _ROWS
+        rows: list[dict[str, Any]] = []
+        with reading(path):
+            text = _read_file(path) if path.exists() else b""
+        *lines, torn = text.split(b"\n")
+        for number, line in enumerate(lines):
+            row = _parsed_row(line)
+            if row is None or self._number(row) != number:
+                what = f"line {number + 1} is not the row of {self.unit} {number}"
+                return rows, f"{path} cannot be read: {what}"
+            rows.append(row)
+        # A process that was killed may have left half a row.
+        row = _parsed_row(torn)
+        return rows if row is None or self._number(row) != len(rows) else [*rows, row], ""
+
+    def _number(self, row: dict[str, Any]) -> Any:
+        """That of a row, by whatever it counts: figures are drawn of runs of every kind."""
+        return next((row[name] for name in (self.unit, *_UNITS) if name in row), None)
+
+    def _finite(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """`value` with null for what JSON has no number for; told once for each file."""
+        replaced, names = _without_nan(value)
+        if names and name not in self._told:
+            self._told.add(name)
+            listed = ", ".join(dict.fromkeys(names))
+            warnings.warn(
+                f"{self.path / name}: null for what is not finite: {listed}", stacklevel=3
+            )
+        return replaced
 
     def _scalars(self, row: dict[str, Any]) -> dict[str, float]:
         """What TensorBoard shows of a row."""
@@ -182,45 +305,108 @@ class RunFolder:
         self._events.flush()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _is_unfinished(name: str) -> bool:
+    """Whether the creation of a folder may leave a file of this name when it is cut off."""
+    # The last is the name that earlier versions wrote to.
+    ours = (LOCK, HOLDER, ".config.json.partial")
+    return name in ours or is_partial(name, ".json") or is_partial(name)
+
+
+def _has_entries(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a configuration that is stored has these entries."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {one_line(error)}") from error
+        stored = _read_json(path)
+    except RunError:
+        return False
+    wanted = json.loads(_json(dict(config)))
+    return all(stored.get(name) == value for name, value in wanted.items())
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _read_file(path: Path) -> bytes:
+    if not path.is_file():  # reading a pipe would wait for its writer
+        raise RunError(f"{path} is not a file")
+    return path.read_bytes()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with reading(path):
+        value = json.loads(_read_file(path).decode())
+    if not isinstance(value, dict):
+        raise RunError(f"{path} cannot be read: want an object, got {_line(value)[:40].strip()}")
+    return value
+
+
+def _json(value: dict[str, Any]) -> str:
     # Innermost lists on one line: a matrix is a line for each of its rows.
     text = re.sub(
         r"\[\n\s*([^\[\]{}]*?)\n\s*\]",
         lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]",
-        json.dumps(value, indent=2),
+        json.dumps(value, indent=2, allow_nan=False),
     )
-    _replace_text(path, text + "\n")
+    return text + "\n"
 
 
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _line(value: Any) -> str:
+    return json.dumps(value, allow_nan=False) + "\n"
 
 
 def _append_line(path: Path, value: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(value) + "\n")
-
-
-def _complete_rows(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
+    """Add a line, whole or not at all; half a line that a kill left goes."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        end = os.lseek(file, 0, os.SEEK_END)
+        if end:
+            os.lseek(file, end - 1, os.SEEK_SET)
+            if os.read(file, 1) != b"\n":
+                end = path.read_bytes().rfind(b"\n") + 1
+                os.ftruncate(file, end)
+        left = _line(value).encode()
         try:
-            yield json.loads(line)
-        except ValueError:
-            return  # the line a killed process was writing
+            while left:
+                left = left[os.write(file, left) :]
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(file, end)
+            raise
+    finally:
+        os.close(file)
+
+
+def _parsed_row(line: bytes) -> dict[str, Any] | None:
+    """A line of the metrics: numbers under names, or lists or dicts of them. None: it is not."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(row, dict) and _is_count(row.get("step")) and _holds_numbers(row)
+    return row if whole else None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _holds_numbers(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_holds_numbers, value.values()))
+    if isinstance(value, list):
+        return all(x is None or isinstance(x, int | float) for x in value)
+    return value is None or isinstance(value, int | float)
+
+
+def _without_nan(value: Any, name: str = "") -> tuple[Any, list[str]]:
+    """`value` with None for numbers that are not finite, and the names that these are under."""
+    if isinstance(value, float):
+        return (value, []) if math.isfinite(value) else (None, [name])
+    if isinstance(value, dict):
+        found = {key: _without_nan(x, f"{name}/{key}" if name else key) for key, x in value.items()}
+        return {key: x for key, (x, _) in found.items()}, [
+            n for _, ns in found.values() for n in ns
+        ]
+    if isinstance(value, list | tuple):
+        listed = [_without_nan(x, name) for x in value]
+        return [x for x, _ in listed], [n for _, ns in listed for n in ns]
+    return value, []
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -229,4 +415,4 @@ def _flat(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}/")
         else:
-            yield prefix + name, float(np.mean(value))
+            yield prefix + name, float(np.array(value, float).mean())  # NaN for null

@@ -1,32 +1,64 @@
 """Checks that the configurations of all experiments share; what fails is one line."""
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 from jaxsparse.gates import Init
 from jaxsparse.training.errors import ConfigError
+
+
+def check_types(config: Any) -> None:
+    """Raise ConfigError unless every field is of its type; a whole number is a number, too."""
+    for name, hint in get_type_hints(type(config)).items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        value = getattr(config, name)
+        if not any(_is_of(value, kind) for kind in kinds):
+            wanted = " or ".join(_NAMES.get(kind, "a word") for kind in kinds)
+            raise ConfigError(f"{name} must be {wanted}, got {value!r}")
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "none"}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind in (bool, NoneType):
+        return isinstance(value, kind)
+    if kind in (int, float):
+        number = Integral if kind is int else Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, str)  # a literal's choices are checked on their own
 
 
 def check_positive(config: Any, names: Iterable[str]) -> None:
     """Raise ConfigError unless these fields are 1 or more (or None)."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < 1:
+        if value is not None and not value >= 1:
             raise ConfigError(f"{name} must be 1 or more, got {value}")
 
 
 def check_not_negative(config: Any, names: Iterable[str]) -> None:
     """Raise ConfigError unless these fields are finite and 0 or more."""
     for name in names:
-        if not 0.0 <= getattr(config, name) < float("inf"):
-            raise ConfigError(f"{name} must be 0 or more, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not 0.0 <= value < float("inf"):
+            wanted = "0 or more" if value < 0 else "finite"
+            raise ConfigError(f"{name} must be {wanted}, got {value}")
 
 
 def check_seeds(config: Any, names: Iterable[str]) -> None:
-    """Raise ConfigError unless these seeds, and the `config.seeds` from each on, are keys."""
+    """Raise ConfigError unless these seeds, and the `config.seeds` from `seed` on, are keys."""
     for name in names:
-        if not 0 <= getattr(config, name) <= 2**31 - 1 - config.seeds:
-            raise ConfigError(f"{name} must lie in [0, 2^31), got {getattr(config, name)}")
+        if not 0 <= getattr(config, name) <= 2**31 - 2:
+            raise ConfigError(f"{name} must lie in [0, 2^31 - 2], got {getattr(config, name)}")
+    room = 2**31 - 1 - config.seed
+    if config.seeds > room:
+        raise ConfigError(
+            f"seeds must be at most {room} from seed {config.seed}, got {config.seeds}"
+        )
 
 
 def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
@@ -37,11 +69,12 @@ def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
             raise ConfigError(f"{name} must be one of {listed}, got {getattr(config, name)!r}")
 
 
-def parse_init(text: str) -> Init:
-    """Read a mask initialisation: `kaiming`, `auto`, a number, or a range `low:high`.
+def parse_init(text: str, words: tuple[str, ...] = ("kaiming", "auto")) -> Init:
+    """Read a mask initialisation: a word, a finite number, or a range `low:high`.
 
     Args:
       text: as given on the command line.
+      words: those that the method knows.
 
     Returns:
       A number, a pair of numbers, or the word itself.
@@ -53,14 +86,17 @@ def parse_init(text: str) -> Init:
       >>> parse_init("0.005:0.1")
       (0.005, 0.1)
     """
-    if text in ("kaiming", "auto"):
+    if text in words:
         return text
     try:
         values = tuple(float(part) for part in text.split(":"))
     except ValueError:
         values = ()
+    if not all(map(math.isfinite, values)):
+        values = ()
     if len(values) == 1:
         return values[0]
     if len(values) == 2 and values[0] < values[1]:
         return (values[0], values[1])
-    raise ConfigError(f"mask_init must be kaiming, a number or low:high, got {text!r}")
+    named = "".join(f"{word}, " for word in words if word != "auto")
+    raise ConfigError(f"mask_init must be {named}a number or low:high, got {text!r}")

@@ -1,7 +1,12 @@
 """Whole runs over streams of tasks: configuration, learners, the pure program, the host's side."""
 
 from jaxsparse.training.continual.config import META_METHODS, ContinualConfig
-from jaxsparse.training.continual.learners import Rates, default_rates, make_learner
+from jaxsparse.training.continual.learners import (
+    Rates,
+    default_rates,
+    make_learner,
+    used_rates,
+)
 from jaxsparse.training.continual.program import StreamState, make_program, make_stream
 from jaxsparse.training.continual.run import run_stream, scan_stream
 
@@ -16,4 +21,5 @@ __all__ = [
     "make_stream",
     "run_stream",
     "scan_stream",
+    "used_rates",
 ]

@@ -22,6 +22,7 @@ ContinualMethod = Literal[
 StreamData = Literal["mnist", "fashion_mnist", "cifar10", "glyphs"]
 
 META_METHODS = ("sparse-lamaml", "lamaml", "sync-lamaml", "cmaml-sync")
+TASK_MEMORY_METHODS = ("gem", "agem")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,13 @@ class ContinualConfig:
     epochs: int = 1
     """passes over each task's images; only the first fills the memory"""
     batch_size: int = 10
-    """images that arrive together"""
+    """images that arrive together; mer takes them one by one, as its public code does"""
     glances: int = 5
     """updates on each batch in a row"""
     memories: int = 200
     """images kept in memory, of all tasks together"""
+    memory_per_task: int | None = None
+    """images kept of each task by gem and agem, whatever memories says; none: memories / tasks"""
     replay_batch_size: int = 10
     """images replayed beside a batch"""
     network: Literal["mlp", "cnn4", "cnn3"] = "mlp"
@@ -73,6 +76,9 @@ class ContinualConfig:
     """straight-through slope of sparse-lamaml's gate: 1/2 in the public code, 1 in Eq. 10"""
     meta_iterates: Literal["all", "last"] = "all"
     """the meta-loss is the mean over all inner iterates, or the last one's (paper Algorithm 1)"""
+    gradient_sum: Literal["before", "after"] = "before"
+    """the gradient of m takes inner gradients before each inner step (Eq. 10, public code), or
+    after it (paper Algorithm 1)"""
     inner_batch_size: int = 1
     """images per inner step"""
     inner_rates: Literal["rectified", "raw"] = "rectified"
@@ -102,6 +108,7 @@ class ContinualConfig:
     """number of seeds run side by side: seed, seed + 1, ..."""
 
     def __post_init__(self):
+        settings.check_types(self)
         settings.check_positive(self, _POSITIVE)
         settings.check_not_negative(self, _NOT_NEGATIVE)
         settings.check_choices(self, _CHOICES)
@@ -111,7 +118,9 @@ class ContinualConfig:
                 raise ConfigError(f"{name} must be above 0, got {bound}")
         settings.check_seeds(self, ("seed", "data_seed"))
         self._check_batches()
-        settings.parse_init(self.mask_init)
+        # A rate may not be drawn about zero, as the scores of a binary mask are.
+        rates = self.method in ("lamaml", "sync-lamaml")
+        settings.parse_init(self.mask_init, ("auto",) if rates else ("kaiming", "auto"))
 
     def _check_batches(self):
         size, samples = self.batch_size, self.samples_per_task
@@ -123,9 +132,16 @@ class ContinualConfig:
             raise ConfigError(
                 f"inner_batch_size must divide batch_size {size}, got {self.inner_batch_size}"
             )
-        if self.method == "mer" and size != 1:
-            raise ConfigError(f"batch_size must be 1 with mer, got {size}")
-        if self.method in ("gem", "agem") and self.memories < self.tasks:
+        if self.gradient_sum != "before" and self.second_order:
+            raise ConfigError("gradient_sum must be before with second_order, got after")
+        per_task = self.memory_per_task
+        if self.method not in TASK_MEMORY_METHODS:
+            if per_task is not None:
+                raise ConfigError(
+                    f"memory_per_task must be none with {self.method}, which keeps images of all"
+                    f" tasks together, got {per_task}"
+                )
+        elif per_task is None and self.memories < self.tasks:
             raise ConfigError(
                 f"memories must be at least 1 for each of {self.tasks} tasks with {self.method},"
                 f" got {self.memories}"
@@ -134,7 +150,7 @@ class ContinualConfig:
 
 _POSITIVE = (
     *("tasks", "samples_per_task", "epochs", "batch_size", "glances", "memories", "width"),
-    *("replay_batch_size", "inner_batch_size", "replay_passes", "seeds"),
+    *("memory_per_task", "replay_batch_size", "inner_batch_size", "replay_passes", "seeds"),
 )
 _NOT_NEGATIVE = (
     *("inner_lr", "mask_lr", "theta_lr", "slope", "within_rate", "across_rate", "margin"),
@@ -147,5 +163,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "init": ("kaiming", "xavier"),
     "inner_rates": ("rectified", "raw"),
     "meta_iterates": ("all", "last"),
+    "gradient_sum": ("before", "after"),
     "measure": ("all", "diagonal"),
 }

@@ -78,6 +78,31 @@ def default_rates(config: ContinualConfig) -> Rates:
     return Rates(config.inner_lr, config.mask_lr, config.theta_lr)
 
 
+def used_rates(config: ContinualConfig) -> tuple[str, ...]:
+    """The rates that a configuration's numbers depend on, fields of `Rates`.
+
+    Args:
+      config: the run's configuration.
+
+    Returns:
+      Their names, in the order of `Rates`.
+
+    Example:
+      >>> used_rates(ContinualConfig(method="cmaml-sync"))
+      ('inner_lr', 'theta_lr')
+    """
+    if config.method not in META_METHODS:
+        return ("theta_lr",)
+    # Learned rates only start at inner_lr, and not even that where mask_init says otherwise.
+    starts_elsewhere = config.mask_init != "auto"
+    read = {
+        "inner_lr": config.method in ("sparse-lamaml", "cmaml-sync") or not starts_elsewhere,
+        "mask_lr": config.method != "cmaml-sync",
+        "theta_lr": config.method in ("sync-lamaml", "cmaml-sync"),
+    }
+    return tuple(name for name in Rates._fields if read[name])
+
+
 def make_model(config: ContinualConfig, data: Any) -> nn.Model:
     """The network that `config` names, on pixels 0 to 255.
 
@@ -193,6 +218,7 @@ def _meta_learner(config, model):
                 second_order=config.second_order,
                 clip_norm=config.clip_norm,
                 meta_iterates=config.meta_iterates,
+                gradient_sum=config.gradient_sum,
                 **learner,
             )
             in_order = jax.tree.map(lambda x: x[metrics["order"]], arrival.rows)
@@ -229,13 +255,31 @@ def _plain_learner(config, model):
         memory = remember(memory, arrival, jax.random.fold_in(key, config.glances))
         return state, memory, jax.tree.map(jnp.mean, metrics)
 
+    rows_in_turn = config.method == "mer" and config.batch_size > 1
     return Learner(
         init=init,
         init_memory=init_memory,
-        learn=learn,
+        learn=_row_by_row(learn) if rows_in_turn else learn,
         predict=lambda state, images: model.apply(state.params, images),
         step_sizes=None,
     )
+
+
+def _row_by_row(learn):
+    """`learn` for each row of a batch in turn, which is remembered before the next one's."""
+
+    def learn_batch(state, memory, arrival, key, rates):
+        def turn(carry, place_and_row):
+            place, row = place_and_row
+            own = arrival._replace(rows=jax.tree.map(lambda x: x[None], row))
+            state, memory, metrics = learn(*carry, own, jax.random.fold_in(key, place), rates)
+            return (state, memory), metrics
+
+        places = jnp.arange(len(arrival.rows[1]))
+        (state, memory), metrics = jax.lax.scan(turn, (state, memory), (places, arrival.rows))
+        return state, memory, jax.tree.map(jnp.mean, metrics)
+
+    return learn_batch
 
 
 def _without_memory(config, loss_fn):
@@ -300,7 +344,7 @@ def _task_memory(config):
     def remember(memory, arrival, key):
         return buffer.write(memory, arrival.task, arrival.rows, arrival.first_pass)
 
-    slots = config.memories // config.tasks
+    slots = config.memory_per_task or config.memories // config.tasks
     return remember, lambda row: buffer.init_memory(row, config.tasks, slots)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxsparse.data import TaskStream, streams
 from jaxsparse.gates import sparsity
-from jaxsparse.maml import float32_by_default
+from jaxsparse.precision import float32_by_default
 from jaxsparse.training.continual.config import ContinualConfig
 from jaxsparse.training.continual.learners import Arrival, Rates, default_rates, make_learner
 from jaxsparse.training.errors import ConfigError
@@ -82,6 +82,7 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
     Example:
       >>> program = make_program(ContinualConfig(), stream)
     """
+    streams.check_stream(stream)
     learner = make_learner(config, stream.train)
     per_epoch = _batches_per_epoch(config, stream)
     per_task, size = per_epoch * config.epochs, config.batch_size
@@ -117,7 +118,9 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
         tasks, indices = schedule.tasks[task], schedule.indices[task]
         if config.epochs > 1:
             passed = position // per_epoch
-            order_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), task * 1000 + passed)
+            # No two passes share a number.
+            number = task * max(1000, config.epochs) + passed
+            order_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), number)
             order = jax.random.permutation(order_key, len(indices))
             tasks, indices = tasks[order], indices[order]
         start = (position % per_epoch) * size
@@ -157,10 +160,12 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
 
         def correct(row):
             image, label = row
-            return learner.predict(state.learner, image[None])[0].argmax() == label
+            logits = learner.predict(state.learner, image[None])[0]
+            # An output that is not finite makes the accuracy NaN: it names no class.
+            return jnp.where(jnp.isfinite(logits).all(), logits.argmax() == label, jnp.nan)
 
         hits = jax.lax.map(correct, (images, labels), batch_size=min(_TEST_BATCH, len(labels)))
-        return jnp.mean(hits.astype(jnp.float32))
+        return jnp.mean(hits)
 
     def test(state, stream, done, first, last):
         def one(task, accuracy):
@@ -250,7 +255,7 @@ def measured_tasks(config: ContinualConfig, done: Any, tasks: int) -> tuple[Any,
 def _sparsity(learner, state, rates):
     if learner.step_sizes is None:
         return {}
-    return sparsity(learner.step_sizes(state.learner, rates))
+    return sparsity(learner.step_sizes(state.learner, rates), state.learner.params)
 
 
 def _batches_per_epoch(config, stream):

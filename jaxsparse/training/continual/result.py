@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxsparse import metrics
 from jaxsparse.training.continual.config import ContinualConfig
+from jaxsparse.training.statistics import mean_and_std
 
 SUMMARIES = ("retained_accuracy", "backward_transfer_interference", "learning_accuracy")
 
@@ -61,12 +62,6 @@ def summaries(accuracy: np.ndarray) -> dict[str, float]:
         "forward_transfer": metrics.forward_transfer(R, initial),
     }
     return {name: float(value) for name, value in values.items()}
-
-
-def mean_and_std(values: list[float]) -> dict[str, float | None]:
-    """Mean, and sample standard deviation where there are several values."""
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": std}
 
 
 def _of_seed(row: dict[str, Any], seed: int) -> dict[str, float]:

@@ -11,10 +11,11 @@ from jaxsparse.data import TaskStream
 from jaxsparse.training.continual.config import ContinualConfig
 from jaxsparse.training.continual.learners import Rates, default_rates
 from jaxsparse.training.continual.program import make_program, measured_tasks
-from jaxsparse.training.continual.result import SUMMARIES, make_result, mean_and_std, summaries
+from jaxsparse.training.continual.result import SUMMARIES, make_result, summaries
 from jaxsparse.training.errors import ConfigError
-from jaxsparse.training.host import Hooks, Progress, RunsHost, plain
+from jaxsparse.training.host import Hooks, Progress, RunsHost, learned, plain
 from jaxsparse.training.run_folder import RunFolder
+from jaxsparse.training.statistics import mean_and_std
 
 
 def run_stream(
@@ -79,7 +80,8 @@ def scan_stream(
     runs = [Run(seed, rates) for rates in grid for seed in _seeds(config)]
     with folder.lock():
         accuracy = _StreamRun(config, runs, stream, folder, hooks, may_diverge=True).run()
-        by_point = accuracy.reshape(len(grid), config.seeds, *accuracy.shape[1:])
+        # A network that has diverged is right about nothing.
+        by_point = np.nan_to_num(accuracy).reshape(len(grid), config.seeds, *accuracy.shape[1:])
         result = {"points": [_point(*pair) for pair in zip(grid, by_point, strict=True)]}
         folder.write_result(result)
     return result
@@ -110,14 +112,16 @@ class _StreamRun(RunsHost):
     def __init__(self, config, runs, stream, folder, hooks, may_diverge=False):
         super().__init__(folder, hooks, len(runs))
         self.config, self.runs, self.tasks = config, runs, stream.num_tasks
-        self.may_diverge = may_diverge
+        self.may_diverge, self.first_seed = may_diverge, config.seed
         self.program = make_program(config, stream)
         self.functions = self._jit()
         self.stream = self.placement.share(stream)
         keys = jnp.stack([jax.random.key(run.seed) for run in runs])
         rates = Rates(*jnp.array([run.rates for run in runs], jnp.float32).T)
         self.by_turn = [self._of_turn(keys, rates, t) for t in range(self.placement.turns)]
-        self.state = self.start(self.functions["init"], *self.by_turn[0][1:], self.stream)
+        init, start = self.functions["init"], (*self.by_turn[0][1:], self.stream)
+        restored = self.restored(init, *start)
+        self.state = init(*start) if restored is None else restored
         folder.keep_rows(self.measured)
 
     def _of_turn(self, keys, rates, turn):
@@ -141,6 +145,9 @@ class _StreamRun(RunsHost):
             "test": placement.over_steps(test),
             "finish_task": placement.over_runs(program.finish_task, (0, 0, None), donate_argnums=0),
         }
+
+    def learned(self, state):
+        return learned(state.learner)
 
     @property
     def step(self) -> int:
@@ -178,9 +185,7 @@ class _StreamRun(RunsHost):
             self.tell("train", 1 - (end - self.step) / per_task)
             steps = self.segment(end - self.step)
             self.timed("step", steps, self.train_segment, steps)
-            if not self.may_diverge:
-                bad_step = self.placement.kept(self.state.bad_step)
-                self.check_finite(bad_step, self.config.seed)
+            self.check_finite(self.placement.kept(self.state.bad_step))
             self.save_if_due()
 
     def train_segment(self, steps):
@@ -189,13 +194,17 @@ class _StreamRun(RunsHost):
 
     def measure(self, done):
         """Measure after `done` tasks, log the row and save."""
-        task, last = map(int, measured_tasks(self.config, done, self.tasks))
+        first, last = map(int, measured_tasks(self.config, done, self.tasks))
+        task = first
         while task < last:
             self.tell("test", done / self.tasks)
             count = self.segment(last - task, "test")
             self.timed("test", count, self.test_segment, done, task, task + count)
             task += count
             self.stop_if_asked()
+        if not self.may_diverge:
+            measured = self.placement.kept(self.state.accuracy)[:, done, first:last]
+            self.check_all_finite("an output on the test images", measured)
         rates = self.by_turn[0][2]
         self.state, row = self.functions["finish_task"](self.state, rates, jnp.int32(done))
         row = self.placement.kept(row)
@@ -203,11 +212,7 @@ class _StreamRun(RunsHost):
         if not done:  # no batch has been seen
             row = {"sparsity": row["sparsity"]}
         row = {"task": done, "step": self.step, **plain(row)}
-        row["test_accuracy"] = {
-            f"task {j}": plain(accuracy[:, j])
-            for j in range(self.tasks)
-            if not np.isnan(accuracy[0, j])
-        }
+        row["test_accuracy"] = {f"task {j}": plain(accuracy[:, j]) for j in range(first, last)}
         self.folder.add_row(row)
         self.save()
         self.hooks.row(row)

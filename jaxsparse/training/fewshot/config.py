@@ -30,7 +30,8 @@ class FewShotConfig:
     """A few-shot run: everything that decides its numbers, and nothing else."""
 
     method: Method = "sparse-maml"
-    """what decides which parameters the inner loop moves, and how far"""
+    """what decides which parameters the inner loop moves, and how far; all but maml are of first
+    order unless --second-order is given"""
     dataset: Dataset = "glyphs"
     """glyphs is embedded; omniglot (evaluation alphabets; -1200: random characters) and
     mini_imagenet are read through TensorFlow Datasets; folder is a tree train/ val/ test/ of
@@ -48,7 +49,7 @@ class FewShotConfig:
     width: int = 64
     """filters of each of Conv4's layers"""
     bias: bool = True
-    """whether the convolutions have biases"""
+    """whether the network has biases: the head's, and the convolutions', which the norms cancel"""
     inner_lr: float = 0.1
     """alpha, the inner step size"""
     inner_steps: int = 5
@@ -68,7 +69,8 @@ class FewShotConfig:
     embedding: int = 1600
     """E, length of the code from which sparse-maml-plus generates its mask"""
     second_order: bool = False
-    """differentiate through the inner gradients; maml always does"""
+    """differentiate through the inner gradients; maml always does; anil, boil and meta-sgd only
+    with this flag, although their papers do"""
     clip: float | None = None
     """clip the meta-gradient of theta elementwise to [-clip, clip]"""
     meta_batch_size: int = 4
@@ -92,6 +94,7 @@ class FewShotConfig:
     """number of seeds trained side by side: seed, seed + 1, ..."""
 
     def __post_init__(self):
+        settings.check_types(self)
         settings.check_positive(self, _POSITIVE)
         settings.check_not_negative(self, ("inner_lr", "theta_lr", "mask_lr"))
         if not 0.0 <= self.initial_sparsity <= 1.0:
@@ -102,7 +105,9 @@ class FewShotConfig:
             raise ConfigError(f"clip must be above 0, got {self.clip}")
         settings.check_seeds(self, ("seed",))
         settings.check_choices(self, _CHOICES)
-        settings.parse_init(self.mask_init)
+        # A rate may not be drawn about zero, as the scores of a binary mask are.
+        rates = self.method in ("sparse-relu-maml", "meta-sgd")
+        settings.parse_init(self.mask_init, ("auto",) if rates else ("kaiming", "auto"))
 
 
 _POSITIVE = (

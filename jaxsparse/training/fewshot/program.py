@@ -21,6 +21,8 @@ Metrics = dict[str, jax.Array]
 # Streams of randomness that follow from a run's key.
 _INIT, _TRAIN, _GATE = range(3)
 _STREAMS = {"validation": 3, "test": 4}
+# Of an evaluation batch's key: `sample_tasks` splits it in two, its parts 0 and 1.
+_STEP_SIZES = 2
 # Tasks evaluated side by side where the tasks are vmapped.
 EVALUATION_BATCH = 20
 
@@ -160,7 +162,7 @@ def make_program(
     def evaluate_batch(params, mask, key, tasks):
         metrics = evaluate(
             params,
-            _step_sizes(learner.gate, mask, key, EVALUATION_BATCH),
+            _step_sizes(learner.gate, mask, jax.random.fold_in(key, _STEP_SIZES), EVALUATION_BATCH),
             tasks,
             loss_fn=learner.loss_fn,
             inner_steps=config.test_inner_steps,
@@ -185,8 +187,9 @@ def make_program(
         return state._replace(best=best, totals=totals, epoch=epoch), row
 
     def gate_sparsity(state):
-        # A stochastic gate's is that of one fixed draw.
-        return sparsity(learner.gate.apply(state.meta.mask, jax.random.key(_GATE)))
+        # A stochastic gate's is that of one fixed draw, whatever the seed.
+        fixed_key = jax.random.fold_in(jax.random.key(0), _GATE)
+        return sparsity(learner.gate.apply(state.meta.mask, fixed_key), state.meta.params)
 
     functions = (init, train, evaluation_tasks, evaluate_batch, finish_epoch, gate_sparsity)
     return Program(*(_at_precision(config.precision, function) for function in functions))

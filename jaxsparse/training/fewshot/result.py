@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxsparse.training.fewshot.config import FewShotConfig
 from jaxsparse.training.fewshot.program import TrainState
+from jaxsparse.training.statistics import mean_and_std
 
 
 def make_result(
@@ -32,17 +33,17 @@ def make_result(
     """
     accuracy = np.asarray(metrics["accuracy"], np.float64)
     tasks = accuracy.shape[1]
-    spread = accuracy.std(1, ddof=1) if tasks > 1 else np.zeros(len(accuracy))
+    over_tasks = [mean_and_std(of_seed) for of_seed in accuracy]
     epochs = [int(epoch) for epoch in state.best.epoch]
     sparsities = []
     for seed, epoch in enumerate(epochs):
         row = rows[epoch]["sparsity"]
         sparsities.append({k: v[seed] if isinstance(v, list) else v for k, v in row.items()})
-    per_seed = [
+    per_seed: list[dict[str, Any]] = [
         {
             "seed": config.seed + i,
-            "accuracy": float(accuracy[i].mean()),
-            "interval95": float(1.96 * spread[i] / tasks**0.5),
+            "accuracy": over_tasks[i]["mean"],
+            "interval95": 1.96 * (over_tasks[i]["std"] or 0.0) / tasks**0.5,
             "loss": float(np.mean(metrics["loss"][i], dtype=np.float64)),
             "best_epoch": epochs[i],
             "best_val_accuracy": float(state.best.accuracy[i]),
@@ -50,10 +51,10 @@ def make_result(
         }
         for i in range(config.seeds)
     ]
-    means = accuracy.mean(1)
+    whole = mean_and_std([seed["accuracy"] for seed in per_seed])
     return {
-        "accuracy": float(means.mean()),
-        "accuracy_std_over_seeds": float(means.std(ddof=1)) if config.seeds > 1 else None,
+        "accuracy": whole["mean"],
+        "accuracy_std_over_seeds": whole["std"],
         "interval95_over_tasks": per_seed[0]["interval95"] if config.seeds == 1 else None,
         "test_tasks": tasks,
         "seeds": per_seed,

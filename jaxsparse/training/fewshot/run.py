@@ -57,7 +57,7 @@ class _Run(Host):
 
     def __init__(self, config, data, folder, hooks):
         super().__init__(folder, hooks)
-        self.config = config
+        self.config, self.first_seed = config, config.seed
         seeds = range(config.seed, config.seed + config.seeds)
         self.mesh = task_mesh(config)
         self.keys = self.put(jnp.stack([jax.random.key(seed) for seed in seeds]))
@@ -65,7 +65,7 @@ class _Run(Host):
         self.program = make_program(config, data["train"].image_shape, self.mesh)
         self.functions = self._jit()
         template = jax.eval_shape(self.functions["init"], self.keys)
-        restored = self.checkpoints.restore(template, hooks.warn)
+        restored = self.restore(template)
         self.state = self.functions["init"](self.keys) if restored is None else self.put(restored)
         folder.keep_rows(self.epoch)
         if not folder.rows():
@@ -75,6 +75,8 @@ class _Run(Host):
                 "sparsity": plain(self.functions["sparsity"](self.state)),
             }
             folder.add_row(row)
+        if restored is None:
+            self.save()  # before any training: it fails now, if it must
         self.saved_at = time.monotonic()
 
     def put(self, tree):
@@ -96,6 +98,9 @@ class _Run(Host):
 
     def position(self):
         return {"step": self.step, "epoch": self.epoch}
+
+    def learned(self, state):
+        return state.meta.params, state.meta.mask
 
     @property
     def epoch(self) -> int:
@@ -130,7 +135,7 @@ class _Run(Host):
             self.tell("compile" if pace is None else "train", done)
             steps = self.segment(end - self.step)
             self.timed("step", steps, self.train_segment, steps)
-            self.check_finite(self.state.bad_step, self.config.seed)
+            self.check_finite(self.state.bad_step)
             self.save_if_due()
 
     def train_segment(self, steps):
@@ -163,10 +168,12 @@ class _Run(Host):
             index = len(batches)
             batch = self.timed("batch", 1, self.evaluate_batch, split, params, mask, index)
             batches.append(batch)
-        return {
+        metrics = {
             name: np.concatenate([batch[name] for batch in batches], axis=1)[:, :tasks]
             for name in batches[0]
         }
+        self.check_all_finite(f"the {split} loss", metrics["loss"])
+        return metrics
 
     def evaluate_batch(self, split, params, mask, index):
         keys = jax.vmap(lambda key: evaluation_key(key, split, index))(self.keys)

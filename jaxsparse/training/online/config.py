@@ -52,10 +52,11 @@ class OnlineConfig:
     inner_lr: float = 0.3
     """alpha, the inner step size; cmaml: where the learned rate of each tensor starts"""
     theta_lr: float = 0.005
-    """rate of theta: Adam's (maml and anil: in their pretraining only), or eta of bgd, metacog and
-    metabgd"""
+    """rate of theta: Adam's, or that of outer_optimizer (maml and anil: in their pretraining only),
+    or eta of bgd, metacog and metabgd"""
     mask_lr: float = 0.01
-    """gamma_m, Adam's rate of the mask parameters, or of what cmaml learns of the inner rates"""
+    """gamma_m, the rate, Adam's or outer_optimizer's, of the mask parameters, or of what cmaml
+    learns of the inner rates"""
     mask_init: str = "pytorch"
     """m_0 of the sparse methods: pytorch (drawn as the layers are), kaiming (wider and centred, as
     in few-shot learning), a number, or a range low:high"""
@@ -65,6 +66,12 @@ class OnlineConfig:
     """lambda, how fast the update's weight 1 - exp(-lambda loss) tends to 1; none: it is 1"""
     capacity: int = 101
     """stored batches at which theta is updated without a new task"""
+    pairs: Literal["all", "one"] = "all"
+    """of stored batches, support and query, that the C-MAML methods update theta and m on: all of
+    the two halves, or one drawn at random (paper Algorithm 2)"""
+    outer_optimizer: Literal["adam", "sgd"] = "adam"
+    """of theta and m in the C-MAML methods: with sgd theta_lr, times the modulation, is the step
+    (paper Algorithm 2)"""
     mask_theta: bool = False
     """multiply theta's gradient by the step sizes (the paper's App. A; not in its Algorithm 2)"""
     restart_now: bool = False
@@ -94,6 +101,7 @@ class OnlineConfig:
     """number of seeds run side by side: seed, seed + 1, ..."""
 
     def __post_init__(self):
+        settings.check_types(self)
         if not 0.0 <= self.p <= 1.0:
             raise ConfigError(f"p must lie in [0, 1], got {self.p}")
         settings.check_choices(self, _CHOICES)
@@ -103,8 +111,14 @@ class OnlineConfig:
             value = getattr(self, name)
             if value is not None and not 0.0 < value < float("inf"):
                 raise ConfigError(f"{name} must be above 0, got {value}")
+        for name in ("pairs", "outer_optimizer"):
+            value, default = getattr(self, name), getattr(type(self), name)
+            if self.method not in CMAML_METHODS and value != default:
+                raise ConfigError(f"{name} must be {default} with {self.method}, got {value}")
         settings.check_seeds(self, ("seed", "pretrain_seed"))
-        parse_mask_init(self.mask_init)
+        # A rate may not be drawn about zero, as the scores of a binary mask are.
+        rates = self.method == "sparse-relu-cmaml"
+        settings.parse_init(self.mask_init, ("pytorch",) if rates else _INIT_WORDS)
 
     @property
     def intervals(self) -> int:
@@ -116,7 +130,10 @@ _POSITIVE = (
     *("timesteps", "ways", "shots", "width", "inner_steps", "capacity", "samples", "log_every"),
     *("seeds", "pretrain_batch_size", "pretrain_steps", "pretrain_epochs", "pretrain_patience"),
 )
+_INIT_WORDS = ("pytorch", "kaiming")
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "pairs": ("all", "one"),
+    "outer_optimizer": ("adam", "sgd"),
     "method": OnlineMethod.__args__,  # type: ignore[attr-defined]
     "data": OnlineData.__args__,  # type: ignore[attr-defined]
 }
@@ -138,11 +155,4 @@ def parse_mask_init(text: str) -> Init:
       >>> parse_mask_init("pytorch")
       'pytorch'
     """
-    if text == "pytorch":
-        return text
-    try:
-        if text != "auto":
-            return settings.parse_init(text)
-    except ConfigError:
-        pass
-    raise ConfigError(f"mask_init must be pytorch, kaiming, a number or low:high, got {text!r}")
+    return settings.parse_init(text, _INIT_WORDS)

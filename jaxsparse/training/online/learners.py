@@ -145,9 +145,10 @@ def inner_rates(config: OnlineConfig, params: Tree) -> Tree:
 def _cmaml(config, model):
     gate = make_gate(config, model)
     loss_fn = losses.cross_entropy(model)
+    outer = optax.adam if config.outer_optimizer == "adam" else optax.sgd
     optimizers = {
-        "theta_optimizer": optax.adam(config.theta_lr),
-        "mask_optimizer": None if config.method == "cmaml-fixed" else optax.adam(config.mask_lr),
+        "theta_optimizer": outer(config.theta_lr),
+        "mask_optimizer": None if config.method == "cmaml-fixed" else outer(config.mask_lr),
     }
 
     def init(key, batch, pretrained):
@@ -166,9 +167,11 @@ def _cmaml(config, model):
         state, metrics = cmaml_step(
             state,
             batch,
+            key if config.pairs == "one" else None,
             loss_fn=loss_fn,
             gate=gate,
             inner_steps=config.inner_steps,
+            pairs=config.pairs,
             detection_threshold=config.detection_threshold,
             modulation=config.modulation,
             mask_theta=config.mask_theta,

@@ -5,6 +5,7 @@ The result is kept in the package's cache folder, so that runs of the same setti
 
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,8 +19,10 @@ from jaxsparse import losses, nn
 from jaxsparse.data.switching import SwitchingData
 from jaxsparse.draws import choose
 from jaxsparse.gates import Gate
-from jaxsparse.maml import MetaState, evaluate, float32_by_default, init_state, sparse_maml_step
-from jaxsparse.training.errors import ConfigError
+from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
+from jaxsparse.precision import float32_by_default
+from jaxsparse.training.environment import unusual_settings
+from jaxsparse.training.errors import ConfigError, RunError, Stopped
 from jaxsparse.training.host import Hooks, Host, Progress
 from jaxsparse.training.online.config import OnlineConfig
 from jaxsparse.training.online.learners import Pretrained, inner_rates
@@ -30,9 +33,12 @@ Tree = Any
 Metrics = dict[str, jax.Array]
 
 QUERY_SHOTS = 15
-_VERSION = 1  # raise it whenever the same settings would give other weights
-# Streams of randomness that follow from the key.
+_WAIT_SECONDS = 0.2  # between two looks at whether another run's pretraining is over
+_VERSION = 2  # raise it whenever the same settings would give other weights
+# Streams of randomness that follow from the key, and its own number beside the streams of a run of
+# the same seed.
 _INIT, _TRAIN, _VALIDATE = range(3)
+_PRETRAIN = 3
 
 
 class PretrainState(NamedTuple):
@@ -62,7 +68,8 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
 
     MAML (ANIL's inner loop for anil) with Adam, until the accuracy on held-out classes has not
     risen for `pretrain_patience` epochs; the weights of the best epoch are kept. What was stopped
-    goes on where it was.
+    goes on where it was. Where another run is at it, this one waits, and takes over from it if it
+    ends before its time.
 
     Args:
       config: the run's configuration.
@@ -83,13 +90,35 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
     """
     record = _record(config, data)
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_dir() / "pretrained" / digest
-    there = (path / "config.json").exists()
-    folder = RunFolder.open(path) if there else RunFolder.create(path, record)
-    with folder.lock():
-        pretraining = _Pretraining(config, data, folder, hooks)
+    folder = RunFolder(cache_dir() / "pretrained" / digest)
+    with folder.lock(wait=_waiting(hooks)):
+        folder.begin(record)
+        try:
+            pretraining = _Pretraining(config, data, folder, hooks)
+        except RunError as error:
+            raise RunError(f"{error}; to pretrain anew, delete {folder.path}") from error
         folder.write_result(pretraining.run())
     return pretraining.state.best
+
+
+def pretrained_like(config: OnlineConfig, data: SwitchingData) -> Pretrained:
+    """The shapes and dtypes of what `pretrain` gives.
+
+    Args:
+      config: the run's configuration.
+      data: the images; only their shapes and numbers count.
+
+    Returns:
+      A `Pretrained` of `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ConfigError: too few classes.
+
+    Example:
+      >>> template = pretrained_like(OnlineConfig(method="maml"), data)
+    """
+    init = make_pretraining(config, data).init
+    return jax.eval_shape(init, jax.random.key(config.pretrain_seed)).best
 
 
 def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgram:
@@ -128,8 +157,8 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
         )
 
     def init(key):
-        params = model.init(jax.random.fold_in(key, _INIT))
-        meta = init_state(params, gate, adam, unmoved, key)
+        model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
+        meta = init_state(model.init(model_key), gate, adam, unmoved, state_key)
         totals = {name: jnp.float32(0) for name in ("loss", "accuracy", "val_accuracy")}
         return PretrainState(
             meta,
@@ -172,7 +201,10 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
             loss_fn=loss_fn,
             inner_steps=config.inner_steps,
         )
-        totals = _added(state.totals, val_accuracy=metrics["accuracy"].mean())
+        # A loss that is not finite makes the accuracy NaN: it says nothing then.
+        finite = jnp.isfinite(metrics["loss"]).all()
+        accuracy = jnp.where(finite, metrics["accuracy"].mean(), jnp.nan)
+        totals = _added(state.totals, val_accuracy=accuracy)
         return state._replace(totals=totals, validated=state.validated + 1)
 
     def repeated(step):
@@ -201,6 +233,18 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
 
     functions = (init, repeated(meta_step), repeated(validation_batch), finish_epoch)
     return PretrainProgram(*(float32_by_default(function) for function in functions))
+
+
+def pretraining_key(config: OnlineConfig) -> jax.Array:
+    """Where all randomness of the pretraining comes from, none of it shared with a stream's.
+
+    Args:
+      config: the run's configuration.
+
+    Example:
+      >>> state = make_pretraining(config, data).init(pretraining_key(config))
+    """
+    return jax.random.fold_in(jax.random.key(config.pretrain_seed), _PRETRAIN)
 
 
 def pretraining_classes(
@@ -274,6 +318,21 @@ def sample_episodes(
     return rows(support_key, 0, half, shots), rows(query_key, half, counts, QUERY_SHOTS)
 
 
+def _waiting(hooks: Hooks) -> Callable[[], None]:
+    """What to do while another run meta-learns the same: say so once, and stop if asked to."""
+    told: list[str] = []
+
+    def wait():
+        if not told:
+            told.append("another run is pretraining what this one starts from; waiting for it")
+            hooks.warn(told[0])
+        if hooks.should_stop():
+            raise Stopped("stopped while waiting for another run's pretraining")
+        time.sleep(_WAIT_SECONDS)
+
+    return wait
+
+
 class _Pretraining(Host):
     """The pretraining on the host, in a folder of its own."""
 
@@ -281,14 +340,15 @@ class _Pretraining(Host):
 
     def __init__(self, config, data, folder, hooks):
         super().__init__(folder, hooks)
-        self.config, self.key = config, jax.random.key(config.pretrain_seed)
+        self.config, self.key = config, pretraining_key(config)
+        self.first_seed = config.pretrain_seed
         self.data = jax.device_put(data)
         program = make_pretraining(config, data)
         self.train = jax.jit(program.train, donate_argnums=0)
         self.validate = jax.jit(program.validate, donate_argnums=0)
         self.finish_epoch = jax.jit(program.finish_epoch)
         init = jax.jit(program.init)
-        restored = self.checkpoints.restore(jax.eval_shape(init, self.key), hooks.warn)
+        restored = self.restore(jax.eval_shape(init, self.key))
         self.state = init(self.key) if restored is None else restored
         folder.keep_rows(self.epoch)
 
@@ -303,6 +363,9 @@ class _Pretraining(Host):
     def position(self):
         return {"step": self.step, "epoch": self.epoch}
 
+    def learned(self, state):
+        return jax.tree.map(lambda x: np.asarray(x)[None], state.meta.params)
+
     def over(self):
         stale = self.epoch - int(self.state.best_epoch)
         return self.epoch >= self.config.pretrain_epochs or stale > self.config.pretrain_patience
@@ -310,11 +373,10 @@ class _Pretraining(Host):
     def run(self):
         if not self.folder.rows():
             self.folder.add_row({"epoch": 0, "step": 0})
+            self.save()  # before any training: it fails now, if it must
         while not self.over():
             while left := (self.epoch + 1) * self.config.pretrain_steps - self.step:
                 self.advance("step", self.train, left)
-                bad_step = np.asarray(self.state.bad_step)[None]
-                self.check_finite(bad_step, self.config.pretrain_seed)
             while left := self.config.pretrain_steps - int(self.state.validated):
                 self.advance("batch", self.validate, left)
             self.state, row = self.finish_epoch(self.state)
@@ -333,6 +395,9 @@ class _Pretraining(Host):
         self.tell()
         steps = self.segment(left)
         self.timed(unit, steps, self.call, function, steps)
+        self.check_finite(np.asarray(self.state.bad_step)[None])
+        validated = np.asarray(self.state.totals["val_accuracy"])[None]
+        self.check_all_finite("an output on the held-out classes", validated)
         self.save_if_due()
 
     def call(self, function, steps):
@@ -363,4 +428,5 @@ def _record(config, data):
         "inner_loop": "head" if config.method == "anil" else "all but the norms",
         "images": [data.names[0], data.num_classes[0], images],
         **settings,
+        **unusual_settings(),
     }

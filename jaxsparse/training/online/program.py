@@ -8,14 +8,15 @@ import jax.numpy as jnp
 
 from jaxsparse.data.switching import SwitchingData, SwitchingTask, first_task, next_batch
 from jaxsparse.gates import sparsity
-from jaxsparse.maml import float32_by_default
+from jaxsparse.precision import float32_by_default
 from jaxsparse.training.online.config import PRETRAINED_METHODS, OnlineConfig
 from jaxsparse.training.online.learners import make_learner
 from jaxsparse.training.online.pretrain import make_pretraining
 
 Tree = Any
 
-# Streams of randomness that follow from a run's key. A method may draw from the last two only.
+# Streams of randomness that follow from a run's key; pretraining has the next number. A method may
+# draw from the last two only.
 _STREAM, _INIT, _LEARN = range(3)
 
 
@@ -127,7 +128,7 @@ def make_program(config: OnlineConfig, data: SwitchingData) -> OnlineProgram:
     def gate_sparsity(state):
         if learner.step_sizes is None:
             return {}
-        return sparsity(learner.step_sizes(state.learner))
+        return sparsity(learner.step_sizes(state.learner), state.learner.fast_params)
 
     functions = (init, train, gate_sparsity)
     return OnlineProgram(*(float32_by_default(function) for function in functions))

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxsparse.training.online.config import CMAML_METHODS, OnlineConfig
 from jaxsparse.training.online.program import Trace
+from jaxsparse.training.statistics import mean_and_std
 
 # Timesteps around a switch that its curve shows.
 BEFORE, AFTER = 5, 20
@@ -43,8 +44,7 @@ def make_result(
             name: x[i] if isinstance(x, list) else x for name, x in rows[-1]["sparsity"].items()
         }
         per_seed.append(_without_nan(seed))
-    averaged = [{n: x for n, x in seed.items() if n not in _NOT_AVERAGED} for seed in per_seed]
-    return {**_over_seeds(averaged), "seeds": per_seed}
+    return {**over_seeds(per_seed), "seeds": per_seed}
 
 
 def accuracies(trace: Trace, names: tuple[str, ...]) -> dict[str, Any]:
@@ -125,19 +125,31 @@ def around_switches(trace: Trace) -> dict[str, list[float]]:
     return {"offset": list(offsets), "accuracy": means}
 
 
-def mean_and_std(values: list[float]) -> dict[str, float | None]:
-    """Mean, and population standard deviation where there are several values."""
-    std = float(np.std(values)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": std}
+def over_seeds(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and standard deviations of what a result holds for each seed.
+
+    To be read in place of those a result was stored with, which before were of the population.
+
+    Args:
+      per_seed: nested dicts of numbers, the "seeds" of a result.
+
+    Returns:
+      Of each number {"mean": .., "std": ..}, with N - 1; None where a seed has none.
+
+    Example:
+      >>> over_seeds([{"accuracy": 0.5}, {"accuracy": 0.7}])["accuracy"]["mean"]
+      0.6
+    """
+    averaged = [{n: x for n, x in seed.items() if n not in _NOT_AVERAGED} for seed in per_seed]
+    return _averaged(averaged)
 
 
-def _over_seeds(per_seed):
-    """Means and standard deviations of nested dicts of numbers; None where a seed has none."""
+def _averaged(per_seed):
     whole = {}
     for name, first in per_seed[0].items():
         values = [seed[name] for seed in per_seed]
         if isinstance(first, dict):
-            whole[name] = _over_seeds(values)
+            whole[name] = _averaged(values)
         else:
             whole[name] = None if None in values else mean_and_std(values)
     return whole

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.data.switching import SwitchingData
-from jaxsparse.training.host import Hooks, Progress, RunsHost, plain
+from jaxsparse.training.host import Hooks, Progress, RunsHost, learned, plain
 from jaxsparse.training.online.config import CMAML_METHODS, PRETRAINED_METHODS, OnlineConfig
-from jaxsparse.training.online.pretrain import pretrain
+from jaxsparse.training.online.pretrain import pretrain, pretrained_like
 from jaxsparse.training.online.program import Trace, make_program
 from jaxsparse.training.online.result import accuracies, detections, make_result
 from jaxsparse.training.run_folder import RunFolder
@@ -39,9 +39,7 @@ def run_online(
       >>> result = run_online(config, data, RunFolder.create(path, {}, "interval"), Hooks())
     """
     with folder.lock():
-        pretrains = config.method in PRETRAINED_METHODS
-        pretrained = pretrain(config, data, hooks) if pretrains else ()
-        trace = _OnlineRun(config, data, pretrained, folder, hooks).run()
+        trace = _OnlineRun(config, data, folder, hooks).run()
         result = make_result(config, data.names, folder.rows(), trace)
         folder.write_result(result)
     return result
@@ -52,9 +50,10 @@ class _OnlineRun(RunsHost):
 
     unit = "timestep"
 
-    def __init__(self, config, data, pretrained, folder, hooks):
+    def __init__(self, config, data, folder, hooks):
         super().__init__(folder, hooks, config.seeds)
         self.config, self.names = config, data.names
+        self.first_seed = config.seed
         placement, program = self.placement, make_program(config, data)
 
         def train(state, key, data, first, last):
@@ -66,8 +65,18 @@ class _OnlineRun(RunsHost):
         self.train = placement.over_steps(train)
         self.sparsity = placement.over_runs(program.sparsity, (0,))
         init = placement.over_runs(program.init, (0, None))
-        self.state = self.start(init, self.by_turn[0], placement.share(pretrained))
+        pretrains = config.method in PRETRAINED_METHODS
+        like = pretrained_like(config, data) if pretrains else ()
+        restored = self.restored(init, self.by_turn[0], like)
+        self.is_new = restored is None
+        if self.is_new:  # later the weights are in the run's own checkpoints
+            pretrained = pretrain(config, data, hooks) if pretrains else ()
+            restored = init(self.by_turn[0], placement.share(pretrained))
+        self.state = restored
         folder.keep_rows(self.first_interval if self.step else -1)
+
+    def learned(self, state):
+        return learned(state.learner)
 
     @property
     def step(self) -> int:
@@ -91,6 +100,8 @@ class _OnlineRun(RunsHost):
     def run(self):
         if not self.step:
             self.log(0)
+        if self.is_new:
+            self.save()  # before any training: it fails now, if it must
         for interval in range(self.first_interval, self.config.intervals):
             begun = time.monotonic()
             self.train_interval(interval)
@@ -106,7 +117,7 @@ class _OnlineRun(RunsHost):
             self.tell()
             steps = self.segment(end - self.step)
             self.timed("step", steps, self.train_segment, steps)
-            self.check_finite(self.placement.kept(self.state.bad_step), self.config.seed)
+            self.check_finite(self.placement.kept(self.state.bad_step))
             self.save_if_due()
 
     def train_segment(self, steps):

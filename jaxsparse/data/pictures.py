@@ -1,0 +1,185 @@
+"""One image file of any kind as 8-bit pixels."""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxsparse.data.files import one_line, open_file
+from jaxsparse.data.images import DataError
+
+# What may be in a file, whatever its name; Pillow knows others that call programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 89_478_485  # of one image, above which Pillow warns of decompression bombs
+
+_GREY = ("1", "L", "LA", "La", "F")  # and all that begin with I
+_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+_ORIENTATION = 0x0112  # EXIF's number of it
+_SCALES = (1, 255, 65535)  # the highest values that wide pixels commonly have
+_FIXED_RANGE = ("PNG", "PPM")  # formats whose wide pixels Pillow brings to 0 .. 65535
+
+
+def read_image(
+    file: str | os.PathLike[str] | BinaryIO, shape: tuple[int, int, int], name: str | None = None
+) -> np.ndarray:
+    """Decode one image, resized with an antialiased bilinear filter; see `fit`.
+
+    Args:
+        file: a path, or a binary file object.
+        shape: (height, width, channels) wanted; channels is 1 or 3.
+        name: what to call it in an error; default: the path.
+
+    Returns:
+        uint8 array of that shape.
+
+    Raises:
+        DataError: not an image, truncated, or so large that it must be a decompression bomb.
+
+    Example:
+        >>> read_image("birds/train/crow/1.jpg", (84, 84, 3)).shape
+        (84, 84, 3)
+    """
+    return opened(lambda image: fit(image, shape), file, name)
+
+
+def is_grey(file: str | os.PathLike[str]) -> bool:
+    """Whether an image file is greyscale, by its kind and not by its pixels."""
+    return opened(lambda image: image.mode in _GREY or image.mode.startswith("I"), file)
+
+
+def has_content(file: str | os.PathLike[str]) -> bool:
+    """Whether the pixels of an image file differ, in their colour or in how transparent they are.
+
+    Example:
+        >>> Image.new("L", (4, 4)).save("blank.png")
+        >>> has_content("blank.png")
+        False
+    """
+
+    def differ(image: Image.Image) -> bool:
+        pixels = np.asarray(image)
+        return bool((pixels != pixels[:1, :1]).any())
+
+    return opened(differ, file)
+
+
+def opened(
+    use: Callable[[Image.Image], Any],
+    file: str | os.PathLike[str] | BinaryIO,
+    name: str | None = None,
+) -> Any:
+    """`use(image)` of an image file; DataError, in one line, for whatever goes wrong with it."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of images that are unusual, which is our business, and of bombs.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if isinstance(file, str | os.PathLike):
+                with open_file(file) as content:
+                    return _use(use, content)
+            return _use(use, file)
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        called = name or one_line(str(file) if not isinstance(file, str | os.PathLike) else file)
+        raise DataError(
+            f"{called}: not a readable image: {reason or type(error).__name__}"
+        ) from error
+
+
+def _use(use: Callable[[Image.Image], Any], file: BinaryIO) -> Any:
+    with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, at most {MOST_PIXELS}")
+        return use(image)
+
+
+def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+    """Convert an image to uint8 of a given shape.
+
+    - It is turned as its EXIF data say; of several frames the first is taken.
+    - Transparent parts show white.
+    - 16-bit pixels are scaled from 0 .. 65535. Wide integers and floats have no fixed range: values
+      from 0 to at most 1, 255 or 65535 are taken to be on the first of these scales that holds
+      them; others are stretched from the image's lowest to its highest.
+
+    Args:
+        image: of any size and mode.
+        shape: (height, width, channels), channels 1 or 3.
+
+    Returns:
+        uint8 array of that shape.
+
+    Raises:
+        ValueError: pixels that are NaN or infinite, or of a mode without known colours.
+
+    Example:
+        >>> fit(Image.new("RGB", (100, 50)), (84, 84, 1)).shape
+        (84, 84, 1)
+    """
+    height, width, channels = shape
+    image.load()
+    is_16_bit = image.mode.startswith("I;16") or image.format in _FIXED_RANGE
+    image = _opaque(_eight_bits(_upright(image), is_16_bit))
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(shape)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # damaged EXIF data say nothing; the pixels have been read
+        return image
+
+
+def _eight_bits(image: Image.Image, is_16_bit: bool) -> Image.Image:
+    """Wide greyscale pixels, and colours that Pillow does not convert by itself, as 8 bits."""
+    if image.mode == "LAB":
+        return _from_lab(image)
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    pixels = np.asarray(image)
+    grey = _scaled(pixels, is_16_bit)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # the one value that PNG makes transparent
+        grey = np.where(pixels == clear, np.uint8(255), grey)
+    return Image.fromarray(grey)
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, rgb = (ImageCms.createProfile(name) for name in ("LAB", "sRGB"))
+    converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    assert converted is not None  # it would be with inPlace=True
+    return converted
+
+
+def _scaled(pixels: np.ndarray, is_16_bit: bool) -> np.ndarray:
+    if is_16_bit:
+        return (pixels // 257).clip(0, 255).astype(np.uint8)
+    if not np.isfinite(pixels).all():
+        raise ValueError("pixels that are NaN or infinite")
+    wide = pixels.astype(np.float64)
+    low, high = wide.min(), wide.max()
+    scales = [scale for scale in _SCALES if low >= 0 and high <= scale]
+    if not scales:
+        return np.rint((wide - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+    return np.rint(wide * (255 / scales[0])).astype(np.uint8)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image on white."""
+    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
+        return image
+    if image.mode == "La":
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema()[0] == 255:
+        return image  # opaque after all; dropping alpha changes no colour
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

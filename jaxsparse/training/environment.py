@@ -1,0 +1,111 @@
+"""What a run's numbers depend on besides its configuration: versions, JAX's settings, machine."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import jaxsparse
+from jaxsparse.machine import cpu_threads
+from jaxsparse.training.errors import RunError
+
+# JAX's settings that decide a run's random numbers and the types of its arrays, as JAX has them
+# where nobody sets them.
+_DECISIVE = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_enable_x64": False,
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+}
+# Settings that decide how the same numbers are computed.
+_BITS = ("jax_default_matmul_precision", "jax_disable_jit")
+
+
+def environment(blocks: bool) -> dict[str, Any]:
+    """What a run's record says of where the run was begun.
+
+    Args:
+      blocks: whether the run computes Conv4's blocks, which exist in C++ and in XLA's forms.
+
+    Returns:
+      {"versions": ..., "device": ..., "environment": ...}: plain values, ready for JSON.
+
+    Example:
+      >>> environment(blocks=False)["environment"]["jax_enable_x64"]
+      False
+    """
+    here = {name: getattr(jax.config, name, None) for name in (*_DECISIVE, *_BITS)}
+    here["devices"] = jax.local_device_count()
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu:
+        here["threads"] = cpu_threads()
+    if blocks:
+        from jaxsparse.nn import native  # its first use may compile it
+
+        here["blocks"] = "C++" if on_cpu and native.available() else "XLA"
+    if flags := os.environ.get("XLA_FLAGS"):
+        here["XLA_FLAGS"] = flags
+    return {
+        "versions": {"jaxsparse": jaxsparse.__version__, "jax": jax.__version__},
+        "device": jax.devices()[0].device_kind,
+        "environment": here,
+    }
+
+
+def unusual_settings() -> dict[str, Any]:
+    """Those of JAX's settings that decide a run's random numbers and are not JAX's own.
+
+    Example:
+      >>> unusual_settings()
+      {}
+    """
+    here = {name: getattr(jax.config, name, usual) for name, usual in _DECISIVE.items()}
+    return {name: value for name, value in here.items() if value != _DECISIVE[name]}
+
+
+def check_environment(record: dict[str, Any], path: Path, warn: Callable[[str], None]) -> None:
+    """Compare the place where a run goes on with that where it was begun.
+
+    Args:
+      record: the run's. What earlier versions did not keep in it is not compared.
+      path: of the run's folder, for the messages.
+      warn: called with one line where the run's bits may become others.
+
+    Raises:
+      RunError: the run cannot go on as it was begun.
+
+    Example:
+      >>> check_environment(folder.config(), folder.path, hooks.warn)
+    """
+    begun = _flat(record)
+    if not begun:
+        return
+    here = _flat(environment(blocks="blocks" in begun))
+    for name in _DECISIVE:
+        if name in begun and begun[name] != here[name]:
+            raise RunError(
+                f"{path} was begun with {name} {begun[name]} and cannot go on with {here[name]};"
+                f" set {name.upper()}={begun[name]}"
+            )
+    names = [name for name in {**begun, **here} if name in begun or name == "XLA_FLAGS"]
+    changes = [
+        f"{name} {here.get(name)} (begun with {begun.get(name)})"
+        for name in names
+        if begun.get(name) != here.get(name)
+    ]
+    if changes:
+        warn(
+            f"{path} goes on with {', '.join(changes)}: its numbers may not be, to the last bit,"
+            " those of a run that stayed where it was"
+        )
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """All entries of a record that `environment` makes, under one another's names."""
+    parts = [record.get(name) for name in ("versions", "environment")]
+    flat: dict[str, Any] = {}
+    for part in parts:
+        flat |= part if isinstance(part, dict) else {}
+    return flat | ({"device": record["device"]} if "device" in record else {})

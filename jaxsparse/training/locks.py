@@ -1,0 +1,120 @@
+"""A folder is written to by one process at a time."""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from jaxsparse.training.errors import RunError, one_line, writing
+from jaxsparse.training.files import partial_name
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+LOCK, HOLDER = ".lock", ".lock-holder"
+
+# What systems say where files cannot be locked: Lustre without its mount option, NFS without a
+# lock service.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+@contextmanager
+def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Keep other processes from writing to `folder`.
+
+    The system frees the lock of a process that ends, however it ends. On file systems without
+    locks a file names the holder instead; it is free again when that process of the same machine
+    has ended.
+
+    Args:
+      folder: is there, and can be written to.
+      wait: called again and again while another process holds the lock; it sleeps, or raises.
+        None: do not wait.
+
+    Raises:
+      RunError: another process is writing to the folder, or it cannot be locked.
+    """
+    # Opened for reading, too: where a pipe lies there, opening it does not wait for a reader.
+    with writing(folder, RunError):
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        by_name = _flock(file, folder) is None
+        while not (_claim(folder / HOLDER) if by_name else _flock(file, folder)):
+            if wait is None:
+                raise RunError(f"{folder} is being written by another process{_hint(folder)}")
+            wait()
+        try:
+            yield
+        finally:
+            if by_name:
+                with suppress(OSError):
+                    (folder / HOLDER).unlink()
+    finally:
+        os.close(file)
+
+
+def _flock(file: int, folder: Path) -> bool | None:
+    """Whether the system's lock is ours; None where there are no such locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno in _NO_LOCKS:
+            return None
+        raise RunError(f"{folder} cannot be locked: {one_line(error)}") from error
+
+
+def _claim(holder: Path) -> bool:
+    """Whether the file that names the holder is ours: a link, which one process alone can make."""
+    own = holder.with_name(partial_name(""))
+    with writing(holder, RunError):
+        try:
+            own.write_text(f"{os.getpid()} {socket.gethostname()}", encoding="utf-8")
+            for _ in range(2):
+                with suppress(FileExistsError):
+                    os.link(own, holder)
+                    return True
+                if _lives(_read(holder)):
+                    return False
+                holder.unlink(missing_ok=True)
+            return False
+        finally:
+            own.unlink(missing_ok=True)
+
+
+def _read(holder: Path) -> tuple[int, str]:
+    try:
+        number, host = holder.read_text(encoding="utf-8").split(maxsplit=1)
+        return int(number), host
+    except (OSError, ValueError):
+        return 0, ""
+
+
+def _lives(process: tuple[int, str]) -> bool:
+    """Whether a process is there, as far as can be told from here."""
+    number, host = process
+    if host != socket.gethostname() or os.name != "posix":
+        return bool(host)
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _hint(folder: Path) -> str:
+    """What to do where a file names a holder of whose end nobody can know."""
+    number, host = _read(folder / HOLDER)
+    if not host:
+        return ""
+    return f", {number} on {host}; if that has ended, delete {folder / HOLDER}"
