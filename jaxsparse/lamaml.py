@@ -193,7 +193,7 @@ def lamaml_step(
     Returns:
       The new state, and metrics: the meta-"loss" (and the loss function's metrics), "inner_loss"
       [K] (before each inner step), "order" int32 [n] of the rows, "theta_norm" and "mask_norm" (of
-      the gradients before they are clipped; the latter only where m is trained).
+      the gradients before they are clipped; the latter only with a mask_optimizer).
 
     Raises:
       TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
@@ -251,11 +251,12 @@ def lamaml_step(
     d_params, d_sizes, metrics = meta_gradient(glance, second_order)
     own = {"order": order}
     mask, mask_opt = state.mask, state.mask_opt
-    if mask_optimizer is not None and (inner_gate or gate).trained:
+    if mask_optimizer is not None:
         (d_mask,) = gate_vjp(d_sizes)
         d_mask, own["mask_norm"] = clip_by_norm(d_mask, clip_norm)
-        d_mask = cast(d_mask, mask)
-        mask, mask_opt = update("mask_optimizer", mask_optimizer, d_mask, mask_opt, mask)
+        if (inner_gate or gate).trained:
+            d_mask = cast(d_mask, mask)
+            mask, mask_opt = update("mask_optimizer", mask_optimizer, d_mask, mask_opt, mask)
     d_params, own["theta_norm"] = clip_by_norm(d_params, clip_norm)
     if theta_optimizer is None:
         params, theta_opt = descend(state.params, apply_gate(gate, mask, gate_key), d_params), ()

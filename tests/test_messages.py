@@ -11,6 +11,9 @@ from jaxsparse import gates, metrics, nn
 from jaxsparse.checks import leaf_names
 from jaxsparse.continual import er
 from jaxsparse.partition import cut_leaf, inner_part
+from jaxsparse.training import ConfigError, FewShotConfig
+from jaxsparse.training.continual import ContinualConfig
+from jaxsparse.training.online import OnlineConfig
 
 ADAM, GATE = optax.adam(1e-3), gates.binary(0.1)
 ROWS = jnp.ones((2, 3))
@@ -259,3 +262,30 @@ def test_no_optimizer_moves_a_mask_that_is_not_trained(gate):
     for end in (*after, online):
         jax.tree.map(np.testing.assert_array_equal, end.mask, state.mask)
         assert np.any(np.asarray(end.params["body"]) != 0)
+
+
+# mask initialisations as text
+
+
+@pytest.mark.parametrize(
+    "text", ["nan", "inf", "-inf", "1e999", "0.1:nan", "nan:nan", "0:inf", "0.2:0.1", "0.1:0.1", ""]
+)
+def test_mask_inits_that_are_no_numbers(text):
+    for config in (FewShotConfig, ContinualConfig, OnlineConfig):
+        with pytest.raises(ConfigError, match=r"mask_init must be .*a number or low:high, got"):
+            config(mask_init=text)
+
+
+@pytest.mark.parametrize(
+    "config, method",
+    [
+        (FewShotConfig, "sparse-relu-maml"),
+        (FewShotConfig, "meta-sgd"),
+        (ContinualConfig, "lamaml"),
+        (ContinualConfig, "sync-lamaml"),
+        (OnlineConfig, "sparse-relu-cmaml"),
+    ],
+)
+def test_rates_have_no_kaiming_start(config, method):
+    with pytest.raises(ConfigError, match=r"mask_init must be .*got 'kaiming'"):
+        config(method=method, mask_init="kaiming")
