@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
-import jax
 import processes
 import pytest
 
@@ -110,10 +110,10 @@ def test_a_run_that_goes_on_asks_for_its_threads(record, asked, monkeypatch):
 
 def test_there_are_no_more_devices_than_threads(monkeypatch):
     asked = {}
+    config = SimpleNamespace(jax_num_cpu_devices=-1, update=asked.__setitem__)
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(config=config))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setenv("PJRT_NPROC", "2")
-    monkeypatch.setattr(cli.os, "environ", {"PJRT_NPROC": "2"})
-    monkeypatch.setattr(jax.config, "update", asked.__setitem__)
-    monkeypatch.setattr(jax.config, "jax_num_cpu_devices", -1, raising=False)
     for count in (1, 64):
         cli.use_cores(count)
         assert asked == {"jax_num_cpu_devices": min(count, 2)}
