@@ -347,17 +347,19 @@ def _compiled_programs() -> str:
 
 
 def use_cores(count: int) -> None:
-    """Make JAX see `count` CPU devices, among which a run divides its tasks.
+    """Make JAX see up to `count` CPU devices, among which a run divides its tasks.
 
-    To be called before JAX is first used; later, and where the user has chosen a number himself,
-    nothing changes.
+    No more than XLA has threads, whose number decides a run's bits. To be called before JAX is
+    first used; later, and where the user has chosen a number himself, nothing changes.
     """
     import jax
+
+    from jaxsparse.machine import cpu_threads
 
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not chosen:  # type: ignore[attr-defined]
         with contextlib.suppress(RuntimeError):  # JAX is running already
-            jax.config.update("jax_num_cpu_devices", count)
+            jax.config.update("jax_num_cpu_devices", min(count, cpu_threads()))
 
 
 def use_all_cores() -> None:

@@ -91,6 +91,7 @@ class Opened(NamedTuple):
 def open_run(experiment: Experiment, args: list[str]) -> Opened:
     """Read the flags: the configuration, and the folder of a run to resume or a new one's place."""
     from jaxsparse.training import RunError, RunFolder
+    from jaxsparse.training.environment import use_threads_of
 
     first = _first_look(experiment, args)
     folder = None
@@ -111,6 +112,7 @@ def open_run(experiment: Experiment, args: list[str]) -> Opened:
         differences = cli.differing(dataclasses.asdict(here), dataclasses.asdict(config))
         raise RunError(f"--resume {flags.resume}: another configuration: {differences}")
     if folder is not None:
+        use_threads_of(folder.config())
         out = folder.path
     elif flags.out is None:
         out = _unnamed_place(experiment, given)

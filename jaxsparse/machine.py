@@ -59,15 +59,25 @@ def use_cpu_threads(count: int) -> bool:
       >>> use_cpu_threads(2)
       True
     """
-    import jax
-
     if cpu_threads() == count:
         return True
     if any(name in os.environ for name in _THREADS):
         return False
-    try:  # which JAX refuses once it runs
-        jax.config.update("jax_num_cpu_devices", jax.config.jax_num_cpu_devices)  # type: ignore[attr-defined]
-    except RuntimeError:
+    if _jax_runs():
         return False
     os.environ["PJRT_NPROC"] = str(count)
     return True
+
+
+def _jax_runs() -> bool:
+    """Whether JAX has devices already: it then refuses to be told of another number."""
+    import jax
+
+    name = "jax_num_cpu_devices"
+    chosen = getattr(jax.config, name)
+    try:
+        jax.config.update(name, 1 if chosen != 1 else 2)
+    except RuntimeError:
+        return True
+    jax.config.update(name, chosen)
+    return False

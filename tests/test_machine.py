@@ -3,10 +3,15 @@
 import os
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
+import processes
 import pytest
 
+from experiments import cli
 from jaxsparse import machine
+from jaxsparse.training import environment
 
 # What is summed differs in its last bits by the number of threads: products of many rows, and sums.
 SUMS = """
@@ -21,6 +26,36 @@ results = jax.jit(lambda a, b: (a.T @ b, jnp.sum(a), jnp.sum(a * b, 0)))(a, b)
 print(cores, threads, chosen, machine.use_cpu_threads(9))
 print(*(memoryview(jax.device_get(x)).tobytes().hex() for x in results))
 """
+
+
+# A run begun on all cores and killed, which goes on on one.
+ON_ONE_CORE = """
+import os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+from experiments import continual
+continual.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(machine.cores() == 1, reason="one core")
+def test_a_run_goes_on_with_the_same_bits_on_fewer_cores(tmp_path):
+    stream = ["--data=glyphs", "--tasks=3", "--samples-per-task=60", "--memories=30", "--seeds=3"]
+    processes.finish("continual", [*stream, f"--out={tmp_path / 'whole'}"])
+    run = tmp_path / "moved"
+    process = processes.start("continual", [*stream, f"--out={run}"], save_seconds=0)
+    while not (run / "checkpoints/2").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    processes.kill(process)
+    subprocess.run(
+        [sys.executable, "-c", ON_ONE_CORE, f"--resume={run}"],
+        cwd=processes.ROOT,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert processes.outcome(run) == processes.outcome(tmp_path / "whole")
 
 
 def sums(count, **environment):
@@ -58,3 +93,27 @@ def test_cores_without_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert machine.cores() == 1
+
+
+@pytest.mark.parametrize(
+    "record, asked",
+    [({"environment": {"threads": 3}}, [3])]
+    + [({"environment": {"threads": x}}, []) for x in ("3", 0, 10**9, None)]
+    + [({}, []), ({"environment": 3}, [])],
+)
+def test_a_run_that_goes_on_asks_for_its_threads(record, asked, monkeypatch):
+    counts = []
+    monkeypatch.setattr(environment, "use_cpu_threads", counts.append)
+    environment.use_threads_of(record)
+    assert counts == asked
+
+
+def test_there_are_no_more_devices_than_threads(monkeypatch):
+    asked = {}
+    config = SimpleNamespace(jax_num_cpu_devices=-1, update=asked.__setitem__)
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(config=config))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("PJRT_NPROC", "2")
+    for count in (1, 64):
+        cli.use_cores(count)
+        assert asked == {"jax_num_cpu_devices": min(count, 2)}

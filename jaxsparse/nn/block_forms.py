@@ -27,9 +27,10 @@ def gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) ->
     mean = jnp.mean(patches, (0, 1, 2))
     rows = (patches - ops.of_rank(4, mean)).reshape(-1, len(weights))
     covariance = rows.T @ rows / len(rows)
+    # In this order: it is that in which the parts of the gradient are added up.
+    scaled = weights * ops.of_rank(2, scale)
     variance = jnp.sum(weights * (covariance @ weights), 0)
-    inverse = ops.inverse_deviation(variance, eps)
-    weights = weights * ops.of_rank(2, scale) * ops.of_rank(2, inverse)
+    weights = scaled * ops.of_rank(2, ops.inverse_deviation(variance, eps))
     # What such weights give in one place is no number, and the pooling could choose another.
     shift = bias + jnp.where(jnp.isfinite(jnp.sum(weights, 0)), 0, jnp.nan)
     quads = winograd.split(patches[:, : h // 2 * 2, : w // 2 * 2])

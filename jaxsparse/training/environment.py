@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 import jaxsparse
-from jaxsparse.machine import cpu_threads
+from jaxsparse.machine import cpu_threads, use_cpu_threads
 from jaxsparse.training.errors import RunError
 
 # JAX's settings that decide a run's random numbers and the types of its arrays, as JAX has them
@@ -19,6 +19,7 @@ _DECISIVE = {
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
 }
+_MOST_THREADS = 1024  # of any machine; XLA starts as many as it is told
 # Settings that decide how the same numbers are computed.
 _BITS = ("jax_default_matmul_precision", "jax_disable_jit")
 
@@ -37,10 +38,11 @@ def environment(blocks: bool) -> dict[str, Any]:
       False
     """
     here = {name: getattr(jax.config, name, None) for name in (*_DECISIVE, *_BITS)}
-    here["devices"] = jax.local_device_count()
     on_cpu = jax.default_backend() == "cpu"
-    if on_cpu:
-        here["threads"] = cpu_threads()
+    if on_cpu:  # where only the number of threads counts, and each device has one at least
+        here["threads"] = max(cpu_threads(), jax.local_device_count())
+    else:
+        here["devices"] = jax.local_device_count()
     if blocks:
         from jaxsparse.nn import native  # its first use may compile it
 
@@ -63,6 +65,22 @@ def unusual_settings() -> dict[str, Any]:
     """
     here = {name: getattr(jax.config, name, usual) for name, usual in _DECISIVE.items()}
     return {name: value for name, value in here.items() if value != _DECISIVE[name]}
+
+
+def use_threads_of(record: dict[str, Any]) -> None:
+    """Have XLA divide operations among as many threads as where a run was begun, for equal bits.
+
+    To be called before JAX is first used. Where it has no effect, `check_environment` warns.
+
+    Args:
+      record: the run's.
+
+    Example:
+      >>> use_threads_of(folder.config())
+    """
+    threads = _flat(record).get("threads")
+    if isinstance(threads, int) and 1 <= threads <= _MOST_THREADS:
+        use_cpu_threads(threads)
 
 
 def check_environment(record: dict[str, Any], path: Path, warn: Callable[[str], None]) -> None:
