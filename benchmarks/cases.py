@@ -102,7 +102,6 @@ def draw(case: Case, seed: int = 0) -> Arrays:
         inputs, h, w = case.width, h // 2, w // 2
     bound = 1 / math.sqrt(h * w * inputs)
     params["head/kernel"] = random.uniform(-bound, bound, (h * w * inputs, case.ways))
-    params["head/bias"] = random.uniform(-bound, bound, case.ways)
     mask = {name: random.normal(0.0, 1.0, p.shape) for name, p in params.items()}
     return Arrays(
         params=_float32(params),

@@ -53,7 +53,7 @@ def conv4_loss(params: Tensors, images: Any, labels: Any, one_dtype: bool = Fals
             gain, bias = gain.to(x.dtype), bias.to(x.dtype)
         x = functional.batch_norm(x, None, None, gain, bias, training=True, eps=1e-5)
         x = functional.max_pool2d(functional.relu(x), 2)
-    logits = functional.linear(x.flatten(1), params["head/kernel"], params["head/bias"])
+    logits = functional.linear(x.flatten(1), params["head/kernel"])
     return functional.cross_entropy(logits, labels)
 
 

@@ -181,7 +181,7 @@ def shared(init: Init) -> Gate:
 
     def scalars(key, params):
         specs, tree = _specs(params)
-        return initialise(key, tree.unflatten(jnp.zeros((), x.dtype) for x in specs))
+        return initialise(key, jax.tree.unflatten(tree, [jnp.zeros((), x.dtype) for x in specs]))
 
     return Gate(scalars, _leafwise(lambda x: x))
 
@@ -423,7 +423,7 @@ def _leafwise(step: Callable[[jax.Array], jax.Array]) -> Callable[[Tree, jax.Arr
 
 
 def _initialiser(init: Init, initial_sparsity: float | None = None) -> Callable:
-    """The `init` of a gate whose m has a value for each parameter; "kaiming" asks for a sparsity."""
+    """The `init` of a gate with an m for each parameter; only with a sparsity may it be kaiming."""
     _check_init(init, kaiming=initial_sparsity is not None)
 
     def leaf_init(key, leaf):

@@ -38,11 +38,12 @@ def inner_part(params: Tree, inner_params: Callable[[str], bool] | None) -> Tree
     """
     if inner_params is None:
         return params
-    names, (leaves, tree) = leaf_names(params), jax.tree.flatten(params)
+    names, leaves = leaf_names(params), jax.tree.leaves(params)
     chosen = [inner_params(name) for name in names]
     if not any(chosen):
         raise ValueError(f"inner_params selects none of {', '.join(names)}")
-    return tree.unflatten(x if mine else None for x, mine in zip(leaves, chosen, strict=True))
+    part = [x if mine else None for x, mine in zip(leaves, chosen, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params), part)
 
 
 def merge_params(part: Tree, params: Tree) -> Tree:

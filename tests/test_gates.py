@@ -73,7 +73,7 @@ def test_shared_rates_are_one_for_each_tensor():
     params, gradient = {"w": jnp.arange(3.0)}, jnp.array([1.0, -2.0, 4.0])
     d_m = jax.grad(lambda m: jnp.sum((params["w"] - m["w"] * gradient) ** 2))({"w": jnp.array(0.5)})
     np.testing.assert_allclose(d_m["w"], -2 * gradient @ (params["w"] - 0.5 * gradient))
-    with pytest.raises(TypeError, match="params"):
+    with pytest.raises(TypeError, match=r"params"):
         gates.shared(0.1).init(jax.random.key(0), {"w": jnp.ones(2, int)})
 
 
@@ -84,7 +84,7 @@ def test_head_is_a_whole_path_component():
 
 @pytest.mark.parametrize("make", [gates.head_only, gates.body_only])
 def test_missing_head(make):
-    with pytest.raises(ValueError, match="head is 'top', but params has only body, head"):
+    with pytest.raises(ValueError, match=r"head is 'top', but params has only body, head"):
         make(0.1, head="top").init(jax.random.key(0), PARAMS)
 
 
@@ -181,7 +181,7 @@ def test_generated_draws_afresh_with_each_key():
     again = GENERATED.apply(m, jax.random.key(0))
     np.testing.assert_array_equal(first["conv"], again["conv"])
     assert GENERATED.stochastic
-    with pytest.raises(ValueError, match="key is None"):
+    with pytest.raises(ValueError, match=r"key is None"):
         GENERATED.apply(m, None)
 
 
@@ -238,7 +238,7 @@ def test_sparsity_counts_zeros():
 
 def test_sparsity_of_a_bare_array_and_of_nothing():
     assert gates.sparsity(jnp.array([0.0, 1.0]))["."] == 0.5
-    with pytest.raises(ValueError, match="step_sizes has no leaves"):
+    with pytest.raises(ValueError, match=r"step_sizes has no leaves"):
         gates.sparsity({})
 
 
@@ -334,27 +334,27 @@ RATES = [gates.binary, gates.constant, gates.head_only, gates.body_only, gates.g
     "init", [NAN, INF, (0.2, 0.1), (0.1, 0.1), (NAN, 1.0), (0.0, INF), (0.1,), None, [0.1, 0.2]]
 )
 def test_bad_inits(make, init):
-    with pytest.raises(ValueError, match="init must be"):
+    with pytest.raises(ValueError, match=r"init must be"):
         make(init)
 
 
 @pytest.mark.parametrize("make", INITS)
 def test_rates_are_not_drawn_about_zero(make):
-    with pytest.raises(ValueError, match="init must be a number or .*got 'kaiming'"):
+    with pytest.raises(ValueError, match=r"init must be a number or .*got 'kaiming'"):
         make("kaiming")
 
 
 @pytest.mark.parametrize("make", RATES)
 def test_bad_rates(make):
     for rate in (NAN, INF, -0.1, np.float32(-1), jnp.nan, jnp.array(-0.5), jnp.ones(2)):
-        with pytest.raises(ValueError, match="inner_lr must be a finite number, 0 or more"):
+        with pytest.raises(ValueError, match=r"inner_lr must be a finite number, 0 or more"):
             make(rate)
     for rate in ("0.1", None, 1j):
-        with pytest.raises(TypeError, match="inner_lr must be a finite number, 0 or more"):
+        with pytest.raises(TypeError, match=r"inner_lr must be a finite number, 0 or more"):
             make(rate)
-    with pytest.raises(ValueError, match="slope must be a finite number, got nan"):
+    with pytest.raises(ValueError, match=r"slope must be a finite number, got nan"):
         gates.binary(0.1, slope=NAN)
-    with pytest.raises(ValueError, match="embedding must be 1 or more"):
+    with pytest.raises(ValueError, match=r"embedding must be 1 or more"):
         gates.generated(0.1, embedding=0)
 
 
@@ -406,5 +406,5 @@ def test_a_shared_rate_counts_for_all_that_share_it():
     assert float(gates.sparsity(mixed, params)["total"]) == pytest.approx(7 / 8)
     with pytest.raises(ValueError, match=r"step_sizes\[b\] has shape \(3,\), params has \(2,\)"):
         gates.sparsity({"b": jnp.ones(3), "w": jnp.float32(0)}, params)
-    with pytest.raises(ValueError, match="params must have the tree of step_sizes"):
+    with pytest.raises(ValueError, match=r"params must have the tree of step_sizes"):
         gates.sparsity(rates, {"b": jnp.ones(2)})

@@ -346,3 +346,59 @@ def test_under_strict_promotion(name, dtype):
 def test_under_x64(name, dtype):
     with jax.enable_x64(True), strict():
         check_dtypes(name, dtype)
+
+
+# in execution
+
+
+RUNS = ("adapt", "adapt in no steps", "adapt in no steps to second order", "evaluate")
+STEPS = ("sparse-MAML", "sparse-La-MAML", "sparse-C-MAML", "ER", "MER", "GEM", "A-GEM", "BGD")
+
+
+def values(name):
+    return [np.asarray(x) for x in jax.tree.leaves(CASES[name]("float32"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*RUNS, *STEPS])
+def test_without_compilation(name):
+    compiled = values(name)
+    with jax.disable_jit():
+        for got, want in zip(values(name), compiled, strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_no_steps_without_compilation():
+    with jax.disable_jit():
+        phi, info = jaxsparse.adapt(
+            lambda w, x: (w @ x, {"a": w[0]}), jnp.ones(2), jnp.ones(2), jnp.ones(2), 0
+        )
+    assert phi.tolist() == [1, 1]
+    assert {n: x.shape for n, x in info.items()} == {"loss": (0,), "a": (0,)}
+
+
+@pytest.mark.parametrize("make", [jax.random.PRNGKey, lambda s: jax.random.key(s, impl="rbg")])
+@pytest.mark.parametrize("name", GATES)
+def test_other_kinds_of_keys(make, name):
+    params = {"conv": jnp.ones((3, 3, 1, 2)), "head": jnp.ones(5)}
+    m = GATES[name].init(make(0), params)
+    sizes = GATES[name].apply(m, make(1))
+    assert jax.tree.structure(sizes) == jax.tree.structure(params)
+    MODEL.init(make(0))
+
+
+def test_nan_checks_find_none_in_a_loss_without():
+    params, rows = params_and_rows("float32", 4)
+    with jax.debug_nans(True), jax.enable_checks(True):
+        gradient = jax.grad(lambda p: LOSS(p, rows)[0])(params)
+        assert np.isfinite(jax.jit(LOSS)(params, rows)[0])
+    assert np.isfinite(gradient["head"]["bias"]).all()
+
+
+def test_labels_are_found_unknown_under_strict_promotion():
+    """In every dtype of labels, and in the dtype of the parameters."""
+    with strict():
+        for kind in ("int8", "uint8", "int16", "uint32"):
+            params, (images, labels) = params_and_rows("bfloat16", 4)
+            loss, aux = jax.eval_shape(LOSS, params, (images, labels.astype(kind)))
+            assert (loss.dtype, aux["accuracy"].dtype) == (jnp.bfloat16, jnp.float32)

@@ -93,17 +93,17 @@ def test_losses(step, loss_fn, error, message):
 
 
 def test_a_loss_that_is_no_function():
-    with pytest.raises(TypeError, match="loss_fn must be a function"):
+    with pytest.raises(TypeError, match=r"loss_fn must be a function"):
         evaluate(None)
 
 
 def test_optimizers():
     needs_value = optax.chain(ADAM, optax.contrib.reduce_on_plateau())
-    with pytest.raises(TypeError, match="theta_optimizer: its update .*argument: 'value'"):
+    with pytest.raises(TypeError, match=r"theta_optimizer: its update .*argument: 'value'"):
         maml(optimizer=needs_value)
-    with pytest.raises(TypeError, match="^optimizer: its update .*argument: 'value'"):
+    with pytest.raises(TypeError, match=r"^optimizer: its update .*argument: 'value'"):
         replay(optimizer=needs_value)
-    with pytest.raises(TypeError, match="optimizer: its update .* the state that this optimiser"):
+    with pytest.raises(TypeError, match=r"optimizer: its update .* the state that this optimiser"):
         replay(first=optax.sgd(0.1))
     with pytest.raises(TypeError, match=r"theta_optimizer must be an optax.*got 0.1"):
         maml(optimizer=0.1)
@@ -112,9 +112,9 @@ def test_optimizers():
 
 
 def test_gates_that_are_none():
-    with pytest.raises(TypeError, match="gate must be a Gate.*got <function binary"):
+    with pytest.raises(TypeError, match=r"gate must be a Gate.*got <function binary"):
         maml(gate=gates.binary)
-    with pytest.raises(TypeError, match="gate must be a Gate.*got 0.1"):
+    with pytest.raises(TypeError, match=r"gate must be a Gate.*got 0.1"):
         maml(gate=0.1, first=GATE)
 
 
@@ -143,9 +143,9 @@ def test_params(params, error, message):
 
 def test_tasks():
     for tasks in (ROWS, (ROWS,), (ROWS, ROWS, ROWS), {"support": ROWS, "query": ROWS}):
-        with pytest.raises(TypeError, match="tasks must be a pair"):
+        with pytest.raises(TypeError, match=r"tasks must be a pair"):
             maml(tasks=tasks)
-    with pytest.raises(ValueError, match="tasks must lead with one task axis"):
+    with pytest.raises(ValueError, match=r"tasks must lead with one task axis"):
         maml(tasks=(ROWS, ROWS[:1]))
 
 
@@ -157,12 +157,12 @@ def test_metrics_of_lists():
     assert float(metrics.forward_transfer(R, [0.3, 0.05])) == pytest.approx(0.025)
     assert float(metrics.retained_accuracy([[90, 10], [50, 70]])) == 60
     for bad in ([[0.9, 0.1], [0.5]], "R", None, [["a", "b"], ["c", "d"]], {"R": 1}):
-        with pytest.raises(TypeError, match="R must be"):
+        with pytest.raises(TypeError, match=r"R must be"):
             metrics.retained_accuracy(bad)
     for bad in ([0.9, 0.1], 0.9, jnp.ones((0, 0)), [[0.9, 0.1]]):
         with pytest.raises(ValueError, match=r"R has shape .*want \[\.\.\., T, T\]"):
             metrics.learning_accuracy(bad)
-    with pytest.raises(TypeError, match="initial must be an array of accuracies"):
+    with pytest.raises(TypeError, match=r"initial must be an array of accuracies"):
         metrics.forward_transfer(R, None)
 
 
@@ -207,7 +207,7 @@ def test_names_are_distinct():
     assert leaf_names(tree) == ["['a']['b']", "a/c", "['a/b']"]
     part = inner_part({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(2)}, lambda n: n == "['a/b']")
     assert part["a"]["b"] is None and part["a/b"].shape == (2,)
-    with pytest.raises(ValueError, match="there is no 'a/b' in params, only"):
+    with pytest.raises(ValueError, match=r"there is no 'a/b' in params, only"):
         cut_leaf(tree, "a/b")
 
 

@@ -320,6 +320,30 @@ def test_conv4_is_that_of_pytorch(shape, n):
     close(gradients, want_gradients)
 
 
+def test_conv4_without_biases_has_none():
+    """But for the shifts of the norms: its head is linear, which no constant can move."""
+    biased, plain = (nn.conv4(3, 4, (16, 16, 2), use_bias=b) for b in (True, False))
+    params = biased.init(KEYS[0])
+    bare = {
+        name: layer if name.startswith("norm") else {"kernel": layer["kernel"]}
+        for name, layer in params.items()
+    }
+    assert jax.tree.structure(plain.init(KEYS[0])) == jax.tree.structure(bare)
+    images = jax.random.normal(KEYS[1], (4, 16, 16, 2))
+    close(plain.apply(bare, images), biased.apply(params, images) - params["head"]["bias"][None])
+    with pytest.raises(ValueError, match="params must have the tree of this network"):
+        plain.apply(params, images)
+
+
+def test_params_of_another_network_are_named():
+    model, images = nn.conv4(3, 4, (16, 16, 2)), jnp.ones((2, 16, 16, 2))
+    wider = nn.conv4(3, 8, (16, 16, 2)).init(KEYS[0])
+    with pytest.raises(ValueError, match=r"params\[conv1/bias\] has shape \(8,\), this network"):
+        model.apply(wider, images)
+    with pytest.raises(TypeError, match="images: got 'x', want an array"):
+        model.apply(model.init(KEYS[0]), "x")
+
+
 @pytest.mark.parametrize(
     "model",
     [

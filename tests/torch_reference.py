@@ -48,7 +48,8 @@ def conv4_loss(params, batch):
         x = functional.batch_norm(x, None, None, gain, bias, training=True, eps=1e-5)
         x = functional.max_pool2d(torch.relu(x), 2)
     x = x.permute(0, 2, 3, 1).flatten(1)
-    return functional.cross_entropy(x @ params["head/kernel"] + params["head/bias"], labels)
+    logits = x @ params["head/kernel"] + params.get("head/bias", 0)
+    return functional.cross_entropy(logits, labels)
 
 
 def gradient(loss, tree, **options):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxsparse.data.cache import Rows, cached
-from jaxsparse.data.files import has_control_characters, not_a_file, one_line
+from jaxsparse.data.files import has_control_characters, one_line
 from jaxsparse.data.images import DataError, ImageSet, is_blank
 from jaxsparse.data.pictures import has_content, is_grey, read_image
 
@@ -214,10 +214,7 @@ def _images(folder: Path) -> list[ImageFile]:
     try:
         for entry in _visible(folder):
             if entry.name.lower().endswith(SUFFIXES):
-                status = entry.stat()
-                if reason := not_a_file(status.st_mode):
-                    raise DataError(f"{one_line(entry.path)}: not a readable image: {reason}")
-                files.append(_image_file(entry.path, status))
+                files.append(_image_file(entry.path, entry.stat()))
     except OSError as error:
         raise _unreadable(error, folder) from error
     if not files:

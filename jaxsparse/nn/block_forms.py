@@ -30,13 +30,15 @@ def gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) ->
     variance = jnp.sum(weights * (covariance @ weights), 0)
     inverse = ops.inverse_deviation(variance, eps)
     weights = weights * ops.of_rank(2, scale) * ops.of_rank(2, inverse)
+    # What such weights give in one place is no number, and the pooling could choose another.
+    shift = bias + jnp.where(jnp.isfinite(jnp.sum(weights, 0)), 0, jnp.nan)
     quads = winograd.split(patches[:, : h // 2 * 2, : w // 2 * 2])
     pieces = _pieces(n, (h // 2) * (w // 2), weights.shape[1])
     # Centred one by one: XLA moves a difference out of an inner loop, a mere slice it does not.
     cut = [
         (q - ops.of_rank(4, mean)).reshape(pieces, -1, len(weights)) for row in quads for q in row
     ]
-    return _product_relu_max(cut, weights, bias).reshape(n, h // 2, w // 2, -1)
+    return _product_relu_max(cut, weights, shift).reshape(n, h // 2, w // 2, -1)
 
 
 def _pieces(images: int, windows: int, channels: int) -> int:
@@ -67,7 +69,6 @@ def _product_relu_max_forward(
         place = jnp.where(a == top, 0, jnp.where(b == top, 1, jnp.where(c == top, 2, 3)))
         # Selecting, rather than taking `top`, keeps the tie rule in the second derivative.
         chosen = jnp.where(place == 0, a, jnp.where(place == 1, b, jnp.where(place == 2, c, d)))
-        chosen = jnp.where(jnp.isnan(top), jnp.nan, chosen)
         out = jnp.maximum(chosen + ops.of_rank(2, shift), 0)
         return out, jnp.where(out <= 0, 4, place).astype(jnp.uint8)
 
@@ -157,8 +158,7 @@ def _norm_pool_forward(
     inverse = ops.inverse_deviation(variance, eps)
     chosen = _chosen([q[:, : h // 2, : w // 2] for row in quads for q in row], scale)
     unit = (chosen - ops.of_rank(4, mean)) * ops.of_rank(4, inverse)
-    # An infinite scale gives NaN, as it does where the norm is folded to one product.
-    out = jnp.maximum(unit * ops.of_rank(4, scale) + ops.of_rank(4, bias + 0 * scale), 0)
+    out = jnp.maximum(unit * ops.of_rank(4, scale) + ops.of_rank(4, bias), 0)
     return out, (quads, scale, mean, inverse, chosen, unit, out)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jaxsparse.checks import check_like, described, is_array
 from jaxsparse.draws import draw_each, uniform
 from jaxsparse.nn import blocks, ops
 from jaxsparse.precision import float32_by_default
@@ -126,8 +127,11 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(draw((outputs,), bias)) if use_bias else None
 
     def __call__(self, x: Array) -> Array:
-        x = x @ self.kernel[...]
-        return x if self.bias is None else x + ops.of_rank(2, self.bias[...])
+        return self.shifted(x @ self.kernel[...])
+
+    def shifted(self, products: Array) -> Array:
+        """The outputs, from the products of the input and the kernel."""
+        return products if self.bias is None else products + ops.of_rank(2, self.bias[...])
 
 
 class Conv4(nnx.Module):
@@ -167,7 +171,7 @@ class MLP(nnx.Module):
     def after_products(self, x: Array) -> Array:
         """The logits, from the products of the input and the first kernel."""
         first, *others = self._layers()
-        x = x + ops.of_rank(2, first.bias[...])
+        x = first.shifted(x)
         for layer in others:
             x = layer(nnx.relu(x))
         return x
@@ -266,7 +270,8 @@ def _model(
         return jnp.zeros(shape, jnp.float32)
 
     # The structure of the module is fixed here, once; `apply` only fills in the arrays.
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(note)))
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(note)))
+    wanted = nnx.to_pure_dict(state)
 
     def init(key: Array) -> Params:
         # One key per tensor, as nnx.Rngs makes them; drawn together, as that compiles faster.
@@ -277,8 +282,9 @@ def _model(
     @float32_by_default
     def apply(params: Params, images: Array) -> Array:
         _check_images(images, image_shape)
+        check_like("params", params, "this network", wanted)
         module = nnx.merge(graph, params)
-        return module(images.astype(params["head"]["kernel"].dtype))
+        return module(jnp.asarray(images, params["head"]["kernel"].dtype))
 
     if first is None:
         return Model(init, apply, rowwise=rowwise)
@@ -297,7 +303,9 @@ def _model(
 
 
 def _check_images(images: Array, image_shape: Shape) -> None:
-    if images.ndim != 4 or images.shape[1:] != image_shape:
+    if not is_array(images):
+        raise TypeError(f"images: got {described(images)}, want an array [n, *{image_shape}]")
+    if images.ndim != 4 or images.shape[1:] != tuple(image_shape):
         raise ValueError(f"images: got shape {images.shape}, want [n, *{image_shape}]")
 
 

@@ -28,11 +28,6 @@ struct Saved {
   float* inverse;  // [outputs]: 1 / sqrt(var(y) + eps)
 };
 
-// The bias, to [out()]: NaN where the scale is infinite, as the norm folded to one product gives.
-inline void finish_bias(Shape s, const float* scale, const float* bias, float* to) {
-  for (int64_t o = 0; o < s.outputs; ++o) to[o] = bias[o] + 0 * scale[o];
-}
-
 // Into how many shares to divide the images: it decides the order of sums, so it follows from the
 // sizes alone. More would cost more in memory for sums than they save.
 inline int shares_of(int64_t images, int64_t pieces_of_work) {
@@ -177,15 +172,13 @@ inline void block_forward(Shape s, const float* images, const float* kernel, con
   const int shares = shares_of(s.images, s.images * s.tiles() / 256);
   std::vector<double> statistics(s.images * 2 * s.out());
   float* weights = scratch(Slot::kWeights, kPlaces * s.inputs * s.out());
-  float* shift = scratch(Slot::kFactors, s.out());
   transform_kernel(s.inputs, s.outputs, kernel, weights);
-  finish_bias(s, scale, bias, shift);
   helpers.run(shares, [&](int k) {
     convolve(s, share_of(s.images, k, shares), images, weights, saved.y, statistics.data());
   });
   finish_statistics(s, statistics.data(), eps, saved.mean, saved.inverse);
   helpers.run(shares,
-              [&](int k) { pool(s, share_of(s.images, k, shares), scale, shift, out, saved); });
+              [&](int k) { pool(s, share_of(s.images, k, shares), scale, bias, out, saved); });
 }
 
 // Sums of the gradient and of gradient * unit by channel, where ReLU lets it pass.

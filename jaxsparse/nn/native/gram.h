@@ -120,7 +120,8 @@ inline std::vector<double> covariance_product(GramShape s, const float* covarian
 }
 
 // The kernel with the norm in it, [taps, out()], and the shift that goes with it, [out()]: NaN where
-// a weight is no number or infinite, for the pooling could choose another place.
+// a weight is not finite. What it gives in one place is no number, and the pooling could choose
+// another.
 inline void fold_norm(GramShape s, const float* kernel, const float* scale, const float* bias,
                       float eps, const GramSaved& saved, float* weights, float* shift) {
   const auto spread = covariance_product(s, saved.moments, kernel);
