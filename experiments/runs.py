@@ -114,6 +114,7 @@ def open_run(experiment: Experiment, args: list[str]) -> Opened:
     if folder is not None:
         use_threads_of(folder.config())
         out = folder.path
+        _divide_as_begun(folder)
     elif flags.out is None:
         out = _unnamed_place(experiment, given)
     else:
@@ -135,6 +136,21 @@ def _check_read(experiment: Experiment, flags: Any, args: list[str]) -> None:
         if name in given:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} is of a new run, and not read with --resume")
+
+
+def _divide_as_begun(folder: "RunFolder") -> None:
+    """Have JAX divide sums as where the run was begun, whose last bits depend on it.
+
+    What is no longer to be had is told when the run goes on.
+    """
+    from jaxsparse.machine import use_cpu_threads
+
+    begun = folder.config().get("environment")
+    begun = begun if isinstance(begun, dict) else {}
+    threads, devices = begun.get("threads"), begun.get("devices")
+    if isinstance(threads, int) and isinstance(devices, int) and 0 < devices <= threads <= 1024:
+        use_cpu_threads(threads)
+        cli.use_cores(devices)
 
 
 def user_path(flag: str, path: str | Path) -> Path:
