@@ -91,7 +91,6 @@ class Opened(NamedTuple):
 def open_run(experiment: Experiment, args: list[str]) -> Opened:
     """Read the flags: the configuration, and the folder of a run to resume or a new one's place."""
     from jaxsparse.training import RunError, RunFolder
-    from jaxsparse.training.environment import use_threads_of
 
     first = _first_look(experiment, args)
     folder = None
@@ -112,7 +111,6 @@ def open_run(experiment: Experiment, args: list[str]) -> Opened:
         differences = cli.differing(dataclasses.asdict(here), dataclasses.asdict(config))
         raise RunError(f"--resume {flags.resume}: another configuration: {differences}")
     if folder is not None:
-        use_threads_of(folder.config())
         out = folder.path
         _divide_as_begun(folder)
     elif flags.out is None:
@@ -143,14 +141,14 @@ def _divide_as_begun(folder: "RunFolder") -> None:
 
     What is no longer to be had is told when the run goes on.
     """
-    from jaxsparse.machine import use_cpu_threads
+    from jaxsparse.training.environment import use_threads_of
 
-    begun = folder.config().get("environment")
-    begun = begun if isinstance(begun, dict) else {}
-    threads, devices = begun.get("threads"), begun.get("devices")
-    if isinstance(threads, int) and isinstance(devices, int) and 0 < devices <= threads <= 1024:
-        use_cpu_threads(threads)
-        cli.use_cores(devices)
+    record = folder.config()
+    use_threads_of(record)
+    begun = record.get("environment")
+    # Only a run begun on the CPU names its threads; another's devices are no cores.
+    if isinstance(begun, dict) and "threads" in begun and isinstance(begun.get("devices"), int):
+        cli.use_cores(max(1, begun["devices"]))
 
 
 def user_path(flag: str, path: str | Path) -> Path:
