@@ -414,6 +414,7 @@ def test_waiting_ends_where_the_waiter_says_so(folder):
         pass
 
 
+@pytest.mark.filterwarnings("ignore:files cannot be locked")
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_without_locks_of_the_system_a_file_names_the_holder(tmp_path, monkeypatch, number):
     def flock(file, operation):
@@ -456,7 +457,11 @@ def test_a_lock_that_fails_is_one_line(folder, monkeypatch):
 
 def test_without_fcntl_runs_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "fcntl", None)
-    with RunFolder.create(tmp_path / "run", {}).lock():
+    with pytest.warns(
+        UserWarning, match="files cannot be locked in .*run; .lock-holder there names"
+    ):
+        folder = RunFolder.create(tmp_path / "run", {})
+    with pytest.warns(UserWarning), folder.lock():
         pass
 
 

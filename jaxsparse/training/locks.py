@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,8 +28,8 @@ def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[Non
     """Keep other processes from writing to `folder`.
 
     The system frees the lock of a process that ends, however it ends. On file systems without
-    locks a file names the holder instead; it is free again when that process of the same machine
-    has ended.
+    locks a file names the holder instead, which is warned of; it is free again when that process of
+    the same machine has ended.
 
     Args:
       folder: is there, and can be written to.
@@ -43,6 +44,11 @@ def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[Non
         file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         by_name = _flock(file, folder) is None
+        if by_name:
+            warnings.warn(
+                f"files cannot be locked in {folder}; {HOLDER} there names the process that writes",
+                stacklevel=4,
+            )
         while not (_claim(folder / HOLDER) if by_name else _flock(file, folder)):
             if wait is None:
                 raise RunError(f"{folder} is being written by another process{_hint(folder)}")
