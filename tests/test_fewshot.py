@@ -17,7 +17,6 @@ from processes import finish, kill, kill_at_random, outcome, start
 from experiments import fewshot, presets
 from jaxsparse import data as data_module
 from jaxsparse import nn, training
-from jaxsparse.training import checkpoints as checkpoints_module
 from jaxsparse.training import host
 from jaxsparse.training.fewshot import result as result_module
 from jaxsparse.training.fewshot import run as run_module
@@ -275,9 +274,7 @@ def test_nothing_that_is_not_finite_is_saved(flags, small_network, tmp_path, cap
     assert stop.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "not finite with seed 0 after meta-step 1" in line
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
-    arrays = checkpoints_module._read(tmp_path / "run" / "checkpoints" / "1")
-    assert all(np.isfinite(x).all() for name, x in arrays.items() if "params" in name)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 # ---- going on elsewhere

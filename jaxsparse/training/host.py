@@ -111,7 +111,8 @@ class Host(ABC):
     def restore(self, template: Any) -> Any | None:
         """The newest checkpoint's state, None where the run has not got so far.
 
-        A checkpoint is written before the first row that training leads to.
+        The first checkpoint is due as soon as there is anything to save: before the first row that
+        training leads to.
 
         Raises:
           RunError: there are such rows, and nothing to go on from.
@@ -124,6 +125,7 @@ class Host(ABC):
                 f" to go on from: put back its {self.checkpoints.path.name}/, or begin a new run"
                 " in another folder"
             )
+        self.saved_at = float("-inf") if restored is None else time.monotonic()
         return restored
 
     def save(self) -> None:

@@ -75,9 +75,6 @@ class _Run(Host):
                 "sparsity": plain(self.functions["sparsity"](self.state)),
             }
             folder.add_row(row)
-        if restored is None:
-            self.save()  # before any training: it fails now, if it must
-        self.saved_at = time.monotonic()
 
     def put(self, tree):
         """`tree` on every device of the run."""

@@ -349,7 +349,6 @@ class _Pretraining(Host):
         self.finish_epoch = jax.jit(program.finish_epoch)
         init = jax.jit(program.init)
         restored = self.restore(jax.eval_shape(init, self.key))
-        self.is_new = restored is None
         self.state = init(self.key) if restored is None else restored
         folder.keep_rows(self.epoch)
 
@@ -374,8 +373,6 @@ class _Pretraining(Host):
     def run(self):
         if not self.folder.rows():
             self.folder.add_row({"epoch": 0, "step": 0})
-        if self.is_new:
-            self.save()  # before any training: it fails now, if it must
         while not self.over():
             while left := (self.epoch + 1) * self.config.pretrain_steps - self.step:
                 self.advance("step", self.train, left)

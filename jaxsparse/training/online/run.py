@@ -68,8 +68,7 @@ class _OnlineRun(RunsHost):
         pretrains = config.method in PRETRAINED_METHODS
         like = pretrained_like(config, data) if pretrains else ()
         restored = self.restored(init, self.by_turn[0], like)
-        self.is_new = restored is None
-        if self.is_new:  # later the weights are in the run's own checkpoints
+        if restored is None:  # later the weights are in the run's own checkpoints
             pretrained = pretrain(config, data, hooks) if pretrains else ()
             restored = init(self.by_turn[0], placement.share(pretrained))
         self.state = restored
@@ -100,8 +99,6 @@ class _OnlineRun(RunsHost):
     def run(self):
         if not self.step:
             self.log(0)
-        if self.is_new:
-            self.save()  # before any training: it fails now, if it must
         for interval in range(self.first_interval, self.config.intervals):
             begun = time.monotonic()
             self.train_interval(interval)
