@@ -65,15 +65,16 @@ def put(new: Path, path: Path) -> None:
     Where another kind of thing is in the way it is removed: `path` is a place of the cache.
     """
     for part in [new, *new.iterdir()] if new.is_dir() else [new]:
-        _to_disk(part)
+        to_disk(part)
     if new.is_dir() or path.is_dir():
         remove(path)
     new.replace(path)
     with suppress(OSError):  # some file systems cannot; what was moved is whole either way
-        _to_disk(path.parent)
+        to_disk(path.parent)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

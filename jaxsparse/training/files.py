@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jaxsparse.data.files import to_disk
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -37,14 +39,14 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         if mode is not None:
             partial.chmod(mode)
-        _to_disk(partial)
+        to_disk(partial)
         partial.replace(place)
     except BaseException:
         with suppress(OSError):
             partial.unlink()
         raise
     with suppress(OSError):  # some file systems cannot; the file itself is whole either way
-        _to_disk(place.parent)
+        to_disk(place.parent)
 
 
 def partial_name(ending: str) -> str:
@@ -72,12 +74,3 @@ def _mode(place: Path) -> int | None:
     if not stat.S_ISREG(mode):  # a device, say, which the move would put an end to
         raise OSError(f"{place} is not a file")
     return stat.S_IMODE(mode)
-
-
-def _to_disk(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
