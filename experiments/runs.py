@@ -126,9 +126,11 @@ def _check_read(experiment: Experiment, flags: Any, args: list[str]) -> None:
     from jaxsparse.training import ConfigError
 
     given = cli.given(args)
+    # A run that goes on has its settings: others than its own are refused, but for this one.
+    read = given if flags.resume is None else [name for name in given if name == "data_dir"]
+    if message := unread.unread(experiment.reads, flags.config, read):
+        raise ConfigError(message)
     if flags.resume is None:
-        if message := unread.unread(experiment.reads, flags.config, given):
-            raise ConfigError(message)
         return
     for name in ("preset", "out", *experiment.extra):
         if name in given:

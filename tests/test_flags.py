@@ -303,6 +303,14 @@ def test_the_flags_of_a_new_run_are_refused_beside_resume(refused, tmp_path):
         assert config.read_text() == record
 
 
+def test_a_place_of_data_that_a_resumed_run_does_not_read_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"config": {"dataset": "glyphs"}}')
+    with pytest.raises(SystemExit) as stop:
+        fewshot.main([f"--resume={tmp_path}", "--data-dir=/nowhere"])
+    assert stop.value.code == 2
+    assert "--data-dir is read only with --dataset" in capsys.readouterr().err
+
+
 def test_repeated_flags_and_either_dash_are_read_alike():
     words = ["--shots=1", "--shots", "3", "--data_dir=a"]
     assert cli.last_value(words, "shots") == "3" and cli.last_value(words, "data_dir") == "a"

@@ -36,6 +36,9 @@ def png(pixels, depth, kind, transparent=None, palette=None):
 
     height, width = pixels.shape[:2]
     dtype = ">u2" if depth == 16 else "u1"
+    if depth < 8:  # several pixels in a byte, the first one highest
+        shifts = np.arange(8 - depth, -1, -depth)
+        pixels = (pixels.reshape(height, -1, 8 // depth) << shifts).sum(-1)
     rows = b"".join(b"\0" + row.astype(dtype).tobytes() for row in pixels)
     content = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
     if palette is not None:
@@ -74,6 +77,10 @@ wide = GREY.astype(np.uint16) * 257
 some_clear = np.where((COLOUR[0, 0] == COLOUR).all(-1, keepdims=True), 255, COLOUR)
 with_alpha = np.dstack([COLOUR, ALPHA])
 half_clear = np.where(INDICES[..., None] == 1, 255, PALETTE[INDICES])
+nibbles = GREY // 4 % 16
+pairs = nibbles % 4
+# 300 has the high byte 1.
+deep = np.where(GREY > 90, 30_000, 300)
 palette_image = Image.frombytes("P", (8, 8), INDICES.tobytes())
 palette_image.putpalette(PALETTE.tobytes())
 
@@ -84,6 +91,20 @@ KINDS = {
     "LA": ("a.png", saved(Image.fromarray(np.dstack([GREY, ALPHA]))), on_white(GREY, ALPHA), 1),
     "LA, opaque": ("a.png", saved(Image.fromarray(np.dstack([GREY, 0 * GREY + 255]))), GREY, 0),
     "L, one value clear": ("a.png", written(png(GREY, 8, 0, b"\0\x28")), clear, 0),
+    "L of 4 bits, one value clear": (
+        "a.png",
+        written(png(nibbles, 4, 0, b"\0\7")),
+        np.where(nibbles == 7, 255, 17 * nibbles),
+        0,
+    ),
+    "L of 2 bits, one value clear": (
+        "a.png",
+        written(png(pairs, 2, 0, b"\0\1")),
+        np.where(pairs == 1, 255, 85 * pairs),
+        0,
+    ),
+    "1, black clear": ("a.png", written(png(pairs // 2, 1, 0, b"\0\0")), 255 + 0 * pairs, 0),
+    "1, white clear": ("a.png", written(png(pairs // 2, 1, 0, b"\0\1")), 255 * (pairs // 2), 0),
     "I;16": ("a.png", written(png(wide, 16, 0)), GREY, 0),
     "I;16, one value clear": ("a.png", written(png(wide, 16, 0, b"\x28\x28")), clear, 0),
     "I;16B": (
@@ -138,6 +159,12 @@ KINDS = {
     ),
     "F, 0 to 1": ("a.tif", saved(Image.fromarray(GREY.astype(np.float32) / 255)), GREY, 0),
     "F, 0 to 255": ("a.tif", saved(Image.fromarray(GREY.astype(np.float32))), GREY, 0),
+    "F of PPM, 0 to 1": (  # its rows go from the lowest to the highest
+        "a.ppm",
+        written(b"Pf 8 8 -1.0\n" + (GREY[::-1].astype("<f4") / 255).tobytes()),
+        GREY,
+        0,
+    ),
     "F, -1 to 1": (
         "a.tif",
         saved(Image.fromarray(GREY.astype(np.float32) / 126 - 1)),
@@ -152,6 +179,12 @@ KINDS = {
         0,
     ),
     "RGB, 16 bits": ("a.png", written(png(COLOUR * np.uint16(257), 16, 2)), COLOUR, 0),
+    "RGB, 16 bits, one colour clear": (
+        "a.png",
+        written(png(deep[..., None].repeat(3, 2), 16, 2, b"\x01\x2c" * 3)),
+        np.where(deep == 300, 255, 30_000 // 256),
+        0,
+    ),
     "RGBA": ("a.png", saved(Image.fromarray(with_alpha)), on_white(COLOUR, ALPHA), 1),
     "RGBA of WebP": (
         "a.webp",

@@ -566,6 +566,15 @@ def test_what_is_not_finite_is_null_and_said_once_for_each_file(folder):
     assert values["sparsity/head"] == 0.5 and values["loss"] != values["loss"]
 
 
+def test_rows_of_earlier_versions_with_nan_go_on_as_null(folder):
+    (folder.path / "metrics.jsonl").write_text(
+        json.dumps(row(0)) + "\n" + json.dumps({**row(1), "loss": float("nan")}) + "\n"
+    )
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: null .* loss"):
+        folder.keep_rows(1)
+    assert folder.rows() == [row(0), {**row(1), "loss": None}]
+
+
 # Files that are replaced
 
 

@@ -154,6 +154,8 @@ def test_unknown_names_are_answered_with_the_known_ones():
         "no data set 'imagenet'; there are: glyphs, omniglot, .*mini_imagenet", "imagenet", "train"
     )
     fails("no split 'val'; there are: train, validation, test", "glyphs", "val")
+    fails("image_size must be a whole number of pixels, got 2.5", "glyphs", "train", image_size=2.5)
+    fails("image_size must be a whole number of pixels, got '9'", "glyphs", "train", image_size="9")
     fails("image_size must be at least 1 pixel, got 0", "folder", "train", ".", image_size=0)
 
 

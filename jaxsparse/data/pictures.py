@@ -19,7 +19,14 @@ _GREY = ("1", "L", "LA", "La", "F")  # and all that begin with I
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _ORIENTATION = 0x0112  # EXIF's number of it
 _SCALES = (1, 255, 65535)  # the highest values that wide pixels commonly have
-_FIXED_RANGE = ("PNG", "PPM")  # formats whose wide pixels Pillow brings to 0 .. 65535
+_FIXED_RANGE = ("PNG", "PPM")  # formats whose wide integers Pillow brings to 0 .. 65535
+# How Pillow changes the pixels of PNG files on their way to 8 bits; the value that is transparent
+# it leaves as it is in the file.
+_TO_8_BITS = {
+    "L;2": lambda value: value * 85,
+    "L;4": lambda value: value * 17,
+    "RGB;16B": lambda value: tuple(x >> 8 for x in value),
+}
 
 
 def read_image(
@@ -120,13 +127,24 @@ def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
         (84, 84, 1)
     """
     height, width, channels = shape
+    _scale_clear_value(image)
     image.load()
-    is_16_bit = image.mode.startswith("I;16") or image.format in _FIXED_RANGE
+    is_16_bit = image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format in _FIXED_RANGE
+    )
     image = _opaque(_eight_bits(_upright(image), is_16_bit))
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(shape)
+
+
+def _scale_clear_value(image: Image.Image) -> None:
+    """Bring the value that a PNG file makes transparent to the scale of the pixels to be loaded."""
+    tiles = getattr(image, "tile", None)
+    scale = _TO_8_BITS.get(str(tiles[0][3])) if tiles else None
+    if scale is not None and image.format == "PNG" and "transparency" in image.info:
+        image.info["transparency"] = scale(image.info["transparency"])
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from numbers import Integral
 from pathlib import Path
 
 from jaxsparse.data.files import one_line
@@ -55,6 +56,8 @@ def load(
         raise DataError(f"there is no data set {name!r}; there are: {', '.join(NAMES)}")
     if split not in SPLITS:
         raise DataError(f"there is no split {split!r}; there are: {', '.join(SPLITS)}")
+    if image_size is not None and not isinstance(image_size, Integral):
+        raise DataError(f"image_size must be a whole number of pixels, got {image_size!r}")
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size must be at least 1 pixel, got {image_size}")
     if name == "glyphs":
