@@ -132,6 +132,7 @@ def cmaml_case(gate, **options):
             state, _ = jaxsparse.cmaml_step(
                 state,
                 rows,
+                jax.random.key(1),
                 loss_fn=LOSS,
                 gate=gate,
                 inner_steps=1,
@@ -298,6 +299,7 @@ CASES = {
         GATES["rectified"], theta=SGD, meta_iterates="last", inner_batch_size=2, second_order=True
     ),
     "sparse-C-MAML": cmaml_case(GATES["binary"]),
+    "sparse-C-MAML, one pair": cmaml_case(GATES["binary"], pairs="one"),
     "C-MAML": cmaml_case(GATES["shared"], mask_theta=True, restart_now=True),
     "ER": er_case(LOSS),
     "ER, whole": er_case(whole),
