@@ -109,6 +109,15 @@ def check_number(name: str, value: Any, least: float = -math.inf) -> None:
         raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
+def check_scale(name: str, scale: Sequence[float], channels: int, above: float = -math.inf) -> None:
+    """Raise ValueError unless `scale` has a finite value above `above` for each channel."""
+    if len(scale) != channels:
+        raise ValueError(f"{name} must have {channels} values, one a channel: {tuple(scale)}")
+    if not all(math.isfinite(x) and x > above for x in scale):
+        wanted = "finite" if above == -math.inf else f"finite and above {above:g}"
+        raise ValueError(f"{name} must be {wanted}, got {tuple(scale)}")
+
+
 def own_copy(name: str, tree: Tree) -> Tree:
     """A copy of floating arrays for a state to hold; errors as in `check_params`.
 

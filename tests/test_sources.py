@@ -154,7 +154,9 @@ def test_unknown_names_are_answered_with_the_known_ones():
         "no data set 'imagenet'; there are: glyphs, omniglot, .*mini_imagenet", "imagenet", "train"
     )
     fails("no split 'val'; there are: train, validation, test", "glyphs", "val")
-    fails("image_size must be at least 1 pixel, got 0", "folder", "train", ".", image_size=0)
+    for size in (0, 8.5, "big"):
+        message = f"image_size must be at least 1 pixel, got {size!r}"
+        fails(message, "folder", "train", ".", image_size=size)
 
 
 def test_a_missing_or_odd_data_dir_is_named(tmp_path):

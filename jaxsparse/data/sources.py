@@ -55,8 +55,8 @@ def load(
         raise DataError(f"there is no data set {name!r}; there are: {', '.join(NAMES)}")
     if split not in SPLITS:
         raise DataError(f"there is no split {split!r}; there are: {', '.join(SPLITS)}")
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size must be at least 1 pixel, got {image_size}")
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+        raise DataError(f"image_size must be at least 1 pixel, got {image_size!r}")
     if name == "glyphs":
         return _glyphs(split, image_size)
     folder = find_data_dir(name, data_dir)
