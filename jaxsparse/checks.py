@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,19 +17,18 @@ def path_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/") or "."
 
 
-def leaf_names(tree: Tree) -> list[str]:
-    """The paths of the leaves, in their order, each another one.
+def leaf_names(tree: Tree, taken: Sequence[str] = ()) -> list[str]:
+    """The paths of the leaves, in their order, each another one and none of those `taken`.
 
     A path is written as `a/b/0`. Keys may hold slashes themselves: where that is another leaf's
     path, too, both are written in full, as `['a']['b'][0]`.
     """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    names = [path_name(path) for path in paths]
-    counts = Counter(names)
-    return [
-        name if counts[name] == 1 else jax.tree_util.keystr(path)
-        for name, path in zip(names, paths, strict=True)
-    ]
+    names, full = list(map(path_name, paths)), list(map(jax.tree_util.keystr, paths))
+    counts = Counter([*names, *taken])
+    names = [name if counts[name] == 1 else f for name, f in zip(names, full, strict=True)]
+    # A key may read like a path in full, too.
+    return names if len({*names, *taken}) == len(names) + len(taken) else full
 
 
 def leaves_by_name(tree: Tree) -> dict[str, Any]:
@@ -108,6 +107,15 @@ def check_number(name: str, value: Any, least: float = -math.inf) -> None:
         raise ValueError(f"{name} must be {wanted}, got shape {jnp.shape(value)}")
     if not is_traced(value) and not (math.isfinite(value) and value >= least):
         raise ValueError(f"{name} must be {wanted}, got {value}")
+
+
+def check_scale(name: str, scale: Sequence[float], channels: int, above: float = -math.inf) -> None:
+    """Raise ValueError unless `scale` has a finite value above `above` for each channel."""
+    if len(scale) != channels:
+        raise ValueError(f"{name} must have {channels} values, one a channel: {tuple(scale)}")
+    if not all(math.isfinite(x) and x > above for x in scale):
+        wanted = "finite" if above == -math.inf else f"finite and above {above:g}"
+        raise ValueError(f"{name} must be {wanted}, got {tuple(scale)}")
 
 
 def own_copy(name: str, tree: Tree) -> Tree:

@@ -348,8 +348,8 @@ def _pair_places(_, pair, stored):
 def _drawn_places(key, _, stored):
     """Where two stored batches lie, any of them; a single one is both."""
     first_key, second_key = jax.random.split(key)
-    first = jax.random.randint(first_key, (), 0, stored)
-    ahead = jax.random.randint(second_key, (), 1, jnp.maximum(stored, 2))
+    first = jax.random.randint(first_key, (), 0, stored, jnp.int32)
+    ahead = jax.random.randint(second_key, (), 1, jnp.maximum(stored, 2), jnp.int32)
     return first, (first + ahead) % jnp.maximum(stored, 1)
 
 

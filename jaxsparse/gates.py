@@ -21,6 +21,7 @@ from jaxsparse.checks import (
     described,
     is_array,
     is_traced,
+    leaf_names,
     leaves_by_name,
     path_name,
 )
@@ -380,17 +381,14 @@ def sparsity(step_sizes: Tree, params: Tree | None = None) -> dict[str, jax.Arra
     Source: the figures' "gradient sparsity" (von Oswald, Zhao et al. 2021, Fig. 1).
     """
     check_entries("step_sizes", step_sizes)
-    leaves = leaves_by_name(step_sizes)
-    zeros = {name: jnp.sum(leaf == 0, dtype=jnp.int32) for name, leaf in leaves.items()}
-    sizes = {name: jnp.size(leaf) for name, leaf in leaves.items()}
-    shared = dict.fromkeys(leaves, 1) if params is None else _sharing(step_sizes, params)
-    changed = jnp.stack([zeros[name] * shared[name] for name in leaves]).sum(dtype=jnp.int32)
-    total = _share(changed, sum(sizes[name] * shared[name] for name in leaves))
-    parts = {name: _share(zeros[name], sizes[name]) for name in leaves}
-    return {"total": total} | {_TOTAL_LEAF.get(name, name): x for name, x in parts.items()}
-
-
-_TOTAL_LEAF = {"total": "['total']"}
+    names = leaf_names(step_sizes, taken=("total",))
+    leaves = jax.tree.leaves(step_sizes)
+    zeros = [jnp.sum(leaf == 0, dtype=jnp.int32) for leaf in leaves]
+    sizes = [jnp.size(leaf) for leaf in leaves]
+    shared = [1] * len(leaves) if params is None else _sharing(step_sizes, params)
+    changed = jnp.stack([n * s for n, s in zip(zeros, shared, strict=True)]).sum(dtype=jnp.int32)
+    total = _share(changed, sum(n * s for n, s in zip(sizes, shared, strict=True)))
+    return {"total": total} | dict(zip(names, map(_share, zeros, sizes), strict=True))
 
 
 def _share(count, size):
@@ -403,13 +401,13 @@ def _sharing(step_sizes, params):
     want: Any = jax.tree.structure(params)
     if got != want:
         raise ValueError(f"params must have the tree of step_sizes: got {want}, want {got}")
-    shared = {}
+    shared = []
     pairs = zip(leaves_by_name(step_sizes).items(), jax.tree.leaves(params), strict=True)
     for (name, sizes), leaf in pairs:
         shape, wide = np.shape(sizes), np.shape(leaf)
         if wide[: len(shape)] != shape:
             raise ValueError(f"step_sizes[{name}] has shape {shape}, params has {wide}")
-        shared[name] = math.prod(wide[len(shape) :])
+        shared.append(math.prod(wide[len(shape) :]))
     return shared
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.checks import described, is_traced, scalar_loss
+from jaxsparse.checks import described, is_array, is_traced, scalar_loss
 from jaxsparse.clipping import common_dtype
 from jaxsparse.precision import float32_by_default
 
@@ -28,13 +28,14 @@ def cross_entropy(model: Any) -> Callable:
     Returns:
       `loss_fn(params, (images, labels)) -> (loss, {"accuracy": ...})`; images floating
       [n, h, w, c], labels integer [n] in [0, ways). Labels inside compiled code have no values to
-      look at when it is traced: one outside [0, ways) then makes the loss NaN.
+      look at when it is traced: one outside [0, ways) then makes loss and gradient NaN.
       `loss_fn.rowwise` is the model's, None where the model does not say.
 
     Raises:
       ValueError: (from `loss_fn`) logits and labels do not fit together, or a label whose value is
         known lies outside [0, ways).
-      TypeError: (from `loss_fn`) the labels are not integers, or the batch is no such pair.
+      TypeError: the model has no `apply`; (from `loss_fn`) the labels are not integers, the logits
+        not floating, or the batch is no such pair.
 
     Example:
       >>> model = jaxsparse.nn.mlp(ways=5)
@@ -42,7 +43,8 @@ def cross_entropy(model: Any) -> Callable:
 
     Source: Finn et al. 2017, MAML, Eq. 3.
     """
-
+    if isinstance(model, type) or not callable(getattr(model, "apply", None)):
+        raise TypeError(f"model must have apply(params, images), got {described(model)}")
     return _CrossEntropy(model, getattr(model, "rowwise", None))
 
 
@@ -94,14 +96,19 @@ class _CrossEntropy:
             raise TypeError(f"batch must be a pair (images, labels), got {described(batch)}")
         images, labels = batch
         logits = self.model.apply(params, images)
+        if not is_array(logits) or not jnp.issubdtype(jnp.result_type(logits), jnp.floating):
+            raise TypeError(f"model.apply must return floating logits, got {described(logits)}")
         labels = _checked_labels(labels, logits.shape)
         ways = logits.shape[1]
+        # A label that is none would have a row of zeros, and neither a loss nor a gradient.
+        known = (labels >= 0) & (labels < ways)
         one_hot = jax.nn.one_hot(labels, ways, dtype=logits.dtype)
-        log_likelihoods = jnp.sum(one_hot * jax.nn.log_softmax(logits), axis=1)
-        # A label that is none would have a row of zeros, and a loss of 0.
-        known = jnp.where((labels >= 0) & (labels < ways), 1.0, jnp.nan).astype(logits.dtype)
+        one_hot = jnp.where(known[:, None], one_hot, jnp.nan)
+        # Zero times the infinity of a class that a model rules out would be no number.
+        log_odds = jax.nn.log_softmax(logits)
+        log_likelihoods = jnp.sum(jnp.where(one_hot == 0, 0, one_hot * log_odds), axis=1)
         hits = jax.lax.argmax(logits, 1, labels.dtype) == labels
-        return -log_likelihoods * known, hits.astype(jnp.float32)
+        return -log_likelihoods, hits.astype(jnp.float32)
 
     def _one_by_one(self, params, batch):
         single_rows = jax.tree.map(lambda x: x[:, None], batch)
@@ -122,7 +129,11 @@ class _CrossEntropy:
 
 def _checked_labels(labels, logits_shape):
     """The labels, int32 or wider, once they have been found to fit the logits."""
-    labels = labels if hasattr(labels, "dtype") else jnp.asarray(labels)
+    if not hasattr(labels, "dtype"):
+        try:
+            labels = jnp.asarray(labels)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"labels must be integers [n], got {described(labels)}") from error
     if len(logits_shape) != 2 or labels.shape != logits_shape[:1]:
         raise ValueError(
             f"labels have shape {labels.shape}, logits {logits_shape}; want [n] and [n, ways]"

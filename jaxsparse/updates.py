@@ -45,7 +45,9 @@ def update(
     """Parameters and their optimiser's state, moved along a gradient; `name` as above."""
     _check_optimizer(name, optimizer)
     try:
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        # Optax mixes dtypes where JAX's strict promotion takes none, as in Adam's `b ** count`.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
     except (TypeError, ValueError, AttributeError) as error:
         # Such as an optimiser that asks for the loss's value, or another one than made the state.
         raise TypeError(

@@ -1,5 +1,7 @@
 """The gates against values by hand, NumPy and the statistics of their initialisation."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -394,6 +396,18 @@ def test_sparsity_of_awkward_names():
     got = gates.sparsity({"a": {"b": zeros}, "a/b": ones})
     want = {"total": 0.5, "['a']['b']": 1.0, "['a/b']": 0.0}
     assert {k: float(v) for k, v in got.items()} == want
+
+
+def test_sparsity_keeps_leaves_apart_whose_keys_read_like_paths_in_full():
+    zeros, ones = jnp.zeros(1), jnp.ones(1)
+    got = gates.sparsity({"total": zeros, "['total']": jnp.ones(3)})
+    want = {"total": 0.25, "['total']": 1.0, "[\"['total']\"]": 0.0}
+    assert {k: float(v) for k, v in got.items()} == want
+    got = gates.sparsity({"a": {"b": zeros}, "a/b": ones, "['a/b']": jnp.ones(2)})
+    want = {"total": 0.25, "['a']['b']": 1.0, "['a/b']": 0.0, "[\"['a/b']\"]": 0.0}
+    assert {k: float(v) for k, v in got.items()} == want
+    Whole = collections.namedtuple("Whole", "total w")
+    assert list(gates.sparsity(Whole(zeros, ones))) == ["total", ".total", "w"]
 
 
 def test_a_shared_rate_counts_for_all_that_share_it():

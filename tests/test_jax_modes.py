@@ -121,10 +121,10 @@ def lamaml_case(gate, loss_fn=LOSS, theta=None, **options):
     return run
 
 
-def cmaml_case(gate, **options):
+def cmaml_case(gate, optimizer=SGD, **options):
     def run(dtype):
         params, rows = params_and_rows(dtype, 6)
-        sgd = {"theta_optimizer": SGD, "mask_optimizer": SGD}
+        sgd = {"theta_optimizer": optimizer, "mask_optimizer": optimizer}
         state = jaxsparse.init_cmaml_state(
             params, gate, jax.random.key(0), batch=rows, capacity=1, **sgd
         )
@@ -132,6 +132,7 @@ def cmaml_case(gate, **options):
             state, _ = jaxsparse.cmaml_step(
                 state,
                 rows,
+                jax.random.key(1),
                 loss_fn=LOSS,
                 gate=gate,
                 inner_steps=1,
@@ -298,6 +299,8 @@ CASES = {
         GATES["rectified"], theta=SGD, meta_iterates="last", inner_batch_size=2, second_order=True
     ),
     "sparse-C-MAML": cmaml_case(GATES["binary"]),
+    "sparse-C-MAML, one pair": cmaml_case(GATES["binary"], pairs="one"),
+    "C-MAML by Adam": cmaml_case(GATES["shared"], optimizer=optax.adam(0.1)),
     "C-MAML": cmaml_case(GATES["shared"], mask_theta=True, restart_now=True),
     "ER": er_case(LOSS),
     "ER, whole": er_case(whole),

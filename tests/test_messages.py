@@ -1,5 +1,7 @@
 """What users hand over wrongly: each error names the argument, what it got and what it wanted."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,6 +186,43 @@ def test_labels_outside_the_classes(label):
     assert np.isnan(jax.jit(LOSS)(PARAMS, (IMAGES, jnp.array([0, label])))[0])
     loss, _ = jax.jit(LOSS.weighted)(PARAMS, (IMAGES, jnp.array([0, label])), jnp.ones(2) / 2)
     assert np.isnan(loss)
+    slope = jax.jit(jax.grad(lambda p, labels: LOSS(p, (IMAGES, labels))[0]))
+    assert np.isnan(slope(PARAMS, jnp.array([0, label]))["head"]["bias"]).all()
+
+
+@pytest.mark.parametrize("labels", [None, "ab", [[0], [1, 2]]])
+def test_labels_that_are_no_array(labels):
+    with pytest.raises(TypeError, match=r"labels must be integers \[n\], got"):
+        LOSS(PARAMS, (IMAGES, labels))
+
+
+def of_logits(logits):
+    return jaxsparse.cross_entropy(types.SimpleNamespace(apply=lambda params, images: logits))
+
+
+@pytest.mark.parametrize("logits", [[[0.0, 1.0]], jnp.ones((2, 3), jnp.int32), None])
+def test_models_that_give_no_logits(logits):
+    with pytest.raises(TypeError, match=r"model\.apply must return floating logits, got"):
+        of_logits(logits)(PARAMS, (IMAGES, jnp.zeros(2, jnp.int32)))
+
+
+@pytest.mark.parametrize("model", [None, lambda params, images: images, nn.Model])
+def test_models_without_apply(model):
+    with pytest.raises(TypeError, match=r"model must have apply\(params, images\), got"):
+        jaxsparse.cross_entropy(model)
+
+
+def test_classes_that_a_model_rules_out():
+    logits = jnp.array([[1.0, -jnp.inf, 1.0]])
+    batch = IMAGES[:1], jnp.zeros(1, jnp.int32)
+
+    def loss(logits):
+        return of_logits(logits)(None, batch)[0]
+
+    for value_and_grad in (jax.value_and_grad(loss), jax.jit(jax.value_and_grad(loss))):
+        value, gradient = value_and_grad(logits)
+        np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
+        np.testing.assert_allclose(gradient, [[-0.5, 0, 0.5]], rtol=1e-6)
 
 
 def test_small_labels_mean_no_other_class():

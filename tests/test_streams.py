@@ -119,7 +119,7 @@ def test_hold_out_takes_the_last_of_each_class():
     assert (held.mean, held.std, held.num_classes) == ((0.1,), (0.3,), 2)
     _, half = streams.hold_out(data, 0.5)
     assert half.images.ravel().tolist() == [5, 7, 8, 9, 10, 11]
-    for fraction in (0.0, 0.01, 1.0):
+    for fraction in (0.0, 0.01, 1.0, -0.5, np.nan, None, "half"):
         fails("fraction must leave images of every class", streams.hold_out, data, fraction)
 
 
@@ -322,6 +322,9 @@ def test_labels_outside_the_classes_are_refused(pair, label):
     fails("test.labels must be whole numbers, got float64", streams.split, train, floats)
     bad_scale = dataclasses.replace(test, std=(1.0,))
     fails("test.std must have 2 values, one a channel", streams.split, train, bad_scale)
+    for part, scale in (("mean", (0.0, np.inf)), ("std", (1.0, 0.0)), ("std", (1.0, np.nan))):
+        bad_scale = dataclasses.replace(test, **{part: scale})
+        fails(f"test.{part} must be finite", streams.split, train, bad_scale)
 
 
 @pytest.mark.parametrize(

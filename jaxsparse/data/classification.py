@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxsparse.checks import described, is_array
 from jaxsparse.data.cache import Rows, cached
-from jaxsparse.data.images import DataError, check_range
+from jaxsparse.data.images import DataError, check_range, check_scales
 from jaxsparse.data.omniglot import prepared_files, records
 from jaxsparse.data.pictures import opened
 from jaxsparse.data.sources import find_data_dir
@@ -65,18 +66,12 @@ class LabelledSet:
 def check_labelled(name: str, data: LabelledSet) -> None:
     """Raise DataError unless the parts of a set go together; traced labels are not looked at."""
     images, labels = data.images, data.labels
-    if images.ndim != 4 or images.dtype != np.uint8:
-        raise DataError(
-            f"{name}.images must be uint8 [n, h, w, c], got {images.dtype} {list(images.shape)}"
-        )
+    if not is_array(images) or images.ndim != 4 or images.dtype != np.uint8:
+        raise DataError(f"{name}.images must be uint8 [n, h, w, c], got {described(images)}")
     if np.shape(labels) != images.shape[:1]:
         raise DataError(f"{name}.labels must be [{len(images)}], got {list(np.shape(labels))}")
     check_range(f"{name}.labels", labels, 0, data.num_classes - 1)
-    for part, scale in (("mean", data.mean), ("std", data.std)):
-        if len(scale) != images.shape[-1]:
-            raise DataError(
-                f"{name}.{part} must have {images.shape[-1]} values, one a channel: {scale}"
-            )
+    check_scales(name, data)
 
 
 def load_labelled(

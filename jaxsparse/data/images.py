@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxsparse.checks import check_scale, described, is_array
+
 
 class DataError(ValueError):
     """A data set that cannot be used as it is; the message is one line a user can act on.
@@ -126,10 +128,9 @@ def _joined(images: Any) -> Any:
 def check_images(data: ImageSet) -> None:
     """Raise DataError unless the parts of a set go together; traced values are not looked at."""
     images, counts, starts = data.images, data.counts, data.starts
-    if images.ndim != 4 or images.dtype != np.uint8:
+    if not is_array(images) or images.ndim != 4 or images.dtype != np.uint8:
         raise DataError(
-            "data.images must be uint8 [images, height, width, channels], "
-            f"got {images.dtype} {list(images.shape)}"
+            f"data.images must be uint8 [images, height, width, channels], got {described(images)}"
         )
     for name, value in (("counts", counts), ("starts", starts)):
         if np.shape(value) != (data.num_classes,):
@@ -137,12 +138,19 @@ def check_images(data: ImageSet) -> None:
                 f"data.{name} must be [{data.num_classes}], one for each name, "
                 f"got {list(np.shape(value))}"
             )
-    channels = images.shape[-1]
-    for name, scale in (("mean", data.mean), ("std", data.std)):
-        if len(scale) != channels:
-            raise DataError(f"data.{name} must have {channels} values, one a channel: {scale}")
+    check_scales("data", data)
     if not any(isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) for x in (counts, starts)):
         _check_places(data)
+
+
+def check_scales(name: str, data: Any) -> None:
+    """Raise DataError unless the mean and std of a set have one number a channel, std above 0."""
+    channels = data.images.shape[-1]
+    try:
+        check_scale(f"{name}.mean", data.mean, channels)
+        check_scale(f"{name}.std", data.std, channels, above=0)
+    except (TypeError, ValueError) as error:
+        raise DataError(str(error)) from error
 
 
 def _check_places(data: ImageSet) -> None:

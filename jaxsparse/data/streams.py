@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jaxsparse.checks import is_array
 from jaxsparse.data.classification import LabelledSet, check_labelled
 from jaxsparse.data.images import DataError, check_range
 from jaxsparse.draws import choose
@@ -174,6 +175,10 @@ def hold_out(train: LabelledSet, fraction: float = 1 / 6) -> tuple[LabelledSet, 
         (5000, 1000)
     """
     check_labelled("train", train)
+    if not is_array(fraction) or not 0 < fraction < 1:
+        raise DataError(
+            f"fraction must leave images of every class in both parts, got {fraction!r}"
+        )
     labels = np.asarray(train.labels)
     held = np.zeros(len(labels), bool)
     for label in range(train.num_classes):

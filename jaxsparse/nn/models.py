@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxsparse.checks import check_like, described, is_array
+from jaxsparse.checks import check_like, check_scale, described, is_array
 from jaxsparse.draws import draw_each, uniform
 from jaxsparse.nn import blocks, ops
 from jaxsparse.precision import float32_by_default
@@ -322,8 +323,11 @@ def _drawn(key: Array, wanted: tuple[tuple[int, ...], Spread]) -> Array:
 
 def _positive(**sizes: Any) -> None:
     for name, value in sizes.items():
-        if min(value if isinstance(value, Sequence) else (value,), default=1) < 1:
-            raise ValueError(f"{name}: got {value}, want positive integers")
+        numbers = value if isinstance(value, list | tuple) else (value,)
+        if not all(isinstance(x, int | np.integer) and x > 0 for x in numbers):
+            raise ValueError(f"{name}: got {value!r}, want positive integers")
+        if name == "image_shape" and len(numbers) != 3:
+            raise ValueError(f"image_shape: got {value}, want (h, w, c)")
 
 
 def _check_init(init: str) -> None:
@@ -483,11 +487,9 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
       >>> model.apply(params, jnp.zeros((3, 28, 28, 1), jnp.uint8)).shape
       (3, 10)
     """
-    if len(mean) != len(std) or min(std, default=0) <= 0:
-        raise ValueError(
-            f"mean and std: got {tuple(mean)} and {tuple(std)}, want one of each per channel, "
-            "std > 0"
-        )
+    channels = max(len(mean), len(std), 1)
+    check_scale("mean", mean, channels)
+    check_scale("std", std, channels, above=0)
 
     def normalise(images: Array) -> Array:
         if images.ndim != 4 or images.shape[-1] != len(mean):
