@@ -75,6 +75,7 @@ def test_a_cache_that_was_cut_short_is_told_of(tmp_path, monkeypatch):
 
 SWALLOWING = """
 import gc, os, signal, sys, time
+signal.signal({number}, signal.SIG_DFL)  # the tests may run under nohup
 from experiments import signals
 signals.handle()
 signals.leave("stopped before the first step")

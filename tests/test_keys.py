@@ -19,7 +19,7 @@ from test_online import SMALL as ONLINE_RUN
 
 from jaxsparse import gates, init_lamaml_state, lamaml_step, nn, training
 from jaxsparse.data import ImageSet, streams
-from jaxsparse.training.continual import make_stream
+from jaxsparse.training.continual import make_stream, program
 from jaxsparse.training.online import make_program
 from jaxsparse.training.online.pretrain import make_pretraining, pretraining_key
 
@@ -31,10 +31,11 @@ class Notes:
         self.drawn: Counter[tuple[int, ...]] = Counter()
         self.parents: set[tuple[int, ...]] = set()
 
-    def check(self, least, times):
+    def check(self, least, times, anew):
         jax.effects_barrier()
         assert len(self.drawn) >= least, len(self.drawn)
-        assert not [key for key, count in self.drawn.items() if count > times]
+        again = {key for key, count in self.drawn.items() if count > times}
+        assert not again - anew
         assert not self.drawn.keys() & self.parents
 
 
@@ -72,13 +73,16 @@ NOTING = extended.define_prng_impl(
 
 
 @contextlib.contextmanager
-def noted(least, times=1):
-    """What is run within draws `times` times from each key, and from `least` keys or more."""
+def noted(least, times=1, anew=()):
+    """What is run within draws `times` times from each key, and from `least` keys or more.
+
+    From the keys `anew` the same draw is made again and again.
+    """
     notes = Notes()
     NOTES.append(notes)
     try:
         yield
-        notes.check(least, times)
+        notes.check(least, times, {tuple(jax.random.key_data(key).tolist()) for key in anew})
     finally:
         NOTES.pop()
 
@@ -126,8 +130,11 @@ def test_runs_over_streams(method):
     config = dataclasses.replace(
         STREAM_RUN, method=method, epochs=2, memories=12, replay_passes=2, init="xavier"
     )
+    # Each batch makes the order of its task's pass anew.
+    order = jax.random.fold_in(jax.random.key(0), program._ORDER)
+    orders = [jax.random.fold_in(order, 1000 * task + done) for task in range(3) for done in (0, 1)]
     # Images of each task, three tensors, passes but the first, rows replayed and offered.
-    with noted(4 + 3 * 2 + (18 if method != "iid" else 0)):
+    with noted(4 + 3 * 2 + (18 if method != "iid" else 0), anew=orders):
         jax.block_until_ready(quick_jit(make_stream(config, stream))(key_of(0), stream))
 
 
