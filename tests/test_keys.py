@@ -133,6 +133,7 @@ def test_runs_over_streams(method):
     # Each batch makes the order of its task's pass anew.
     order = jax.random.fold_in(jax.random.key(0), program._ORDER)
     orders = [jax.random.fold_in(order, 1000 * task + done) for task in range(3) for done in (0, 1)]
+    orders = [jax.random.split(key)[1] for key in orders]  # what permutations draw from
     # Images of each task, three tensors, passes but the first, rows replayed and offered.
     with noted(4 + 3 * 2 + (18 if method != "iid" else 0), anew=orders):
         jax.block_until_ready(quick_jit(make_stream(config, stream))(key_of(0), stream))
