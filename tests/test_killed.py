@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_a_stream_that_is_killed_goes_on_to_the_same_end_on_one_core(tmp_path):
     run = tmp_path / "run"
     process = start("continual", [*flags, f"--out={run}"])
     while not (run / "checkpoints" / "2").exists() and process.poll() is None:
-        pass
+        time.sleep(0.01)
     kill(process)
     (run / "result.json").unlink(missing_ok=True)
     finish("continual", [f"--resume={run}"], preexec_fn=on_one_core)
@@ -119,9 +120,9 @@ class Writes:
         self.count, self.last = 0, moments
 
 
-def killed_at_every_moment(writes, run, folder):
-    """Kill `run` after 1, 2, 3, ... of these moments until it ends; its rows and its result."""
-    for moments in range(1, 1000):
+def killed_again_and_again(writes, run, folder, every):
+    """Kill `run` after 1, 1 + every, ... of these moments until it ends; its rows and its result."""
+    for moments in range(1, 1000, every):
         writes.kill_after(moments)
         try:
             result = run(folder)
@@ -133,13 +134,13 @@ def killed_at_every_moment(writes, run, folder):
     raise AssertionError("it never ends")
 
 
-def assert_ends_alike(monkeypatch, run, tmp_path, unit):
+def assert_ends_alike(monkeypatch, run, tmp_path, unit, every):
     whole = RunFolder.create(tmp_path / "whole", {}, unit)
     result = run(whole)
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # what is before the run is killed, too
     writes = Writes(monkeypatch)
     folder = RunFolder.create(tmp_path / "run", {}, unit)
-    assert killed_at_every_moment(writes, run, folder) == (whole.rows(), result)
+    assert killed_again_and_again(writes, run, folder, every) == (whole.rows(), result)
     assert outcome(tmp_path / "run")[2] == outcome(tmp_path / "whole")[2]
 
 
@@ -156,13 +157,20 @@ LEARNER = ContinualConfig(
 )  # fmt: skip
 
 
-def test_a_stream_killed_at_every_write(tmp_path, monkeypatch):
-    assert_ends_alike(
-        monkeypatch, lambda folder: run_stream(LEARNER, TASKS, folder, Hooks()), tmp_path, "task"
-    )
+# Quick in CI, and at every moment among the slow tests.
+EVERY = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
 
 
-def test_a_scan_killed_at_every_write(tmp_path, monkeypatch):
+@EVERY
+def test_a_stream_killed_at_its_writes(tmp_path, monkeypatch, every):
+    def run(folder):
+        return run_stream(LEARNER, TASKS, folder, Hooks())
+
+    assert_ends_alike(monkeypatch, run, tmp_path, "task", every)
+
+
+@EVERY
+def test_a_scan_killed_at_its_writes(tmp_path, monkeypatch, every):
     config = dataclasses.replace(LEARNER, validation=True)
     grid = [Rates(0.1, 1.0, 0.05), Rates(0.1, 1.0, 0.1)]
     assert_ends_alike(
@@ -170,10 +178,12 @@ def test_a_scan_killed_at_every_write(tmp_path, monkeypatch):
         lambda folder: scan_stream(config, grid, TASKS, folder, Hooks()),
         tmp_path,
         "task",
+        every,
     )
 
 
-def test_a_pretrained_run_killed_at_every_write(tmp_path, monkeypatch):
+@EVERY
+def test_a_pretrained_run_killed_at_its_writes(tmp_path, monkeypatch, every):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (12, 4, 16, 16, 1), dtype=np.uint8)
     names = tuple(map(str, range(12)))
@@ -189,6 +199,6 @@ def test_a_pretrained_run_killed_at_every_write(tmp_path, monkeypatch):
     def run(folder):
         return run_online(config, data, folder, Hooks())
 
-    assert_ends_alike(monkeypatch, run, tmp_path, "interval")
+    assert_ends_alike(monkeypatch, run, tmp_path, "interval", every)
     (pretrained,) = (tmp_path / "cache" / "pretrained").iterdir()
     json.loads((pretrained / "result.json").read_text())
