@@ -229,7 +229,9 @@ class RunFolder:
         if last and len(kept) != last + 1:
             raise RunError(problem or f"{self.path / _ROWS} lacks {self.unit}s before {last}")
         with writing(self.path):
-            replace_text(self.path / _ROWS, "".join(_line(self._finite(_ROWS, row)) for row in kept))
+            replace_text(
+                self.path / _ROWS, "".join(_line(self._finite(_ROWS, row)) for row in kept)
+            )
             if kept:
                 self._waiting.append((kept[-1]["step"] + 1, None))
                 if len(kept) == 1:  # then it was still waiting when the run was stopped
