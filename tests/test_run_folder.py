@@ -124,7 +124,19 @@ def other_numbers(path: Path):
     position.write_text(json.dumps({**record, "digest": "0" * 64}))
 
 
-@pytest.mark.parametrize("damage", [garble_largest, truncate_all, empty_folder, other_numbers])
+def other_place(path: Path):
+    """A checkpoint that names a file which does not lie in it."""
+    (path / "position" / "metadata").write_text('{"digest": "0", "files": {"/nowhere": "0"}}')
+
+
+def too_deep(path: Path):
+    (path / "position" / "metadata").write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [garble_largest, truncate_all, empty_folder, other_numbers, other_place, too_deep],
+)
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(folder, damage):
     checkpoints(folder).save(STATE, {"step": 1, "epoch": 0})
     checkpoints(folder).save(NEWER, {"step": 2, "epoch": 0})

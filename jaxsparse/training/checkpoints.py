@@ -173,9 +173,9 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
         wanted, files = record["digest"], record.get("files", {})
         broken = [name for name, digest in files.items() if _file_digest(folder / name) != digest]
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        name = Path(error.filename).relative_to(folder)
+        name = str(error.filename).removeprefix(f"{folder}{os.sep}")
         raise Damaged(f"{name}: {one_line(error)}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"position/metadata: {one_line(error)}") from error
     if broken:
         raise Damaged(f"{broken[0]} does not match its digest")

@@ -46,7 +46,8 @@ def check_fits(bound: int, size: Callable[[], int], what: str) -> None:
     """Raise ConfigError where the device's memory is smaller than what a run keeps there.
 
     Args:
-      bound: bytes, no fewer than `size()`: where these fit, it is not called.
+      bound: bytes, no fewer than `size()`: where these fit, or are beyond all memory, it is not
+        called.
       size: gives the bytes; tracing a program for it takes part of a second.
       what: what they hold, with the settings that they grow with.
 
@@ -59,7 +60,11 @@ def check_fits(bound: int, size: Callable[[], int], what: str) -> None:
       jaxsparse.training.errors.ConfigError: the states of 1000000 seeds must fit into memory: ...
     """
     memory = device_memory() or _LARGEST
-    if bound > memory and (needed := size()) > memory:
+    if bound <= memory:
+        return
+    # JAX cannot say how large arrays of more than 2^63 entries are.
+    needed = size() if bound < 2**63 else bound
+    if needed > memory:
         # Whole numbers: floats would overflow.
         raise ConfigError(
             f"{what} must fit into memory: they need {needed // 2**30:,} GiB,"

@@ -1,6 +1,7 @@
 """Checks that the configurations of all experiments share; what fails is one line."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -69,6 +70,9 @@ def check_choices(config: Any, choices: Mapping[str, tuple[str, ...]]) -> None:
             raise ConfigError(f"{name} must be one of {listed}, got {getattr(config, name)!r}")
 
 
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+
+
 def parse_init(text: str, words: tuple[str, ...] = ("kaiming", "auto")) -> Init:
     """Read a mask initialisation: a word, a finite number, or a range `low:high`.
 
@@ -88,10 +92,9 @@ def parse_init(text: str, words: tuple[str, ...] = ("kaiming", "auto")) -> Init:
     """
     if text in words:
         return text
-    try:
-        values = tuple(float(part) for part in text.split(":"))
-    except ValueError:
-        values = ()
+    parts = text.split(":")
+    # As numbers are printed: Python knows others, `1_0` for one.
+    values = tuple(map(float, parts)) if all(map(_NUMBER.fullmatch, parts)) else ()
     if not all(map(math.isfinite, values)):
         values = ()
     if len(values) == 1:
