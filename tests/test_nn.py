@@ -1,5 +1,6 @@
 """The networks and their operations, against XLA's own and against PyTorch."""
 
+import collections
 import math
 import os
 import re
@@ -8,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 from jax import lax
 
+import jaxsparse
 from jaxsparse import nn
 from jaxsparse.nn import block_forms, blocks, ops, winograd
 
@@ -332,8 +335,20 @@ def test_conv4_without_biases_has_none():
     assert jax.tree.structure(plain.init(KEYS[0])) == jax.tree.structure(bare)
     images = jax.random.normal(KEYS[1], (4, 16, 16, 2))
     close(plain.apply(bare, images), biased.apply(params, images) - params["head"]["bias"][None])
-    with pytest.raises(ValueError, match="params must have the tree of this network"):
+    with pytest.raises(ValueError, match="params must have the leaves of this network"):
         plain.apply(params, images)
+
+
+@pytest.mark.parametrize("kind", [collections.OrderedDict, FrozenDict])
+def test_params_in_mappings_of_other_kinds(kind):
+    model, images = nn.mlp(3, (4,), (2, 2, 1)), jnp.ones((2, 2, 2, 1))
+    params = model.init(KEYS[0])
+    others = kind({name: kind(params[name]) for name in ("head", "dense1")})
+    np.testing.assert_array_equal(model.apply(others, images), model.apply(params, images))
+    loss = jaxsparse.cross_entropy(model)
+    batch = images, jnp.zeros(2, jnp.int32)
+    gradient = jax.grad(lambda p: loss(p, batch)[0])(others)
+    assert jax.tree.structure(gradient) == jax.tree.structure(others)
 
 
 def test_params_of_another_network_are_named():

@@ -21,6 +21,8 @@ from jaxsparse.continual.online import (
     metabgd_step,
 )
 from jaxsparse.nn import native
+from jaxsparse.nn.blocks import conv_norm_pool
+from jaxsparse.nn.ops import conv
 
 SHAPE, WAYS, ROWS = (16, 16, 1), 3, 2
 SGD, KEY = optax.sgd(0.1), jax.random.key(0)
@@ -49,6 +51,19 @@ def ones(model):
         head = {"kernel": jnp.ones((4, WAYS)), "bias": jnp.ones(WAYS)}
         return {"body": jnp.ones((256, 4)), "head": head}
     return jax.tree.map(lambda x: jnp.ones(x.shape), jax.eval_shape(model.init, KEY))
+
+
+def block(loss_fn, params, form):
+    images, vector = jnp.ones((2, 6, 6, 3)), jnp.ones(WAYS)
+    kernel = jnp.ones((3, 3, 3, WAYS))
+    return lambda p: conv_norm_pool(
+        images * p["body"][0, 0], kernel * p["head"]["bias"], vector, vector, form=form
+    )
+
+
+def convolution(loss_fn, params, form):
+    kernel = jnp.ones((3, 3, 3, WAYS))
+    return lambda p: conv(jnp.ones((2, 6, 6, 3)), kernel * p["head"]["bias"], form=form)
 
 
 def adaptation(loss_fn, params, **options):
@@ -150,6 +165,12 @@ second_order = functools.partial(adaptation, second_order=True)
 weights = functools.partial(replay, replay_weights=jnp.ones(ROWS))
 CASES = {
     "loss-conv4": (lambda loss_fn, params: lambda p: loss_fn(p, rows(ROWS)), "conv4"),
+    **{
+        f"block-{form}": (functools.partial(block, form=form), "plain")
+        for form in ("gram", "winograd", "patches")
+    },
+    "convolution-winograd": (functools.partial(convolution, form="winograd"), "plain"),
+    "convolution-patches": (functools.partial(convolution, form="patches"), "plain"),
     "adapt-conv4": (adaptation, "conv4"),
     "adapt-second-order-conv4": (second_order, "conv4"),
     "adapt-second-order-cnn": (second_order, "cnn"),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsparse.nn import block_forms, native, native_block, ops
+from jaxsparse.precision import float32_by_default
 
 _BLOCKS = {
     "gram": block_forms.gram,
@@ -19,6 +20,7 @@ _BLOCKS = {
 FORMS = tuple(_BLOCKS)
 
 
+@float32_by_default
 def conv_norm_pool(
     images: Array,
     kernel: Array,

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxsparse.checks import check_like, check_scale, described, is_array
+from jaxsparse.checks import check_scale, described, is_array, leaf_names, leaves_by_name
 from jaxsparse.draws import draw_each, uniform
 from jaxsparse.nn import blocks, ops
 from jaxsparse.precision import float32_by_default
@@ -283,7 +283,7 @@ def _model(
     @float32_by_default
     def apply(params: Params, images: Array) -> Array:
         _check_images(images, image_shape)
-        check_like("params", params, "this network", wanted)
+        params = _fitted(params, wanted)
         module = nnx.merge(graph, params)
         return module(jnp.asarray(images, params["head"]["kernel"].dtype))
 
@@ -301,6 +301,19 @@ def _model(
 
     layer = InputLayer(f"{first}/kernel", inputs, after_products)
     return Model(init, apply, layer, rowwise)
+
+
+def _fitted(params: Any, wanted: Params) -> Params:
+    """The arrays of any mapping in a dict like `wanted`, whose names and shapes they must have."""
+    leaves, names = leaves_by_name(params), leaf_names(wanted)
+    if sorted(leaves) != sorted(names):
+        got = ", ".join(leaves) or described(params)
+        raise ValueError(f"params must have the leaves of this network: got {got}, want {names}")
+    for name, spec in zip(names, jax.tree.leaves(wanted), strict=True):
+        shape = np.shape(leaves[name])
+        if shape != spec.shape:
+            raise ValueError(f"params[{name}] has shape {shape}, this network has {spec.shape}")
+    return jax.tree.unflatten(jax.tree.structure(wanted), [leaves[name] for name in names])
 
 
 def _check_images(images: Array, image_shape: Shape) -> None:

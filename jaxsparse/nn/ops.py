@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxsparse.nn import winograd
 from jaxsparse.nn.products import matmul, transposed_product
-from jaxsparse.precision import custom_vjp
+from jaxsparse.precision import custom_vjp, float32_by_default
 
 # Below this many output positions sixteen small products cost more than one over patches.
 _WINOGRAD_POSITIONS = 2000
@@ -80,6 +80,7 @@ def _same_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, 
 _by_patches_same.defvjp(_same_forward, _same_backward)
 
 
+@float32_by_default
 def conv(
     images: Array,
     kernel: Array,
