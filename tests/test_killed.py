@@ -121,7 +121,7 @@ class Writes:
 
 
 def killed_again_and_again(writes, run, folder, every):
-    """Kill `run` after 1, 1 + every, ... of these moments until it ends; its rows and its result."""
+    """Kill `run` after 1, 1 + every, ... of these moments, until it ends; its rows, its result."""
     for moments in range(1, 1000, every):
         writes.kill_after(moments)
         try:
