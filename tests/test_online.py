@@ -637,6 +637,7 @@ def test_the_command_on_embedded_letters(small_network, tmp_path, capsys, monkey
         (["--p", "1.5"], "p must lie in [0, 1], got 1.5"),
         (["--p", "nan"], "p must lie in [0, 1], got nan"),
         (["--p", "often"], "--p"),
+        (["--ways", "1"], "ways must be 2 or more, got 1"),
         (["--ways", "11"], "ways must be at most 10, the classes of cyrillic; got 11"),
         (["--shots", "21"], "shots must be at most 20"),
         (["--timesteps", "0"], "timesteps must be 1 or more, got 0"),

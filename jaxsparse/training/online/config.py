@@ -106,6 +106,8 @@ class OnlineConfig:
             raise ConfigError(f"p must lie in [0, 1], got {self.p}")
         settings.check_choices(self, _CHOICES)
         settings.check_positive(self, _POSITIVE)
+        if self.ways < 2:  # of one class there is nothing to learn
+            raise ConfigError(f"ways must be 2 or more, got {self.ways}")
         settings.check_not_negative(self, ("inner_lr", "theta_lr", "mask_lr"))
         for name in ("detection_threshold", "modulation", "initial_std"):
             value = getattr(self, name)
