@@ -43,7 +43,7 @@ def cross_entropy(model: Any) -> Callable:
 
     Source: Finn et al. 2017, MAML, Eq. 3.
     """
-    if isinstance(model, type) or not callable(getattr(model, "apply", None)):
+    if not callable(getattr(model, "apply", None)):
         raise TypeError(f"model must have apply(params, images), got {described(model)}")
     return _CrossEntropy(model, getattr(model, "rowwise", None))
 
