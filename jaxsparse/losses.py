@@ -100,7 +100,7 @@ class _CrossEntropy:
             raise TypeError(f"model.apply must return floating logits, got {described(logits)}")
         labels = _checked_labels(labels, logits.shape)
         ways = logits.shape[1]
-        # A label that is none would have a row of zeros, and neither a loss nor a gradient. Added to
+        # A label that is none would have a row of zeros, and neither loss nor gradient. Added to
         # both: XLA takes a product with such a row for zero, whatever the other factor.
         known = (labels >= 0) & (labels < ways)
         lost = jnp.where(known, 0.0, jnp.nan).astype(logits.dtype)
