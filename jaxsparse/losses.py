@@ -100,13 +100,13 @@ class _CrossEntropy:
             raise TypeError(f"model.apply must return floating logits, got {described(logits)}")
         labels = _checked_labels(labels, logits.shape)
         ways = logits.shape[1]
-        # A label that is none would have a row of zeros, and neither a loss nor a gradient.
+        # A label that is none would have a row of zeros, and neither loss nor gradient. Added to
+        # both: XLA takes a product with such a row for zero, whatever the other factor.
         known = (labels >= 0) & (labels < ways)
+        lost = jnp.where(known, 0.0, jnp.nan).astype(logits.dtype)
         one_hot = jax.nn.one_hot(labels, ways, dtype=logits.dtype)
-        one_hot = jnp.where(known[:, None], one_hot, jnp.nan)
-        # Zero times the infinity of a class that a model rules out would be no number.
-        log_odds = jax.nn.log_softmax(logits)
-        log_likelihoods = jnp.sum(jnp.where(one_hot == 0, 0, one_hot * log_odds), axis=1)
+        log_odds = jax.nn.log_softmax(logits + lost[:, None])
+        log_likelihoods = jnp.sum(one_hot * log_odds, axis=1) + lost
         hits = jax.lax.argmax(logits, 1, labels.dtype) == labels
         return -log_likelihoods, hits.astype(jnp.float32)
 
