@@ -162,7 +162,8 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
             image, label = row
             logits = learner.predict(state.learner, image[None])[0]
             # An output that is not finite makes the accuracy NaN: it names no class.
-            return jnp.where(jnp.isfinite(logits).all(), logits.argmax() == label, jnp.nan)
+            hit = (logits.argmax() == label).astype(jnp.float32)
+            return jnp.where(jnp.isfinite(logits).all(), hit, jnp.nan)
 
         hits = jax.lax.map(correct, (images, labels), batch_size=min(_TEST_BATCH, len(labels)))
         return jnp.mean(hits)
