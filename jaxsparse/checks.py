@@ -109,12 +109,12 @@ def check_number(name: str, value: Any, least: float = -math.inf) -> None:
         raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
-def check_scale(name: str, scale: Sequence[float], channels: int, above: float = -math.inf) -> None:
-    """Raise ValueError unless `scale` has a finite value above `above` for each channel."""
+def check_scale(name: str, scale: Sequence[float], channels: int, zero: bool = True) -> None:
+    """Raise ValueError unless `scale` has a finite value for each channel; is 0 one?"""
     if len(scale) != channels:
         raise ValueError(f"{name} must have {channels} values, one a channel: {tuple(scale)}")
-    if not all(math.isfinite(x) and x > above for x in scale):
-        wanted = "finite" if above == -math.inf else f"finite and above {above:g}"
+    if not all(math.isfinite(x) and (zero or x) for x in scale):
+        wanted = "finite" if zero else "finite and not 0"
         raise ValueError(f"{name} must be {wanted}, got {tuple(scale)}")
 
 

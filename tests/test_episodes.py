@@ -252,7 +252,7 @@ def test_numbers_that_are_traced_are_named():
         ("mean", (0.0,), "data.mean must have 2 values"),
         ("std", (1.0, 1.0, 1.0), "data.std must have 2 values"),
         ("mean", (0.0, np.nan), "data.mean must be finite, got"),
-        ("std", (1.0, 0.0), "data.std must be finite and above 0, got"),
+        ("std", (1.0, 0.0), "data.std must be finite and not 0, got"),
     ],
 )
 def test_malformed_data_is_named(part, value, message):

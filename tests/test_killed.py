@@ -4,6 +4,7 @@ A kill at a chosen moment is an exception that nothing catches, thrown where a r
 or has just written.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -62,9 +63,18 @@ def test_killed_twenty_times_a_stream_ends_the_same(name, tmp_path):
         assert outcome(path) == outcome(tmp_path / path.name.replace("run", "whole", 1))
 
 
+@contextlib.contextmanager
 def on_one_core():
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    """What is started within has one core; a system without affinities has all."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_a_stream_that_is_killed_goes_on_to_the_same_end_on_one_core(tmp_path):
@@ -77,7 +87,8 @@ def test_a_stream_that_is_killed_goes_on_to_the_same_end_on_one_core(tmp_path):
         time.sleep(0.01)
     kill(process)
     (run / "result.json").unlink(missing_ok=True)
-    finish("continual", [f"--resume={run}"], preexec_fn=on_one_core)
+    with on_one_core():
+        finish("continual", [f"--resume={run}"])
     assert outcome(run) == outcome(tmp_path / "whole")
 
 

@@ -532,11 +532,11 @@ def test_resnet12_keeps_its_resolution_and_count():
         (lambda: nn.mlp(5, init="he"), "init: got 'he', want one of"),
         (lambda: nn.strided_cnn(5, init="he"), "init: got 'he', want one of"),
         (lambda: nn.strided_cnn(5, layers=0), "layers: got 0"),
-        (lambda: nn.normalised(nn.mlp(5), (0.0,), (0.0,)), "std must be finite and above 0, got"),
+        (lambda: nn.normalised(nn.mlp(5), (0.0,), (0.0,)), "std must be finite and not 0, got"),
         (lambda: nn.normalised(nn.mlp(5), (np.nan,), (1.0,)), "mean must be finite, got"),
         (
             lambda: nn.normalised(nn.mlp(5), (0.0,), (np.inf,)),
-            "std must be finite and above 0, got",
+            "std must be finite and not 0, got",
         ),
         (lambda: nn.normalised(nn.mlp(5), (0.0,), (1.0, 1.0)), "mean must have 2 values"),
         (lambda: nn.mlp(2.5), "ways: got 2.5, want positive integers"),

@@ -144,11 +144,11 @@ def check_images(data: ImageSet) -> None:
 
 
 def check_scales(name: str, data: Any) -> None:
-    """Raise DataError unless the mean and std of a set have one number a channel, std above 0."""
+    """Raise DataError unless the mean and std of a set have one number a channel, std not 0."""
     channels = data.images.shape[-1]
     try:
         check_scale(f"{name}.mean", data.mean, channels)
-        check_scale(f"{name}.std", data.std, channels, above=0)
+        check_scale(f"{name}.std", data.std, channels, zero=False)
     except (TypeError, ValueError) as error:
         raise DataError(str(error)) from error
 

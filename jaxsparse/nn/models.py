@@ -502,7 +502,7 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
     """
     channels = max(len(mean), len(std), 1)
     check_scale("mean", mean, channels)
-    check_scale("std", std, channels, above=0)
+    check_scale("std", std, channels, zero=False)
 
     def normalise(images: Array) -> Array:
         if images.ndim != 4 or images.shape[-1] != len(mean):
