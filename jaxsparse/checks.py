@@ -110,7 +110,7 @@ def check_number(name: str, value: Any, least: float = -math.inf) -> None:
 
 
 def check_scale(name: str, scale: Sequence[float], channels: int, zero: bool = True) -> None:
-    """Raise ValueError unless `scale` has a finite value for each channel; is 0 one?"""
+    """Raise ValueError unless `scale` has a finite value for each channel, not 0 without `zero`."""
     if len(scale) != channels:
         raise ValueError(f"{name} must have {channels} values, one a channel: {tuple(scale)}")
     if not all(math.isfinite(x) and (zero or x) for x in scale):
