@@ -91,6 +91,7 @@ class Opened(NamedTuple):
 def open_run(experiment: Experiment, args: list[str]) -> Opened:
     """Read the flags: the configuration, and the folder of a run to resume or a new one's place."""
     from jaxsparse.training import RunError, RunFolder
+    from jaxsparse.training.environment import use_threads_of
 
     first = _first_look(experiment, args)
     folder = None
@@ -111,8 +112,8 @@ def open_run(experiment: Experiment, args: list[str]) -> Opened:
         differences = cli.differing(dataclasses.asdict(here), dataclasses.asdict(config))
         raise RunError(f"--resume {flags.resume}: another configuration: {differences}")
     if folder is not None:
+        use_threads_of(folder.config())
         out = folder.path
-        _divide_as_begun(folder)
     elif flags.out is None:
         out = _unnamed_place(experiment, given)
     else:
@@ -136,21 +137,6 @@ def _check_read(experiment: Experiment, flags: Any, args: list[str]) -> None:
         if name in given:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} is of a new run, and not read with --resume")
-
-
-def _divide_as_begun(folder: "RunFolder") -> None:
-    """Have JAX divide sums as where the run was begun, whose last bits depend on it.
-
-    What is no longer to be had is told when the run goes on.
-    """
-    from jaxsparse.training.environment import use_threads_of
-
-    record = folder.config()
-    use_threads_of(record)
-    begun = record.get("environment")
-    # Only a run begun on the CPU names its threads; another's devices are no cores.
-    if isinstance(begun, dict) and "threads" in begun and isinstance(begun.get("devices"), int):
-        cli.use_cores(max(1, begun["devices"]))
 
 
 def user_path(flag: str, path: str | Path) -> Path:
