@@ -182,7 +182,7 @@ KINDS = {
     "RGB, 16 bits, one colour clear": (
         "a.png",
         written(png(deep[..., None].repeat(3, 2), 16, 2, b"\x01\x2c" * 3)),
-        np.where(deep == 300, 255, 30_000 // 256),
+        np.where(deep == 300, 255, 30_000 // 256)[..., None].repeat(3, 2),
         0,
     ),
     "RGBA": ("a.png", saved(Image.fromarray(with_alpha)), on_white(COLOUR, ALPHA), 1),

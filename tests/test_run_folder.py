@@ -397,6 +397,7 @@ def test_a_configuration_that_is_there_stays(folder):
         folder.begin({"config": {"rate": float("nan")}})
 
 
+@pytest.mark.filterwarnings("ignore:files cannot be locked")
 @pytest.mark.parametrize("locks_of", ["the system", "our own"])
 def test_of_runs_that_go_on_at_once_one_has_the_folder(tmp_path, locks_of, monkeypatch):
     if locks_of == "our own":
