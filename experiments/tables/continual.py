@@ -148,20 +148,13 @@ def _scanned(flags, runner, stream, method):
 
 def figure_s3(flags: "Flags", runner: Runner) -> Lines:
     """RA and sparsity against alpha_0, of La-MAML and sparse-La-MAML; drawn into the folder."""
-    experiment = continual.experiment()
     lines, curves = [], {}
     for stream in flags.streams:
         lines += [f"**{stream}**, {seeds(flags.seeds)}:", ""]
+        table, found = _swept(flags, runner, stream, "inner_lr", INNER_RATES, _PANELS)
         lines += header("alpha_0", *(f"{m}, {what}" for m in _SPARSE for what in _PANELS))
-        for alpha in INNER_RATES:
-            cells = []
-            for method in _SPARSE:
-                result = runner.result(experiment, *_run(flags, stream, method, inner_lr=alpha))
-                if result is not None:
-                    curves[stream, method, alpha] = result
-                cells += _cells(result, _PANELS)
-            lines.append(row(f"{alpha:g}", *cells))
-        lines.append("")
+        lines += [*table, ""]
+        curves |= found
     runner.check_found()
     _save(lambda: _draw_s3(flags, curves), flags, "figure-s3.png")
     return [*lines, f"Figure: {flags.out / 'figure-s3.png'}"]
@@ -177,22 +170,31 @@ def figure_s4(flags: "Flags", runner: Runner) -> Lines:
     return _by_width(flags, runner, STREAMS[1:], _PANELS, "figure-s4.png")
 
 
+def _swept(flags, runner, stream, setting, values, panels):
+    """A row for each value of a setting, and the results by (stream, method, value)."""
+    rows, found = [], {}
+    for value in values:
+        cells = []
+        for method in _SPARSE:
+            run = _run(flags, stream, method, **{setting: value})
+            result = runner.result(continual.experiment(), *run)
+            if result is not None:
+                found[stream, method, value] = result
+            cells += _cells(result, panels)
+        rows.append(row(f"{value:g}", *cells))
+    return rows, found
+
+
 def _by_width(flags, runner, streams, panels, name):
     """Tables of what is measured at each width, and the figure with the sparsity by task."""
     experiment = continual.experiment()
     lines, ends, by_task = [], {}, {}
     for stream in streams:
         lines += [f"**{stream}**, in %, {seeds(flags.seeds)}:", ""]
+        table, found = _swept(flags, runner, stream, "width", WIDTHS, panels)
         lines += header("width", *(f"{m}, {what}" for m in _SPARSE for what in panels))
-        for width in WIDTHS:
-            cells = []
-            for method in _SPARSE:
-                result = runner.result(experiment, *_run(flags, stream, method, width=width))
-                if result is not None:
-                    ends[stream, method, width] = result
-                cells += _cells(result, panels)
-            lines.append(row(str(width), *cells))
-        lines.append("")
+        lines += [*table, ""]
+        ends |= found
         for method in _SPARSE:
             if (stream, method, _WIDTH) in ends:
                 by_task[stream, method] = runner.rows(experiment, f"{stream}-{method}")
