@@ -148,7 +148,8 @@ def _scanned(flags, runner, stream, method):
 
 def figure_s3(flags: "Flags", runner: Runner) -> Lines:
     """RA and sparsity against alpha_0, of La-MAML and sparse-La-MAML; drawn into the folder."""
-    lines, curves = [], {}
+    lines: list[str] = []
+    curves: dict[tuple[str, str, float], dict[str, Any]] = {}
     for stream in flags.streams:
         lines += [f"**{stream}**, {seeds(flags.seeds)}:", ""]
         table, found = _swept(flags, runner, stream, "inner_lr", INNER_RATES, _PANELS)
@@ -188,7 +189,9 @@ def _swept(flags, runner, stream, setting, values, panels):
 def _by_width(flags, runner, streams, panels, name):
     """Tables of what is measured at each width, and the figure with the sparsity by task."""
     experiment = continual.experiment()
-    lines, ends, by_task = [], {}, {}
+    lines: list[str] = []
+    ends: dict[tuple[str, str, float], dict[str, Any]] = {}
+    by_task = {}
     for stream in streams:
         lines += [f"**{stream}**, in %, {seeds(flags.seeds)}:", ""]
         table, found = _swept(flags, runner, stream, "width", WIDTHS, panels)
