@@ -12,8 +12,8 @@ import optax
 import jaxsparse
 from benchmarks.families import Trees
 from jaxsparse import nn
+from jaxsparse._tree import partition
 from jaxsparse.checks import leaves_by_name
-from jaxsparse.partition import inner_part
 from jaxsparse.training.online.learners import inner_params, make_gate
 from jaxsparse.training.seeds import place_runs
 
@@ -48,11 +48,11 @@ def draw(config: Any, seed: int = 0) -> Start:
     model = make_model(config)
     keys = jax.random.split(jax.random.key(seed), 4)
     params, other = (model.init(key) for key in keys[:2])
-    mask = make_gate(config, model).init(keys[2], inner_part(params, inner_params))
+    mask = make_gate(config, model).init(keys[2], partition(params, inner_params)[0])
     labels = jnp.repeat(jnp.arange(config.ways, dtype=jnp.int32), config.shots)
     images = jax.random.uniform(keys[3], (config.capacity, labels.size, *IMAGE))
     rows = jnp.broadcast_to(labels, images.shape[:2])
-    return Start(params, inner_part(other, inner_params), mask, (images, rows))
+    return Start(params, partition(other, inner_params)[0], mask, (images, rows))
 
 
 class Ours:

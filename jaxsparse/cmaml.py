@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsparse._tree import combine, partition, restrict
 from jaxsparse.checks import (
     check_floating,
     check_like,
@@ -18,7 +19,7 @@ from jaxsparse.checks import (
 )
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
-from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
+from jaxsparse.inner import adapt, meta_gradient
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
@@ -44,7 +45,7 @@ class CMAMLState(NamedTuple):
       step: int32, the number of timesteps taken.
 
     Example:
-      >>> predict = merge_params(state.fast_params, state.params)
+      >>> predict = combine(state.fast_params, state.params)
     """
 
     params: Tree
@@ -82,7 +83,7 @@ def init_cmaml_state(
       mask_optimizer: as in `cmaml_step`.
       capacity: the number of stored batches at which theta is updated without a detection.
       inner_params: `(path of a leaf) -> bool`: whether the inner loop adapts it, as in
-        `inner_part`. The others, batch norm's gains and shifts say, are trained with theta only.
+        `partition`. The others, batch norm's gains and shifts say, are trained with theta only.
 
     Returns:
       A `CMAMLState`.
@@ -104,7 +105,7 @@ def init_cmaml_state(
     if not capacity:
         raise ValueError("capacity must be 1 or more, got 0")
     params, fast_params = (own_copy("params", params) for _ in range(2))
-    fast_params = inner_part(fast_params, inner_params)
+    fast_params, _ = partition(fast_params, inner_params)
     check_gate(gate)
     mask = gate.init(key, fast_params)
     specs = jax.eval_shape(lambda b: jax.tree.map(jnp.asarray, b), batch)
@@ -245,11 +246,12 @@ def cmaml_step(
     start = jax.tree.map(
         lambda fast, slow: jnp.where(state.restart, slow, fast),
         state.fast_params,
-        part_like(state.fast_params, state.params),
+        restrict(state.params, state.fast_params),
     )
-    fast_params, inner = adapt_part(loss_fn, start, state.params, step_sizes, batch, inner_steps)
+    phi, inner = adapt(loss_fn, combine(start, state.params), step_sizes, batch, inner_steps)
+    fast_params = restrict(phi, start)
     loss, metrics = _prediction(loss_fn, state, batch, inner)
-    adapted_loss, _ = loss_fn(merge_params(fast_params, state.params), batch)
+    adapted_loss, _ = loss_fn(phi, batch)
     detected = jnp.zeros((), bool)
     if detection_threshold is not None:
         detected = (state.step > 0) & (adapted_loss + detection_threshold <= loss)
@@ -274,10 +276,10 @@ def cmaml_step(
     )
     restart = detected
     if restart_now:
-        start, step_sizes = part_like(start, params), apply_gate(gate, mask, key)
+        step_sizes = apply_gate(gate, mask, key)
         fast_params = jax.lax.cond(
             detected,
-            lambda: adapt_part(loss_fn, start, params, step_sizes, batch, inner_steps)[0],
+            lambda: restrict(adapt(loss_fn, params, step_sizes, batch, inner_steps)[0], start),
             lambda: fast_params,
         )
         restart = jnp.zeros((), bool)
@@ -303,7 +305,7 @@ def _prediction(loss_fn, state, batch, inner):
     """The loss and metrics of phi before the batch is learnt."""
 
     def predict():
-        return loss_fn(merge_params(state.fast_params, state.params), batch)
+        return loss_fn(combine(state.fast_params, state.params), batch)
 
     if not len(inner["loss"]):
         return predict()
@@ -317,19 +319,20 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
     """J, dJ/d theta and dJ/d step sizes: means over the first `pairs` pairs, 0 for none."""
     places = functools.partial(_pair_places if pair_key is None else _drawn_places, pair_key)
 
-    def query_loss(params, sizes, support, query):
-        start = part_like(state.fast_params, params)
-        part, _ = adapt_part(loss_fn, start, params, sizes, support, inner_steps)
-        return loss_fn(merge_params(part, params), query)[0]
-
-    loss_and_grad = jax.value_and_grad(query_loss, (0, 1))
-
     def add_pair(i, sums):
         support, query = (
             jax.tree.map(lambda x, at=at: x[at], state.buffer) for at in places(i, state.stored)
         )
-        loss, gradients = loss_and_grad(state.params, step_sizes, support, query)
-        return jax.tree.map(lambda s, x: s + x.astype(s.dtype), sums, (loss, *gradients))
+        *gradients, metrics = meta_gradient(
+            loss_fn,
+            state.params,
+            step_sizes,
+            support,
+            lambda phi: loss_fn(phi, query),
+            steps=inner_steps,
+        )
+        derived = metrics["loss"], *gradients
+        return jax.tree.map(lambda s, x: s + x.astype(s.dtype), sums, derived)
 
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, sum_dtype(x.dtype)),
@@ -370,9 +373,9 @@ def _outer_update(
     """theta, m and their optimisers' states, each moved along its gradient."""
     d_params, d_sizes = gradients
     if mask_theta:
-        part = part_like(state.fast_params, d_params)
+        part = restrict(d_params, state.fast_params)
         part = jax.tree.map(lambda d, a: d * a.astype(d.dtype), part, step_sizes)
-        d_params = merge_params(part, d_params)
+        d_params = combine(part, d_params)
     d_params = cast(d_params, state.params)
     params, theta_opt = update(
         "theta_optimizer", theta_optimizer, d_params, state.theta_opt, state.params

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsparse import _first_layer
 from jaxsparse.checks import (
     check_bound,
     check_floating,
-    check_like,
     check_like_rows,
     check_rows,
     check_steps,
@@ -20,9 +20,14 @@ from jaxsparse.checks import (
 )
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.gates import Gate
-from jaxsparse.inner import descend
-from jaxsparse.losses import check_weighable
-from jaxsparse.meta_gradients import Glance, GradientSum, MetaIterates, meta_gradient
+from jaxsparse.inner import (
+    GradientSum,
+    MetaIterates,
+    check_step_sizes,
+    gated_step,
+    meta_gradient,
+)
+from jaxsparse.losses import check_weighable, weighted_loss
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
@@ -232,23 +237,29 @@ def lamaml_step(
     # key's i-th part is what fold_in makes of i.
     gate_key = None if key is None else jax.random.fold_in(key, 2)
     sizes, gate_vjp = jax.vjp(lambda m: apply_gate(inner_gate or gate, m, gate_key), state.mask)
-    check_floating("step_sizes", sizes)
-    check_like("step_sizes", sizes, "params", state.params)
+    check_step_sizes(sizes, state.params)
 
-    glance = Glance(
-        loss_fn,
-        meta_loss_fn or loss_fn,
-        state.params,
-        sizes,
-        batch,
-        meta_rows,
-        _row_weights(replay_weights, count),
-        inner_batch_size,
-        inner_clip,
-        meta_iterates,
-        gradient_sum,
-    )
-    d_params, d_sizes, metrics = meta_gradient(glance, second_order)
+    weights = _row_weights(replay_weights, count)
+    options = meta_iterates, gradient_sum, second_order, inner_batch_size, inner_clip
+    split = None
+    if meta_loss_fn is None and options == ("all", "before", False, 1, None):
+        split = _first_layer.float32_split(loss_fn, state.params)
+    if split is not None:
+        d_params, d_sizes, metrics = _first_layer.meta_gradient(
+            split, state.params, sizes, batch, meta_rows, weights
+        )
+    else:
+        d_params, d_sizes, metrics = meta_gradient(
+            loss_fn,
+            state.params,
+            sizes,
+            jax.tree.map(lambda x: x.reshape(-1, inner_batch_size, *x.shape[1:]), batch),
+            weighted_loss(meta_loss_fn or loss_fn, meta_rows, weights),
+            iterates=meta_iterates,
+            second_order=second_order,
+            inner_clip=inner_clip,
+            gradient_sum=gradient_sum,
+        )
     own = {"order": order}
     mask, mask_opt = state.mask, state.mask_opt
     if mask_optimizer is not None:
@@ -259,7 +270,7 @@ def lamaml_step(
             mask, mask_opt = update("mask_optimizer", mask_optimizer, d_mask, mask_opt, mask)
     d_params, own["theta_norm"] = clip_by_norm(d_params, clip_norm)
     if theta_optimizer is None:
-        params, theta_opt = descend(state.params, apply_gate(gate, mask, gate_key), d_params), ()
+        params, theta_opt = gated_step(state.params, apply_gate(gate, mask, gate_key), d_params), ()
     else:
         d_params = cast(d_params, state.params)
         params, theta_opt = update(

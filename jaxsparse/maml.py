@@ -11,9 +11,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxsparse.checks import check_leading_axis, check_steps, own_copy, scalar_loss
 from jaxsparse.gates import Gate, sparsity
-from jaxsparse.inner import adapt
+from jaxsparse.inner import adapt, meta_gradient
 from jaxsparse.precision import float32_by_default
-from jaxsparse.updates import check_gate, init_optimizer, update
+from jaxsparse.updates import cast, check_gate, init_optimizer, update
 
 Tree = Any
 TaskLoop = Literal["auto", "vmap", "scan"]
@@ -161,16 +161,23 @@ def sparse_maml_step(
     step_sizes, gate_vjp = jax.vjp(lambda m: _step_sizes(gate, m, gate_key, count), state.mask)
 
     def task_gradients(params, sizes, task):
-        def outer_loss(params, sizes):
-            return _adapted_loss(loss_fn, params, sizes, task, inner_steps, second_order)
-
-        return jax.grad(outer_loss, argnums=(0, 1), has_aux=True)(params, sizes)
+        support, query = task
+        return meta_gradient(
+            loss_fn,
+            params,
+            sizes,
+            support,
+            lambda phi: scalar_loss(loss_fn)(phi, query),
+            steps=inner_steps,
+            second_order=second_order,
+        )
 
     over_tasks = _over_tasks(task_gradients, count, gate.stochastic, task_loop, mesh)
-    (d_params, d_sizes), metrics = over_tasks(state.params, step_sizes, tasks)
+    d_params, d_sizes, metrics = over_tasks(state.params, step_sizes, tasks)
     d_params, metrics = jax.tree.map(lambda x: x.mean(0), (d_params, metrics))
     # Sizes drawn per task keep their task axis here: the gate's own VJP adds the tasks up.
     d_sizes = jax.tree.map(lambda x: x / count if gate.stochastic else x.mean(0), d_sizes)
+    d_params = cast(d_params, state.params)
     params, theta_opt = update(
         "theta_optimizer", theta_optimizer, d_params, state.theta_opt, state.params
     )
@@ -235,7 +242,10 @@ def evaluate(
     count = check_leading_axis("tasks", tasks)
 
     def one_task(params, sizes, task):
-        return _adapted_loss(loss_fn, params, sizes, task, inner_steps, False)[1]
+        support, query = task
+        phi, inner = adapt(loss_fn, params, sizes, support, inner_steps)
+        loss, metrics = scalar_loss(loss_fn)(phi, query)
+        return {"loss": loss, **metrics, "inner_loss": inner["loss"]}
 
     over_tasks = _over_tasks(one_task, count, step_sizes_per_task, task_loop, mesh)
     return over_tasks(params, step_sizes, tasks)
@@ -246,13 +256,6 @@ def _pair(tasks):
         got = jax.tree.structure(tasks)
         raise TypeError(f"tasks must be a pair (support, query), got {got}")
     return tuple(tasks)
-
-
-def _adapted_loss(loss_fn, params, step_sizes, task, inner_steps, second_order):
-    support, query = task
-    phi, inner = adapt(loss_fn, params, step_sizes, support, inner_steps, second_order=second_order)
-    loss, metrics = scalar_loss(loss_fn)(phi, query)
-    return loss, {"loss": loss, **metrics, "inner_loss": inner["loss"]}
 
 
 def _step_sizes(gate, mask, key, count):

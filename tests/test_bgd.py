@@ -9,6 +9,7 @@ import optax
 import pytest
 from problems import quick_jit
 
+from jaxsparse._tree import partition
 from jaxsparse.continual.bgd import Gaussian, bgd, bgd_step, gaussian, sample_params
 from jaxsparse.continual.er import OnlineState, init_online_state
 from jaxsparse.continual.online import (
@@ -18,7 +19,6 @@ from jaxsparse.continual.online import (
     metabgd_step,
     self_masked_loss,
 )
-from jaxsparse.partition import inner_part
 
 ETA, SAMPLES, ROWS, INNER_RATE, INNER_STEPS = 10.0, 5, 4, 0.2, 3
 OPTIMIZER = bgd(ETA)
@@ -178,7 +178,7 @@ def test_frozen_maml_adapts_from_theta_each_time():
         distribution, batches = problem()
         params = distribution.mean
         theta = jax.tree.map(np.asarray, params)
-        state = FrozenState(params, inner_part(params, inner_params))
+        state = FrozenState(params, partition(params, inner_params)[0])
         given = {"step_sizes": SIZES, "inner_steps": INNER_STEPS}
         step = quick_jit(functools.partial(frozen_maml_step, loss_fn=loss_fn, **given))
         phi = theta["w"]

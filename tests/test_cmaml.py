@@ -12,8 +12,8 @@ import pytest
 from problems import quick_jit
 
 from jaxsparse import gates
+from jaxsparse._tree import combine, partition, restrict
 from jaxsparse.cmaml import cmaml_step, init_cmaml_state
-from jaxsparse.partition import inner_part, merge_params, part_like
 
 ROWS, WAYS, STEPS, CAPACITY, TIMESTEPS = 8, 3, 3, 3, 14
 ALPHA, THETA_RATE, MASK_RATE, THRESHOLD, LAMBDA = 0.3, 0.05, 0.02, 0.7, 0.7
@@ -374,15 +374,15 @@ def test_mask_of_ones_is_the_fixed_method_bit_for_bit():
 
 def test_parts_of_the_parameters():
     params = init()
-    part = inner_part(params, inner_params)
+    part, others = partition(params, inner_params)
     assert part["norm"] == {"scale": None, "bias": None}
-    assert inner_part(params, None) is params
+    assert partition(params, None)[0] is params
     doubled = jax.tree.map(lambda x: 2 * x, params)
-    merged = merge_params(part_like(part, doubled), params)
+    merged = combine(restrict(doubled, part), others)
     assert_trees_equal(merged, doubled | {"norm": params["norm"]})
     assert len(jax.tree.leaves(start(GATES["binary"]).mask)) == 3
     with pytest.raises(ValueError, match=r"^inner_params selects none of dense/kernel, head/bias"):
-        inner_part(params, lambda name: False)
+        partition(params, lambda name: False)
 
 
 # Under JAX's transformations

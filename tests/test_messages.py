@@ -10,9 +10,9 @@ import pytest
 
 import jaxsparse
 from jaxsparse import gates, metrics, nn
+from jaxsparse._tree import cut_leaf, partition
 from jaxsparse.checks import leaf_names
 from jaxsparse.continual import er
-from jaxsparse.partition import cut_leaf, inner_part
 from jaxsparse.training import ConfigError, FewShotConfig
 from jaxsparse.training.continual import ContinualConfig
 from jaxsparse.training.online import OnlineConfig
@@ -234,7 +234,8 @@ def test_a_batch_that_is_no_pair(batch):
 def test_names_are_distinct():
     tree = {"a": {"b": 1, "c": 2}, "a/b": 3}
     assert leaf_names(tree) == ["['a']['b']", "a/c", "['a/b']"]
-    part = inner_part({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(2)}, lambda n: n == "['a/b']")
+    tree = {"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(2)}
+    part, _ = partition(tree, lambda n: n == "['a/b']")
     assert part["a"]["b"] is None and part["a/b"].shape == (2,)
     with pytest.raises(ValueError, match=r"there is no 'a/b' in params, only"):
         cut_leaf(tree, "a/b")

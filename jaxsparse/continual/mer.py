@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsparse._tree import cut_leaf
 from jaxsparse.checks import (
     check_bound,
     check_floating,
@@ -20,7 +21,6 @@ from jaxsparse.clipping import clip_by_norm, clip_scale, global_norm, sum_dtype
 from jaxsparse.continual.er import OnlineState
 from jaxsparse.continual.task_gradients import joined, usable_split
 from jaxsparse.nn.products import exact_product
-from jaxsparse.partition import cut_leaf
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import cast
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsparse._tree import combine, partition, restrict
 from jaxsparse.checks import (
     check_floating,
     check_like,
@@ -21,7 +22,7 @@ from jaxsparse.checks import (
 )
 from jaxsparse.continual.bgd import Gaussian, expected_gradient
 from jaxsparse.continual.er import with_metrics
-from jaxsparse.partition import adapt_part, inner_part, merge_params, part_like
+from jaxsparse.inner import adapt
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import init_optimizer, update
 
@@ -34,10 +35,11 @@ class FrozenState(NamedTuple):
     Attributes:
       params: theta, which stays.
       fast_params: phi, which predicts: the part of `params` that the inner loop adapts, as
-        `inner_part` makes it. At first that part itself.
+        `partition` makes it. At first that part itself.
 
     Example:
-      >>> state = FrozenState(params, inner_part(params, lambda name: not name.startswith("norm")))
+      >>> state = FrozenState(
+      ...     params, partition(params, lambda name: not name.startswith("norm"))[0])
     """
 
     params: Tree
@@ -84,10 +86,10 @@ def frozen_maml_step(
     """
     check_floating("state.params", state.params)
     check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
-    params = merge_params(state.fast_params, state.params)
+    params = combine(state.fast_params, state.params)
     loss, metrics = scalar_loss(loss_fn)(params, batch)
-    start = part_like(state.fast_params, state.params)
-    fast_params, inner = adapt_part(loss_fn, start, state.params, step_sizes, batch, inner_steps)
+    phi, inner = adapt(loss_fn, state.params, step_sizes, batch, inner_steps)
+    fast_params = restrict(phi, state.fast_params)
     own = {"loss": loss, "inner_loss": inner["loss"]}
     return FrozenState(state.params, fast_params), with_metrics(own, metrics)
 
@@ -97,12 +99,12 @@ class MetaBGDState(NamedTuple):
 
     Attributes:
       params: the `Gaussian` over the slow weights theta.
-      fast_params: phi, which predicts: a part of a tree like the mean, as `inner_part` makes it.
+      fast_params: phi, which predicts: a part of a tree like the mean, as `partition` makes it.
       opt_state: the optax state for the Gaussian.
       step: int32, the number of timesteps taken.
 
     Example:
-      >>> predict = merge_params(state.fast_params, state.params.mean)
+      >>> predict = combine(state.fast_params, state.params.mean)
     """
 
     params: Gaussian
@@ -123,7 +125,7 @@ def init_metabgd_state(
     Args:
       distribution: the `Gaussian` over theta, copied.
       optimizer: `bgd(eta)`.
-      inner_params: as in `inner_part`.
+      inner_params: as in `partition`.
 
     Returns:
       A `MetaBGDState`.
@@ -139,7 +141,7 @@ def init_metabgd_state(
     Source: as `metabgd_step`.
     """
     first, second = (own_copy("distribution", distribution) for _ in range(2))
-    fast_params = inner_part(second.mean, inner_params)
+    fast_params, _ = partition(second.mean, inner_params)
     opt_state = init_optimizer("optimizer", optimizer, first)
     return MetaBGDState(first, fast_params, opt_state, jnp.zeros((), jnp.int32))
 
@@ -204,14 +206,14 @@ def metabgd_step(
         batch,
         key,
         samples,
-        at=lambda params: merge_params(state.fast_params, params),
+        at=lambda params: combine(state.fast_params, params),
     )
     moved = update("optimizer", optimizer, gradient, state.opt_state, state.params)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(state.step > 0, new, old), moved, (state.params, state.opt_state)
     )
-    start = part_like(state.fast_params, sample)
-    fast_params, inner = adapt_part(loss_fn, start, sample, step_sizes, batch, inner_steps)
+    phi, inner = adapt(loss_fn, sample, step_sizes, batch, inner_steps)
+    fast_params = restrict(phi, state.fast_params)
     own = {"inner_loss": inner["loss"]}
     state = MetaBGDState(params, fast_params, opt_state, state.step + 1)
     return state, with_metrics(own, metrics)

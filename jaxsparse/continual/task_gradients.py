@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsparse._first_layer import float32_split
+from jaxsparse._tree import cut_leaf
 from jaxsparse.checks import scalar_loss
 from jaxsparse.clipping import common_dtype, sum_dtype
 from jaxsparse.losses import SplitLoss
 from jaxsparse.nn.products import exact_product
-from jaxsparse.partition import cut_leaf
 
 Tree = Any
 
@@ -179,7 +180,7 @@ def usable_split(loss_fn: Callable, params: Tree, rows: int) -> SplitLoss | None
       >>> usable_split(loss_fn, params, 100).kernel, usable_split(loss_fn, params, 1000)
       ('dense1/kernel', None)
     """
-    split = getattr(loss_fn, "split", None)
+    split = float32_split(loss_fn, params)
     if split is None:
         return None
     kernel, _, _ = cut_leaf(params, split.kernel)
@@ -187,7 +188,7 @@ def usable_split(loss_fn: Callable, params: Tree, rows: int) -> SplitLoss | None
     # Operations, half of which read from memory would cost as much.
     if rows * (inputs + outputs) > 2 * inputs * outputs:
         return None
-    return split if kernel.dtype == sum_dtype(kernel.dtype) else None
+    return split
 
 
 def _in_factors(split, params, memory, observed):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse import gates, losses, nn
+from jaxsparse._tree import partition, restrict
 from jaxsparse.checks import path_name
 from jaxsparse.cmaml import cmaml_step, init_cmaml_state
 from jaxsparse.continual.bgd import bgd, bgd_step, gaussian
@@ -20,7 +21,6 @@ from jaxsparse.continual.online import (
     self_masked_loss,
 )
 from jaxsparse.gates import Gate
-from jaxsparse.partition import inner_part, part_like
 from jaxsparse.training.errors import ConfigError
 from jaxsparse.training.online.config import (
     CMAML_METHODS,
@@ -110,7 +110,7 @@ def make_gate(config: OnlineConfig, model: nn.Model) -> Gate:
     else:
         gate = gates.relu(own)
     if drawn_as_layers:
-        return gate._replace(init=lambda key, params: part_like(params, model.init(key)))
+        return gate._replace(init=lambda key, params: restrict(model.init(key), params))
     return gate
 
 
@@ -237,7 +237,7 @@ def _metabgd(config, model):
             batch,
             key,
             loss_fn=loss_fn,
-            step_sizes=part_like(state.fast_params, inner_rates(config, state.params.mean)),
+            step_sizes=restrict(inner_rates(config, state.params.mean), state.fast_params),
             inner_steps=config.inner_steps,
             optimizer=optimizer,
             samples=config.samples,
@@ -252,14 +252,14 @@ def _frozen(config, model):
     loss_fn = losses.cross_entropy(model)
 
     def init(key, batch, pretrained):
-        return FrozenState(pretrained.params, inner_part(pretrained.params, inner_params))
+        return FrozenState(pretrained.params, partition(pretrained.params, inner_params)[0])
 
     def learn(state, batch, key, timestep):
         state, metrics = frozen_maml_step(
             state,
             batch,
             loss_fn=loss_fn,
-            step_sizes=part_like(state.fast_params, inner_rates(config, state.params)),
+            step_sizes=restrict(inner_rates(config, state.params), state.fast_params),
             inner_steps=config.inner_steps,
         )
         return state, _seen(metrics)
