@@ -1,35 +1,75 @@
 """Meta-learning where to learn: sparse-MAML and its relatives in JAX."""
 
-from jaxsparse import data, gates, metrics, nn
+from typing import Any
+
+from jaxsparse import continual, data, gates, metrics, nn
 from jaxsparse.cmaml import CMAMLState, cmaml_step, init_cmaml_state
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt
 from jaxsparse.lamaml import LaMAMLState, init_lamaml_state, lamaml_step
+from jaxsparse.learners import (
+    Learner,
+    StreamBatch,
+    agem,
+    bgd,
+    cmaml,
+    er,
+    frozen_maml,
+    gem,
+    lamaml,
+    maml,
+    mer,
+    metabgd,
+)
 from jaxsparse.losses import cross_entropy
 from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
 from jaxsparse.straight_through import binary_mask, relu_mask
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str) -> Any:
+    # Imported when it is first asked for: Orbax, which it needs, takes a second.
+    if name == "training":
+        import importlib
+
+        return importlib.import_module("jaxsparse.training")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "CMAMLState",
     "Gate",
     "LaMAMLState",
+    "Learner",
     "MetaState",
+    "StreamBatch",
     "adapt",
+    "agem",
+    "bgd",
     "binary_mask",
+    "cmaml",
     "cmaml_step",
+    "continual",
     "cross_entropy",
     "data",
+    "er",
     "evaluate",
+    "frozen_maml",
     "gates",
+    "gem",
     "init_cmaml_state",
     "init_lamaml_state",
     "init_state",
+    "lamaml",
     "lamaml_step",
+    "maml",
+    "mer",
+    "metabgd",
     "metrics",
     "nn",
     "relu_mask",
     "sparse_maml_step",
     "sparsity",
+    "training",
 ]

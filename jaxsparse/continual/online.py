@@ -94,6 +94,11 @@ def frozen_maml_step(
     return FrozenState(state.params, fast_params), with_metrics(own, metrics)
 
 
+def fixed_rates(params: Tree, inner_lr: float) -> Tree:
+    """The same step size for every tensor of `params`, None where it has none."""
+    return jax.tree.map(lambda _: jnp.float32(inner_lr), params)
+
+
 class MetaBGDState(NamedTuple):
     """Everything a timestep of MetaBGD changes.
 
