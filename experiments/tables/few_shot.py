@@ -71,7 +71,9 @@ def _config(flags: "Flags", run: _Run) -> "FewShotConfig":
     from experiments.presets import preset_config
 
     config = preset_config(run.preset, run.dataset, run.method, run.shots)
-    return dataclasses.replace(config, data_dir=flags.data_dir, **run.changed)
+    return dataclasses.replace(
+        config, method=run.method, data_dir=flags.data_dir, **run.changed
+    )
 
 
 def _command(run: _Run) -> str:
