@@ -33,9 +33,12 @@ MethodName = Literal[
 class Flags:
     """Run what a table or figure of the paper needs, and print ours beside the paper's."""
 
-    table: Literal[
-        "3", "S5", "S6", "S7", "S7-choices", "S7-augmented", "S8", "S8-lead", "S9", "few-shot"
-    ] | None = None
+    table: (
+        Literal[
+            "3", "S5", "S6", "S7", "S7-choices", "S7-augmented", "S8", "S8-lead", "S9", "few-shot"
+        ]
+        | None
+    ) = None
     """3: accuracies of every method on every stream of digits; S5: sparsity; S6: settings chosen
     on held-out images; S7: Split-CIFAR-10; S7-choices: what the choices that S7 leaves open change;
     S7-augmented: whole streams of augmented images; S8: online accuracies on a switching stream;

@@ -1,6 +1,7 @@
 """Few-shot learning on glyphs, Omniglot and miniImageNet: the runs that fit two cores."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments import fewshot
@@ -21,7 +22,7 @@ class _Run(NamedTuple):
     dataset: str
     shots: int
     method: str = "sparse-maml"
-    changed: dict[str, Any] = {}
+    changed: Mapping[str, Any] = {}
     preset: str | None = None
 
 
@@ -70,10 +71,8 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
 def _config(flags: "Flags", run: _Run) -> "FewShotConfig":
     from experiments.presets import preset_config
 
-    config = preset_config(run.preset, run.dataset, run.method, run.shots)
-    return dataclasses.replace(
-        config, method=run.method, data_dir=flags.data_dir, **run.changed
-    )
+    config: Any = preset_config(run.preset, run.dataset, run.method, run.shots)
+    return dataclasses.replace(config, method=run.method, data_dir=flags.data_dir, **run.changed)
 
 
 def _command(run: _Run) -> str:

@@ -74,12 +74,13 @@ def lead(flags: "Flags", runner: Runner) -> Lines:
     edges = [0, *(edge for edge in _EDGES if edge < flags.timesteps), flags.timesteps]
     spans = list(itertools.pairwise(edges))
     lines = [
-        "Online accuracy of sparse-cmaml less that of cmaml, in points: mean of the differences seed"
-        f" by seed (seeds 0 to {flags.seeds - 1}), with its standard error.",
+        "Online accuracy of sparse-cmaml less that of cmaml, in points: mean of the differences"
+        f" seed by seed (seeds 0 to {flags.seeds - 1}), with its standard error.",
         "",
     ]
-    lines += header("p", "alpha_0 of cmaml", f"all {flags.timesteps:,} timesteps",
-                    *(f"{start + 1:,}-{end:,}" for start, end in spans), *_ACCURACIES[1:])  # fmt: skip
+    of_spans = [f"{start + 1:,}-{end:,}" for start, end in spans]
+    total = f"all {flags.timesteps:,} timesteps"
+    lines += header("p", "alpha_0 of cmaml", total, *of_spans, *_ACCURACIES[1:])
     for p in flags.p:
         ours = _parts(flags, runner, p, "sparse-cmaml", {}, spans)
         for own in _READINGS["cmaml"]:
@@ -108,10 +109,10 @@ def _parts(flags, runner, p, method, own, spans):
 def _in_span(rows, start, end):
     """The accuracy of each seed in the timesteps of a span, None where rows do not tell it."""
     lengths, accuracies = [], []
-    for before, row in itertools.pairwise(rows):
-        if start <= before["step"] and row["step"] <= end:
-            lengths.append(row["step"] - before["step"])
-            accuracies.append(np.array(row["interval_accuracy"], float, ndmin=1))
+    for before, last in itertools.pairwise(rows):
+        if start <= before["step"] and last["step"] <= end:
+            lengths.append(last["step"] - before["step"])
+            accuracies.append(np.array(last["interval_accuracy"], float, ndmin=1))
     if sum(lengths) != end - start:
         return [None]
     return list(np.average(accuracies, axis=0, weights=lengths))
