@@ -69,6 +69,8 @@ def test_a_folder_of_runs_is_saved_and_shown_again(tmp_path, capsys, results):
     stored = json.loads((tmp_path / "rotations-er/result.json").read_text())
     stored["seeds"][0]["accuracy"] = [[0.5] * 20] * 20
     (tmp_path / "rotations-er/result.json").write_text(json.dumps(stored))
+    config = tmp_path / "rotations-er/config.json"
+    config.write_text(config.read_text().replace('"data_dir": null', '"data_dir": "/home/somebody"'))
     where = ["--out", str(tmp_path), "--seeds", "2"]
     show("table 3", *where)
     before = capsys.readouterr().out
@@ -78,7 +80,7 @@ def test_a_folder_of_runs_is_saved_and_shown_again(tmp_path, capsys, results):
     content = json.loads(file.read_text())
     assert content["flags"] == {"seeds": 2}
     run = content["runs"]["rotations-er"]
-    assert run["config"]["method"] == "er"
+    assert run["config"]["method"] == "er" and run["config"]["data_dir"] is None
     # All that the result has, without the matrix.
     del stored["seeds"][0]["accuracy"]
     assert run["result"] == stored

@@ -55,7 +55,9 @@ class SavedRun(RunFolder):
 
 def content(folder: RunFolder, result: Mapping[str, Any]) -> dict[str, Any]:
     """What a results file keeps of a finished run; rows are added by who reads them."""
-    kept = {**folder.config(), "result": dict(result)}
+    record = folder.config()
+    # Where somebody's data lies is no part of a result.
+    kept = {**record, "config": {**record["config"], "data_dir": None}, "result": dict(result)}
     if "seeds" in result:
         kept["result"]["seeds"] = [_without_lists(seed) for seed in result["seeds"]]
     return kept
