@@ -70,7 +70,9 @@ def test_a_folder_of_runs_is_saved_and_shown_again(tmp_path, capsys, results):
     stored["seeds"][0]["accuracy"] = [[0.5] * 20] * 20
     (tmp_path / "rotations-er/result.json").write_text(json.dumps(stored))
     config = tmp_path / "rotations-er/config.json"
-    config.write_text(config.read_text().replace('"data_dir": null', '"data_dir": "/home/somebody"'))
+    config.write_text(
+        config.read_text().replace('"data_dir": null', '"data_dir": "/home/somebody"')
+    )
     where = ["--out", str(tmp_path), "--seeds", "2"]
     show("table 3", *where)
     before = capsys.readouterr().out
