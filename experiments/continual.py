@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -212,7 +212,11 @@ def _check(config, stream):
 
 
 def scan(
-    config: "ContinualConfig", grid: Grid, out: Path, resume_command: str
+    config: "ContinualConfig",
+    grid: Grid,
+    out: Path,
+    resume_command: str,
+    open_scan: Callable[[Path, str], "RunFolder | None"] = runs.open_if_there,
 ) -> tuple["ContinualConfig", list[dict[str, Any]]]:
     """Choose the rates and glances that retain most on held-out training images.
 
@@ -224,6 +228,7 @@ def scan(
       grid: what to choose among.
       out: the run's own folder.
       resume_command: what goes on with the scan when it is stopped.
+      open_scan: `(path, unit) -> folder`, the scan that is at a path, None where there is none.
 
     Returns:
       The configuration as chosen, and what each point retained.
@@ -237,7 +242,7 @@ def scan(
     rates = [Rates(*values) for values in itertools.product(*axes)]
     for glances in grid.glances or (config.glances,):
         held_out = dataclasses.replace(config, validation=True, glances=glances)
-        folder, of_scan = _scan_folder(out, held_out, rates)
+        folder, of_scan = _scan_folder(out, held_out, rates, open_scan)
         result = folder.result() if folder else None
         if result is None:
             stream = load_stream(held_out)
@@ -273,16 +278,16 @@ def scan_path(out: Path, glances: int) -> Path:
 
 
 def _scan_folder(
-    out: Path, config: "ContinualConfig", grid: list[Any]
+    out: Path, config: "ContinualConfig", grid: list[Any], open_scan: Callable[..., Any]
 ) -> "tuple[RunFolder | None, dict[str, Any]]":
     """The folder of this scan, if there is one, and what a new one's record says of it."""
-    from jaxsparse.training import RunError, RunFolder
+    from jaxsparse.training import RunError
 
     path = scan_path(out, config.glances)
     of_scan = {"grid": [rates._asdict() for rates in grid]}
-    if not RunFolder.is_there(path):
+    folder = open_scan(path, "task")
+    if folder is None:
         return None, of_scan
-    folder = RunFolder.open(path, "task")
     stored = runs.stored_config(experiment(), folder)
     if not runs.same_run(stored, config) or folder.config().get("grid") != of_scan["grid"]:
         raise RunError(f"{path} holds another scan; name another --out")

@@ -1,5 +1,6 @@
 """Tables and figures of the paper: run what they need, and print ours beside the paper's.
 
+python -m experiments.reproduce --table S5 --no-run
 python -m experiments.reproduce --table S5
 python -m experiments.reproduce --table 3 --methods sparse-lamaml er
 python -m experiments.reproduce --table S8 --p 0.98 --seeds 3 --timesteps 1000
@@ -8,11 +9,14 @@ python -m experiments.reproduce --figure S3
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from experiments import cli, runs
+
+if TYPE_CHECKING:
+    from experiments.tables.runner import Runner
 
 PROG = "python -m experiments.reproduce"
 DOCUMENT = Path(__file__).resolve().parent.parent / "REPRODUCIBILITY.md"
@@ -29,10 +33,17 @@ MethodName = Literal[
 class Flags:
     """Run what a table or figure of the paper needs, and print ours beside the paper's."""
 
-    table: Literal["3", "S5", "S6", "S7", "S7-choices", "S8", "S9"] | None = None
+    table: (
+        Literal[
+            "3", "S5", "S6", "S7", "S7-choices", "S7-augmented", "S8", "S8-lead", "S9", "few-shot"
+        ]
+        | None
+    ) = None
     """3: accuracies of every method on every stream of digits; S5: sparsity; S6: settings chosen
     on held-out images; S7: Split-CIFAR-10; S7-choices: what the choices that S7 leaves open change;
-    S8: online accuracies on a switching stream; S9: those of C-MAML's kin, with their rates"""
+    S7-augmented: whole streams of augmented images; S8: online accuracies on a switching stream;
+    S8-lead: where sparse-C-MAML is above C-MAML; S9: accuracies of C-MAML's variants, with their
+    rates; few-shot: glyphs, Omniglot and miniImageNet, no table of the paper"""
     figure: Literal["3", "S3", "S4"] | None = None
     """3: sparsity by task, and against layer width, on rotations; S3: accuracy and sparsity against
     alpha_0; S4: sparsity by task, accuracy and sparsity against layer width, on permuted streams"""
@@ -41,19 +52,23 @@ class Flags:
     methods: tuple[MethodName, ...] = ()
     """methods, where the table has several; none named: all of the table"""
     memories: tuple[int, ...] = (200, 1000)
-    """S7, S7-choices: images kept"""
+    """S7, S7-choices, S7-augmented: images kept"""
     p: tuple[float, ...] = (0.98, 0.9)
-    """S8, S9: probabilities of no switch of task"""
+    """S8, S8-lead, S9: probabilities of no switch of task"""
     timesteps: int = 10_000
-    """S8, S9: batches of the stream"""
+    """S8, S8-lead, S9: batches of the stream"""
     seeds: int = 5
     """number of seeds: 0, 1, ..."""
     data_dir: str | None = None
     """where the data lies; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
-    out: Path = Path("runs/reproduce")
-    """folder of the runs; those that are there are not run again, those begun go on"""
+    out: Path | None = None
+    """folder of the runs; those that are there are not run again, those begun go on; default:
+    runs/reproduce, with --no-run none"""
     run: bool = True
-    """run what is missing; --no-run only shows what is there"""
+    """run what is missing; --no-run only shows what is there: in --out, else in the file of this
+    table in results/, with the seeds and other settings that it was saved with"""
+    save: bool = False
+    """write the runs that are shown into the file of this table in results/"""
     document: bool = False
     """write the table into REPRODUCIBILITY.md, between its marks"""
 
@@ -73,21 +88,52 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.start_backend()
         # Imported here and not above: Ctrl-C during these seconds is one line, too.
         from experiments.tables import READS
-        from experiments.tables.runner import Runner
         from jaxsparse.training.errors import trusting
 
         name = f"table {flags.table}" if flags.table else f"figure {flags.figure}"
         _check_read(flags, name, READS[name].flags, cli.given(given))
         if flags.document:
             section(DOCUMENT, name)  # refuses here what could not be written at the end
-        flags = dataclasses.replace(flags, out=runs.user_path("--out", flags.out))
-        runner = Runner(flags.out, flags.run, cli.command_line(PROG, given))
-        with trusting(flags.out):
+        flags, runner = _open(flags, name, given)
+        with trusting(runner.place):
             lines = READS[name].show(flags, runner)
         cli.say("\n".join(lines))
-        if flags.document:
+        if flags.document or flags.save:
             runner.check_found()
+        if flags.document:
             write_section(DOCUMENT, name, lines)
+        if flags.save:
+            _save(flags, name, READS[name].flags, runner)
+
+
+def _open(flags: Flags, name: str, given: Sequence[str]) -> "tuple[Flags, Runner]":
+    """Where the runs of a table lie, and the flags: a results file has its own defaults."""
+    from experiments.tables import saved
+    from experiments.tables.runner import Runner
+    from jaxsparse.training.errors import trusting
+
+    command = cli.command_line(PROG, given)
+    if flags.run or flags.out is not None:
+        out = runs.user_path("--out", flags.out or Path("runs/reproduce"))
+        pictures = saved.results() if flags.save else out
+        return flags, Runner(out, flags.run, command, pictures=pictures)
+    if flags.save:
+        cli.fail("--save is of a folder of runs: name it with --out")
+    file = saved.read(name)
+    with trusting(file.path):
+        own = {flag: value for flag, value in file.flags.items() if flag not in cli.given(given)}
+        flags = dataclasses.replace(flags, **own)
+    return flags, Runner(saved.results(), False, command, saved=file)
+
+
+def _save(flags: Flags, name: str, known: Iterable[str], runner: "Runner") -> None:
+    """Write the results file of a table, with the flags that are not the defaults."""
+    from experiments.tables import saved
+
+    usual = Flags()
+    own = {flag: getattr(flags, flag) for flag in known}
+    own = {flag: value for flag, value in own.items() if value != getattr(usual, flag)}
+    cli.say(f"saved: {saved.write(name, own, runner.found)}")
 
 
 def _check_read(

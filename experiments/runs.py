@@ -342,6 +342,13 @@ def _first_look(experiment: Experiment, args: list[str]) -> SimpleNamespace:
     return first
 
 
+def open_if_there(path: Path, unit: str) -> "RunFolder | None":
+    """The folder of the run at `path`; None where there is none."""
+    from jaxsparse.training import RunFolder
+
+    return RunFolder.open(path, unit) if RunFolder.is_there(path) else None
+
+
 def stored_config(experiment: Experiment, folder: "RunFolder") -> Any:
     """The configuration of a run; what was no field yet when it was made has its default.
 

@@ -58,7 +58,7 @@ def test_a_cache_that_was_cut_short_is_told_of(tmp_path, monkeypatch):
 
     def run():
         return subprocess.run(
-            [sys.executable, "-c", job], capture_output=True, text=True, check=True
+            [sys.executable, "-c", job], capture_output=True, text=True, check=True, cwd=ROOT
         )
 
     assert run().stderr == ""

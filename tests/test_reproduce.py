@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import reproduce
+from experiments.presets import preset_config
 from experiments.published import TABLE_S5, TABLE_S8
 from experiments.reproduce import Flags
 from experiments.tables import READS
@@ -333,6 +334,33 @@ def test_a_short_stream_is_said_to_be_one(tmp_path, capsys):
     assert "first 1,000 timesteps, the paper's of 10,000" in capsys.readouterr().out
 
 
+def test_the_lead_is_shown_by_part_of_the_stream_and_data_set(tmp_path, capsys):
+    timesteps = {"timesteps": 300}
+    for method, totals, accuracies in (
+        ("sparse-cmaml", (0.90, 0.92), ([0.8, 0.9], [0.9, 0.9], [0.95, 0.97])),
+        ("cmaml", (0.89, 0.89), ([0.7, 0.9], [0.9, 0.8], [0.91, 0.91])),
+    ):
+        store_online(tmp_path, 0.9, method, totals, mark="-300", **timesteps)
+        folder = tmp_path / f"p0.9-{method}-300"
+        result = json.loads((folder / "result.json").read_text())
+        for seed, total in zip(result["seeds"], totals, strict=True):
+            seed["by_dataset"] = {"omniglot": total, "mnist": 0.5, "fashion_mnist": None}
+        (folder / "result.json").write_text(json.dumps(result))
+        rows = [{"interval": 0, "step": 0}]
+        rows += [
+            {"interval": n, "step": step, "interval_accuracy": values}
+            for n, (step, values) in enumerate(zip((100, 250, 300), accuracies, strict=True), 1)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run(tmp_path, "--table", "S8-lead", "--p", "0.9", "--timesteps", "300")
+    head, code, table = table_rows(capsys.readouterr().out)
+    assert head[2:6] == ["all 300 timesteps", "1-100", "101-200", "201-300"]
+    # 1 and 3 points, 10 and 0; no row ends at timestep 200.
+    assert code[2:6] == ["+2.00 (1.00)", "+5.00 (5.00)", "-", "-"]
+    assert code[6:] == ["+2.00 (1.00)", "+0.00 (0.00)", "-"]
+    assert table == ["0.9", "0.1", *["-"] * 7]  # not run
+
+
 def split_cifar_run(folder, accuracy, total, method="sparse-lamaml", **own):
     """A finished run, of sparse-La-MAML say, half of its head frozen."""
     config = cell_config(Flags(), "split-cifar10", method, memories=200, seeds=1, **own)
@@ -451,3 +479,29 @@ def test_choices_on_split_cifar_stand_beside_each_other(tmp_path, capsys):
     for left_out in (["--methods", "lamaml"], ["--memories", "1000"]):
         reproduce.main(["--no-run", "--out", str(tmp_path), "--table", "S7-choices", *left_out])
         assert not table_rows(capsys.readouterr().out)[1:]
+
+
+def test_whole_streams_of_augmented_images(tmp_path, capsys):
+    folder = tmp_path / "split-cifar10-200-er-augmented-seed-0"
+    split_cifar_run(folder, 0.231, 0.0, "er", augment=True, slope=0.5)
+    reproduce.main(["--no-run", "--out", str(tmp_path), "--table", "S7-augmented"])
+    assert table_rows(capsys.readouterr().out)[1:] == [["200", "er", "23.10"]]
+
+
+def test_few_shot_runs_are_shown_with_their_sparsity(tmp_path, capsys):
+    config = preset_config(None, "glyphs", "sparse-maml", 5)
+    folder = tmp_path / "glyphs-5shot-frozen-mask"
+    folder.mkdir()
+    settings = {**dataclasses.asdict(config), "mask_lr": 0.0}
+    (folder / "config.json").write_text(json.dumps({"config": settings}))
+    seed = {"accuracy": 0.78, "sparsity": {"total": 0.4994, "head/bias": 0.0}}
+    result = {"accuracy": 0.78, "interval95_over_tasks": 0.0075, "test_tasks": 600, "seeds": [seed]}
+    (folder / "result.json").write_text(json.dumps(result))
+    row = {"epoch": 0, "step": 0, "sparsity": {"total": 0.5}}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    reproduce.main(["--no-run", "--out", str(tmp_path), "--table", "few-shot"])
+    (line,) = table_rows(capsys.readouterr().out)[1:]
+    assert line == [
+        "glyphs", "5", "mask frozen at random", "78.00 +- 0.75", "600", "50.0 -> 49.9",
+        "`--dataset glyphs --shots 5 --method sparse-maml --mask-lr 0`",
+    ]  # fmt: skip

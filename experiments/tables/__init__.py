@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from experiments.tables import continual, online, split_cifar
+from experiments.tables import continual, few_shot, online, split_cifar
 from experiments.tables.markdown import Lines
 
 
@@ -21,7 +21,7 @@ class Reads(NamedTuple):
 
 
 _STREAMS, _MEMORIES = continual.STREAMS, split_cifar.MEMORIES
-# What every table reads: data_dir, out, run, document.
+# What every table reads: data_dir, out, run, save, document.
 READS: dict[str, Reads] = {
     "table 3": Reads(
         continual.accuracies, {"streams": _STREAMS, "methods": continual.METHODS, "seeds": None}
@@ -35,14 +35,19 @@ READS: dict[str, Reads] = {
     "table S7-choices": Reads(
         split_cifar.choices, {"methods": split_cifar.CHOICE_METHODS, "memories": _MEMORIES}
     ),
+    "table S7-augmented": Reads(
+        split_cifar.augmented, {"methods": split_cifar.AUGMENTED_METHODS, "memories": _MEMORIES}
+    ),
     "table S8": Reads(
         online.accuracies,
         {"methods": online.S8_METHODS, "p": None, "timesteps": None, "seeds": None},
     ),
+    "table S8-lead": Reads(online.lead, {"p": None, "timesteps": None, "seeds": None}),
     "table S9": Reads(
         online.settings,
         {"methods": online.S9_METHODS, "p": None, "timesteps": None, "seeds": None},
     ),
+    "table few-shot": Reads(few_shot.accuracies, {}),
     "figure 3": Reads(continual.figure_3, {"seeds": None}),
     "figure S3": Reads(continual.figure_s3, {"streams": _STREAMS, "seeds": None}),
     "figure S4": Reads(continual.figure_s4, {"seeds": None}),

@@ -147,7 +147,7 @@ def _scanned(flags, runner, stream, method):
 
 
 def figure_s3(flags: "Flags", runner: Runner) -> Lines:
-    """RA and sparsity against alpha_0, of La-MAML and sparse-La-MAML; drawn into the folder."""
+    """RA and sparsity against alpha_0, of La-MAML and sparse-La-MAML; drawn."""
     lines: list[str] = []
     curves: dict[tuple[str, str, float], dict[str, Any]] = {}
     for stream in flags.streams:
@@ -157,8 +157,8 @@ def figure_s3(flags: "Flags", runner: Runner) -> Lines:
         lines += [*table, ""]
         curves |= found
     runner.check_found()
-    _save(lambda: _draw_s3(flags, curves), flags, "figure-s3.png")
-    return [*lines, f"Figure: {flags.out / 'figure-s3.png'}"]
+    _save(lambda: _draw_s3(flags, curves), runner, "figure-s3.png")
+    return [*lines, f"Figure: {runner.pictures / 'figure-s3.png'}"]
 
 
 def figure_3(flags: "Flags", runner: Runner) -> Lines:
@@ -200,10 +200,12 @@ def _by_width(flags, runner, streams, panels, name):
         ends |= found
         for method in _SPARSE:
             if (stream, method, _WIDTH) in ends:
-                by_task[stream, method] = runner.rows(experiment, f"{stream}-{method}")
+                by_task[stream, method] = runner.rows(
+                    experiment, f"{stream}-{method}", "task", "sparsity"
+                )
     runner.check_found()
-    _save(lambda: _draw_by_width(streams, panels, by_task, ends), flags, name)
-    return [*lines, f"Figure: {flags.out / name}"]
+    _save(lambda: _draw_by_width(streams, panels, by_task, ends), runner, name)
+    return [*lines, f"Figure: {runner.pictures / name}"]
 
 
 def _cells(result, panels):
@@ -287,16 +289,16 @@ def _against(axis, panel, stream, places, results):
     axis.set(ylabel=f"{panel} [%]", xlim=(0.8 * places[0], 1.25 * places[-1]))
 
 
-def _save(draw, flags, name):
-    """Draw into the folder of the runs."""
+def _save(draw, runner, name):
+    """Draw into the folder of the figures."""
     from experiments.plots import own_style, rendered, write
     from jaxsparse.training import writing
 
     with own_style():
         picture = rendered(draw())
-    with writing(flags.out):
-        flags.out.mkdir(parents=True, exist_ok=True)
-    write(picture, flags.out / name)
+    with writing(runner.pictures):
+        runner.pictures.mkdir(parents=True, exist_ok=True)
+    write(picture, runner.pictures / name)
 
 
 def _comparisons(stream, results):

@@ -1,13 +1,17 @@
 """Tables S8 and S9: online learning on a switching stream."""
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from experiments import online, published
 from experiments.report import with_std
 from experiments.tables.markdown import Lines, comparison, header, row, seeds
 from experiments.tables.runner import Runner
 from jaxsparse.training.online.result import over_seeds
+from jaxsparse.training.statistics import mean_and_std
 
 if TYPE_CHECKING:
     from experiments.published import Published
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 
 _PUBLISHED_TIMESTEPS = 10_000
 _ACCURACIES = ("total", "omniglot", "mnist", "fashion_mnist")
+_EDGES = (100, 200, 500, 1000)  # timesteps: parts of the stream that the lead is shown for
 S8_METHODS = (
     *("online-adam", "fine-tuning", "maml", "anil", "bgd", "metacog", "metabgd"),
     *("cmaml", "cmaml-fixed", "sparse-cmaml", "sparse-relu-cmaml"),
@@ -48,7 +53,7 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
 
 
 def settings(flags: "Flags", runner: Runner) -> Lines:
-    """Table S9: the online accuracy of C-MAML's kin, with their rates."""
+    """Table S9: the online accuracy of C-MAML's variants, with their rates."""
     lines = [_heading(flags), ""]
     lines += header("p", "method", "accuracy", "alpha_0", "gamma_m", "the paper's rates")
     for p in flags.p:
@@ -62,6 +67,64 @@ def settings(flags: "Flags", runner: Runner) -> Lines:
                 f"{config.mask_lr:g}" if learned else "-", rates,
             ))  # fmt: skip
     return lines
+
+
+def lead(flags: "Flags", runner: Runner) -> Lines:
+    """By how many points sparse-C-MAML is above C-MAML, by part of the stream and by data set."""
+    edges = [0, *(edge for edge in _EDGES if edge < flags.timesteps), flags.timesteps]
+    spans = list(itertools.pairwise(edges))
+    lines = [
+        "Online accuracy of sparse-cmaml less that of cmaml, in points: mean of the differences"
+        f" seed by seed (seeds 0 to {flags.seeds - 1}), with its standard error.",
+        "",
+    ]
+    of_spans = [f"{start + 1:,}-{end:,}" for start, end in spans]
+    total = f"all {flags.timesteps:,} timesteps"
+    lines += header("p", "alpha_0 of cmaml", total, *of_spans, *_ACCURACIES[1:])
+    for p in flags.p:
+        ours = _parts(flags, runner, p, "sparse-cmaml", {}, spans)
+        for own in _READINGS["cmaml"]:
+            theirs = _parts(flags, runner, p, "cmaml", own, spans)
+            cells = ["-"] * (len(spans) + len(_ACCURACIES))
+            if ours is not None and theirs is not None:
+                cells = [_gap(a, b) for a, b in zip(ours, theirs, strict=True)]
+            rate = cell_config(flags, p, "cmaml", **own).inner_lr
+            lines.append(row(f"{p:g}", f"{rate:g}", *cells))
+    return lines
+
+
+def _parts(flags, runner, p, method, own, spans):
+    """Of a run the accuracies of each seed: in total, in spans of timesteps, by data set."""
+    result = _result(flags, runner, p, method, own)
+    if result is None:
+        return None
+    rows = runner.rows(online.experiment(), _name(flags, p, method, own))
+    total = [seed["accuracy"] for seed in result["seeds"]]
+    by_dataset = [
+        [seed["by_dataset"].get(name) for seed in result["seeds"]] for name in _ACCURACIES[1:]
+    ]
+    return [total, *(_in_span(rows, *span) for span in spans), *by_dataset]
+
+
+def _in_span(rows, start, end):
+    """The accuracy of each seed in the timesteps of a span, None where rows do not tell it."""
+    lengths, accuracies = [], []
+    for before, last in itertools.pairwise(rows):
+        if start <= before["step"] and last["step"] <= end:
+            lengths.append(last["step"] - before["step"])
+            accuracies.append(np.array(last["interval_accuracy"], float, ndmin=1))
+    if sum(lengths) != end - start:
+        return [None]
+    return list(np.average(accuracies, axis=0, weights=lengths))
+
+
+def _gap(ours, theirs):
+    if None in (*ours, *theirs):
+        return "-"
+    gaps = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    gap: Any = mean_and_std(gaps)
+    error = "" if gap["std"] is None else f" ({gap['std'] / len(gaps) ** 0.5:.2f})"
+    return f"{gap['mean']:+.2f}{error}"
 
 
 def cell_config(flags: "Flags", p: float, method: str, **own: Any) -> "OnlineConfig":
@@ -85,11 +148,14 @@ def _runs(flags, runner, p, methods):
                 yield method, cell_config(flags, p, method, **own), result
 
 
-def _result(flags, runner, p, method, own) -> dict[str, Any] | None:
+def _name(flags, p, method, own) -> str:
     name = "-".join([f"p{p:g}-{method}", *(f"{n}-{value:g}" for n, value in own.items())])
-    if flags.timesteps != _PUBLISHED_TIMESTEPS:
-        name += f"-{flags.timesteps}"
-    result = runner.result(online.experiment(), name, cell_config(flags, p, method, **own))
+    return name if flags.timesteps == _PUBLISHED_TIMESTEPS else f"{name}-{flags.timesteps}"
+
+
+def _result(flags, runner, p, method, own) -> dict[str, Any] | None:
+    name, config = _name(flags, p, method, own), cell_config(flags, p, method, **own)
+    result = runner.result(online.experiment(), name, config)
     # Older runs have stored another standard deviation.
     return None if result is None else {**result, **over_seeds(result["seeds"])}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import cli, runs
 
 if TYPE_CHECKING:
+    from experiments.tables.saved import Saved
     from jaxsparse.training import RunFolder
     from jaxsparse.training.continual import ContinualConfig
 
@@ -34,11 +35,25 @@ class Runner:
       out: the folder of the runs' folders.
       missing: whether to run what is missing.
       command: what goes on with the table when it is stopped.
+      saved: a results file to read in place of `out`; nothing is run.
+      pictures: the folder that figures are drawn into; default: `out`.
+
+    Attributes:
+      found: by name, what a results file keeps of each run that was asked for and is there.
     """
 
-    def __init__(self, out: Path, missing: bool, command: str):
-        self.out, self.missing, self.command = out, missing, command
-        self._found = 0
+    def __init__(
+        self,
+        out: Path,
+        missing: bool,
+        command: str,
+        saved: "Saved | None" = None,
+        pictures: Path | None = None,
+    ):
+        self.place, self.missing, self.command = saved.path if saved else out, missing, command
+        self.pictures = pictures or out
+        self.found: dict[str, dict[str, Any]] = {}
+        self._saved = saved
 
     def result(self, experiment: runs.Experiment, name: str, config: Any) -> dict[str, Any] | None:
         """The result of a run called `name`; None where it is not there and not to be run.
@@ -46,15 +61,15 @@ class Runner:
         Raises:
           RunError: the folder holds a run of another configuration.
         """
-        folder = self._folder(experiment, name, config)
+        folder = self._checked(experiment, name, config)
         result = folder.result() if folder else None
         if self.missing:
-            place = folder or self.out / name
+            place = folder or self.place / name
             with _own_errors():
                 folder, done = runs.run(experiment, config, place, self.command)
             runs.draw_missing(experiment, folder, done)
             result = done
-        self._found += result is not None
+        self._keep(folder, result)
         return result
 
     def check_found(self) -> None:
@@ -65,8 +80,8 @@ class Runner:
         """
         from jaxsparse.training import RunError
 
-        if not self._found:
-            raise RunError(f"there is nothing to show: --out {self.out} holds none of these runs")
+        if not self.found:
+            raise RunError(f"there is nothing to show: {self.place} holds none of these runs")
 
     def scan(
         self, name: str, config: "ContinualConfig", grid: Any
@@ -74,27 +89,54 @@ class Runner:
         """The configuration a scan chooses, and its points; None as for `result`."""
         from experiments import continual
 
-        out = self.out / name
+        out = self.place / name
         paths = [continual.scan_path(out, glances) for glances in grid.glances]
-        if not self.missing and not all((path / "result.json").is_file() for path in paths):
+        if not self.missing and not all(self._has_result(path) for path in paths):
             return None
-        self._found += 1
         with _own_errors():
-            return continual.scan(config, grid, out, self.command)
+            chosen = continual.scan(config, grid, out, self.command, self._open)
+        for path in paths:
+            folder = self._open(path, "task")
+            self._keep(folder, folder.result() if folder else None)
+        return chosen
 
-    def rows(self, experiment: runs.Experiment, name: str) -> list[dict[str, Any]]:
-        """The metrics of a run that is there."""
+    def rows(self, experiment: runs.Experiment, name: str, *entries: str) -> list[dict[str, Any]]:
+        """The metrics of a run whose result was there; of each row these entries, or all."""
         from jaxsparse.training import RunFolder
 
-        return RunFolder.open(self.out / name, experiment.unit).rows()
+        path = self.place / name
+        folder = self._open(path, experiment.unit) or RunFolder.open(path, experiment.unit)
+        rows = [{entry: row[entry] for entry in entries or row} for row in folder.rows()]
+        self.found[name]["rows"] = rows
+        return rows
 
-    def _folder(self, experiment, name, config) -> "RunFolder | None":
-        from jaxsparse.training import RunError, RunFolder
+    def _keep(self, folder: "RunFolder | None", result: dict[str, Any] | None) -> None:
+        from experiments.tables import saved
 
-        path = self.out / name
-        if not RunFolder.is_there(path):
+        if folder is not None and result is not None:
+            self.found[folder.path.name] = saved.content(folder, result)
+
+    def _has_result(self, path: Path) -> bool:
+        folder = self._open(path, "task")
+        return folder is not None and folder.result() is not None
+
+    def _open(self, path: Path, unit: str) -> "RunFolder | None":
+        """The run at `path`, a folder or an entry of the results file; None: there is none."""
+        from experiments.tables.saved import SavedRun
+
+        if self._saved is None:
+            return runs.open_if_there(path, unit)
+        kept = self._saved.runs.get(path.name)
+        return None if kept is None else SavedRun(path, unit, kept)
+
+    def _checked(self, experiment, name, config) -> "RunFolder | None":
+        """The run of this name, if it is there; it has to be of this configuration."""
+        from jaxsparse.training import RunError
+
+        path = self.place / name
+        folder = self._open(path, experiment.unit)
+        if folder is None:
             return None
-        folder = RunFolder.open(path, experiment.unit)
         there = dataclasses.replace(
             runs.stored_config(experiment, folder), data_dir=config.data_dir
         )

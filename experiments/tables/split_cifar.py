@@ -53,6 +53,8 @@ _CHOICES: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("lamaml", 1000, {"augment": True}),
 )
 CHOICE_METHODS = tuple(dict.fromkeys(method for method, _, _ in _CHOICES))
+_AUGMENTED = (("er", 200), ("lamaml", 200), ("sparse-lamaml", 200), ("er", 1000))
+AUGMENTED_METHODS = tuple(dict.fromkeys(method for method, _ in _AUGMENTED))
 _CHOICE_SAMPLES = 2000  # of the 10,000 images of a task
 
 
@@ -112,6 +114,24 @@ def choices(flags: "Flags", runner: Runner) -> Lines:
                 str(memories), method, ", ".join(marks) or "nothing",
                 with_std(result["retained_accuracy"]), *_sparsities(memories, method, [result]),
             ))  # fmt: skip
+    return lines
+
+
+def augmented(flags: "Flags", runner: Runner) -> Lines:
+    """Whole streams whose images are augmented, with the slope of the paper's listing."""
+    experiment = continual.experiment()
+    lines = ["Accuracy in % on test images, seed 0, with `--augment --slope 0.5`.", ""]
+    lines += header("memory", "method", "accuracy")
+    for method, memories in _AUGMENTED:
+        if memories not in flags.memories or method not in (flags.methods or AUGMENTED_METHODS):
+            continue
+        config = cell_config(
+            flags, _STREAM, method, memories=memories, seeds=1, augment=True, slope=0.5
+        )
+        name = f"{_STREAM}-{memories}-{method}-augmented-seed-0"
+        result = runner.result(experiment, name, config)
+        if result is not None:
+            lines.append(row(str(memories), method, with_std(result["retained_accuracy"])))
     return lines
 
 
