@@ -4,23 +4,12 @@ from typing import Any
 
 from jaxsparse import continual, data, gates, metrics, nn
 from jaxsparse.cmaml import CMAMLState, cmaml_step, init_cmaml_state
+from jaxsparse.continual.learners import agem, bgd, er, frozen_maml, gem, mer, metabgd
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt
 from jaxsparse.lamaml import LaMAMLState, init_lamaml_state, lamaml_step
-from jaxsparse.learners import (
-    Learner,
-    StreamBatch,
-    agem,
-    bgd,
-    cmaml,
-    er,
-    frozen_maml,
-    gem,
-    lamaml,
-    maml,
-    mer,
-    metabgd,
-)
+from jaxsparse.learner import Learner, StreamBatch
+from jaxsparse.learners import cmaml, lamaml, maml
 from jaxsparse.losses import cross_entropy
 from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
 from jaxsparse.straight_through import binary_mask, relu_mask

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsparse._stored_batches import drawn_places, pair_places, store
 from jaxsparse._tree import combine, partition, restrict
 from jaxsparse.checks import (
     check_floating,
@@ -294,7 +295,7 @@ def cmaml_step(
         "modulation": omega,
         "sparsity": gate_sparsity,
     }
-    buffer = _store(state.buffer, batch, state.stored)
+    buffer = store(state.buffer, batch, state.stored)
     stored = jnp.where(updated, 0, state.stored + 1)
     opts = theta_opt, mask_opt
     step = state.step + 1
@@ -317,7 +318,7 @@ def _prediction(loss_fn, state, batch, inner):
 
 def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
     """J, dJ/d theta and dJ/d step sizes: means over the first `pairs` pairs, 0 for none."""
-    places = functools.partial(_pair_places if pair_key is None else _drawn_places, pair_key)
+    places = functools.partial(pair_places if pair_key is None else drawn_places, pair_key)
 
     def add_pair(i, sums):
         support, query = (
@@ -341,19 +342,6 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
     sums = jax.lax.fori_loop(0, pairs, add_pair, zeros)
     count = jnp.maximum(pairs, 1)
     return jax.tree.map(lambda x: x / count.astype(x.dtype), sums)
-
-
-def _pair_places(_, pair, stored):
-    """Where a pair's support and query batch lie; a single stored batch is both."""
-    return pair, jnp.minimum((stored + 1) // 2 + pair, stored - 1)
-
-
-def _drawn_places(key, _, stored):
-    """Where two stored batches lie, any of them; a single one is both."""
-    first_key, second_key = jax.random.split(key)
-    first = jax.random.randint(first_key, (), 0, stored, jnp.int32)
-    ahead = jax.random.randint(second_key, (), 1, jnp.maximum(stored, 2), jnp.int32)
-    return first, (first + ahead) % jnp.maximum(stored, 1)
 
 
 def _keys(key, pairs):
@@ -386,14 +374,6 @@ def _outer_update(
         d_mask = cast(d_mask, mask)
         mask, mask_opt = update("mask_optimizer", mask_optimizer, d_mask, mask_opt, mask)
     return params, mask, theta_opt, mask_opt
-
-
-def _store(buffer, batch, at):
-    """`batch` at place `at`; a full buffer's last place is overwritten, for it has been used up."""
-    # Always one plain write: what lies beyond the stored batches is never read.
-    return jax.tree.map(
-        lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, at, 0), buffer, batch
-    )
 
 
 def _checked_loss(loss_fn):

@@ -6,51 +6,25 @@ functions that makes the mask parameters `m` and turns them into step sizes. `op
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsparse._gate import Gate, Init, fixed, initialiser, leafwise, specs, symmetric, under
 from jaxsparse.checks import (
     check_entries,
     check_number,
-    check_params,
     check_steps,
-    described,
-    is_array,
-    is_traced,
     leaf_names,
     leaves_by_name,
-    path_name,
 )
 from jaxsparse.clipping import common_dtype, sum_dtype
-from jaxsparse.draws import draw_each, uniform
 from jaxsparse.precision import float32_by_default
 from jaxsparse.straight_through import binary_mask, relu_mask
 
 Tree = Any
-# A constant (which may be traced), a uniform range, or "kaiming".
-Init = float | jax.Array | tuple[float, float] | str
-
-
-class Gate(NamedTuple):
-    """A pair of pure functions that decide how far each parameter may move in the inner loop.
-
-    Attributes:
-      init: `(key, params) -> m`, the mask parameters, a tree.
-      apply: `(m, key) -> step sizes`, a tree shaped like params. Deterministic gates take
-        `key=None`.
-      stochastic: whether `apply` draws from its key: such a gate is applied once per task.
-      trained: whether m is learned. If not, the steps leave m exactly as it is, whatever its
-        optimiser does (weight decay, say).
-    """
-
-    init: Callable[[jax.Array, Tree], Tree]
-    apply: Callable[[Tree, jax.Array | None], Tree]
-    stochastic: bool = False
-    trained: bool = True
 
 
 def binary(
@@ -91,8 +65,8 @@ def binary(
     if not 0.0 <= initial_sparsity <= 1.0:
         raise ValueError(f"initial_sparsity must lie in [0, 1], got {initial_sparsity}")
 
-    step = _leafwise(lambda x: jnp.asarray(inner_lr, x.dtype) * binary_mask(x, slope))
-    return Gate(_initialiser(init, initial_sparsity), step)
+    step = leafwise(lambda x: jnp.asarray(inner_lr, x.dtype) * binary_mask(x, slope))
+    return Gate(initialiser(init, initial_sparsity), step)
 
 
 def relu(init: Init = 0.1) -> Gate:
@@ -114,7 +88,7 @@ def relu(init: Init = 0.1) -> Gate:
 
     Source: von Oswald, Zhao et al. 2021, supplement Sec. A.
     """
-    return Gate(_initialiser(init), _leafwise(relu_mask))
+    return Gate(initialiser(init), leafwise(relu_mask))
 
 
 def rectified(init: Init) -> Gate:
@@ -134,7 +108,7 @@ def rectified(init: Init) -> Gate:
 
     Source: Gupta et al. 2020, La-MAML, Eq. 7 and Algorithm 1.
     """
-    return Gate(_initialiser(init), _leafwise(jax.nn.relu))
+    return Gate(initialiser(init), leafwise(jax.nn.relu))
 
 
 def linear(init: Init) -> Gate:
@@ -154,7 +128,7 @@ def linear(init: Init) -> Gate:
 
     Source: Li et al. 2017, Meta-SGD, Eq. 1.
     """
-    return Gate(_initialiser(init), _leafwise(lambda x: x))
+    return Gate(initialiser(init), leafwise(lambda x: x))
 
 
 def shared(init: Init) -> Gate:
@@ -178,13 +152,13 @@ def shared(init: Init) -> Gate:
 
     Source: Caccia et al. 2020, OSAKA, the learned rates of its public code.
     """
-    initialise = _initialiser(init)
+    initialise = initialiser(init)
 
     def scalars(key, params):
-        specs, tree = _specs(params)
-        return initialise(key, jax.tree.unflatten(tree, [jnp.zeros((), x.dtype) for x in specs]))
+        shapes, tree = specs(params)
+        return initialise(key, jax.tree.unflatten(tree, [jnp.zeros((), x.dtype) for x in shapes]))
 
-    return Gate(scalars, _leafwise(lambda x: x))
+    return Gate(scalars, leafwise(lambda x: x))
 
 
 def constant(inner_lr: float) -> Gate:
@@ -205,7 +179,7 @@ def constant(inner_lr: float) -> Gate:
     Source: Finn et al. 2017, MAML, Algorithm 1.
     """
     check_number("inner_lr", inner_lr, 0)
-    return _fixed(lambda params: lambda path: inner_lr)
+    return fixed(lambda params: lambda path: inner_lr)
 
 
 def head_only(inner_lr: float, head: str = "head") -> Gate:
@@ -231,10 +205,10 @@ def head_only(inner_lr: float, head: str = "head") -> Gate:
     check_number("inner_lr", inner_lr, 0)
 
     def rates(params):
-        under = _under(params, head)
-        return lambda path: inner_lr if under(path) else 0.0
+        in_head = under(params, head)
+        return lambda path: inner_lr if in_head(path) else 0.0
 
-    return _fixed(rates)
+    return fixed(rates)
 
 
 def body_only(inner_lr: float, head: str = "head") -> Gate:
@@ -260,10 +234,10 @@ def body_only(inner_lr: float, head: str = "head") -> Gate:
     check_number("inner_lr", inner_lr, 0)
 
     def rates(params):
-        under = _under(params, head)
-        return lambda path: 0.0 if under(path) else inner_lr
+        in_head = under(params, head)
+        return lambda path: 0.0 if in_head(path) else inner_lr
 
-    return _fixed(rates)
+    return fixed(rates)
 
 
 class GeneratedMask(NamedTuple):
@@ -322,18 +296,18 @@ def generated(
 
     def linear_map(key, leaf):
         weight_key, bias_key = jax.random.split(key)
-        weight = _uniform(weight_key, (embedding, *leaf.shape), leaf.dtype, bound)
-        return LinearMap(weight, _uniform(bias_key, leaf.shape, leaf.dtype, bound))
+        weight = symmetric(weight_key, (embedding, *leaf.shape), leaf.dtype, bound)
+        return LinearMap(weight, symmetric(bias_key, leaf.shape, leaf.dtype, bound))
 
     def init(key, params):
-        specs, tree = _specs(params)
-        keys = jax.random.split(key, len(specs))
+        shapes, tree = specs(params)
+        keys = jax.random.split(key, len(shapes))
         own_masks = jax.tree.leaves(own.init(key, params))
         maps = [
             linear_map(k, leaf) if len(leaf.shape) == 4 else m
-            for k, leaf, m in zip(keys, specs, own_masks, strict=True)
+            for k, leaf, m in zip(keys, shapes, own_masks, strict=True)
         ]
-        wide = sum_dtype(common_dtype(*(x.dtype for x in specs)))
+        wide = sum_dtype(common_dtype(*(x.dtype for x in shapes)))
         mu, sigma = jnp.zeros(embedding, wide), jnp.ones(embedding, wide)
         return GeneratedMask(mu, sigma, jax.tree.unflatten(tree, maps))
 
@@ -409,117 +383,3 @@ def _sharing(step_sizes, params):
             raise ValueError(f"step_sizes[{name}] has shape {shape}, params has {wide}")
         shared.append(math.prod(wide[len(shape) :]))
     return shared
-
-
-def _leafwise(step: Callable[[jax.Array], jax.Array]) -> Callable[[Tree, jax.Array | None], Tree]:
-    """The `apply` of a gate whose step sizes follow from the mask parameter by parameter."""
-
-    def apply(m: Tree, key: jax.Array | None = None) -> Tree:
-        return jax.tree.map(step, m)
-
-    return apply
-
-
-def _initialiser(init: Init, initial_sparsity: float | None = None) -> Callable:
-    """The `init` of a gate with an m for each parameter; only with a sparsity may it be kaiming."""
-    _check_init(init, kaiming=initial_sparsity is not None)
-
-    def leaf_init(key, leaf):
-        if isinstance(init, tuple):
-            return uniform(key, leaf.shape, leaf.dtype, *init)
-        if isinstance(init, str):
-            return _kaiming(key, leaf, initial_sparsity)
-        return jnp.full(leaf.shape, init, leaf.dtype)
-
-    def initialise(key, params):
-        specs, tree = _specs(params)
-        keys = jax.random.split(key, len(specs))
-        return jax.tree.unflatten(tree, draw_each(leaf_init, keys, specs))
-
-    return initialise
-
-
-def _check_init(init, kaiming):
-    wanted = "a number, a (low, high) range or 'kaiming'" if kaiming else "a number or (low, high)"
-    if isinstance(init, str):
-        fits = kaiming and init == "kaiming"
-    else:
-        fits = is_array(init) or (isinstance(init, tuple) and len(init) == 2)
-    if not fits:
-        got = repr(init) if isinstance(init, tuple) else described(init)
-        raise ValueError(f"init must be {wanted}, got {got}")
-    if isinstance(init, str):
-        return
-    for number in init if isinstance(init, tuple) else (init,):
-        check_number("init", number)
-    if isinstance(init, tuple) and not any(map(is_traced, init)) and not init[0] < init[1]:
-        raise ValueError(f"init must be a range (low, high) with low < high, got {init}")
-
-
-def _specs(params):
-    """The shapes and dtypes of the parameters, and their tree."""
-    check_params("params", params)
-    leaves, tree = jax.tree.flatten(params)
-    return [jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in leaves], tree
-
-
-def _kaiming(key, leaf, initial_sparsity):
-    fan_in = leaf.size // leaf.shape[-1] if len(leaf.shape) > 1 else None
-    bound = (6.0 / fan_in) ** 0.5 if fan_in else 0.5
-    values = _uniform(key, leaf.shape, leaf.dtype, bound)
-    # Uniform values within the bound, moved up by bound * (1 - 2 s), are below zero with
-    # probability s.
-    shift = jnp.asarray(bound * (1 - 2 * initial_sparsity), leaf.dtype)
-    if initial_sparsity == 0:
-        return jnp.maximum(values + shift, 0)
-    if initial_sparsity == 1:
-        # Zero would be a step: the threshold itself counts as above it.
-        return jnp.minimum(values + shift, -float(jnp.finfo(leaf.dtype).tiny))
-    # A single value is its own mean.
-    return values + shift if leaf.size == 1 else values - values.mean() + shift
-
-
-def _uniform(key, shape, dtype, bound):
-    return uniform(key, shape, dtype, -bound, bound)
-
-
-def _fixed(rates: Callable[[Tree], Callable[[tuple], float]]) -> Gate:
-    """A gate whose m holds the step sizes; `rates(params)` says which a path has."""
-
-    def init(key, params):
-        check_params("params", params)
-        rate = rates(params)
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: jnp.full(np.shape(x), rate(path), jnp.result_type(x)), params
-        )
-
-    return Gate(init, _leafwise(jax.lax.stop_gradient), trained=False)
-
-
-def _under(params: Tree, head: str) -> Callable[[tuple], bool]:
-    """Whether a path leads to a parameter under `head`; ValueError unless some do, and not all."""
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    places = {path[:n] for path in paths for n in range(1, len(path) + 1)}
-    heads = [place for place in places if path_name(place) == head]
-    if not heads:
-        raise ValueError(f"head is {head!r}, but params has only {', '.join(_groups(paths))}")
-    if len(heads) > 1:
-        written = " and ".join(sorted(map(jax.tree_util.keystr, heads)))
-        raise ValueError(f"head is {head!r}, which names two places in params: {written}")
-
-    def under(path):
-        return path[: len(heads[0])] == heads[0]
-
-    if all(map(under, paths)):
-        raise ValueError(f"head is {head!r}, but that is all of params: want a part of them")
-    return under
-
-
-def _groups(paths):
-    """The places that a head may name, at the first depth where there is a choice."""
-    groups = [path_name(path) for path in paths]
-    for depth in range(1, max(map(len, paths)) + 1):
-        groups = sorted({path_name(path[:depth]) for path in paths})
-        if len(groups) > 1:
-            break
-    return groups

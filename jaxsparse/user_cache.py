@@ -17,6 +17,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxsparse.errors import DataError
+
 _log = logging.getLogger(__name__)
 
 
@@ -176,8 +178,6 @@ def _expanded(named: str) -> Path:
     try:
         return Path(named).expanduser()
     except RuntimeError:
-        from jaxsparse.data.images import DataError  # which imports this module
-
         message = f"JAXSPARSE_CACHE: got {named!r}, want a folder; no user has the name after ~"
         raise DataError(message) from None
 

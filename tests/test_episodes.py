@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from jaxsparse.data.episodes import Task, check_episode, sample_tasks
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import ImageSet
+from jaxsparse.errors import DataError
 
 STATIC = ("tasks", "ways", "shots", "query_shots")
 draw = jax.jit(sample_tasks, static_argnames=STATIC)

@@ -15,7 +15,8 @@ import pytest
 from jaxsparse.data import glyphs
 from jaxsparse.data.episodes import sample_tasks
 from jaxsparse.data.glyphs import load_glyphs
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import ImageSet
+from jaxsparse.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,15 @@ from jax import lax
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from jaxsparse.data import DataError, LabelledSet, TaskStream, digits, streams, switching
+from jaxsparse.data import (
+    DataError,
+    LabelledSet,
+    TaskStream,
+    augmentation,
+    digits,
+    streams,
+    switching,
+)
 
 KEY = jax.random.key(0)
 
@@ -248,7 +256,7 @@ def test_rows_inside_loops_and_over_seeds(pair, strict_ranks):
 def test_brightness_is_that_of_pil_for_every_value():
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
     factors = np.linspace(1 - 63 / 255, 1 + 63 / 255, 301).astype(np.float32)
-    got = streams._brightened(jnp.asarray(values.repeat(301, 0)), jnp.asarray(factors))
+    got = augmentation._brightened(jnp.asarray(values.repeat(301, 0)), jnp.asarray(factors))
     image = Image.fromarray(values[0])
     want = [np.asarray(ImageEnhance.Brightness(image).enhance(float(f))) for f in factors]
     np.testing.assert_array_equal(got, want)
@@ -258,7 +266,7 @@ def test_crop_and_mirror_are_those_of_pil():
     images = np.random.default_rng(0).integers(0, 256, (162, 32, 32, 3), dtype=np.uint8)
     places = np.stack(np.divmod(np.arange(162) % 81, 9), 1)
     flips = np.arange(162) >= 81
-    got = streams._shifted(jnp.asarray(images), jnp.asarray(places), jnp.asarray(flips))
+    got = augmentation._shifted(jnp.asarray(images), jnp.asarray(places), jnp.asarray(flips))
     for i, (y, x) in enumerate(places):
         whole = ImageOps.expand(Image.fromarray(images[i]), border=4)
         want = whole.crop((x, y, x + 32, y + 32))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from problems import quick_jit
 
-from jaxsparse.data.classification import LabelledSet
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import ImageSet
+from jaxsparse.data.labelled import LabelledSet
 from jaxsparse.data.switching import (
     by_class,
     first_task,
@@ -18,6 +18,7 @@ from jaxsparse.data.switching import (
     next_batch,
     side_by_side,
 )
+from jaxsparse.errors import DataError
 
 STEPS = 4000
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsparse.data.files import open_file, put
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import ImageSet
+from jaxsparse.errors import DataError
 from jaxsparse.user_cache import cache_dir, partial
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import features
 
 from jaxsparse.data import glyphs
-from jaxsparse.data.classification import LabelledSet
-from jaxsparse.data.images import DataError
+from jaxsparse.data.labelled import LabelledSet
+from jaxsparse.errors import DataError
 from jaxsparse.user_cache import cache_dir
 
 VERSION = 1  # raise whenever the same arguments would give other images

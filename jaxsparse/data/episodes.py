@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.data.images import DataError, ImageSet, check_images
+from jaxsparse.data.images import ImageSet, check_images
 from jaxsparse.draws import choose
+from jaxsparse.errors import DataError
 
 
 class Task(NamedTuple):

@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxsparse.data.cache import Rows, cached
 from jaxsparse.data.files import has_control_characters, one_line
-from jaxsparse.data.images import DataError, ImageSet, is_blank
+from jaxsparse.data.images import ImageSet, is_blank
 from jaxsparse.data.pictures import has_content, is_grey, read_image
+from jaxsparse.errors import DataError
 
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont, features
 from scipy import ndimage
 
 from jaxsparse.data.files import open_file, put
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import ImageSet
+from jaxsparse.errors import DataError
 from jaxsparse.user_cache import cache_dir as default_cache_dir
 from jaxsparse.user_cache import partial
 

@@ -8,17 +8,7 @@ import jax
 import numpy as np
 
 from jaxsparse.checks import check_scale, described, is_array
-
-
-class DataError(ValueError):
-    """A data set that cannot be used as it is; the message is one line a user can act on.
-
-    Example:
-        >>> raise DataError("glyphs: split must be 'train' or 'test', got 'dev'")
-        Traceback (most recent call last):
-        ...
-        jaxsparse.data.images.DataError: glyphs: split must be 'train' or 'test', got 'dev'
-    """
+from jaxsparse.errors import DataError
 
 
 @jax.tree_util.register_dataclass

@@ -14,10 +14,11 @@ from PIL import Image
 from jaxsparse.data.cache import Rows, cached
 from jaxsparse.data.files import has_control_characters, one_line
 from jaxsparse.data.folder import check_apart, folder_rows, scan, versions
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import ImageSet
 from jaxsparse.data.omniglot import prepared_files, records
 from jaxsparse.data.pictures import fit, read_image
 from jaxsparse.data.plain_pickles import PickledArray, load_plain
+from jaxsparse.errors import DataError
 
 INSTRUCTIONS = (
     "put the class folders mini_imagenet/{train,val,test}/<class>/*.jpg, or the three files"

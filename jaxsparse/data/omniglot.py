@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from jaxsparse.data.cache import Rows, cached
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import ImageSet
+from jaxsparse.errors import DataError
 
 _BACKGROUND = """
     Alphabet_of_the_Magi Anglo-Saxon_Futhorc Arcadian Armenian Asomtavruli_(Georgian) Balinese

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxsparse.data.files import one_line, open_file
-from jaxsparse.data.images import DataError
+from jaxsparse.errors import DataError
 
 # What may be in a file, whatever its name; Pillow knows others that call programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

@@ -8,9 +8,10 @@ from pathlib import Path
 from jaxsparse.data.files import one_line
 from jaxsparse.data.folder import SPLIT_FOLDERS, load_folder
 from jaxsparse.data.glyphs import load_glyphs
-from jaxsparse.data.images import DataError, ImageSet
+from jaxsparse.data.images import ImageSet
 from jaxsparse.data.mini_imagenet import load_mini_imagenet
 from jaxsparse.data.omniglot import load_omniglot
+from jaxsparse.errors import DataError
 
 NAMES = ("glyphs", "omniglot", "omniglot-1200", "mini_imagenet", "folder")
 SPLITS = tuple(SPLIT_FOLDERS)

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.data.classification import LabelledSet, check_labelled, load_labelled
+from jaxsparse.data.classification import load_labelled
 from jaxsparse.data.glyphs import load_glyphs
-from jaxsparse.data.images import DataError, ImageSet, check_images
+from jaxsparse.data.images import ImageSet, check_images
+from jaxsparse.data.labelled import LabelledSet, check_labelled
 from jaxsparse.data.omniglot import load_omniglot
 from jaxsparse.data.sources import SPLITS, find_data_dir
 from jaxsparse.draws import choose
+from jaxsparse.errors import DataError
 
 NAMES = ("omniglot-mnist-fashion", "glyphs")
 WEIGHTS = (0.5, 0.25, 0.25)  # how often each of the three data sets is drawn

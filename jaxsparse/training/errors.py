@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxsparse.data.images import DataError
+from jaxsparse.errors import DataError
 
 
 class ConfigError(ValueError):

@@ -1,0 +1,147 @@
+"""What a gate is, and what the gates are made of."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse.checks import check_number, check_params, described, is_array, is_traced, path_name
+from jaxsparse.draws import draw_each, uniform
+
+Tree = Any
+# A constant (which may be traced), a uniform range, or "kaiming".
+Init = float | jax.Array | tuple[float, float] | str
+
+
+class Gate(NamedTuple):
+    """A pair of pure functions that decide how far each parameter may move in the inner loop.
+
+    Attributes:
+      init: `(key, params) -> m`, the mask parameters, a tree.
+      apply: `(m, key) -> step sizes`, a tree shaped like params. Deterministic gates take
+        `key=None`.
+      stochastic: whether `apply` draws from its key: such a gate is applied once per task.
+      trained: whether m is learned. If not, the steps leave m exactly as it is, whatever its
+        optimiser does (weight decay, say).
+    """
+
+    init: Callable[[jax.Array, Tree], Tree]
+    apply: Callable[[Tree, jax.Array | None], Tree]
+    stochastic: bool = False
+    trained: bool = True
+
+
+def leafwise(step: Callable[[jax.Array], jax.Array]) -> Callable[[Tree, jax.Array | None], Tree]:
+    """The `apply` of a gate whose step sizes follow from the mask parameter by parameter."""
+
+    def apply(m: Tree, key: jax.Array | None = None) -> Tree:
+        return jax.tree.map(step, m)
+
+    return apply
+
+
+def initialiser(init: Init, initial_sparsity: float | None = None) -> Callable:
+    """The `init` of a gate with an m for each parameter; only with a sparsity may it be kaiming."""
+    _check_init(init, kaiming=initial_sparsity is not None)
+
+    def leaf_init(key, leaf):
+        if isinstance(init, tuple):
+            return uniform(key, leaf.shape, leaf.dtype, *init)
+        if isinstance(init, str):
+            return _kaiming(key, leaf, initial_sparsity)
+        return jnp.full(leaf.shape, init, leaf.dtype)
+
+    def initialise(key, params):
+        shapes, tree = specs(params)
+        keys = jax.random.split(key, len(shapes))
+        return jax.tree.unflatten(tree, draw_each(leaf_init, keys, shapes))
+
+    return initialise
+
+
+def _check_init(init, kaiming):
+    wanted = "a number, a (low, high) range or 'kaiming'" if kaiming else "a number or (low, high)"
+    if isinstance(init, str):
+        fits = kaiming and init == "kaiming"
+    else:
+        fits = is_array(init) or (isinstance(init, tuple) and len(init) == 2)
+    if not fits:
+        got = repr(init) if isinstance(init, tuple) else described(init)
+        raise ValueError(f"init must be {wanted}, got {got}")
+    if isinstance(init, str):
+        return
+    for number in init if isinstance(init, tuple) else (init,):
+        check_number("init", number)
+    if isinstance(init, tuple) and not any(map(is_traced, init)) and not init[0] < init[1]:
+        raise ValueError(f"init must be a range (low, high) with low < high, got {init}")
+
+
+def specs(params):
+    """The shapes and dtypes of the parameters, and their tree."""
+    check_params("params", params)
+    leaves, tree = jax.tree.flatten(params)
+    return [jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in leaves], tree
+
+
+def _kaiming(key, leaf, initial_sparsity):
+    fan_in = leaf.size // leaf.shape[-1] if len(leaf.shape) > 1 else None
+    bound = (6.0 / fan_in) ** 0.5 if fan_in else 0.5
+    values = symmetric(key, leaf.shape, leaf.dtype, bound)
+    # Uniform values within the bound, moved up by bound * (1 - 2 s), are below zero with
+    # probability s.
+    shift = jnp.asarray(bound * (1 - 2 * initial_sparsity), leaf.dtype)
+    if initial_sparsity == 0:
+        return jnp.maximum(values + shift, 0)
+    if initial_sparsity == 1:
+        # Zero would be a step: the threshold itself counts as above it.
+        return jnp.minimum(values + shift, -float(jnp.finfo(leaf.dtype).tiny))
+    # A single value is its own mean.
+    return values + shift if leaf.size == 1 else values - values.mean() + shift
+
+
+def symmetric(key, shape, dtype, bound):
+    return uniform(key, shape, dtype, -bound, bound)
+
+
+def fixed(rates: Callable[[Tree], Callable[[tuple], float]]) -> Gate:
+    """A gate whose m holds the step sizes; `rates(params)` says which a path has."""
+
+    def init(key, params):
+        check_params("params", params)
+        rate = rates(params)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jnp.full(np.shape(x), rate(path), jnp.result_type(x)), params
+        )
+
+    return Gate(init, leafwise(jax.lax.stop_gradient), trained=False)
+
+
+def under(params: Tree, head: str) -> Callable[[tuple], bool]:
+    """Whether a path leads to a parameter under `head`; ValueError unless some do, and not all."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    places = {path[:n] for path in paths for n in range(1, len(path) + 1)}
+    heads = [place for place in places if path_name(place) == head]
+    if not heads:
+        raise ValueError(f"head is {head!r}, but params has only {', '.join(_groups(paths))}")
+    if len(heads) > 1:
+        written = " and ".join(sorted(map(jax.tree_util.keystr, heads)))
+        raise ValueError(f"head is {head!r}, which names two places in params: {written}")
+
+    def in_head(path):
+        return path[: len(heads[0])] == heads[0]
+
+    if all(map(in_head, paths)):
+        raise ValueError(f"head is {head!r}, but that is all of params: want a part of them")
+    return in_head
+
+
+def _groups(paths):
+    """The places that a head may name, at the first depth where there is a choice."""
+    groups = [path_name(path) for path in paths]
+    for depth in range(1, max(map(len, paths)) + 1):
+        groups = sorted({path_name(path[:depth]) for path in paths})
+        if len(groups) > 1:
+            break
+    return groups

@@ -1,0 +1,25 @@
+"""C-MAML's buffer of whole batches: where a batch goes, and which ones an update takes."""
+
+import jax
+import jax.numpy as jnp
+
+
+def store(buffer, batch, at):
+    """`batch` at place `at`; a full buffer's last place is overwritten, for it has been used up."""
+    # Always one plain write: what lies beyond the stored batches is never read.
+    return jax.tree.map(
+        lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, at, 0), buffer, batch
+    )
+
+
+def pair_places(_, pair, stored):
+    """Where a pair's support and query batch lie; a single stored batch is both."""
+    return pair, jnp.minimum((stored + 1) // 2 + pair, stored - 1)
+
+
+def drawn_places(key, _, stored):
+    """Where two stored batches lie, any of them; a single one is both."""
+    first_key, second_key = jax.random.split(key)
+    first = jax.random.randint(first_key, (), 0, stored, jnp.int32)
+    ahead = jax.random.randint(second_key, (), 1, jnp.maximum(stored, 2), jnp.int32)
+    return first, (first + ahead) % jnp.maximum(stored, 1)
