@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse._stored_batches import drawn_places, pair_places, store
+from jaxsparse._stored_batches import check_fits, drawn_places, pair_places, store
 from jaxsparse._tree import combine, partition, restrict
 from jaxsparse.checks import (
     check_floating,
     check_like,
     check_steps,
-    leaves_by_name,
     own_copy,
     scalar_loss,
 )
@@ -395,20 +394,4 @@ def _check_arguments(state, batch, inner_steps, detection_threshold, modulation)
     for name, value in (("detection_threshold", detection_threshold), ("modulation", modulation)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive or None, got {value}")
-    got: Any = jax.tree.structure(batch)
-    want: Any = jax.tree.structure(state.buffer)
-    if got != want:
-        raise ValueError(
-            f"batch must have the tree that state.buffer holds: got {got}, want {want}"
-        )
-    held = leaves_by_name(state.buffer)
-    for path, leaf in leaves_by_name(batch).items():
-        kind, wanted = (
-            (jnp.shape(leaf), jnp.result_type(leaf)),
-            (held[path].shape[1:], held[path].dtype),
-        )
-        if kind != wanted:
-            raise ValueError(
-                f"batch[{path}] is {kind[1]} of shape {kind[0]}, state.buffer holds {wanted[1]} "
-                f"of shape {wanted[0]}"
-            )
+    check_fits(batch, state.buffer)

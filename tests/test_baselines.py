@@ -493,57 +493,6 @@ def test_agem_is_numpys(remembered, clip_norm):
 
 # Under JAX's transformations
 
-METHODS = {
-    "er": (er, lambda i: (rows(i, ROWS), rows(10 + i, REPLAYED)), SGD),
-    "mer": (mer, lambda i: (rows(i, 1), rows(10 + i, BATCHES, REPLAYED)), None),
-    "gem": (gem, lambda i: (rows(i, ROWS), rows(10 + i, 3, 4), jnp.int32(2)), SGD),
-    "agem": (agem, lambda i: (rows(i, ROWS), rows(30 + i, REPLAYED)), SGD),
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_scan_and_vmap(method):
-    """Two seeds together through a scan: as each alone, step by step."""
-    step, draw, optimizer = METHODS[method]
-    inputs = [draw(i) for i in range(3)]
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *inputs)
-    states = [start(seed, optimizer) for seed in range(2)]
-
-    def run(state):
-        return jax.lax.scan(lambda s, xs: step(s, *xs), state, stacked)
-
-    together = quick_jit(jax.vmap(run))(jax.tree.map(lambda *xs: jnp.stack(xs), *states))
-    alone = quick_jit(step)
-    for seed, state in enumerate(states):
-        losses = []
-        for xs in inputs:
-            state, metrics = alone(state, *xs)
-            losses.append(metrics["loss"])
-        end, scanned = jax.tree.map(lambda x, seed=seed: x[seed], together)
-        assert_trees_close(end, state, 1e-4)
-        np.testing.assert_allclose(scanned["loss"], losses, rtol=1e-4)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_traced_once(method):
-    step, draw, optimizer = METHODS[method]
-    calls = []
-
-    def loss_fn(params, batch):
-        calls.append(1)
-        return classification_loss(params, batch)
-
-    params = Classifier.init(0)
-    params["head"]["b"] = jnp.full(3, 0.5)
-    assert params["head"]["b"].weak_type
-    state = init_online_state(params, optimizer)
-    step = functools.partial(step, loss_fn=loss_fn)
-    state, _ = step(state, *draw(0))
-    traced = len(calls)
-    for i in (1, 2):
-        state, _ = step(state, *draw(i))
-    assert len(calls) == traced
-
 
 def test_init_leaves_the_callers_arrays_alone():
     params = {"w": jnp.ones(3)}

@@ -202,31 +202,6 @@ def test_self_masked_loss_by_hand():
 # Under JAX's transformations, and errors
 
 
-def test_scan_over_timesteps_of_vmapped_seeds():
-    distribution, batches = problem()
-    batches = jax.tree.map(lambda x: x.astype(np.float32), batches)
-    step = functools.partial(bgd_step, loss_fn=loss_fn, optimizer=OPTIMIZER)
-    meta = functools.partial(metabgd_step, loss_fn=loss_fn, optimizer=OPTIMIZER, step_sizes=SIZES)
-    meta = functools.partial(meta, inner_steps=INNER_STEPS)
-    starts = (
-        (step, init_online_state(distribution, OPTIMIZER)),
-        (meta, init_metabgd_state(distribution, OPTIMIZER, inner_params)),
-    )
-    keys = jax.random.split(jax.random.key(1), (2, 3))
-    for one, start in starts:
-        together = quick_jit(jax.vmap(functools.partial(follow, one, start, batches)))(keys)
-        state = start
-        for t in range(3):
-            batch = jax.tree.map(lambda x, t=t: x[t], batches)
-            state, _ = quick_jit(one)(state, batch, keys[1, t])
-        second = jax.tree.map(lambda x: x[1], together)
-        assert_trees_close(second._asdict(), state._asdict(), 1e-4, 1e-6)
-
-
-def follow(step, state, batches, keys):
-    return jax.lax.scan(lambda state, xs: step(state, *xs), state, (batches, keys))[0]
-
-
 def test_errors_name_the_argument():
     distribution, batches = problem()
     batch = jax.tree.map(lambda x: x[0], batches)

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -376,64 +375,6 @@ def test_stochastic_gate_keeps_its_draw_over_the_glance():
 
 
 # Under JAX's transformations
-
-
-def test_scan_over_glances():
-    gate = GATES["half_slope"][0]
-    step, state = make_step(gate), start(gate)
-    batches, replays = rows(1, 3, ROWS), rows(2, 3, REPLAYED)
-    keys = jax.random.split(jax.random.key(4), 3)
-    one_by_one, losses = state, []
-    one_step = quick_jit(step)
-    for i in range(3):
-        batch, replay = jax.tree.map(lambda x, i=i: x[i], (batches, replays))
-        one_by_one, metrics = one_step(one_by_one, batch, replay, keys[i])
-        losses.append(metrics["loss"])
-    end, scanned = quick_jit(
-        lambda state: jax.lax.scan(lambda s, xs: step(s, *xs), state, (batches, replays, keys))
-    )(state)
-    assert_trees_close(end, one_by_one)
-    np.testing.assert_allclose(scanned["loss"], losses, rtol=1e-5)
-
-
-@pytest.mark.parametrize("loss_fn", [classification_loss, split_loss()], ids=["whole", "split"])
-def test_vmap_over_seeds(loss_fn):
-    gate = GATES["rectified"][0]
-    step, batch, replay = make_step(gate, loss_fn=loss_fn), rows(1, ROWS), rows(2, REPLAYED)
-    keys = jax.random.split(jax.random.key(4), 2)
-    states = jax.vmap(
-        lambda key: init_lamaml_state(Classifier.init(0), gate, key, mask_optimizer=MASK_SGD)
-    )(keys)
-    together = quick_jit(jax.vmap(step, (0, None, None, 0)))(states, batch, replay, keys)
-    step = quick_jit(step)
-    for i in range(2):
-        alone = step(jax.tree.map(lambda x, i=i: x[i], states), batch, replay, keys[i])
-        assert_trees_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
-    assert not np.array_equal(*together[1]["order"])
-
-
-def test_no_second_compilation(caplog):
-    gate = GATES["binary"][0]
-    params = Classifier.init(0)
-    params["head"]["b"] = jnp.full(3, 0.5)
-    assert params["head"]["b"].weak_type
-    step, state = make_step(gate), start(gate, params=params)
-    inputs = [(rows(i, ROWS), rows(i + 5, REPLAYED), jax.random.key(i)) for i in range(3)]
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        state, _ = step(state, *inputs[0])
-        assert "Compiling jit(lamaml_step)" in caplog.text
-        caplog.clear()
-        for xs in inputs[1:]:
-            state, _ = step(state, *xs)
-    assert caplog.text == ""
-
-
-def test_init_leaves_the_callers_arrays_alone():
-    """A glance whose state is donated must not take the arrays that the state was made from."""
-    params = {"w": jnp.ones(3)}
-    state = start(GATES["binary"][0], params=params)
-    jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s.params), donate_argnums=0)(state)
-    np.testing.assert_array_equal(params["w"], np.ones(3))
 
 
 def test_bfloat16():

@@ -5,15 +5,14 @@ from typing import Any
 
 import optax
 
-from jaxsparse._tree import partition
 from jaxsparse.continual import bgd as bayes
 from jaxsparse.continual.er import er_step, init_online_state
 from jaxsparse.continual.gem import agem_step, gem_step
 from jaxsparse.continual.mer import mer_step
 from jaxsparse.continual.online import (
-    FrozenState,
     fixed_rates,
     frozen_maml_step,
+    init_frozen_state,
     init_metabgd_state,
     metabgd_step,
 )
@@ -291,6 +290,4 @@ def frozen_maml(
             inner_steps=inner_steps,
         )
 
-    return Learner(
-        lambda params, key: FrozenState(params, partition(params, inner_params)[0]), step
-    )
+    return Learner(lambda params, key: init_frozen_state(params, inner_params), step)

@@ -46,6 +46,32 @@ class FrozenState(NamedTuple):
     fast_params: Tree
 
 
+def init_frozen_state(
+    params: Tree, inner_params: Callable[[str], bool] | None = None
+) -> FrozenState:
+    """The state before the first timestep, which predicts with theta.
+
+    ``phi_0 = theta``
+
+    Args:
+      params: theta, any pytree of floating arrays; copied.
+      inner_params: as in `partition`; for ANIL the head's.
+
+    Returns:
+      A `FrozenState`.
+
+    Raises:
+      TypeError: `params` has a leaf that is not floating.
+
+    Example:
+      >>> state = init_frozen_state({"w": jnp.ones(3)})
+
+    Source: as `frozen_maml_step`.
+    """
+    params, fast_params = (own_copy("params", params) for _ in range(2))
+    return FrozenState(params, partition(fast_params, inner_params)[0])
+
+
 @functools.partial(jax.jit, static_argnames=("loss_fn", "inner_steps"))
 @float32_by_default
 def frozen_maml_step(

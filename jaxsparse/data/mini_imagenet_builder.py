@@ -11,7 +11,7 @@ from etils import epath
 from PIL import Image
 
 from jaxsparse.data.folder import SPLIT_FOLDERS
-from jaxsparse.data.mini_imagenet import INSTRUCTIONS, manual_source
+from jaxsparse.data.mini_imagenet_files import INSTRUCTIONS, manual_source
 
 
 class MiniImagenet(tfds.core.GeneratorBasedBuilder):
