@@ -119,7 +119,7 @@ def check_scale(name: str, scale: Sequence[float], channels: int, zero: bool = T
         raise ValueError(f"{name} must be {wanted}, got {tuple(scale)}")
 
 
-def own_copy(name: str, tree: Tree) -> Tree:
+def copy_arrays(name: str, tree: Tree) -> Tree:
     """A copy of floating arrays for a state to hold; errors as in `check_params`.
 
     A caller who donates the state to its step keeps his own arrays. The dtype is spelt out, as a

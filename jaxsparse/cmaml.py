@@ -14,7 +14,7 @@ from jaxsparse.checks import (
     check_floating,
     check_like,
     check_steps,
-    own_copy,
+    copy_arrays,
     scalar_loss,
 )
 from jaxsparse.clipping import sum_dtype
@@ -104,7 +104,7 @@ def init_cmaml_state(
     check_steps("capacity", capacity)
     if not capacity:
         raise ValueError("capacity must be 1 or more, got 0")
-    params, fast_params = (own_copy("params", params) for _ in range(2))
+    params, fast_params = (copy_arrays("params", params) for _ in range(2))
     fast_params, _ = partition(fast_params, inner_params)
     check_gate(gate)
     mask = gate.init(key, fast_params)

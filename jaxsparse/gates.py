@@ -131,7 +131,7 @@ def linear(init: Init) -> Gate:
     return Gate(initialiser(init), leafwise(lambda x: x))
 
 
-def shared(init: Init) -> Gate:
+def per_tensor(init: Init) -> Gate:
     """C-MAML's gate: ``step = m``, a learned rate of either sign for each tensor.
 
     ``step_i = m_t`` for every entry i of tensor t.
@@ -146,7 +146,7 @@ def shared(init: Init) -> Gate:
       TypeError, ValueError: `init` is neither a finite number nor a range of two, low < high.
 
     Example:
-      >>> gate = shared(init=0.01)
+      >>> gate = per_tensor(init=0.01)
       >>> gate.init(jax.random.key(0), {"w": jnp.ones((3, 2))})["w"].shape
       ()
 
@@ -211,7 +211,7 @@ def head_only(inner_lr: float, head: str = "head") -> Gate:
     return fixed(rates)
 
 
-def body_only(inner_lr: float, head: str = "head") -> Gate:
+def all_but_head(inner_lr: float, head: str = "head") -> Gate:
     """BOIL's gate: ``step = inner_lr`` everywhere but in the head, 0 there, never trained.
 
     Args:
@@ -227,7 +227,7 @@ def body_only(inner_lr: float, head: str = "head") -> Gate:
         lies under `head`, or all do, or it names two places.
 
     Example:
-      >>> gate = body_only(inner_lr=0.1)
+      >>> gate = all_but_head(inner_lr=0.1)
 
     Source: Oh et al. 2021, BOIL, Sec. 3.
     """
@@ -238,6 +238,10 @@ def body_only(inner_lr: float, head: str = "head") -> Gate:
         return lambda path: 0.0 if in_head(path) else inner_lr
 
     return fixed(rates)
+
+
+# The names of earlier versions.
+shared, body_only = per_tensor, all_but_head
 
 
 class GeneratedMask(NamedTuple):

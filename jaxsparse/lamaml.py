@@ -16,7 +16,7 @@ from jaxsparse.checks import (
     check_rows,
     check_steps,
     check_weights,
-    own_copy,
+    copy_arrays,
 )
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.gates import Gate
@@ -88,7 +88,7 @@ def init_lamaml_state(
 
     Source: von Oswald, Zhao et al. 2021, Algorithm 1.
     """
-    params = own_copy("params", params)
+    params = copy_arrays("params", params)
     check_gate(gate)
     mask = gate.init(key, params)
     mask_opt, theta_opt = (

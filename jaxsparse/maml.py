@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxsparse.checks import check_leading_axis, check_steps, own_copy, scalar_loss
+from jaxsparse.checks import check_leading_axis, check_steps, copy_arrays, scalar_loss
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt, meta_gradient
 from jaxsparse.precision import float32_by_default
@@ -70,7 +70,7 @@ def init_state(
     Source: von Oswald, Zhao et al. 2021, Algorithm of Sec. 3.
     """
     mask_key, key = jax.random.split(key)
-    params = own_copy("params", params)
+    params = copy_arrays("params", params)
     check_gate(gate)
     mask = gate.init(mask_key, params)
     return MetaState(

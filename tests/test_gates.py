@@ -25,10 +25,10 @@ BY_HAND = {
     "relu": (gates.relu(), [0, 0, 0, 0.5], [1, 1, 1, 1]),
     "rectified": (gates.rectified(0.1), [0, 0, 0, 0.5], [0, 0, 0, 1]),
     "linear": (gates.linear(0.1), [-1, 0, 0, 0.5], [1, 1, 1, 1]),
-    "shared": (gates.shared(0.1), [-1, 0, 0, 0.5], [1, 1, 1, 1]),
+    "shared": (gates.per_tensor(0.1), [-1, 0, 0, 0.5], [1, 1, 1, 1]),
     "constant": (gates.constant(0.1), [-1, 0, 0, 0.5], [0, 0, 0, 0]),
     "head only": (gates.head_only(0.1), [-1, 0, 0, 0.5], [0, 0, 0, 0]),
-    "body only": (gates.body_only(0.1), [-1, 0, 0, 0.5], [0, 0, 0, 0]),
+    "body only": (gates.all_but_head(0.1), [-1, 0, 0, 0.5], [0, 0, 0, 0]),
 }
 
 
@@ -47,7 +47,7 @@ def test_value_and_derivative(gate, sizes, slopes):
     [
         (gates.constant(0.3), 0.3, 0.3),
         (gates.head_only(0.3), 0.0, 0.3),
-        (gates.body_only(0.3), 0.3, 0.0),
+        (gates.all_but_head(0.3), 0.3, 0.0),
         (gates.head_only(0.3, head="body"), 0.3, 0.0),
         (gates.relu(0.3), 0.3, 0.3),
         (gates.rectified(0.3), 0.3, 0.3),
@@ -66,17 +66,17 @@ def test_initial_step_sizes(gate, body, head):
 
 
 def test_shared_rates_are_one_for_each_tensor():
-    m = gates.shared(0.3).init(jax.random.key(0), PARAMS)
+    m = gates.per_tensor(0.3).init(jax.random.key(0), PARAMS)
     assert jax.tree.map(jnp.shape, m) == jax.tree.map(lambda x: (), PARAMS)
     np.testing.assert_allclose(jax.tree.leaves(m), [0.3] * 4, rtol=1e-6)
-    drawn = jax.tree.leaves(gates.shared((-0.1, 0.1)).init(jax.random.key(0), PARAMS))
+    drawn = jax.tree.leaves(gates.per_tensor((-0.1, 0.1)).init(jax.random.key(0), PARAMS))
     assert len({float(x) for x in drawn}) == 4 and np.abs(drawn).max() < 0.1
     # d loss / d rate of a tensor is the sum over its entries.
     params, gradient = {"w": jnp.arange(3.0)}, jnp.array([1.0, -2.0, 4.0])
     d_m = jax.grad(lambda m: jnp.sum((params["w"] - m["w"] * gradient) ** 2))({"w": jnp.array(0.5)})
     np.testing.assert_allclose(d_m["w"], -2 * gradient @ (params["w"] - 0.5 * gradient))
     with pytest.raises(TypeError, match=r"params"):
-        gates.shared(0.1).init(jax.random.key(0), {"w": jnp.ones(2, int)})
+        gates.per_tensor(0.1).init(jax.random.key(0), {"w": jnp.ones(2, int)})
 
 
 def test_head_is_a_whole_path_component():
@@ -84,7 +84,7 @@ def test_head_is_a_whole_path_component():
     assert m["header"] == 0 and m["head"] > 0
 
 
-@pytest.mark.parametrize("make", [gates.head_only, gates.body_only])
+@pytest.mark.parametrize("make", [gates.head_only, gates.all_but_head])
 def test_missing_head(make):
     with pytest.raises(ValueError, match=r"head is 'top', but params has only body, head"):
         make(0.1, head="top").init(jax.random.key(0), PARAMS)
@@ -300,7 +300,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("params, head", HEADS.values(), ids=HEADS)
-@pytest.mark.parametrize("make", [gates.head_only, gates.body_only])
+@pytest.mark.parametrize("make", [gates.head_only, gates.all_but_head])
 def test_heads_of_other_libraries(make, params, head):
     m = make(0.5, head=head).init(jax.random.key(0), params)
     rates = [float(x[0]) for x in jax.tree.leaves(m)]
@@ -318,7 +318,7 @@ def test_heads_of_other_libraries(make, params, head):
         (jnp.ones(2), "head", "head is 'head', but params has only"),
     ],
 )
-@pytest.mark.parametrize("make", [gates.head_only, gates.body_only])
+@pytest.mark.parametrize("make", [gates.head_only, gates.all_but_head])
 def test_a_head_that_is_none_or_all(make, params, head, message):
     with pytest.raises(ValueError, match=message):
         make(0.1, head=head).init(jax.random.key(0), params)
@@ -327,8 +327,8 @@ def test_a_head_that_is_none_or_all(make, params, head, message):
 # what gates refuse
 
 NAN, INF = float("nan"), float("inf")
-INITS = [gates.relu, gates.rectified, gates.linear, gates.shared]
-RATES = [gates.binary, gates.constant, gates.head_only, gates.body_only, gates.generated]
+INITS = [gates.relu, gates.rectified, gates.linear, gates.per_tensor]
+RATES = [gates.binary, gates.constant, gates.head_only, gates.all_but_head, gates.generated]
 
 
 @pytest.mark.parametrize("make", [*INITS, lambda init: gates.binary(0.1, init=init)])
@@ -380,7 +380,9 @@ def test_traced_rates_and_inits_are_taken():
         ({"w": np.array(["a"])}, TypeError, r"params\[w\] must be floating, got <U1"),
     ],
 )
-@pytest.mark.parametrize("gate", [gates.binary(0.1), gates.shared(0.1), gates.body_only(0.1)])
+@pytest.mark.parametrize(
+    "gate", [gates.binary(0.1), gates.per_tensor(0.1), gates.all_but_head(0.1)]
+)
 def test_leaves_that_are_no_parameters(gate, params, error, message):
     with pytest.raises(error, match=message):
         gate.init(jax.random.key(0), params)

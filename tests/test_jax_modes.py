@@ -29,10 +29,10 @@ GATES = {
     "relu": gates.relu((0.005, 0.1)),
     "rectified": gates.rectified(0.1),
     "linear": gates.linear(0.1),
-    "shared": gates.shared(0.1),
+    "shared": gates.per_tensor(0.1),
     "constant": gates.constant(0.1),
     "head only": gates.head_only(0.1),
-    "body only": gates.body_only(0.1),
+    "body only": gates.all_but_head(0.1),
     "generated": gates.generated(0.1, embedding=4),
 }
 

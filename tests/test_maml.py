@@ -188,7 +188,7 @@ def test_conv4_step_is_pytorchs(kind):
 
 ALL_GATES = GATES | {
     "head_only": gates.head_only(ALPHA),
-    "body_only": gates.body_only(ALPHA),
+    "body_only": gates.all_but_head(ALPHA),
     "generated": gates.generated(ALPHA, embedding=8),
 }
 

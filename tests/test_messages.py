@@ -249,7 +249,7 @@ DECAY = optax.chain(
 FIXED = {
     "constant": gates.constant(0.1),
     "head only": gates.head_only(0.1),
-    "body only": gates.body_only(0.1),
+    "body only": gates.all_but_head(0.1),
 }
 
 

@@ -146,7 +146,7 @@ def test_online_adam_is_the_loop_written_out(small_network):
 CMAML = {
     "sparse-cmaml": (gates.binary(0.3, init=(-0.1, 0.5)), optax.adam(0.01)),
     "sparse-relu-cmaml": (gates.relu((-0.1, 0.5)), optax.adam(0.01)),
-    "cmaml": (gates.shared(0.3), optax.adam(0.01)),
+    "cmaml": (gates.per_tensor(0.3), optax.adam(0.01)),
     "cmaml-fixed": (gates.constant(0.3), None),
 }
 

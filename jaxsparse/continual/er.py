@@ -14,7 +14,7 @@ from jaxsparse.checks import (
     check_like_rows,
     check_rows,
     check_weights,
-    own_copy,
+    copy_arrays,
 )
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.losses import check_weighable, weighted_loss
@@ -63,7 +63,7 @@ def init_online_state(
 
     Source: plain online learning; see `er_step`.
     """
-    params = own_copy("params", params)
+    params = copy_arrays("params", params)
     opt_state = () if optimizer is None else init_optimizer("optimizer", optimizer, params)
     return OnlineState(params, opt_state, jnp.zeros((), jnp.int32))
 

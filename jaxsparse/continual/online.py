@@ -16,8 +16,8 @@ from jaxsparse._tree import combine, partition, restrict
 from jaxsparse.checks import (
     check_floating,
     check_like,
+    copy_arrays,
     leaf_names,
-    own_copy,
     scalar_loss,
 )
 from jaxsparse.continual.bgd import Gaussian, expected_gradient
@@ -68,7 +68,7 @@ def init_frozen_state(
 
     Source: as `frozen_maml_step`.
     """
-    params, fast_params = (own_copy("params", params) for _ in range(2))
+    params, fast_params = (copy_arrays("params", params) for _ in range(2))
     return FrozenState(params, partition(fast_params, inner_params)[0])
 
 
@@ -171,7 +171,7 @@ def init_metabgd_state(
 
     Source: as `metabgd_step`.
     """
-    first, second = (own_copy("distribution", distribution) for _ in range(2))
+    first, second = (copy_arrays("distribution", distribution) for _ in range(2))
     fast_params, _ = partition(second.mean, inner_params)
     opt_state = init_optimizer("optimizer", optimizer, first)
     return MetaBGDState(first, fast_params, opt_state, jnp.zeros((), jnp.int32))
