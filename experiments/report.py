@@ -17,7 +17,6 @@ from jaxsparse.training.continual import ContinualConfig
 from jaxsparse.training.online import OnlineConfig
 from jaxsparse.training.online.result import over_seeds
 
-
 _BLOCKS = {
     "native": "native (C++ compiled for this processor)",
     "xla": "xla (XLA's operations)",

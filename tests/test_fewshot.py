@@ -61,7 +61,7 @@ def small_network(monkeypatch):
     monkeypatch.setattr(nn, "conv4", small_model)
 
 
-def small_model(ways, width, image_shape, use_bias):
+def small_model(ways, width, image_shape, use_bias, blocks):
     return nn.strided_cnn(ways, width, 1, (), image_shape)
 
 

@@ -42,9 +42,8 @@ def environment(blocks: Blocks | None) -> dict[str, Any]:
       False
     """
     here = {name: getattr(jax.config, name, None) for name in (*_DECISIVE, *_BITS)}
-    if (
-        jax.default_backend() == "cpu"
-    ):  # where only the number of threads counts, and each device has one at least
+    if jax.default_backend() == "cpu":
+        # Only the number of threads counts there, and each device has one at least.
         here["threads"] = max(cpu_threads(), jax.local_device_count())
     else:
         here["devices"] = jax.local_device_count()
