@@ -12,8 +12,9 @@ from rich.table import Table
 
 from experiments import cli
 from jaxsparse import training
-from jaxsparse.nn.blocks import Blocks, choose_blocks
+from jaxsparse.nn.blocks import Blocks
 from jaxsparse.training.continual import ContinualConfig
+from jaxsparse.training.environment import blocks_here
 from jaxsparse.training.online import OnlineConfig
 from jaxsparse.training.online.result import over_seeds
 
@@ -74,7 +75,7 @@ class ConsoleReport:
     def __enter__(self):
         self.print(self.header)
         if self.blocks is not None:
-            self.print(f"convolution blocks: {_BLOCKS[choose_blocks(self.blocks)]}")
+            self.print(f"convolution blocks: {_BLOCKS[blocks_here(self.blocks)]}")
         self.print(f"run folder: {self.path}")
         self.bar.start()
         return self

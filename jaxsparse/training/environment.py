@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -48,10 +48,7 @@ def environment(blocks: Blocks | None) -> dict[str, Any]:
     else:
         here["devices"] = jax.local_device_count()
     if blocks is not None:
-        try:
-            here["blocks"] = choose_blocks(blocks)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        here["blocks"] = blocks_here(blocks)
     if flags := os.environ.get("XLA_FLAGS"):
         here["XLA_FLAGS"] = flags
     return {
@@ -59,6 +56,22 @@ def environment(blocks: Blocks | None) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "environment": here,
     }
+
+
+def blocks_here(blocks: Blocks) -> Literal["native", "xla"]:
+    """What computes Conv4's blocks here, by a run's setting; see `choose_blocks`.
+
+    Raises:
+      ConfigError: what the setting names cannot be had.
+
+    Example:
+      >>> blocks_here("xla")
+      'xla'
+    """
+    try:
+        return choose_blocks(blocks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def unusual_settings() -> dict[str, Any]:
