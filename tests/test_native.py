@@ -184,7 +184,7 @@ def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
     got = blocks.conv_norm_pool(*args)
     np.testing.assert_array_equal(got, blocks.conv_norm_pool(*args, form="patches"))
     assert [record.message for record in caplog.records if reason in record.message] == [
-        f"the convolution blocks are XLA's, which take twice the time, as {reason}"
+        f"the convolution blocks are XLA's, which take nearly twice the time, as {reason}"
     ]
     with pytest.raises(ValueError, match="form: 'native' needs a C\\+\\+ compiler"):
         blocks.conv_norm_pool(*args, form="native")

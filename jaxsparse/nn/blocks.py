@@ -72,7 +72,7 @@ def choose_blocks(blocks: Blocks) -> Literal["native", "xla"]:
         return "native"
     if blocks == "native":
         raise ValueError(f"blocks: 'native' cannot be had, as {reason}")
-    _tell_once(f"the convolution blocks are XLA's, which take twice the time, as {reason}")
+    _tell_once(f"the convolution blocks are XLA's, which take nearly twice the time, as {reason}")
     return "xla"
 
 
