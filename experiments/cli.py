@@ -229,6 +229,7 @@ def one_line_errors() -> Iterator[None]:
     # What these log is said below, in one line.
     for name in ("absl", "asyncio", "matplotlib"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.basicConfig(format="%(message)s")  # else a library sets a longer one
     try:
         errors = _our_errors()
         with warnings.catch_warnings():

@@ -64,7 +64,6 @@ def experiment() -> runs.Experiment:
         figures=_figures,
         reads=unread.CONTINUAL,
         presets=False,
-        blocks=False,
         unit="task",
         extra={
             "scan": (bool, False, "first choose rates and glances on held-out training images"),

@@ -94,7 +94,7 @@ DEFAULT_PRESET = {
 }
 
 
-_NOT_SETTINGS = ("method", "data_dir", "image_size", "shots", "seed", "seeds")
+_NOT_SETTINGS = ("method", "data_dir", "image_size", "shots", "blocks", "seed", "seeds")
 
 
 def preset_config(

@@ -12,9 +12,16 @@ from rich.table import Table
 
 from experiments import cli
 from jaxsparse import training
+from jaxsparse.nn.blocks import Blocks
 from jaxsparse.training.continual import ContinualConfig
+from jaxsparse.training.environment import blocks_here
 from jaxsparse.training.online import OnlineConfig
 from jaxsparse.training.online.result import over_seeds
+
+_BLOCKS = {
+    "native": "native (C++ compiled for this processor)",
+    "xla": "xla (XLA's operations)",
+}
 
 
 class _Console(Console):
@@ -33,6 +40,7 @@ class ConsoleReport:
       unit: what the run is counted in, "epoch" or "task", and how many there are.
       steps: of the whole run; None: what is done of each unit tells how far it is.
       metrics: those shown beside the bar.
+      blocks: the setting of what computes Conv4's blocks; None: the network has none.
     """
 
     def __init__(
@@ -42,9 +50,10 @@ class ConsoleReport:
         unit: tuple[str, int],
         steps: int | None,
         metrics: tuple[str, ...],
+        blocks: Blocks | None = None,
     ):
         self.header, self.path, self.unit, self.steps = header, path, unit, steps
-        self.metrics = metrics
+        self.metrics, self.blocks = metrics, blocks
         # Paths are printed as they are: neither their brackets nor their length count.
         self.console = _Console(soft_wrap=True, markup=False, emoji=False)
         self.bar = Progress(
@@ -65,6 +74,8 @@ class ConsoleReport:
 
     def __enter__(self):
         self.print(self.header)
+        if self.blocks is not None:
+            self.print(f"convolution blocks: {_BLOCKS[blocks_here(self.blocks)]}")
         self.print(f"run folder: {self.path}")
         self.bar.start()
         return self
@@ -112,7 +123,8 @@ class FewShotReport(ConsoleReport):
             f" {c.meta_batch_size} tasks, seeds {c.seed}..{c.seed + c.seeds - 1}"
         )
         shown = ("loss", "accuracy", "sparsity")
-        super().__init__(header, path, ("epoch", c.epochs), c.epochs * c.steps_per_epoch, shown)
+        unit, steps = ("epoch", c.epochs), c.epochs * c.steps_per_epoch
+        super().__init__(header, path, unit, steps, shown, c.blocks)
 
     def row(self, row: dict[str, Any]) -> None:
         """Print an epoch's line."""
@@ -225,7 +237,8 @@ class OnlineReport(ConsoleReport):
             f"{c.method} on {c.data} images, p = {c.p:g}, {c.timesteps} timesteps of"
             f" {c.ways} x {c.shots} images, Conv4-{c.width}, seeds {c.seed}..{c.seed + c.seeds - 1}"
         )
-        super().__init__(header, path, ("interval", c.intervals), c.timesteps, ("accuracy",))
+        unit, shown = ("interval", c.intervals), ("accuracy",)
+        super().__init__(header, path, unit, c.timesteps, shown, c.blocks)
 
     def row(self, row: dict[str, Any]) -> None:
         """Print the line of an interval: accuracies, detections so far, sparsity."""

@@ -33,7 +33,6 @@ class Experiment(NamedTuple):
       figures: `() -> {file name: (rows, result) -> figure}` of a finished run.
       reads: which settings are read when.
       presets: whether there are presets by name.
-      blocks: whether its networks are of Conv4's blocks.
       unit: what a row of its metrics is about.
       extra: further flags: name -> (type, default, help).
     """
@@ -50,7 +49,6 @@ class Experiment(NamedTuple):
     figures: Callable[[], Mapping[str, Callable[..., Any]]]
     reads: unread.Reads
     presets: bool = True
-    blocks: bool = True
     unit: str = "epoch"
     extra: Mapping[str, tuple[Any, Any, str]] = {}
 
@@ -206,7 +204,7 @@ def ready_run(
         "experiment": experiment.name,
         "config": dataclasses.asdict(_with_whole_place(config)),
         "data": digest,
-        **environment(experiment.blocks),
+        **environment(getattr(config, "blocks", None)),  # of networks that have Conv4's
         **more,
     }
     return RunFolder.create(place, record, experiment.unit)

@@ -80,7 +80,7 @@ FEWSHOT = Reads(
     always=(
         *("method", "dataset", "ways", "shots", "query_shots", "width", "bias", "inner_steps"),
         *("test_inner_steps", "theta_lr", "clip", "meta_batch_size", "epochs", "steps_per_epoch"),
-        *("schedule", "val_tasks", "test_tasks", "precision", "seed", "seeds"),
+        *("schedule", "val_tasks", "test_tasks", "precision", "blocks", "seed", "seeds"),
     ),
     cases={
         "data_dir": ({"dataset": ("omniglot", "omniglot-1200", "mini_imagenet", "folder")},),
@@ -158,8 +158,8 @@ _ADAPTS = ("fine-tuning", "maml", "anil", "metabgd")
 
 ONLINE = Reads(
     always=(
-        *("p", "method", "data", "timesteps", "ways", "shots", "width", "theta_lr", "log_every"),
-        *("seed", "seeds"),
+        *("p", "method", "data", "timesteps", "ways", "shots", "width", "theta_lr", "blocks"),
+        *("log_every", "seed", "seeds"),
     ),
     cases={
         "data_dir": ({"data": ("real",)},),

@@ -69,6 +69,27 @@ def use_cpu_threads(count: int) -> bool:
     return True
 
 
+def default_platform() -> str:
+    """The platform that JAX computes on where nothing else is said, as JAX calls it.
+
+    That of `jax.default_device` where it is set, which `jax.default_backend()` does not look at.
+
+    Returns:
+      "cpu", "gpu", "tpu" or another.
+
+    Example:
+      >>> with jax.default_device(jax.devices("cpu")[0]):
+      ...     default_platform()
+      'cpu'
+    """
+    import jax
+
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
+
+
 def _jax_runs() -> bool:
     """Whether JAX has devices already: it then refuses to be told of another number."""
     import jax

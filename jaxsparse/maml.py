@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxsparse.checks import check_leading_axis, check_steps, copy_arrays, scalar_loss
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt, meta_gradient
+from jaxsparse.machine import default_platform
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import cast, check_gate, init_optimizer, update
 
@@ -308,4 +309,4 @@ def _resolve(task_loop: TaskLoop) -> str:
         raise ValueError(f"task_loop must be 'auto', 'vmap' or 'scan', got {task_loop!r}")
     if task_loop != "auto":
         return task_loop
-    return "scan" if jax.default_backend() == "cpu" else "vmap"
+    return "scan" if default_platform() == "cpu" else "vmap"

@@ -38,7 +38,7 @@ class Perceptron(online_peer.Conv4):
 @pytest.fixture
 def small_network(monkeypatch):
     """One that compiles in a moment, on both sides."""
-    monkeypatch.setattr(nn, "conv4", lambda ways, width, shape: nn.mlp(ways, (width,), shape))
+    monkeypatch.setattr(nn, "conv4", lambda ways, width, shape, **_: nn.mlp(ways, (width,), shape))
     monkeypatch.setattr(online_peer, "Conv4", Perceptron)
 
 

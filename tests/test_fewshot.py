@@ -17,6 +17,7 @@ from processes import finish, kill, kill_at_random, outcome, start
 from experiments import fewshot, presets
 from jaxsparse import data as data_module
 from jaxsparse import nn, training
+from jaxsparse.nn import native
 from jaxsparse.training import host
 from jaxsparse.training.fewshot import result as result_module
 from jaxsparse.training.fewshot import run as run_module
@@ -61,7 +62,7 @@ def small_network(monkeypatch):
     monkeypatch.setattr(nn, "conv4", small_model)
 
 
-def small_model(ways, width, image_shape, use_bias):
+def small_model(ways, width, image_shape, use_bias, blocks):
     return nn.strided_cnn(ways, width, 1, (), image_shape)
 
 
@@ -521,6 +522,7 @@ def test_presets_are_table_s2():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves_with_one_line(number, flags, tmp_path):
     run = tmp_path / "run"
+    native.available()  # compiling it would be another line
     process = start("fewshot", [*flags, "--epochs=100000"])
     deadline = time.monotonic() + 120
     while not list(run.glob("checkpoints/*")) and time.monotonic() < deadline:

@@ -204,7 +204,7 @@ def test_a_pretrained_run_killed_at_its_writes(tmp_path, monkeypatch, every):
         method="fine-tuning", timesteps=6, log_every=3, ways=3, shots=1, width=4, inner_steps=1,
         pretrain_steps=1, pretrain_epochs=2, pretrain_batch_size=1,
     )  # fmt: skip
-    monkeypatch.setattr(nn, "conv4", lambda ways, width, shape: nn.mlp(ways, (width,), shape))
+    monkeypatch.setattr(nn, "conv4", lambda ways, width, shape, **_: nn.mlp(ways, (width,), shape))
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
 
     def run(folder):

@@ -28,7 +28,7 @@ from jaxsparse.checks import leaves_by_name
 ROWS, REPLAYED = 6, 4
 ALPHA, MASK_RATE, THETA_RATE = 0.3, 2.0, 0.5
 RANGE = (-0.1, 0.4)
-NORMED = cross_entropy(nn.conv4(3, 2, (16, 16, 1)))
+NORMED = cross_entropy(nn.conv4(3, 2, (16, 16, 1), blocks="xla"))
 MASK_SGD, THETA_SGD = optax.sgd(MASK_RATE), optax.sgd(THETA_RATE)
 
 # gate: (ours, its step sizes, what d step is multiplied with to give dm)

@@ -74,7 +74,7 @@ def test_rows_without_weight_do_not_count_in_a_network_that_says_nothing_of_its_
     [
         (MODEL, True),
         (strided_cnn(3, 2, 1, (4,), (4, 4, 1)), True),
-        (conv4(3, 2, (16, 16, 1)), False),
+        (conv4(3, 2, (16, 16, 1), blocks="xla"), False),
         (resnet12(3, (2, 2, 2, 2), (16, 16, 1)), False),
     ],
 )

@@ -20,7 +20,6 @@ from problems import (
 
 import jaxsparse
 from jaxsparse import evaluate, gates, init_state, nn, sparse_maml_step
-from jaxsparse.nn import native
 
 ALPHA = 0.3
 # gate: (ours, its name in the reference); the ranges hold values of both signs
@@ -158,8 +157,6 @@ def test_second_order_step_is_pytorchs_double_backward(kind):
 
 
 EMBEDDING = 16
-CONV4 = nn.conv4(ways=3, width=4, image_shape=(28, 28, 1))
-CONV4_LOSS = jaxsparse.cross_entropy(CONV4)
 CONV4_GATES = {
     "binary": (GATES["binary"], elementwise("binary")),
     "relu": (GATES["relu"], elementwise("relu")),
@@ -172,10 +169,11 @@ CONV4_GATES = {
 
 @pytest.mark.parametrize("kind", CONV4_GATES)
 def test_conv4_step_is_pytorchs(kind):
+    model = nn.conv4(ways=3, width=4, image_shape=(28, 28, 1))
     follow_pytorch(
-        quick_jit(CONV4.init)(jax.random.key(0)),
+        quick_jit(model.init)(jax.random.key(0)),
         *CONV4_GATES[kind],
-        CONV4_LOSS,
+        jaxsparse.cross_entropy(model),
         lambda reference: reference.conv4_loss,
         [classification_tasks(seed, samples=6, shape=(28, 28, 1)) for seed in range(2)],
         nesterov(0.01),
@@ -265,11 +263,10 @@ def lowered_evaluation(model, params, tasks):
 
 
 @pytest.mark.parametrize("lowered", [lowered_step, lowered_evaluation])
-def test_products_are_float32_unless_the_caller_sets_a_precision(lowered, monkeypatch):
+def test_products_are_float32_unless_the_caller_sets_a_precision(lowered):
     # Conv4's layers have derivatives of their own, which must follow, too; compiled ones are
     # float32 always.
-    monkeypatch.setattr(native, "available", lambda: False)
-    model = nn.conv4(ways=WAYS, width=2, image_shape=(16, 16, 3))
+    model = nn.conv4(ways=WAYS, width=2, image_shape=(16, 16, 3), blocks="xla")
     params, tasks = model.init(jax.random.key(0)), classification_tasks(0, shape=(16, 16, 3))
 
     def precisions():

@@ -360,17 +360,23 @@ def test_params_of_another_network_are_named():
         model.apply(model.init(KEYS[0]), "x")
 
 
+@pytest.fixture
+def model(request):
+    return request.param()
+
+
 @pytest.mark.parametrize(
     "model",
     [
-        nn.conv4(3, 4, (16, 16, 2)),
-        nn.conv4(3, 4, (16, 16, 2), use_bias=False),
-        nn.mlp(3, (7,), (16, 16, 2)),
-        nn.mlp(3, (), (16, 16, 2)),
-        nn.resnet12(3, (2, 4, 4, 8), (16, 16, 2)),
-        nn.strided_cnn(3, 4, 3, (7,), (16, 16, 2)),
-        nn.normalised(nn.mlp(3, (7,), (16, 16, 2)), (0.5, 0.4), (0.2, 0.3)),
+        lambda: nn.conv4(3, 4, (16, 16, 2)),
+        lambda: nn.conv4(3, 4, (16, 16, 2), use_bias=False),
+        lambda: nn.mlp(3, (7,), (16, 16, 2)),
+        lambda: nn.mlp(3, (), (16, 16, 2)),
+        lambda: nn.resnet12(3, (2, 4, 4, 8), (16, 16, 2)),
+        lambda: nn.strided_cnn(3, 4, 3, (7,), (16, 16, 2)),
+        lambda: nn.normalised(nn.mlp(3, (7,), (16, 16, 2)), (0.5, 0.4), (0.2, 0.3)),
     ],
+    indirect=True,
     ids=["conv4", "conv4 without biases", "mlp", "linear", "resnet12", "strided", "normalised"],
 )
 class TestEveryModel:

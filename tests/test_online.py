@@ -83,7 +83,7 @@ def small_network(monkeypatch):
     monkeypatch.setattr(nn, "conv4", small_model)
 
 
-def small_model(ways, width, image_shape):
+def small_model(ways, width, image_shape, blocks="auto"):
     return nn.mlp(ways, (width,), image_shape)
 
 

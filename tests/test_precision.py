@@ -20,14 +20,13 @@ from jaxsparse.continual.online import (
     init_metabgd_state,
     metabgd_step,
 )
-from jaxsparse.nn import native
 from jaxsparse.nn.blocks import conv_norm_pool
 from jaxsparse.nn.ops import conv
 
 SHAPE, WAYS, ROWS = (16, 16, 1), 3, 2
 SGD, KEY = optax.sgd(0.1), jax.random.key(0)
 MODELS = {
-    "conv4": nn.conv4(WAYS, 2, SHAPE),
+    "conv4": nn.conv4(WAYS, 2, SHAPE, blocks="xla"),  # compiled blocks are float32 always
     "cnn": nn.strided_cnn(WAYS, 2, 2, (4,), SHAPE),
     "mlp": nn.mlp(WAYS, (4,), SHAPE),
     "plain": None,
@@ -232,8 +231,7 @@ def total(function):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_product_of_a_step_and_of_its_gradient_is_float32(case, monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: False)  # compiled blocks are float32 always
+def test_every_product_of_a_step_and_of_its_gradient_is_float32(case):
     make, network = CASES[case]
     model = MODELS[network]
     params = ones(model)

@@ -18,6 +18,7 @@ from jaxsparse._tree import cut_leaf
 from jaxsparse.checks import scalar_loss
 from jaxsparse.clipping import common_dtype, sum_dtype
 from jaxsparse.losses import SplitLoss
+from jaxsparse.machine import default_platform
 from jaxsparse.nn.products import exact_product
 
 Tree = Any
@@ -267,7 +268,7 @@ def _piece(loss_fn, params, memory, kept):
     A device that is not a CPU takes all rows kept; so does a loss whose rows may count in one
     another's, as with batch norm: of a piece it has other statistics.
     """
-    if jax.default_backend() != "cpu" or not getattr(loss_fn, "rowwise", None):
+    if default_platform() != "cpu" or not getattr(loss_fn, "rowwise", None):
         return kept
 
     own_loss = scalar_loss(loss_fn)

@@ -4,20 +4,81 @@ Inside a compiled loop on the CPU the convolution is the smaller part of a block
 output costs more. The forms save passes; here the form is chosen.
 """
 
+import functools
+import logging
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsparse.machine import default_platform
 from jaxsparse.nn import block_forms, native, native_block, ops
 from jaxsparse.precision import float32_by_default
 
-_BLOCKS = {
+_log = logging.getLogger(__name__)
+
+
+def _xla(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
+    """The fastest known form in XLA's operations; the platform is known when it is lowered."""
+    fastest = _FORMS[ops.fastest_on_cpu(images.shape, kernel.shape)]
+    args = (images, kernel, scale, bias)
+    if fastest is block_forms.by_patches:
+        return block_forms.by_patches(*args, eps)
+    on_cpu, elsewhere = (functools.partial(f, eps=eps) for f in (fastest, block_forms.by_patches))
+    return jax.lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
+
+
+_FORMS = {
     "gram": block_forms.gram,
     "winograd": block_forms.by_winograd,
     "patches": block_forms.by_patches,
     "native": native_block.block,
+    "xla": _xla,
 }
-FORMS = tuple(_BLOCKS)
+FORMS = tuple(_FORMS)
+
+Blocks = Literal["auto", "native", "xla"]
+BLOCKS: tuple[str, ...] = get_args(Blocks)
+
+
+def choose_blocks(blocks: Blocks) -> Literal["native", "xla"]:
+    """Decide what computes the blocks of Conv4, compiling it where that is still to be done.
+
+    Args:
+      blocks: "native", by C++ compiled for this machine's processor; "xla", by XLA's operations, on
+        any platform; "auto", "native" where JAX's default device is the CPU and there is a C++
+        compiler that works, else "xla".
+
+    Returns:
+      "native" or "xla".
+
+    Raises:
+      ValueError: blocks is none of these, or "native" and cannot be had.
+
+    Example:
+      >>> choose_blocks("xla")
+      'xla'
+    """
+    if blocks not in BLOCKS:
+        raise ValueError(f"blocks: got {blocks!r}, want one of {BLOCKS}")
+    if blocks == "xla":
+        return "xla"
+    platform = default_platform()
+    if blocks == "auto" and platform != "cpu":
+        return "xla"
+    reason = native.why_not() if platform == "cpu" else f"the default device is a {platform}"
+    if reason is None:
+        return "native"
+    if blocks == "native":
+        raise ValueError(f"blocks: 'native' cannot be had, as {reason}")
+    _tell_once(f"the convolution blocks are XLA's, which take nearly twice the time, as {reason}")
+    return "xla"
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    _log.warning(message)
 
 
 @float32_by_default
@@ -45,9 +106,9 @@ def conv_norm_pool(
       scale: [o], float.
       bias: [o], float.
       eps: added to the variance.
-      form: "gram", "winograd", "patches" or "native": the same values, computed differently, the
-        last by compiled C++. Default: on the CPU "native" where there is a C++ compiler, else the
-        fastest of the others for the shape; "patches" elsewhere.
+      form: "gram", "winograd", "patches", "native" or "xla": the same values, computed differently,
+        "native" by compiled C++ on the CPU only. "xla": on the CPU the fastest of the first three
+        for the shape, elsewhere "patches". Default: `choose_blocks("auto")`.
 
     Returns:
       [n, h // 2, w // 2, o], in the dtype of images. Computed in float32 throughout.
@@ -63,19 +124,13 @@ def conv_norm_pool(
     Source: Ioffe & Szegedy, Batch Normalization, 2015, Algorithm 1; the forms are our own.
     """
     _check(images, kernel, scale, bias)
-    form = _default_form(images, kernel) if form is None else form
+    form = choose_blocks("auto") if form is None else form
     if form not in FORMS:
         raise ValueError(f"form: got {form!r}, want one of {FORMS}")
-    block = _BLOCKS[form]
+    block = _FORMS[form]
     wide = [x.astype(jnp.float32) for x in (images, kernel, scale, bias)]
     out = block(wide[0], wide[1], wide[2], wide[3], eps)
     return out.astype(images.dtype)
-
-
-def _default_form(images: Array, kernel: Array) -> str:
-    if jax.default_backend() == "cpu" and native.available():
-        return "native"
-    return ops.default_form(images.shape, kernel.shape)
 
 
 def _check(images: Array, kernel: Array, scale: Array, bias: Array) -> None:

@@ -12,7 +12,8 @@ from jax import Array
 
 from jaxsparse.checks import check_scale, described, is_array, leaf_names, leaves_by_name
 from jaxsparse.draws import draw_each, uniform
-from jaxsparse.nn import blocks, ops
+from jaxsparse.nn import ops
+from jaxsparse.nn.blocks import Blocks, choose_blocks, conv_norm_pool
 from jaxsparse.precision import float32_by_default
 
 Params = dict[str, Any]
@@ -138,8 +139,11 @@ class Linear(nnx.Module):
 class Conv4(nnx.Module):
     """Four blocks of convolution, batch norm, ReLU and pooling, then a linear head."""
 
-    def __init__(self, ways: int, width: int, image_shape: Shape, use_bias: bool, draw: Draw):
+    def __init__(
+        self, ways: int, width: int, image_shape: Shape, use_bias: bool, form: str, draw: Draw
+    ):
         h, w, c = image_shape
+        self.form = form  # of the blocks
         for i in range(1, 5):
             setattr(self, f"conv{i}", Conv(c if i == 1 else width, width, use_bias, draw=draw))
             setattr(self, f"norm{i}", BatchNorm(width))
@@ -150,7 +154,8 @@ class Conv4(nnx.Module):
             conv, norm = getattr(self, f"conv{i}"), getattr(self, f"norm{i}")
             # The bias of the convolution is left out: the norm subtracts any constant, so neither
             # the logits nor any derivative depends on it, and its gradient is exactly zero.
-            x = blocks.conv_norm_pool(x, conv.kernel[...], norm.scale[...], norm.bias[...])
+            params = (conv.kernel[...], norm.scale[...], norm.bias[...])
+            x = conv_norm_pool(x, *params, form=self.form)
         return self.head(x.reshape(x.shape[0], -1))
 
 
@@ -349,7 +354,11 @@ def _check_init(init: str) -> None:
 
 
 def conv4(
-    ways: int = 5, width: int = 64, image_shape: Shape = (84, 84, 3), use_bias: bool = True
+    ways: int = 5,
+    width: int = 64,
+    image_shape: Shape = (84, 84, 3),
+    use_bias: bool = True,
+    blocks: Blocks = "auto",
 ) -> Model:
     """Build Conv4: four blocks of convolution, batch norm, ReLU and max-pool; then a linear head.
 
@@ -363,6 +372,11 @@ def conv4(
       use_bias: whether convolutions and head have biases. The norms cancel the convolutions' and
         their gradients are zero; they are there to be counted and masked as in the literature.
         The norms have their shifts in any case.
+      blocks: what computes the blocks; it is decided here, once: "native", C++ compiled for this
+        machine's processor (at first use, which takes about ten seconds and is said on stderr);
+        "xla", XLA's operations, which also run elsewhere: on GPUs, or exported by `jax.export`;
+        "auto", "native" where JAX's default device is the CPU and there is a C++ compiler, else
+        "xla". Their results differ by rounding.
 
     Returns:
       A `Model` with params {"conv1": {"kernel": [3, 3, c, width], "bias": [width]},
@@ -371,7 +385,8 @@ def conv4(
       convolutions and head where use_bias is False.
 
     Raises:
-      ValueError: for sizes that are not positive, or images too small to be pooled four times.
+      ValueError: for sizes that are not positive, images too small to be pooled four times, or
+        blocks that are unknown or cannot be had.
 
     Example:
       >>> model = conv4(ways=5, width=8, image_shape=(28, 28, 1))
@@ -384,8 +399,11 @@ def conv4(
     _positive(ways=ways, width=width, image_shape=image_shape)
     if min(image_shape[:2]) < 16:
         raise ValueError(f"image_shape: got {image_shape}, want (h, w, c) with h, w >= 16")
+    form = choose_blocks(blocks)
     return _model(
-        lambda draw: Conv4(ways, width, image_shape, use_bias, draw), image_shape, rowwise=False
+        lambda draw: Conv4(ways, width, image_shape, use_bias, form, draw),
+        image_shape,
+        rowwise=False,
     )
 
 

@@ -24,10 +24,8 @@ def has_few_channels(kernel: tuple[int, ...]) -> bool:
     return math.prod(kernel[:3]) <= kernel[3]
 
 
-def default_form(images: tuple[int, ...], kernel: tuple[int, ...]) -> str:
-    """Name the fastest form of a 3x3 convolution for these shapes: where the platform decides."""
-    if jax.default_backend() != "cpu":
-        return "patches"
+def fastest_on_cpu(images: tuple[int, ...], kernel: tuple[int, ...]) -> str:
+    """Name the fastest of XLA's forms of a block with a 3x3 convolution, for these shapes."""
     if has_few_channels(kernel):
         return "gram"
     return "winograd" if math.prod(images[:3]) >= _WINOGRAD_POSITIONS else "patches"
@@ -101,7 +99,8 @@ def conv(
       padding: in pixels, on all sides; k // 2 by default.
       form: "winograd" (3x3, stride 1, padding 1 only) or "patches": the same values, computed
         differently; NaN and infinity in an image reach some pixels more by "winograd". Default:
-        the fastest known for the shape on the CPU, "patches" elsewhere.
+        the fastest known for the shape on the CPU, "patches" elsewhere, chosen when the program
+        is compiled for a platform.
 
     Returns:
       [n, h', w', o] with h' = (h + 2 padding - k) // stride + 1, in the dtype of images.
@@ -124,15 +123,20 @@ def conv(
     plain = (size, stride, padding) == (3, 1, 1)
     if form not in (None, "patches", "winograd") or (form == "winograd" and not plain):
         raise ValueError(f"form: got {form!r}, want 'patches', or 'winograd' for 3x3 at stride 1")
-    if form is None:
-        form = default_form(images.shape, kernel.shape) if plain else "patches"
-        form = "patches" if form == "gram" else form
     if form == "winograd":
-        quads = winograd.conv_quads(images.astype(jnp.float32), kernel.astype(jnp.float32))
-        return winograd.join(quads, *images.shape[1:3]).astype(images.dtype)
+        return _by_winograd(images, kernel)
+    if form is None and plain and fastest_on_cpu(images.shape, kernel.shape) == "winograd":
+        return jax.lax.platform_dependent(
+            images, kernel, cpu=_by_winograd, default=_by_patches_same
+        )
     if stride == 1 and size % 2 and padding == size // 2:
         return _by_patches_same(images, kernel)
     return _by_patches(images, kernel, stride, padding)
+
+
+def _by_winograd(images: Array, kernel: Array) -> Array:
+    quads = winograd.conv_quads(images.astype(jnp.float32), kernel.astype(jnp.float32))
+    return winograd.join(quads, *images.shape[1:3]).astype(images.dtype)
 
 
 def batch_norm(x: Array, scale: Array, bias: Array, *, eps: float = 1e-5) -> Array:

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 import jaxsparse
 from jaxsparse.machine import cpu_threads, use_cpu_threads
-from jaxsparse.training.errors import RunError
+from jaxsparse.nn.blocks import Blocks, choose_blocks
+from jaxsparse.training.errors import ConfigError, RunError
 
 # JAX's settings that decide a run's random numbers and the types of its arrays, as JAX has them
 # where nobody sets them.
@@ -24,29 +25,30 @@ _MOST_THREADS = 1024  # of any machine; XLA starts as many as it is told
 _BITS = ("jax_default_matmul_precision", "jax_disable_jit")
 
 
-def environment(blocks: bool) -> dict[str, Any]:
+def environment(blocks: Blocks | None) -> dict[str, Any]:
     """What a run's record says of where the run was begun.
 
     Args:
-      blocks: whether the run computes Conv4's blocks, which exist in C++ and in XLA's forms.
+      blocks: the run's setting of what computes Conv4's blocks; None: its network has none.
 
     Returns:
       {"versions": ..., "device": ..., "environment": ...}: plain values, ready for JSON.
 
+    Raises:
+      ConfigError: such blocks cannot be had here.
+
     Example:
-      >>> environment(blocks=False)["environment"]["jax_enable_x64"]
+      >>> environment(blocks=None)["environment"]["jax_enable_x64"]
       False
     """
     here = {name: getattr(jax.config, name, None) for name in (*_DECISIVE, *_BITS)}
-    on_cpu = jax.default_backend() == "cpu"
-    if on_cpu:  # where only the number of threads counts, and each device has one at least
+    if jax.default_backend() == "cpu":
+        # Only the number of threads counts there, and each device has one at least.
         here["threads"] = max(cpu_threads(), jax.local_device_count())
     else:
         here["devices"] = jax.local_device_count()
-    if blocks:
-        from jaxsparse.nn import native  # its first use may compile it
-
-        here["blocks"] = "C++" if on_cpu and native.available() else "XLA"
+    if blocks is not None:
+        here["blocks"] = blocks_here(blocks)
     if flags := os.environ.get("XLA_FLAGS"):
         here["XLA_FLAGS"] = flags
     return {
@@ -54,6 +56,22 @@ def environment(blocks: bool) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "environment": here,
     }
+
+
+def blocks_here(blocks: Blocks) -> Literal["native", "xla"]:
+    """What computes Conv4's blocks here, by a run's setting; see `choose_blocks`.
+
+    Raises:
+      ConfigError: what the setting names cannot be had.
+
+    Example:
+      >>> blocks_here("xla")
+      'xla'
+    """
+    try:
+        return choose_blocks(blocks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def unusual_settings() -> dict[str, Any]:
@@ -93,6 +111,7 @@ def check_environment(record: dict[str, Any], path: Path, warn: Callable[[str], 
 
     Raises:
       RunError: the run cannot go on as it was begun.
+      ConfigError: likewise: what its configuration says computes Conv4's blocks is not to be had.
 
     Example:
       >>> check_environment(folder.config(), folder.path, hooks.warn)
@@ -100,7 +119,7 @@ def check_environment(record: dict[str, Any], path: Path, warn: Callable[[str], 
     begun = _flat(record)
     if not begun:
         return
-    here = _flat(environment(blocks="blocks" in begun))
+    here = _flat(environment(_blocks(record) if "blocks" in begun else None))
     for name in _DECISIVE:
         if name in begun and begun[name] != here[name]:
             raise RunError(
@@ -120,10 +139,21 @@ def check_environment(record: dict[str, Any], path: Path, warn: Callable[[str], 
         )
 
 
+def _blocks(record: dict[str, Any]) -> Blocks:
+    """A run's setting of what computes Conv4's blocks, which earlier versions did not have."""
+    config = record.get("config")
+    return config.get("blocks", "auto") if isinstance(config, dict) else "auto"
+
+
+_OLD_NAMES = {"C++": "native", "XLA": "xla"}  # that earlier versions gave what computes the blocks
+
+
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
     """All entries of a record that `environment` makes, under one another's names."""
     parts = [record.get(name) for name in ("versions", "environment")]
     flat: dict[str, Any] = {}
     for part in parts:
         flat |= part if isinstance(part, dict) else {}
+    if "blocks" in flat:
+        flat["blocks"] = _OLD_NAMES.get(str(flat["blocks"]), flat["blocks"])
     return flat | ({"device": record["device"]} if "device" in record else {})

@@ -5,6 +5,6 @@ Written by hand, a piece of the batch stays in the cache from its images to its 
 """
 
 from jaxsparse.nn.native.calls import backward, forward, has_few_channels
-from jaxsparse.nn.native.library import available
+from jaxsparse.nn.native.library import available, why_not
 
-__all__ = ["available", "backward", "forward", "has_few_channels"]
+__all__ = ["available", "backward", "forward", "has_few_channels", "why_not"]

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jaxsparse.nn import ops
-from jaxsparse.nn.native.library import Library, load
+from jaxsparse.nn.native.library import Library, NoLibrary, load
 
 
 def has_few_channels(kernel: Array) -> bool:
@@ -83,10 +83,10 @@ def _call(
 
 
 def _loaded() -> Library:
-    library = load()
-    if library is None:
-        raise ValueError("form: 'native' needs a C++ compiler, and there is none that works")
-    return library
+    try:
+        return load()
+    except NoLibrary as reason:
+        raise ValueError(f"form: 'native' needs a C++ compiler that works: {reason}") from reason
 
 
 def _float(*shape: int) -> jax.ShapeDtypeStruct:

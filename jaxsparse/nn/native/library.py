@@ -43,27 +43,44 @@ class Library(NamedTuple):
     lanes: int
 
 
+class NoLibrary(Exception):
+    """The library cannot be had here; the message says why, on one line."""
+
+
 def available() -> bool:
-    """Whether the operations can be had here: that takes a C++ compiler, or an earlier build."""
-    return load() is not None
+    """Whether the operations can be had here: that takes a C++ compiler."""
+    return why_not() is None
 
 
-def load() -> Library | None:
+def why_not() -> str | None:
+    """Why the operations cannot be had here, on one line; None where they can."""
+    try:
+        load()
+    except NoLibrary as reason:
+        return str(reason)
+    return None
+
+
+def load() -> Library:
     """Build where that is still to be done, load, and tell XLA, once in a process.
 
-    Returns:
-      None where there is no compiler that works, which is logged.
+    Raises:
+      NoLibrary: there is no compiler that works.
     """
     with _one_at_a_time:
-        return _load()
+        found = _load()
+    if isinstance(found, str):
+        raise NoLibrary(found)
+    return found
 
 
 @functools.lru_cache(maxsize=1)
-def _load() -> Library | None:
-    found = built()
-    if found is None:
-        return None
-    path, loaded = found
+def _load() -> Library | str:
+    """The library, or why there is none, which is not tried again."""
+    try:
+        path, loaded = built()
+    except NoLibrary as reason:
+        return str(reason)
     key = path.stem.split("-")[0]
     targets = {name: f"jaxsparse_{name}_{key}" for name in _HANDLERS}
     for name, target in targets.items():
@@ -72,7 +89,7 @@ def _load() -> Library | None:
     return Library(targets, ctypes.c_int.in_dll(loaded, "JaxsparseLanes").value)
 
 
-def built() -> tuple[Path, ctypes.CDLL] | None:
+def built() -> tuple[Path, ctypes.CDLL]:
     """The library of these sources for this machine, from the user's cache or built into it.
 
     The compiler is $CXX, which may have arguments, or the first to be found of c++, g++ and
@@ -80,12 +97,12 @@ def built() -> tuple[Path, ctypes.CDLL] | None:
 
     Returns:
       Its file, named by a digest of all that decides what is in it and one of its bytes, and the
-      library. None where there is no compiler that works.
+      library.
+
+    Raises:
+      NoLibrary: there is no compiler that works.
     """
-    compiler = _compiler()
-    if compiler is None:
-        return None
-    command = [*compiler, *_flags()]
+    command = [*_compiler(), *_flags()]
     digest = hashlib.sha256(repr((command, _processor(), jaxlib.__version__)).encode())
     for source in sorted([*_FOLDER.glob("*.h"), _FOLDER / "handlers.cc"]):
         digest.update(source.read_bytes())
@@ -93,35 +110,32 @@ def built() -> tuple[Path, ctypes.CDLL] | None:
     try:
         folder = code_dir("native")
         found = _open(folder, key)
-        if found is None and _build(command, folder, key):
+        if found is None:
+            _build(command, folder, key)
             found = _open(folder, key)
-        return found
     except OSError as error:
         where = error.filename or "the cache"
-        _log.warning("convolutions are XLA's, as %s cannot be written: %s", where, error.strerror)
-        return None
+        raise NoLibrary(f"{where} cannot be written: {error.strerror}") from error
+    if found is None:
+        raise NoLibrary(f"what {command[0]} wrote cannot be read")
+    return found
 
 
-def _compiler() -> list[str] | None:
-    """The compiler and its first arguments, or None, which is logged."""
+def _compiler() -> list[str]:
+    """The compiler and its first arguments."""
     named = os.environ.get("CXX", "").strip()
     if not named:
         found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
         if found is None:
-            _log.info("no C++ compiler: convolutions are XLA's, which take nearly twice the time")
-        return [found] if found else None
+            raise NoLibrary("there is no C++ compiler")
+        return [found]
     words = [named]
     if not shutil.which(named):  # which may be the name of a file with spaces in it
         with suppress(ValueError):
             words = shlex.split(named)
     found = shutil.which(words[0])
     if found is None:
-        _log.warning(
-            "no C++ compiler: CXX is %r, which cannot be run; convolutions are XLA's, which take"
-            " nearly twice the time",
-            named,
-        )
-        return None
+        raise NoLibrary(f"there is no C++ compiler: CXX is {named!r}, which cannot be run")
     return [found, *words[1:]]
 
 
@@ -163,23 +177,22 @@ def _name(key: str, path: Path) -> str | None:
         return None
 
 
-def _build(command: Sequence[str], folder: Path, key: str) -> bool:
-    """Compile into the folder, where a whole library appears or none. A failure is logged."""
+def _build(command: Sequence[str], folder: Path, key: str) -> None:
+    """Compile into the folder, where a whole library appears or none."""
+    # A warning, since that is seen where nobody has set up logging: it takes a while.
+    compiler = Path(command[0]).name
+    _log.warning("compiling the convolution blocks with %s (once per machine) ...", compiler)
     with partial(folder / key) as beside:
         beside.mkdir()
         library = beside / "library.so"
         sources = [str(_FOLDER / "handlers.cc"), "-o", str(library)]
         trouble = _compile([*command, *sources], beside) or _try(library)
         if trouble:
-            _log.warning("convolutions are XLA's, as %s failed: %s", command[0], trouble)
-            return False
+            raise NoLibrary(f"{command[0]} failed: {trouble}")
         with library.open("rb") as file:
             os.fsync(file.fileno())
-        name = _name(key, library)
-        if name is None:
-            return False
-        library.replace(folder / name)  # at once, for several processes may build
-    return True
+        if name := _name(key, library):
+            library.replace(folder / name)  # at once, for several processes may build
 
 
 # Runs its arguments, and ends whatever they started when its input ends: that does when this

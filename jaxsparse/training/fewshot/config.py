@@ -8,6 +8,7 @@ import optax
 
 from jaxsparse import gates, losses, nn
 from jaxsparse.gates import Gate
+from jaxsparse.nn.blocks import BLOCKS, Blocks
 from jaxsparse.training import settings
 from jaxsparse.training.errors import ConfigError
 
@@ -88,6 +89,9 @@ class FewShotConfig:
     precision: Precision = "float32"
     """of matrix products, in JAX's words: the other two are TensorFloat-32 on NVIDIA GPUs, and
     bfloat16 (in three passes, in one) on TPUs; on the CPU all are float32"""
+    blocks: Blocks = "auto"
+    """what computes Conv4's blocks: native, C++ compiled for this machine's CPU, or xla, XLA's
+    operations; auto: native on the CPU where there is a C++ compiler. They round differently"""
     seed: int = 0
     """first seed: data order, initialisation and tasks all follow from it"""
     seeds: int = 1
@@ -120,6 +124,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "mask_optimizer": ("adam", "nesterov"),
     "schedule": ("constant", "cosine"),
     "precision": Precision.__args__,  # type: ignore[attr-defined]
+    "blocks": BLOCKS,
 }
 
 
@@ -145,14 +150,18 @@ def make_learner(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Le
       A `Learner`.
 
     Raises:
-      ConfigError: images too small for the network.
+      ConfigError: images too small for the network, or blocks that cannot be had here.
 
     Example:
       >>> learner = make_learner(FewShotConfig(width=8), (28, 28, 1))
     """
     try:
         model = nn.conv4(
-            ways=config.ways, width=config.width, image_shape=image_shape, use_bias=config.bias
+            ways=config.ways,
+            width=config.width,
+            image_shape=image_shape,
+            use_bias=config.bias,
+            blocks=config.blocks,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

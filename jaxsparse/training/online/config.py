@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from jaxsparse.gates import Init
+from jaxsparse.nn.blocks import BLOCKS, Blocks
 from jaxsparse.training import settings
 from jaxsparse.training.errors import ConfigError
 
@@ -92,6 +93,9 @@ class OnlineConfig:
     """epochs there without a better validation before it ends"""
     pretrain_seed: int = 0
     """of the pretraining, which all seeds share"""
+    blocks: Blocks = "auto"
+    """what computes Conv4's blocks: native, C++ compiled for this machine's CPU, or xla, XLA's
+    operations; auto: native on the CPU where there is a C++ compiler. They round differently"""
     log_every: int = 100
     """timesteps of each row of the metrics"""
     seed: int = 0
@@ -138,6 +142,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "outer_optimizer": ("adam", "sgd"),
     "method": OnlineMethod.__args__,  # type: ignore[attr-defined]
     "data": OnlineData.__args__,  # type: ignore[attr-defined]
+    "blocks": BLOCKS,
 }
 
 

@@ -71,13 +71,13 @@ def make_learner(config: OnlineConfig, image_shape: tuple[int, int, int]) -> Lea
       A `Learner`. All methods start from the same weights where their keys are the same.
 
     Raises:
-      ConfigError: images too small for the network.
+      ConfigError: images too small for the network, or blocks that cannot be had here.
 
     Example:
       >>> learner = make_learner(OnlineConfig(), (28, 28, 1))
     """
     try:
-        model = nn.conv4(config.ways, config.width, image_shape)
+        model = nn.conv4(config.ways, config.width, image_shape, blocks=config.blocks)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if config.method in CMAML_METHODS:

@@ -143,7 +143,8 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
       >>> program = make_pretraining(OnlineConfig(method="maml"), data)
     """
     training, held_out = pretraining_classes(config, data)
-    model = nn.conv4(config.ways, config.width, data.images.shape[1:])
+    shape = data.images.shape[1:]
+    model = nn.conv4(config.ways, config.width, shape, blocks=config.blocks)
     loss_fn, adam = losses.cross_entropy(model), optax.adam(config.theta_lr)
     unmoved = optax.set_to_zero()  # the inner rates are not learned
     gate = Gate(
@@ -427,5 +428,7 @@ def _record(config, data):
         "inner_loop": "head" if config.method == "anil" else "all but the norms",
         "images": [data.names[0], data.num_classes[0], images],
         **settings,
+        # Weights are shared by runs that leave it to the machine what computes them.
+        **({} if config.blocks == "auto" else {"blocks": config.blocks}),
         **unusual_settings(),
     }
