@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxsparse import cross_entropy
 from jaxsparse.checks import leaves_by_name
-from jaxsparse.nn.models import InputLayer
+from jaxsparse.nn.model import InputLayer
 
 TASKS, WAYS = 3, 3
 

@@ -1,5 +1,6 @@
 """Networks, each a `Model(init, apply)` on a plain dict of arrays."""
 
-from jaxsparse.nn.models import Model, conv4, mlp, normalised, resnet12, strided_cnn
+from jaxsparse.nn.model import Model
+from jaxsparse.nn.models import conv4, mlp, normalised, resnet12, strided_cnn
 
 __all__ = ["Model", "conv4", "mlp", "normalised", "resnet12", "strided_cnn"]

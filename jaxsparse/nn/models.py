@@ -1,342 +1,17 @@
-"""The networks: flax.nnx modules, handed to the core as a pair of functions on a plain dict."""
+"""The networks: Conv4, a multi-layer perceptron, strided convolutions, ResNet-12."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
-from jaxsparse.checks import check_scale, described, is_array, leaf_names, leaves_by_name
-from jaxsparse.draws import draw_each, uniform
-from jaxsparse.nn import ops
-from jaxsparse.nn.blocks import Blocks, choose_blocks, conv_norm_pool
-from jaxsparse.precision import float32_by_default
-
-Params = dict[str, Any]
-Shape = tuple[int, int, int]
-
-
-class Model(NamedTuple):
-    """A network as two pure functions on a plain nested dict of arrays.
-
-    Args:
-      init: key -> params, float32.
-      apply: (params, images float [n, h, w, c]) -> logits [n, ways], in the dtype of params.
-      input_layer: the first layer, where that is linear; None: no such layer is known.
-      rowwise: whether an image's logits depend on that image alone; not with batch norm, whose
-        statistics are the batch's. None: not known.
-
-    Example:
-      >>> model = mlp(ways=5)
-      >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((3, 28, 28, 1))).shape
-      (3, 5)
-    """
-
-    init: Callable[[Array], Params]
-    apply: Callable[[Params, Array], Array]
-    input_layer: "InputLayer | None" = None
-    rowwise: bool | None = None
-
-
-class InputLayer(NamedTuple):
-    """A network cut behind its first products: they are linear in a kernel and in the images.
-
-    model.apply(params, images) = apply(params, inputs(images) @ kernel)
-
-    Args:
-      kernel: where the kernel [in, out] lies in params, such as "dense1/kernel"; used nowhere else.
-      inputs: images [n, h, w, c] -> [n, in], each row made of its own image.
-      apply: (params, products [n, out]) -> logits [n, ways].
-
-    Example:
-      >>> model = mlp(ways=5)
-      >>> params, images = model.init(jax.random.key(0)), jnp.zeros((3, 28, 28, 1))
-      >>> products = model.input_layer.inputs(images) @ params["dense1"]["kernel"]
-      >>> model.input_layer.apply(params, products).shape
-      (3, 5)
-    """
-
-    kernel: str
-    inputs: Callable[[Array], Array]
-    apply: Callable[[Params, Array], Array]
-
-
-class Spread(NamedTuple):
-    """A distribution around zero, float32: uniform within +-scale, or normal of that deviation."""
-
-    scale: float
-    normal: bool = False
-
-
-ZERO = Spread(0.0)
-
-# (shape, spread) -> float32 values; the modules ask in a fixed order.
-Draw = Callable[[tuple[int, ...], Spread], Array]
-
-INITS = ("pytorch", "kaiming", "xavier")
-
-
-def _spreads(init: str, fan_in: int, fan_out: int) -> tuple[Spread, Spread]:
-    """How a layer's kernel and bias are drawn."""
-    if init == "kaiming":
-        return Spread(math.sqrt(2 / fan_in), normal=True), ZERO
-    if init == "xavier":
-        return Spread(math.sqrt(6 / (fan_in + fan_out))), ZERO
-    return Spread(1 / math.sqrt(fan_in)), Spread(1 / math.sqrt(fan_in))
-
-
-class Conv(nnx.Module):
-    """A 3x3 convolution's parameters."""
-
-    def __init__(
-        self, inputs: int, features: int, use_bias: bool, *, init: str = "pytorch", draw: Draw
-    ):
-        kernel, bias = _spreads(init, 9 * inputs, 9 * features)
-        self.kernel = nnx.Param(draw((3, 3, inputs, features), kernel))
-        if use_bias:
-            self.bias = nnx.Param(draw((features,), bias))
-
-
-class BatchNorm(nnx.Module):
-    """Normalisation by the batch at hand; no running statistics."""
-
-    def __init__(self, features: int):
-        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
-
-    def __call__(self, x: Array) -> Array:
-        return ops.batch_norm(x, self.scale[...], self.bias[...])
-
-
-class Linear(nnx.Module):
-    """An affine map, or a linear one."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        use_bias: bool = True,
-        *,
-        init: str = "pytorch",
-        draw: Draw,
-    ):
-        kernel, bias = _spreads(init, inputs, outputs)
-        self.kernel = nnx.Param(draw((inputs, outputs), kernel))
-        self.bias = nnx.Param(draw((outputs,), bias)) if use_bias else None
-
-    def __call__(self, x: Array) -> Array:
-        return self.shifted(x @ self.kernel[...])
-
-    def shifted(self, products: Array) -> Array:
-        """The outputs, from the products of the input and the kernel."""
-        return products if self.bias is None else products + ops.of_rank(2, self.bias[...])
-
-
-class Conv4(nnx.Module):
-    """Four blocks of convolution, batch norm, ReLU and pooling, then a linear head."""
-
-    def __init__(
-        self, ways: int, width: int, image_shape: Shape, use_bias: bool, form: str, draw: Draw
-    ):
-        h, w, c = image_shape
-        self.form = form  # of the blocks
-        for i in range(1, 5):
-            setattr(self, f"conv{i}", Conv(c if i == 1 else width, width, use_bias, draw=draw))
-            setattr(self, f"norm{i}", BatchNorm(width))
-        self.head = Linear((h // 16) * (w // 16) * width, ways, use_bias, draw=draw)
-
-    def __call__(self, x: Array) -> Array:
-        for i in range(1, 5):
-            conv, norm = getattr(self, f"conv{i}"), getattr(self, f"norm{i}")
-            # The bias of the convolution is left out: the norm subtracts any constant, so neither
-            # the logits nor any derivative depends on it, and its gradient is exactly zero.
-            params = (conv.kernel[...], norm.scale[...], norm.bias[...])
-            x = conv_norm_pool(x, *params, form=self.form)
-        return self.head(x.reshape(x.shape[0], -1))
-
-
-class MLP(nnx.Module):
-    """Linear layers with ReLU between them, on the flattened input."""
-
-    def __init__(self, ways: int, inputs: int, hidden: Sequence[int], init: str, draw: Draw):
-        sizes = (inputs, *hidden)
-        self.depth = len(hidden)
-        for i in range(self.depth):
-            dense = Linear(sizes[i], sizes[i + 1], init=init, draw=draw)
-            setattr(self, f"dense{i + 1}", dense)
-        self.head = Linear(sizes[-1], ways, init=init, draw=draw)
-
-    def __call__(self, x: Array) -> Array:
-        first = self._layers()[0]
-        return self.after_products(x.reshape(x.shape[0], -1) @ first.kernel[...])
-
-    def after_products(self, x: Array) -> Array:
-        """The logits, from the products of the input and the first kernel."""
-        first, *others = self._layers()
-        x = first.shifted(x)
-        for layer in others:
-            x = layer(nnx.relu(x))
-        return x
-
-    def _layers(self) -> list[Linear]:
-        return [getattr(self, f"dense{i + 1}") for i in range(self.depth)] + [self.head]
-
-
-class StridedCNN(MLP):
-    """Convolutions of stride 2 with ReLU after each, then a multi-layer perceptron."""
-
-    def __init__(
-        self,
-        ways: int,
-        channels: int,
-        layers: int,
-        hidden: Sequence[int],
-        image_shape: Shape,
-        init: str,
-        draw: Draw,
-    ):
-        h, w, c = image_shape
-        self.layers = layers
-        for i in range(layers):
-            conv = Conv(channels if i else c, channels, True, init=init, draw=draw)
-            setattr(self, f"conv{i + 1}", conv)
-            h, w = (h + 1) // 2, (w + 1) // 2
-        super().__init__(ways, h * w * channels, hidden, init, draw)
-
-    def __call__(self, x: Array) -> Array:
-        for i in range(self.layers):
-            conv = getattr(self, f"conv{i + 1}")
-            x = ops.conv(x, conv.kernel[...], stride=2) + ops.of_rank(4, conv.bias[...])
-            x = nnx.relu(x)
-        return super().__call__(x)
-
-
-class ResidualConv(nnx.Module):
-    """Convolution without bias, Xavier-uniform, then batch norm."""
-
-    def __init__(self, size: int, inputs: int, features: int, *, draw: Draw):
-        bound = math.sqrt(6 / (size * size * (inputs + features)))
-        self.kernel = nnx.Param(draw((size, size, inputs, features), Spread(bound)))
-        self.norm = BatchNorm(features)
-
-    def __call__(self, x: Array) -> Array:
-        return self.norm(ops.conv(x, self.kernel[...]))
-
-
-class Residual(nnx.Module):
-    """Three convolutions and a 1x1 skip; the last activation follows the sum."""
-
-    def __init__(self, inputs: int, features: int, *, draw: Draw):
-        self.conv1 = ResidualConv(3, inputs, features, draw=draw)
-        self.conv2 = ResidualConv(3, features, features, draw=draw)
-        self.conv3 = ResidualConv(3, features, features, draw=draw)
-        self.skip = ResidualConv(1, inputs, features, draw=draw)
-
-    def __call__(self, x: Array) -> Array:
-        y = nnx.leaky_relu(self.conv1(x), 0.01)
-        y = nnx.leaky_relu(self.conv2(y), 0.01)
-        return nnx.leaky_relu(self.conv3(y) + self.skip(x), 0.01)
-
-
-class ResNet12(nnx.Module):
-    """Four residual blocks, pooled after the first three, and a linear head on the mean."""
-
-    def __init__(self, ways: int, channels: Sequence[int], image_shape: Shape, draw: Draw):
-        inputs = (image_shape[2], *channels)
-        self.block1 = Residual(inputs[0], inputs[1], draw=draw)
-        self.block2 = Residual(inputs[1], inputs[2], draw=draw)
-        self.block3 = Residual(inputs[2], inputs[3], draw=draw)
-        self.block4 = Residual(inputs[3], inputs[4], draw=draw)
-        self.head = Linear(channels[3], ways, init="xavier", draw=draw)
-
-    def __call__(self, x: Array) -> Array:
-        x = ops.max_pool(self.block1(x))
-        x = ops.max_pool(self.block2(x))
-        x = ops.max_pool(self.block3(x), padding=1)
-        x = self.block4(x)
-        return self.head(jnp.mean(x, (1, 2), dtype=jnp.float32).astype(x.dtype))
-
-
-def _model(
-    build: Callable[[Draw], nnx.Module],
-    image_shape: Shape,
-    first: str | None = None,
-    *,
-    rowwise: bool,
-) -> Model:
-    """The functions of a module; `first` names its first layer where it has `after_products`."""
-    asked: list[tuple[tuple[int, ...], Spread]] = []
-
-    def note(shape: tuple[int, ...], spread: Spread) -> Array:
-        asked.append((shape, spread))
-        return jnp.zeros(shape, jnp.float32)
-
-    # The structure of the module is fixed here, once; `apply` only fills in the arrays.
-    graph, state = nnx.split(nnx.eval_shape(lambda: build(note)))
-    wanted = nnx.to_pure_dict(state)
-
-    def init(key: Array) -> Params:
-        # One key per tensor, as nnx.Rngs makes them; drawn together, as that compiles faster.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(asked)))
-        values = iter(draw_each(_drawn, keys, asked))
-        return nnx.to_pure_dict(nnx.state(build(lambda shape, spread: next(values))))
-
-    @float32_by_default
-    def apply(params: Params, images: Array) -> Array:
-        _check_images(images, image_shape)
-        params = _fitted(params, wanted)
-        module = nnx.merge(graph, params)
-        return module(jnp.asarray(images, params["head"]["kernel"].dtype))
-
-    if first is None:
-        return Model(init, apply, rowwise=rowwise)
-
-    def inputs(images: Array) -> Array:
-        _check_images(images, image_shape)
-        return images.reshape(images.shape[0], -1)
-
-    @float32_by_default
-    def after_products(params: Params, products: Array) -> Array:
-        module: Any = nnx.merge(graph, params)
-        return module.after_products(products)
-
-    layer = InputLayer(f"{first}/kernel", inputs, after_products)
-    return Model(init, apply, layer, rowwise)
-
-
-def _fitted(params: Any, wanted: Params) -> Params:
-    """The arrays of any mapping in a dict like `wanted`, whose names and shapes they must have."""
-    leaves, names = leaves_by_name(params), leaf_names(wanted)
-    if sorted(leaves) != sorted(names):
-        got = ", ".join(leaves) or described(params)
-        raise ValueError(f"params must have the leaves of this network: got {got}, want {names}")
-    for name, spec in zip(names, jax.tree.leaves(wanted), strict=True):
-        shape = np.shape(leaves[name])
-        if shape != spec.shape:
-            raise ValueError(f"params[{name}] has shape {shape}, this network has {spec.shape}")
-    return jax.tree.unflatten(jax.tree.structure(wanted), [leaves[name] for name in names])
-
-
-def _check_images(images: Array, image_shape: Shape) -> None:
-    if not is_array(images):
-        raise TypeError(f"images: got {described(images)}, want an array [n, *{image_shape}]")
-    if images.ndim != 4 or images.shape[1:] != tuple(image_shape):
-        raise ValueError(f"images: got shape {images.shape}, want [n, *{image_shape}]")
-
-
-def _drawn(key: Array, wanted: tuple[tuple[int, ...], Spread]) -> Array:
-    shape, (scale, normal) = wanted
-    if not scale:
-        return jnp.zeros(shape, jnp.float32)
-    if not normal:
-        return uniform(key, shape, jnp.float32, -scale, scale)
-    # Flat for the reason `uniform` is.
-    flat = scale * jax.random.normal(key, (math.prod(shape),), jnp.float32)
-    return jax.lax.optimization_barrier(flat.reshape(shape))
+from jaxsparse.checks import check_scale
+from jaxsparse.nn.blocks import Blocks, choose_blocks
+from jaxsparse.nn.model import Model, Params, Shape, make_model
+from jaxsparse.nn.modules import INITS, MLP, Conv4, ResNet12, StridedCNN
 
 
 def _positive(**sizes: Any) -> None:
@@ -400,7 +75,7 @@ def conv4(
     if min(image_shape[:2]) < 16:
         raise ValueError(f"image_shape: got {image_shape}, want (h, w, c) with h, w >= 16")
     form = choose_blocks(blocks)
-    return _model(
+    return make_model(
         lambda draw: Conv4(ways, width, image_shape, use_bias, form, draw),
         image_shape,
         rowwise=False,
@@ -444,7 +119,7 @@ def mlp(
     _check_init(init)
     inputs = math.prod(image_shape)
     first = "dense1" if hidden else "head"
-    return _model(
+    return make_model(
         lambda draw: MLP(ways, inputs, hidden, init, draw), image_shape, first, rowwise=True
     )
 
@@ -488,7 +163,7 @@ def strided_cnn(
         ways=ways, channels=channels, layers=layers, hidden=tuple(hidden), image_shape=image_shape
     )
     _check_init(init)
-    return _model(
+    return make_model(
         lambda draw: StridedCNN(ways, channels, layers, hidden, image_shape, init, draw),
         image_shape,
         rowwise=True,
@@ -571,6 +246,6 @@ def resnet12(
     _positive(ways=ways, channels=tuple(channels), image_shape=image_shape)
     if len(channels) != 4 or min(image_shape[:2]) < 8:
         raise ValueError(f"channels: got {channels}, want four, on images of at least 8x8 pixels")
-    return _model(
+    return make_model(
         lambda draw: ResNet12(ways, channels, image_shape, draw), image_shape, rowwise=False
     )

@@ -1,0 +1,154 @@
+"""A network as a pair of pure functions on a plain dict, made of a flax.nnx module."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from jaxsparse.checks import described, is_array, leaf_names, leaves_by_name
+from jaxsparse.draws import draw_each, uniform
+from jaxsparse.precision import float32_by_default
+
+Params = dict[str, Any]
+Shape = tuple[int, int, int]
+
+
+class Model(NamedTuple):
+    """A network as two pure functions on a plain nested dict of arrays.
+
+    Args:
+      init: key -> params, float32.
+      apply: (params, images float [n, h, w, c]) -> logits [n, ways], in the dtype of params.
+      input_layer: the first layer, where that is linear; None: no such layer is known.
+      rowwise: whether an image's logits depend on that image alone; not with batch norm, whose
+        statistics are the batch's. None: not known.
+
+    Example:
+      >>> model = mlp(ways=5)
+      >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((3, 28, 28, 1))).shape
+      (3, 5)
+    """
+
+    init: Callable[[Array], Params]
+    apply: Callable[[Params, Array], Array]
+    input_layer: "InputLayer | None" = None
+    rowwise: bool | None = None
+
+
+class InputLayer(NamedTuple):
+    """A network cut behind its first products: they are linear in a kernel and in the images.
+
+    model.apply(params, images) = apply(params, inputs(images) @ kernel)
+
+    Args:
+      kernel: where the kernel [in, out] lies in params, such as "dense1/kernel"; used nowhere else.
+      inputs: images [n, h, w, c] -> [n, in], each row made of its own image.
+      apply: (params, products [n, out]) -> logits [n, ways].
+
+    Example:
+      >>> model = mlp(ways=5)
+      >>> params, images = model.init(jax.random.key(0)), jnp.zeros((3, 28, 28, 1))
+      >>> products = model.input_layer.inputs(images) @ params["dense1"]["kernel"]
+      >>> model.input_layer.apply(params, products).shape
+      (3, 5)
+    """
+
+    kernel: str
+    inputs: Callable[[Array], Array]
+    apply: Callable[[Params, Array], Array]
+
+
+class Spread(NamedTuple):
+    """A distribution around zero, float32: uniform within +-scale, or normal of that deviation."""
+
+    scale: float
+    normal: bool = False
+
+
+ZERO = Spread(0.0)
+
+# (shape, spread) -> float32 values; the modules ask in a fixed order.
+Draw = Callable[[tuple[int, ...], Spread], Array]
+
+
+def make_model(
+    build: Callable[[Draw], nnx.Module],
+    image_shape: Shape,
+    first: str | None = None,
+    *,
+    rowwise: bool,
+) -> Model:
+    """The functions of a module; `first` names its first layer where it has `after_products`."""
+    asked: list[tuple[tuple[int, ...], Spread]] = []
+
+    def note(shape: tuple[int, ...], spread: Spread) -> Array:
+        asked.append((shape, spread))
+        return jnp.zeros(shape, jnp.float32)
+
+    # The structure of the module is fixed here, once; `apply` only fills in the arrays.
+    graph, state = nnx.split(nnx.eval_shape(lambda: build(note)))
+    wanted = nnx.to_pure_dict(state)
+
+    def init(key: Array) -> Params:
+        # One key per tensor, as nnx.Rngs makes them; drawn together, as that compiles faster.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(asked)))
+        values = iter(draw_each(_drawn, keys, asked))
+        return nnx.to_pure_dict(nnx.state(build(lambda shape, spread: next(values))))
+
+    @float32_by_default
+    def apply(params: Params, images: Array) -> Array:
+        check_images(images, image_shape)
+        params = _fitted(params, wanted)
+        module = nnx.merge(graph, params)
+        return module(jnp.asarray(images, params["head"]["kernel"].dtype))
+
+    if first is None:
+        return Model(init, apply, rowwise=rowwise)
+
+    def inputs(images: Array) -> Array:
+        check_images(images, image_shape)
+        return images.reshape(images.shape[0], -1)
+
+    @float32_by_default
+    def after_products(params: Params, products: Array) -> Array:
+        module: Any = nnx.merge(graph, params)
+        return module.after_products(products)
+
+    layer = InputLayer(f"{first}/kernel", inputs, after_products)
+    return Model(init, apply, layer, rowwise)
+
+
+def _fitted(params: Any, wanted: Params) -> Params:
+    """The arrays of any mapping in a dict like `wanted`, whose names and shapes they must have."""
+    leaves, names = leaves_by_name(params), leaf_names(wanted)
+    if sorted(leaves) != sorted(names):
+        got = ", ".join(leaves) or described(params)
+        raise ValueError(f"params must have the leaves of this network: got {got}, want {names}")
+    for name, spec in zip(names, jax.tree.leaves(wanted), strict=True):
+        shape = np.shape(leaves[name])
+        if shape != spec.shape:
+            raise ValueError(f"params[{name}] has shape {shape}, this network has {spec.shape}")
+    return jax.tree.unflatten(jax.tree.structure(wanted), [leaves[name] for name in names])
+
+
+def check_images(images: Array, image_shape: Shape) -> None:
+    if not is_array(images):
+        raise TypeError(f"images: got {described(images)}, want an array [n, *{image_shape}]")
+    if images.ndim != 4 or images.shape[1:] != tuple(image_shape):
+        raise ValueError(f"images: got shape {images.shape}, want [n, *{image_shape}]")
+
+
+def _drawn(key: Array, wanted: tuple[tuple[int, ...], Spread]) -> Array:
+    shape, (scale, normal) = wanted
+    if not scale:
+        return jnp.zeros(shape, jnp.float32)
+    if not normal:
+        return uniform(key, shape, jnp.float32, -scale, scale)
+    # Flat for the reason `uniform` is.
+    flat = scale * jax.random.normal(key, (math.prod(shape),), jnp.float32)
+    return jax.lax.optimization_barrier(flat.reshape(shape))
