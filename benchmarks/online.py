@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from benchmarks import machine
-from benchmarks.command import Mismatch, check_least, one_line_ends, want_torch
+from benchmarks import harness
+from benchmarks.command import check_least, compare_on_cpu, one_line_ends, say, want_torch
 from benchmarks.families import Trees
 from experiments import cli
+from jaxsparse.machine import cores
 
 PROG = "python -m benchmarks.online"
-RESULTS = Path(__file__).resolve().parent / "results"
 METHODS = ("sparse-cmaml", "cmaml")
 P = 0.98  # of the presets
 KINDS = ("timestep", "update")
@@ -107,55 +107,36 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.fail(f"--timesteps must be at most --stored, {flags.stored}, got {flags.timesteps}")
     want_torch()
     with one_line_ends():
-        _run(flags)
+        cli.use_all_cores()
+        compare_on_cpu(flags, ("online.json", "online.md"), lambda: measure(flags), markdown)
 
 
-def _run(flags: Flags) -> None:
-    import jax
-
-    from benchmarks import report
-    from benchmarks.online_peer import choose_threads
-
-    jax.config.update("jax_platforms", "cpu")  # the comparison is one of processors
-    cli.use_cores(machine.cores())
-    about = machine.describe("cpu")
-    out = flags.out or RESULTS / machine.slug(about)
-    report.prepare(out)
+def measure(flags: Flags) -> dict[str, Any]:
+    """The numbers of the methods asked for."""
     contests = [prepare(method, flags) for method in ([flags.method] if flags.method else METHODS)]
     errors = check(contests)
-    _say("choosing PyTorch's threads")
-    counts = [flags.threads] if flags.threads else [machine.cores(), 1]
-    threads = choose_threads(counts, [peer for contest in contests for peer in contest.peers])
-    results: dict[str, Any] = {
-        "machine": about,
-        "flags": {**dataclasses.asdict(flags), "out": None},
+    say("choosing PyTorch's threads")
+    threads = choose_threads(flags, [peer for contest in contests for peer in contest.peers])
+    return {
         "threads": threads,
-        "precision": "float32",
-        "repeats": flags.repeats,
-        "matmul_flops_per_s": machine.matmul_rate("cpu", "float32", with_torch=True),
         "methods": [
             {
                 "method": contest.config.method,
                 "config": dataclasses.asdict(contest.config),
                 "errors": found,
-                "rows": timed(contest, flags),
+                "rows": timed_rows(contest, flags),
             }
             for contest, found in zip(contests, errors, strict=True)
         ],
     }
-    table = markdown(results)
-    print(table)
-    report.publish(out, "online.json", report.to_json(results))
-    report.publish(out, "online.md", table)
-    print(f"results: {out}")
 
 
 def prepare(method: str, flags: Flags) -> Contest:
     """All forms of a method at their starts, jaxsparse's not yet compiled."""
-    from benchmarks.online_ours import Ours, Seeds, draw
+    from benchmarks.ours_online import Ours, Seeds, draw
 
     config = make_config(method, flags)
-    starts = [draw(config, seed) for seed in range(flags.seeds or machine.cores())]
+    starts = [draw(config, seed) for seed in range(flags.seeds or cores())]
     small = narrowed(config)
     return Contest(
         config,
@@ -175,11 +156,11 @@ def check(contests: Sequence[Contest]) -> list[dict[str, Any]]:
     Raises:
       Mismatch: one is larger than its limit.
     """
-    _say("compiling for the check")
+    say("compiling for the check")
     compile_all(contest.narrow for contest in contests)
-    _say("few steps compared")
+    say("few steps compared")
     narrow = [check_narrow(contest.narrow) for contest in contests]
-    _say("compiling")
+    say("compiling")
     compile_all(ours for contest in contests for ours in contest.ours)
     return [
         {"narrow": found, "timed": check_timed(contest)}
@@ -189,7 +170,7 @@ def check(contests: Sequence[Contest]) -> list[dict[str, Any]]:
 
 def compile_all(learners: Iterable[Any]) -> None:
     """Compile jaxsparse's programs, at once: each of them keeps one core busy."""
-    with ThreadPoolExecutor(machine.cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(lambda learner: learner.compile(), learners))
 
 
@@ -199,8 +180,7 @@ def check_narrow(ours: Any, starts: int = STARTS) -> dict[str, dict[str, float]]
     Raises:
       Mismatch: one is larger than `LIMIT` at every start.
     """
-    from benchmarks.measure import relative_errors
-    from benchmarks.online_ours import draw
+    from benchmarks.ours_online import draw
 
     smallest: dict[str, dict[str, float]] = {}
     for seed in range(starts):
@@ -208,13 +188,13 @@ def check_narrow(ours: Any, starts: int = STARTS) -> dict[str, dict[str, float]]
         ours.begin([start])
         wanted = outcome(ours, start)
         for peer in make_peers(ours.config, start):
-            found = relative_errors(outcome(peer, start), wanted)
+            found = harness.relative_errors(outcome(peer, start), wanted)
             best = smallest.setdefault(peer.name, found)
             smallest[peer.name] = {what: min(best[what], found[what]) for what in found}
         if all(error <= LIMIT for best in smallest.values() for error in best.values()):
             break
     for form, errors in smallest.items():
-        _judge(form, ours.config, errors, dict.fromkeys(errors, LIMIT))
+        _require(form, ours.config, errors, dict.fromkeys(errors, LIMIT))
     return smallest
 
 
@@ -224,26 +204,21 @@ def check_timed(contest: Contest) -> dict[str, dict[str, float]]:
     Raises:
       Mismatch: one is larger than `ROUGH_LIMITS` has it.
     """
-    from benchmarks.measure import relative_errors
 
     first, *others = *contest.ours, *contest.peers
     wanted, errors = first_timestep(first), {}
     for other in others:
-        errors[other.name] = relative_errors(first_timestep(other), wanted)
-        _judge(other.name, contest.config, errors[other.name], ROUGH_LIMITS)
+        errors[other.name] = harness.relative_errors(first_timestep(other), wanted)
+        _require(other.name, contest.config, errors[other.name], ROUGH_LIMITS)
     return errors
 
 
-def _judge(
+def _require(
     form: str, config: Any, errors: Mapping[str, float], limits: Mapping[str, float]
 ) -> None:
     for what, limit in limits.items():
-        if not errors[what] <= limit:  # so that NaN is a mismatch, too
-            raise Mismatch(
-                f"{form} does not do the same arithmetic: {config.method}'s {what} differs by"
-                f" {errors[what]:.1e} (relative L2) at K = {config.inner_steps}, at most"
-                f" {limit:.0e} is allowed"
-            )
+        said = f"at K = {config.inner_steps} {config.method}'s {what} differs"
+        harness.require(form, said, errors[what], limit)
 
 
 def first_timestep(learner: Any) -> Trees:
@@ -255,7 +230,7 @@ def first_timestep(learner: Any) -> Trees:
 
 def outcome(learner: Any, start: Any) -> Trees:
     """What is compared: a timestep from phi, and an update from all batches."""
-    from benchmarks.online_ours import flat
+    from benchmarks.ours_base import flat
 
     found, begin = first_timestep(learner), flat(start.fast)
     found["change of phi"] = {name: x - begin[name] for name, x in found["phi"].items()}
@@ -264,19 +239,29 @@ def outcome(learner: Any, start: Any) -> Trees:
     return found | {f"gradient of {tree}": x for tree, x in learner.gradients().items()}
 
 
-def timed(contest: Contest, flags: Flags) -> list[dict[str, Any]]:
-    """Rounds of all forms in turn; for each its seconds, rates and ratios to PyTorch's."""
-    from benchmarks import measure
+def choose_threads(flags: Flags, peers: Sequence[Any]) -> int:
+    """Set PyTorch's number of threads to the one at which a timestep of each peer is fastest."""
+    from benchmarks.torch_base import fastest_threads
 
+    def timestep_of_each() -> None:
+        for peer in peers:
+            peer.fill(0)
+            peer.learn(1)
+
+    counts = [flags.threads] if flags.threads else [cores(), 1]
+    return fastest_threads(counts, timestep_of_each)
+
+
+def timed_rows(contest: Contest, flags: Flags) -> list[dict[str, Any]]:
+    """Rounds of all forms in turn; for each its seconds, rates and ratios to PyTorch's."""
     learners, rounds = [*contest.ours, *contest.peers], {}
     for learner in learners:
-        rounds[learner.name, "timestep"] = Round(learner, 0, flags.timesteps)
-        rounds[learner.name, "update"] = Round(learner, flags.stored, 1)
-    _say(f"{contest.config.method}: {flags.repeats} rounds")
-    seconds: dict[Any, list[float]] = measure.timed(rounds, flags.repeats)  # type: ignore[arg-type]
+        rounds[learner.name, "timestep"] = Round(learner, 0, flags.timesteps).step
+        rounds[learner.name, "update"] = Round(learner, flags.stored, 1).step
+    say(f"{contest.config.method}: {flags.repeats} rounds")
+    seconds = harness.timed(rounds, flags.repeats)
     for learner in learners:
-        if not all(np.isfinite(x).all() for x in learner.phi_now().values()):
-            raise Mismatch(f"{learner.name} diverged while it was timed")
+        harness.require_finite(learner.name, {"phi": learner.phi_now()})
     rows = [_figures(learner, seconds, flags.timesteps) for learner in learners]
     for row in rows:
         row["ratio"] = {
@@ -319,37 +304,39 @@ def narrowed(config: Any) -> Any:
 
 def make_peers(config: Any, start: Any) -> list[Any]:
     """PyTorch's forms, from the same start."""
-    from benchmarks.online_ours import flat
-    from benchmarks.online_peer import FORMS
+    from benchmarks.ours_base import flat
+    from benchmarks.torch_online import FORMS
 
-    params, fast, mask = (flat(tree) for tree in start[:3])
+    params, fast, mask = (flat(tree) for tree in (start.params, start.fast, start.mask))
     images, labels = (np.asarray(x) for x in start.batches)
-    return [form(config, params, fast, mask, images, labels) for form in FORMS]
+    return [form(config, params, fast, mask, (images, labels)) for form in FORMS]
 
 
 def markdown(results: dict[str, Any]) -> str:
     """The table of what was measured, and what it means."""
-    from benchmarks.report import machine_line, markdown_table
+    from benchmarks import report
 
-    lines = ["# Online learning on a switching stream", "", machine_line(results), ""]
-    for entry in results["methods"]:
-        config, rows = entry["config"], entry["rows"]
-        columns = ["form"]
-        for kind in KINDS:
-            columns += [f"{kind}s/s", *(f"to {peer}" for peer in rows[0]["ratio"])]
-        lines += [
-            f"## {entry['method']}, Conv4-{config['width']}, batches of {config['ways']} classes x"
-            f" {config['shots']} images, K = {config['inner_steps']}",
-            "",
-            markdown_table(columns, [_row(row) for row in rows]),
-            _differences(entry["errors"]),
-            "",
-        ]
-    legend = [
-        line.format(stored=results["flags"]["stored"], threads=results["threads"])
-        for line in LEGEND
-    ]
-    return "\n".join([*lines, *(f"- {line}" for line in legend), ""])
+    sections = [_section(entry) for entry in results["methods"]]
+    stored, threads = results["flags"]["stored"], results["threads"]
+    legend = [line.format(stored=stored, threads=threads) for line in LEGEND]
+    title = "Online learning on a switching stream"
+    return report.markdown(title, results, sections, after=legend)
+
+
+def _section(entry: dict[str, Any]) -> Any:
+    from benchmarks.report import Section
+
+    config, rows = entry["config"], entry["rows"]
+    columns = ["form"]
+    for kind in KINDS:
+        columns += [f"{kind}s/s", *(f"to {peer}" for peer in rows[0]["ratio"])]
+    return Section(
+        f"{entry['method']}, Conv4-{config['width']}, batches of {config['ways']} classes x"
+        f" {config['shots']} images, K = {config['inner_steps']}",
+        columns,
+        [_row(row) for row in rows],
+        [_differences(entry["errors"])],
+    )
 
 
 LEGEND = (
@@ -361,8 +348,8 @@ LEGEND = (
     "to loop, to channels_last: the ratio of these numbers to PyTorch's; above 1 is faster.",
     "jaxsparse: one call of cmaml_step for each timestep, operations shared among the cores. Seeds:"
     " streams side by side in one program, as experiments.online runs them.",
-    "PyTorch: one stream, benchmarks/online_peer.py, threads: {threads}; with one thread, a process"
-    " on each core would learn a stream of its own.",
+    "PyTorch: one stream, benchmarks/torch_online.py, threads: {threads}; with one thread, a"
+    " process on each core would learn a stream of its own.",
 )
 
 
@@ -385,10 +372,6 @@ def _differences(errors: dict[str, dict[str, dict[str, float]]]) -> str:
         f"Relative L2 differences to the first row, at most: after few steps of a narrow network"
         f" {largest['narrow']}; in these sizes {largest['timed']}."
     )
-
-
-def _say(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
