@@ -162,20 +162,21 @@ def in_turn(actions: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, 
     return out
 
 
-def _seconds_of(action: Callable[[], Any]) -> float:
-    """How long it takes."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def timed(steps: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, list[float]]:
-    """Seconds of `repeats` calls of each step, after one to warm up, taken in turn."""
-    for step in steps.values():
-        step()
+def timed(
+    steps: Mapping[Any, Callable[[], Any]], repeats: int, warm_up: bool = True
+) -> dict[Any, list[float]]:
+    """Seconds of `repeats` calls of each step, taken in turn."""
+    if warm_up:
+        for step in steps.values():
+            step()
     gc.collect()
-    actions = {name: functools.partial(_seconds_of, step) for name, step in steps.items()}
-    return in_turn(actions, repeats)
+    return in_turn({n: functools.partial(_seconds_of, s) for n, s in steps.items()}, repeats)
+
+
+def _seconds_of(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 class Stopwatch:

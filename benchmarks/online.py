@@ -5,12 +5,13 @@ python -m benchmarks.online --method cmaml --stored 100
 """
 
 import dataclasses
+import functools
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -65,39 +66,6 @@ class Flags:
     """folder of the results; default: one per machine under benchmarks/results"""
 
 
-class Contest(NamedTuple):
-    """Who is compared at a method.
-
-    Attributes:
-      config: the configuration.
-      ours: jaxsparse's forms; the others' numbers are compared with those of the first.
-      peers: PyTorch's forms.
-      narrow: jaxsparse in the sizes of `CHECKED`, for the check.
-    """
-
-    config: Any
-    ours: list[Any]
-    peers: list[Any]
-    narrow: Any
-
-
-@dataclasses.dataclass
-class Round:
-    """What is timed: some timesteps with this many batches stored before the first."""
-
-    learner: Any
-    stored: int
-    timesteps: int
-    warm: bool = False
-
-    def step(self) -> None:
-        """One round, the first time a plain timestep to warm up; returns when it is done."""
-        stored, timesteps = (self.stored, self.timesteps) if self.warm else (0, 1)
-        self.warm = True
-        self.learner.fill(stored)
-        self.learner.learn(timesteps)
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Read the flags, measure, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
@@ -113,65 +81,67 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def measure(flags: Flags) -> dict[str, Any]:
     """The numbers of the methods asked for."""
-    contests = [prepare(method, flags) for method in ([flags.method] if flags.method else METHODS)]
-    errors = check(contests)
-    say("choosing PyTorch's threads")
-    threads = choose_threads(flags, [peer for contest in contests for peer in contest.peers])
+    methods = [flags.method] if flags.method else METHODS
     return {
-        "threads": threads,
-        "methods": [
-            {
-                "method": contest.config.method,
-                "config": dataclasses.asdict(contest.config),
-                "errors": found,
-                "rows": timed_rows(contest, flags),
-            }
-            for contest, found in zip(contests, errors, strict=True)
-        ],
+        "threads": choose_threads(flags, methods[0]),
+        "methods": [compare(method, flags) for method in methods],
     }
 
 
-def prepare(method: str, flags: Flags) -> Contest:
-    """All forms of a method at their starts, jaxsparse's not yet compiled."""
+def choose_threads(flags: Flags, method: str) -> int:
+    """Set PyTorch's number of threads to the one at which a timestep of its forms is fastest."""
+    from benchmarks.ours_online import draw
+    from benchmarks.torch_base import fastest_threads
+
+    say("choosing PyTorch's threads")
+    config = make_config(method, flags)
+    peers = make_peers(config, draw(config))
+    counts = [flags.threads] if flags.threads else [cores(), 1]
+    return fastest_threads(counts, lambda: [meet(peer, 0, 1) for peer in peers])
+
+
+def compare(method: str, flags: Flags) -> dict[str, Any]:
+    """Check that all forms of a method do the same arithmetic, then time them in turn.
+
+    Returns:
+      The configuration, a row for each form, and the relative L2 differences to jaxsparse:
+      "narrow", of a narrow network after a few steps, and "timed", of what is timed, where rounding
+      has gone its way.
+
+    Raises:
+      Mismatch: a difference is larger than its limit.
+    """
     from benchmarks.ours_online import Ours, Seeds, draw
 
     config = make_config(method, flags)
-    starts = [draw(config, seed) for seed in range(flags.seeds or cores())]
     small = narrowed(config)
-    return Contest(
-        config,
-        [Ours(config, starts[:1]), Seeds(config, starts)],
-        make_peers(config, starts[0]),
-        Ours(small, [draw(small)], {"xla_backend_optimization_level": 0}),  # it runs but briefly
-    )
+    starts = [draw(config, seed) for seed in range(flags.seeds or cores())]
+    # Compiled as fast as can be: it runs but briefly.
+    narrow = Ours(small, [draw(small)], {"xla_backend_optimization_level": 0})
+    ours = [Ours(config, starts[:1]), Seeds(config, starts)]
+    say(f"{method}: compiling")
+    with ThreadPoolExecutor(cores()) as pool:  # each compilation keeps one core busy
+        list(pool.map(lambda learner: learner.compile(), [narrow, *ours]))
+    say(f"{method}: few steps compared")
+    errors = {"narrow": check_narrow(narrow)}
+    learners = [*ours, *make_peers(config, starts[0])]
+    errors["timed"] = check_timed(learners)
+    say(f"{method}: {flags.repeats} rounds")
+    return {
+        "method": method,
+        "config": dataclasses.asdict(config),
+        "errors": errors,
+        "rows": timed_rows(learners, flags),
+    }
 
 
-def check(contests: Sequence[Contest]) -> list[dict[str, Any]]:
-    """Compile, and check that all forms of a method do the same arithmetic.
-
-    Returns:
-      For each method the relative L2 differences to jaxsparse: "narrow", of a narrow network after
-      a few steps, and "timed", of what is timed, where rounding has gone its way.
-
-    Raises:
-      Mismatch: one is larger than its limit.
-    """
-    say("compiling for the check")
-    compile_all(contest.narrow for contest in contests)
-    say("few steps compared")
-    narrow = [check_narrow(contest.narrow) for contest in contests]
-    say("compiling")
-    compile_all(ours for contest in contests for ours in contest.ours)
-    return [
-        {"narrow": found, "timed": check_timed(contest)}
-        for found, contest in zip(narrow, contests, strict=True)
-    ]
+def meet(learner: Any, stored: int, timesteps: int) -> dict[str, list[float]]:
+    """The losses of some timesteps with this many batches stored before the first."""
+    learner.fill(stored)
+    return learner.learn(timesteps)
 
 
-def compile_all(learners: Iterable[Any]) -> None:
-    """Compile jaxsparse's programs, at once: each of them keeps one core busy."""
-    with ThreadPoolExecutor(cores()) as pool:
-        list(pool.map(lambda learner: learner.compile(), learners))
+# ---- the same arithmetic
 
 
 def check_narrow(ours: Any, starts: int = STARTS) -> dict[str, dict[str, float]]:
@@ -198,18 +168,17 @@ def check_narrow(ours: Any, starts: int = STARTS) -> dict[str, dict[str, float]]
     return smallest
 
 
-def check_timed(contest: Contest) -> dict[str, dict[str, float]]:
+def check_timed(learners: Sequence[Any]) -> dict[str, dict[str, float]]:
     """Differences of all other forms to the first, in the sizes that are timed.
 
     Raises:
       Mismatch: one is larger than `ROUGH_LIMITS` has it.
     """
-
-    first, *others = *contest.ours, *contest.peers
+    first, *others = learners
     wanted, errors = first_timestep(first), {}
     for other in others:
         errors[other.name] = harness.relative_errors(first_timestep(other), wanted)
-        _require(other.name, contest.config, errors[other.name], ROUGH_LIMITS)
+        _require(other.name, first.config, errors[other.name], ROUGH_LIMITS)
     return errors
 
 
@@ -217,14 +186,13 @@ def _require(
     form: str, config: Any, errors: Mapping[str, float], limits: Mapping[str, float]
 ) -> None:
     for what, limit in limits.items():
-        said = f"at K = {config.inner_steps} {config.method}'s {what} differs"
+        said = f"{config.method}'s {what} differs at K = {config.inner_steps}"
         harness.require(form, said, errors[what], limit)
 
 
 def first_timestep(learner: Any) -> Trees:
     """The losses of a timestep from phi, and phi after it."""
-    learner.fill(0)
-    losses = {name: {"": np.array(values)} for name, values in learner.learn(1).items()}
+    losses = {name: {"": np.array(values)} for name, values in meet(learner, 0, 1).items()}
     return {**losses, "phi": learner.phi_now()}
 
 
@@ -234,53 +202,8 @@ def outcome(learner: Any, start: Any) -> Trees:
 
     found, begin = first_timestep(learner), flat(start.fast)
     found["change of phi"] = {name: x - begin[name] for name, x in found["phi"].items()}
-    learner.fill(learner.config.capacity)
-    learner.learn(1)
+    meet(learner, learner.config.capacity, 1)
     return found | {f"gradient of {tree}": x for tree, x in learner.gradients().items()}
-
-
-def choose_threads(flags: Flags, peers: Sequence[Any]) -> int:
-    """Set PyTorch's number of threads to the one at which a timestep of each peer is fastest."""
-    from benchmarks.torch_base import fastest_threads
-
-    def timestep_of_each() -> None:
-        for peer in peers:
-            peer.fill(0)
-            peer.learn(1)
-
-    counts = [flags.threads] if flags.threads else [cores(), 1]
-    return fastest_threads(counts, timestep_of_each)
-
-
-def timed_rows(contest: Contest, flags: Flags) -> list[dict[str, Any]]:
-    """Rounds of all forms in turn; for each its seconds, rates and ratios to PyTorch's."""
-    learners, rounds = [*contest.ours, *contest.peers], {}
-    for learner in learners:
-        rounds[learner.name, "timestep"] = Round(learner, 0, flags.timesteps).step
-        rounds[learner.name, "update"] = Round(learner, flags.stored, 1).step
-    say(f"{contest.config.method}: {flags.repeats} rounds")
-    seconds = harness.timed(rounds, flags.repeats)
-    for learner in learners:
-        harness.require_finite(learner.name, {"phi": learner.phi_now()})
-    rows = [_figures(learner, seconds, flags.timesteps) for learner in learners]
-    for row in rows:
-        row["ratio"] = {
-            peer["form"]: {kind: row["per_s"][kind] / peer["per_s"][kind] for kind in KINDS}
-            for peer in rows[len(contest.ours) :]
-        }
-    return rows
-
-
-def _figures(learner: Any, seconds: Mapping[Any, list[float]], timesteps: int) -> dict[str, Any]:
-    """Seconds of the rounds, and the timesteps or updates a second of all streams together."""
-    own = {kind: seconds[learner.name, kind] for kind in KINDS}
-    done = {"timestep": learner.streams * timesteps, "update": learner.streams}
-    return {
-        "form": learner.name,
-        "streams": learner.streams,
-        "seconds": own,
-        "per_s": {kind: done[kind] / statistics.median(own[kind]) for kind in KINDS},
-    }
 
 
 def make_config(method: str, flags: Flags) -> Any:
@@ -310,6 +233,45 @@ def make_peers(config: Any, start: Any) -> list[Any]:
     params, fast, mask = (flat(tree) for tree in (start.params, start.fast, start.mask))
     images, labels = (np.asarray(x) for x in start.batches)
     return [form(config, params, fast, mask, (images, labels)) for form in FORMS]
+
+
+# ---- time
+
+
+def timed_rows(learners: Sequence[Any], flags: Flags) -> list[dict[str, Any]]:
+    """Rounds of all forms in turn; for each its seconds, rates and ratios to PyTorch's."""
+    counts = {"timestep": (0, flags.timesteps), "update": (flags.stored, 1)}
+    rounds = {
+        (learner.name, kind): functools.partial(meet, learner, *counts[kind])
+        for learner in learners
+        for kind in KINDS
+    }
+    seconds = harness.timed(rounds, flags.repeats, warm_up=False)  # the check did that
+    for learner in learners:
+        harness.require_finite(learner.name, {"phi": learner.phi_now()})
+    rows = [_figures(learner, seconds, flags.timesteps) for learner in learners]
+    peers = [row for row in rows if not row["form"].startswith("jaxsparse")]
+    for row in rows:
+        row["ratio"] = {
+            peer["form"]: {kind: row["per_s"][kind] / peer["per_s"][kind] for kind in KINDS}
+            for peer in peers
+        }
+    return rows
+
+
+def _figures(learner: Any, seconds: Mapping[Any, list[float]], timesteps: int) -> dict[str, Any]:
+    """Seconds of the rounds, and the timesteps or updates a second of all streams together."""
+    own = {kind: seconds[learner.name, kind] for kind in KINDS}
+    done = {"timestep": learner.streams * timesteps, "update": learner.streams}
+    return {
+        "form": learner.name,
+        "streams": learner.streams,
+        "seconds": own,
+        "per_s": {kind: done[kind] / statistics.median(own[kind]) for kind in KINDS},
+    }
+
+
+# ---- the table
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -129,14 +129,9 @@ def product(size: int, device: str, precision: str) -> Callable[[], None]:
 
 
 def fastest_threads(counts: Sequence[int], work: Callable[[], Any]) -> int:
-    """Set PyTorch's number of threads to the one at which `work` takes least, after a warm-up.
+    """Set PyTorch's number of threads to that of `counts` at which `work` takes least; return it.
 
-    Args:
-      counts: what to choose from.
-      work: called twice with each.
-
-    Returns:
-      The number.
+    It is called twice with each number, the first time to warm up.
     """
     seconds = {}
     for count in dict.fromkeys(counts):
