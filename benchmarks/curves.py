@@ -11,15 +11,7 @@ from typing import Any
 from benchmarks import probe, report
 from benchmarks.cases_fewshot import FewShotCase
 from benchmarks.families import SPARSE_MAML, Form
-from benchmarks.harness import (
-    LIMITS,
-    LOW_PRECISION_LIMITS,
-    Reference,
-    Setting,
-    check,
-    reference_step,
-    timed,
-)
+from benchmarks.harness import Reference, Setting, check, reference_step, timed
 from jaxsparse.machine import cores
 
 OURS, CONTEXT = "jaxsparse", "channels_last"
@@ -73,12 +65,8 @@ def trace(
 ) -> dict[str, Any]:
     """Time (in this process, in turn) and memory (each in its own) of every point of a curve.
 
-    Args:
-      curve: what to measure.
-      forms: names of forms; `CONTEXT` is measured where it is among them.
-      setting: how to measure.
-      cache: folder of compiled programs, shared with the processes that measure memory.
-      say: called with what is being done.
+    Our forms are measured in any case, PyTorch's where it is in `forms`; `cache` holds compiled
+    programs for the processes that measure memory.
 
     Raises:
       Mismatch: two forms do not agree on the first step of a case.
@@ -107,7 +95,6 @@ def _agreeing(
     points: dict[tuple[int, str], FewShotCase], setting: Setting
 ) -> dict[tuple[int, str], Form]:
     """The forms after their first step, each checked against the first one of its case."""
-    limits = LIMITS if setting.precision == "float32" else LOW_PRECISION_LIMITS
     forms: dict[tuple[int, str], Form] = {}
     references: dict[FewShotCase, Reference] = {}
     for (x, name), case in points.items():
@@ -116,7 +103,7 @@ def _agreeing(
         one_seed = dataclasses.replace(case, seeds=1)  # every seed takes the same step here
         if one_seed in references:
             form.step()
-            check(f"{name} at {x}", form, references[one_seed], limits)
+            check(f"{name} at {x}", form, references[one_seed], setting.limits)
         else:
             references[one_seed] = reference_step(form, arrays)
         forms[x, name] = form

@@ -44,6 +44,11 @@ class Setting:
     repeats: int = 9
     probe: bool = True
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """The relative errors that are allowed at this precision."""
+        return LIMITS if self.precision == "float32" else LOW_PRECISION_LIMITS
+
 
 # ---- the same arithmetic
 
@@ -249,7 +254,6 @@ def _agreeing(
 ) -> dict[str, Form]:
     """The forms after their first step, each checked; a row gets its errors or why not."""
     arrays = case.draw()
-    limits = LIMITS if setting.precision == "float32" else LOW_PRECISION_LIMITS
     # Always ours in float32, so that a lower precision's error is seen beside its speed.
     ours = family.make(family.ours, case, arrays, setting.device)
     reference = reference_step(ours, arrays)
@@ -268,7 +272,7 @@ def _agreeing(
                     raise
                 row["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
                 continue
-        row["errors"] = check(name, form, reference, limits)
+        row["errors"] = check(name, form, reference, setting.limits)
         out[name] = form
     return out
 

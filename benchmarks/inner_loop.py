@@ -162,14 +162,8 @@ def run_cases(
 ) -> None:
     """Compare the forms on every case; print the tables, write them and a figure to `out`.
 
-    Args:
-      family: what is compared.
-      cases: cases of the family.
-      forms: names of its forms.
-      setting: how to measure.
-      results: what `command.header` returned.
-      out: folder of the results.
-      name: of the figure, and in front of the other files' names where it is not "inner_loop".
+    `results` is what `command.header` returned; `name` is the figure's, and stands in front of the
+    other files' names where it is not "inner_loop".
     """
     from benchmarks import figures, report
 
@@ -189,14 +183,7 @@ def run_cases(
 
 
 def run_curves(forms: Sequence[str], setting: Setting, results: dict[str, Any], out: Path) -> None:
-    """Measure every curve; print the tables and verdicts, write them and a figure to `out`.
-
-    Args:
-      forms: names of forms; those of ours are measured in any case.
-      setting: how to measure.
-      results: what `command.header` returned.
-      out: folder of the results.
-    """
+    """Measure every curve; print the tables and verdicts, write them and a figure to `out`."""
     from benchmarks import curves, figures, probe, report
 
     with (

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-Trees = dict[str, dict[str, np.ndarray]]
+from benchmarks.families import Trees
 
 
 class OurForm:

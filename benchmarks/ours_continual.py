@@ -10,8 +10,9 @@ import optax
 
 import jaxsparse
 from benchmarks.cases_continual import GlanceCase
+from benchmarks.families import Trees
 from benchmarks.harness import Stopwatch
-from benchmarks.ours_base import OurForm, Trees, flat, nested
+from benchmarks.ours_base import OurForm, flat, nested
 from jaxsparse import gates
 from jaxsparse.data import streams
 from jaxsparse.training.continual import Rates, default_rates, make_program

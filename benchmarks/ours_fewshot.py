@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 import jaxsparse
 from benchmarks.cases_fewshot import FewShotCase
-from benchmarks.ours_base import OurForm, Trees, flat, nested
+from benchmarks.families import Trees
+from benchmarks.ours_base import OurForm, flat, nested
 from experiments import cli
 from jaxsparse import gates
 

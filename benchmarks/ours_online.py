@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 import jaxsparse
-from benchmarks.ours_base import Trees, flat
+from benchmarks.families import Trees
+from benchmarks.ours_base import flat
 from jaxsparse import nn
 from jaxsparse.training.online.learners import inner_params, make_gate
 from jaxsparse.training.seeds import place_runs

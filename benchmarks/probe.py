@@ -136,7 +136,14 @@ def in_new_process(
         *(sys.executable, "-m", "benchmarks.probe", "--family", family.name, "--form", form),
         *("--case", fields, "--device", device, "--precision", precision, "--steps", str(steps)),
     ]
-    environment = {**os.environ, **_cache_variables(cache), "PYTHONPATH": _python_path()}
+    environment = {
+        **os.environ,
+        **{name.upper(): str(value) for name, value in _cache_settings(cache).items()},
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
+        # Memory is measured: no framework may take what it does not need yet.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     if device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
     done = subprocess.run(
@@ -154,11 +161,7 @@ def keeping_programs(cache: Path) -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    settings = {
-        "jax_compilation_cache_dir": str(cache / "jax"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
+    settings = _cache_settings(cache)
     before = {name: getattr(jax.config, name) for name in settings}
     try:
         for name, value in settings.items():
@@ -171,19 +174,13 @@ def keeping_programs(cache: Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _cache_variables(cache: Path) -> dict[str, str]:
+def _cache_settings(cache: Path) -> dict[str, Any]:
+    """JAX's settings; in capitals they are its environment variables."""
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
-        # Memory is measured: no framework may take what it does not need yet.
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "jax_compilation_cache_dir": str(cache / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-
-
-def _python_path() -> str:
-    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 if __name__ == "__main__":

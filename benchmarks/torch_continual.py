@@ -58,7 +58,7 @@ class LaMAML(TorchForm):
         """Start.
 
         Args:
-          case: method, rates and sizes; how many rows there are, the glances say.
+          case: method, sizes and rates.
           params: kernels and biases by name, layer by layer.
           mask: of the same names and shapes.
           device: "cpu" or "gpu".
@@ -124,7 +124,7 @@ class Loop(LaMAML):
         precision: str = "float32",
     ):
         super().__init__(case, arrays["params"], arrays["mask"], device, precision)
-        (self.batch, self.labels_of_batch), self.replay = (
+        self.batch, self.replay = (
             (self._pixels(images), self.labels(labels))
             for images, labels in (arrays["batch"], arrays["replay"])
         )
@@ -137,8 +137,9 @@ class Loop(LaMAML):
 
     def step(self) -> None:
         """All glances at the batch, in place; returns when they are done."""
-        for order, *replayed in zip(self.orders, *self.replay, strict=True):
-            images, labels = self.batch[order], self.labels_of_batch[order]
+        for number, order in enumerate(self.orders):
+            images, labels = (x[order] for x in self.batch)
+            replayed = [x[number] for x in self.replay]
             meta = torch.cat([replayed[0], images]), torch.cat([replayed[1], labels])
             self.glance(images, labels, meta)
         self.finish()
