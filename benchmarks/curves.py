@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks import probe, report
 from benchmarks.cases_fewshot import FewShotCase
-from benchmarks.families import SPARSE_MAML, Form
-from benchmarks.harness import Reference, Setting, check, reference_step, timed
+from benchmarks.families import SPARSE_MAML
+from benchmarks.harness import Setting, agreeing, timed
 from jaxsparse.machine import cores
 
 OURS, CONTEXT = "jaxsparse", "channels_last"
@@ -27,7 +27,7 @@ class Curve:
       name: of the setting.
       label: of the axis.
       cases: the case at each value of the setting.
-      forms: names of forms; the others have to agree with the first.
+      forms: names of forms.
     """
 
     name: str
@@ -72,12 +72,15 @@ def trace(
       Mismatch: two forms do not agree on the first step of a case.
     """
     shown = [form for form in curve.forms if form != CONTEXT or form in forms]
-    points = {(x, form): case for x, case in curve.cases.items() for form in shown}
     say(f"{curve.name}: compilation")
-    agreeing = _agreeing(points, setting)
-    say(f"{curve.name}: {setting.repeats} rounds of {len(points)} meta-steps")
-    seconds = timed({point: form.step for point, form in agreeing.items()}, setting.repeats)
-    agreeing.clear()
+    forms_at = {
+        (x, name): form
+        for x, case in curve.cases.items()
+        for name, form in agreeing(SPARSE_MAML, case, {name: {} for name in shown}, setting).items()
+    }
+    say(f"{curve.name}: {setting.repeats} rounds of {len(forms_at)} meta-steps")
+    seconds = timed({point: form.step for point, form in forms_at.items()}, setting.repeats)
+    forms_at.clear()
     gc.collect()
     rows = [
         {"x": x, "form": form, "median_s": statistics.median(runs), "seconds": runs}
@@ -85,41 +88,19 @@ def trace(
     ]
     if setting.probe:
         say(f"{curve.name}: memory")
-        memories = _memories(points, setting, cache)
+        memories = _memories([(form, curve.cases[x]) for x, form in seconds], setting, cache)
         rows = [{**row, **memory} for row, memory in zip(rows, memories, strict=True)]
     base = dataclasses.asdict(next(iter(curve.cases.values())))
     return {"name": curve.name, "label": curve.label, "first_case": base, "points": rows}
 
 
-def _agreeing(
-    points: dict[tuple[int, str], FewShotCase], setting: Setting
-) -> dict[tuple[int, str], Form]:
-    """The forms after their first step, each checked against the first one of its case."""
-    forms: dict[tuple[int, str], Form] = {}
-    references: dict[FewShotCase, Reference] = {}
-    for (x, name), case in points.items():
-        arrays = case.draw()
-        form = SPARSE_MAML.make(name, case, arrays, setting.device, setting.precision)
-        one_seed = dataclasses.replace(case, seeds=1)  # every seed takes the same step here
-        if one_seed in references:
-            form.step()
-            check(f"{name} at {x}", form, references[one_seed], setting.limits)
-        else:
-            references[one_seed] = reference_step(form, arrays)
-        forms[x, name] = form
-    return forms
-
-
 def _memories(
-    points: dict[tuple[int, str], FewShotCase], setting: Setting, cache: Path
+    points: Sequence[tuple[str, FewShotCase]], setting: Setting, cache: Path
 ) -> list[dict[str, int]]:
     # Side by side, one process per core: what is measured is memory, and not on a shared GPU.
     workers = cores() if setting.device == "cpu" else 1
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        waiting = [
-            pool.submit(_memory, form, case, setting, cache) for (_, form), case in points.items()
-        ]
-        return [future.result() for future in waiting]
+        return list(pool.map(lambda point: _memory(point[0], point[1], setting, cache), points))
 
 
 def _memory(form: str, case: FewShotCase, setting: Setting, cache: Path) -> dict[str, int]:

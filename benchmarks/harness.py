@@ -224,10 +224,10 @@ def compare(
             say(f"{case.name}: {form} in a process of its own")
             row |= _probes(family, form, case, setting)
     say(f"{case.name}: one step of each, compared")
-    agreeing = _agreeing(family, case, rows, setting)
+    checked = agreeing(family, case, rows, setting)
     say(f"{case.name}: {setting.repeats} rounds")
-    seconds = timed({name: form.step for name, form in agreeing.items()}, setting.repeats)
-    for name, stepped in agreeing.items():
+    seconds = timed({name: form.step for name, form in checked.items()}, setting.repeats)
+    for name, stepped in checked.items():
         require_finite(name, stepped.result())
     medians = {name: statistics.median(runs) for name, runs in seconds.items()}
     peer = min((n for n in family.peers if n in medians), key=lambda n: medians[n], default=None)
@@ -249,10 +249,14 @@ def compare(
     }
 
 
-def _agreeing(
-    family: Family, case: Any, rows: dict[str, dict[str, Any]], setting: Setting
+def agreeing(
+    family: Family, case: Any, rows: Mapping[str, dict[str, Any]], setting: Setting
 ) -> dict[str, Form]:
-    """The forms after their first step, each checked; a row gets its errors or why not."""
+    """The forms after their first step, each checked; its row gets the errors, or why it failed.
+
+    Raises:
+      Mismatch: a form's step gives other parameters than ours in float32.
+    """
     arrays = case.draw()
     # Always ours in float32, so that a lower precision's error is seen beside its speed.
     ours = family.make(family.ours, case, arrays, setting.device)
