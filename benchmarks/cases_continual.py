@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -172,6 +172,21 @@ class GlanceCase:
             "replay": rows(self.glances, self.meta_rows - self.batch_rows),
             "orders": np.array(orders, np.int32),
         }
+
+
+class Draws(NamedTuple):
+    """What is drawn for one batch of a stream.
+
+    Attributes:
+      orders: the batch's rows, for each glance.
+      picks: the slots of the memory that are replayed, for each glance.
+      slots: for each row in the order of the first glance, where the reservoir would put it once
+        it is full; beyond its end it is dropped.
+    """
+
+    orders: list[list[int]]
+    picks: list[list[int]]
+    slots: list[int]
 
 
 def _float32(x: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import jaxsparse
-from benchmarks.cases_continual import GlanceCase
+from benchmarks.cases_continual import Draws, GlanceCase
 from benchmarks.families import Trees
 from benchmarks.harness import Stopwatch
 from benchmarks.ours_base import OurForm, flat, nested
@@ -89,17 +89,9 @@ def _place(name: str) -> tuple[bool, str, bool]:
 
 
 def learn_batches(
-    config: Any, stream: Any, images: np.ndarray, labels: np.ndarray, draws: Sequence[Any]
+    config: Any, stream: Any, images: np.ndarray, labels: np.ndarray, draws: Sequence[Draws]
 ) -> Trees:
-    """`jaxsparse.lamaml_step` on given draws; the parameters and masks it ends with.
-
-    Args:
-      config: a `ContinualConfig`.
-      stream: the stream.
-      images: of all batches, uint8.
-      labels: theirs.
-      draws: for each batch "orders", "picks" and "slots", as in `torch_continual.Draws`.
-    """
+    """`jaxsparse.lamaml_step` on all batches' images; the parameters and masks it ends with."""
     rates, begin = default_rates(config), start(config, stream)
     gate, sgd = make_gate(config, rates), optax.sgd(rates.mask_lr)
     loss_fn = jaxsparse.cross_entropy(make_model(config, stream.train))

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from benchmarks.cases_continual import GlanceCase
+from benchmarks.cases_continual import Draws, GlanceCase
 from benchmarks.command import check_least, compare_on_cpu, one_line_ends, say, want_torch
 from benchmarks.harness import Reference, Stopwatch, check, difference, in_turn
 from experiments import cli
@@ -154,21 +154,19 @@ def check_batches(config: Any, stream: Any, batches: int = COMPARED) -> dict[str
       Mismatch: they are larger than `LIMITS`.
     """
     from benchmarks.ours_continual import learn_batches, start, task_images
-    from benchmarks.torch_continual import to_float
+    from benchmarks.torch_continual import tensors
 
     draws = draw_batches(config, batches)
     images, labels = task_images(stream, 0, np.arange(batches * config.batch_size))
     ours, begin = learn_batches(config, stream, images, labels, draws), start(config, stream)
     peer = torch_learner(config, stream)
-    peer.train_task(to_float(images), peer.labels(labels), draws)
+    peer.train_task(*tensors(images, labels), draws)
     reference = Reference(begin, ours, difference(ours, begin))
     return check("PyTorch", peer, reference, LIMITS, f"{batches} batches")
 
 
-def draw_batches(config: Any, batches: int, seed: int = 0) -> list[Any]:
+def draw_batches(config: Any, batches: int, seed: int = 0) -> list[Draws]:
     """The draws of a stream's first batches, as its public code makes them."""
-    from benchmarks.torch_continual import Draws
-
     rng = np.random.default_rng(seed)
     size, age, out = config.batch_size, 0, []
     for _ in range(batches):
@@ -251,17 +249,15 @@ def peer_times(peer: Any, data: Sequence[Any], tasks: int) -> Times:
 
 def float_tasks(config: Any, stream: Any) -> list[Any]:
     """Every task's images and labels as PyTorch is given them, in memory before the clock runs."""
-    import torch
-
     from benchmarks.ours_continual import task_images, test_images
-    from benchmarks.torch_continual import to_float
+    from benchmarks.torch_continual import tensors
 
     rng = np.random.default_rng(0)
     available, out = len(stream.train.labels), []
     for task in range(config.tasks):
         chosen = rng.choice(available, config.samples_per_task, replace=False)
         pairs = (task_images(stream, task, chosen), test_images(stream, task))
-        out.append([(to_float(x), torch.tensor(y, dtype=torch.int64)) for x, y in pairs])
+        out.append([tensors(*pair) for pair in pairs])
     return out
 
 

@@ -6,14 +6,14 @@ computes and drops (a clamp of the inner gradients) is left out.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.cases_continual import GlanceCase
+from benchmarks.cases_continual import Draws, GlanceCase
 from benchmarks.torch_base import BinaryStep, TorchForm, in_our_layout
 
 TEST_BATCH = 1000
@@ -50,24 +50,16 @@ class LaMAML(TorchForm):
     def __init__(
         self,
         case: GlanceCase,
-        params: Mapping[str, np.ndarray],
-        mask: Mapping[str, np.ndarray],
+        arrays: dict[str, Any],
         device: str = "cpu",
         precision: str = "float32",
     ):
-        """Start.
-
-        Args:
-          case: method, sizes and rates.
-          params: kernels and biases by name, layer by layer.
-          mask: of the same names and shapes.
-          device: "cpu" or "gpu".
-          precision: of matrix products and convolutions.
-        """
+        """Start from "params" and "mask" of the arrays, by name, layer by layer."""
         super().__init__(device, precision)
-        self.case, self.names = case, list(params)
-        self.params: Tensors = [self.weight(params[n]) for n in self.names]
-        self.mask: Tensors = [self.weight(mask[n]) for n in self.names]
+        self.case, self.names = case, list(arrays["params"])
+        self.params, self.mask = (
+            [self.weight(arrays[tree][name]) for name in self.names] for tree in ("params", "mask")
+        )
         self.loss: Callable = cnn_loss if case.convolutions else mlp_loss
 
     def glance(self, images: Any, labels: Any, meta: tuple[Any, Any]) -> None:
@@ -116,14 +108,8 @@ class LaMAML(TorchForm):
 class Loop(LaMAML):
     """The glances of a case."""
 
-    def __init__(
-        self,
-        case: GlanceCase,
-        arrays: dict[str, Any],
-        device: str = "cpu",
-        precision: str = "float32",
-    ):
-        super().__init__(case, arrays["params"], arrays["mask"], device, precision)
+    def __init__(self, case: GlanceCase, arrays: dict[str, Any], *options: str):
+        super().__init__(case, arrays, *options)
         self.batch, self.replay = (
             (self._pixels(images), self.labels(labels))
             for images, labels in (arrays["batch"], arrays["replay"])
@@ -185,34 +171,12 @@ class Compiled(Loop):
 # ---- a whole stream
 
 
-class Draws(NamedTuple):
-    """What is drawn for one batch.
-
-    Attributes:
-      orders: the batch's rows, for each glance.
-      picks: the slots of the memory that are replayed, for each glance.
-      slots: for each row in the order of the first glance, where the reservoir would put it once
-        it is full; beyond its end it is dropped.
-    """
-
-    orders: list[list[int]]
-    picks: list[list[int]]
-    slots: list[int]
-
-
 class StreamLearner(LaMAML):
     """A learner and its memory; see `train_task`."""
 
     def __init__(self, case: GlanceCase, arrays: dict[str, Any], memories: int, seed: int = 0):
-        """Start.
-
-        Args:
-          case: the glances at each batch.
-          arrays: "params" and "mask" to start from.
-          memories: examples kept.
-          seed: of the orders, of the memory and of what is replayed.
-        """
-        super().__init__(case, arrays["params"], arrays["mask"])
+        """Start; the seed is that of the orders, of the memory and of what is replayed."""
+        super().__init__(case, arrays)
         self.memories = memories
         self.memory: list[tuple[np.ndarray, int]] = []
         self.age = 0
@@ -285,7 +249,7 @@ class StreamLearner(LaMAML):
         return hits / len(images)
 
 
-def to_float(images: Any) -> Any:
-    """uint8 images as rows from 0 to 1, as a PyTorch tensor [n, inputs]."""
-    images = np.asarray(images)
-    return torch.tensor(images.reshape(len(images), -1) / np.float32(255))
+def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
+    """uint8 images as rows from 0 to 1 [n, inputs], and their labels as int64."""
+    rows = images.reshape(len(images), -1) / np.float32(255)
+    return torch.tensor(rows), torch.tensor(labels, dtype=torch.int64)

@@ -46,7 +46,7 @@ def test_the_memory_is_a_reservoir(digits):
     """Given slots 3, 12 and 0 for three rows beyond its 12: the second one is dropped."""
     peer = stream.torch_learner(CONFIG, digits)
     images, labels = ours_continual.task_images(digits, 0, np.arange(15))
-    images, labels = torch_continual.to_float(images), torch_continual.torch.tensor(labels)
+    images, labels = torch_continual.tensors(images, labels)
     for row, slot in enumerate([99] * 12 + [3, 12, 0]):
         peer._remember(images[row], labels[row], slot)
     kept = [14, 1, 2, 12, *range(4, 12)]
