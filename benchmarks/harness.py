@@ -151,8 +151,8 @@ def require_finite(name: str, trees: Trees) -> None:
 # ---- time
 
 
-def in_turn(actions: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[Any]]:
-    """What each action returns in each round.
+def in_turn(actions: Mapping[Any, Callable[[int], Any]], rounds: int) -> dict[Any, list[Any]]:
+    """What each action returns in each round, of which it is given the number.
 
     Every round starts with another one, so that what disturbs the machine for a while disturbs all
     of them.
@@ -163,7 +163,7 @@ def in_turn(actions: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, 
         first = number % max(1, len(names))
         for name in names[first:] + names[:first]:
             time.sleep(0.02)  # the last action's threads spin for a moment before they sleep
-            out[name].append(actions[name]())
+            out[name].append(actions[name](number))
     return out
 
 
@@ -178,7 +178,7 @@ def timed(
     return in_turn({n: functools.partial(_seconds_of, s) for n, s in steps.items()}, repeats)
 
 
-def _seconds_of(step: Callable[[], Any]) -> float:
+def _seconds_of(step: Callable[[], Any], _: int) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start

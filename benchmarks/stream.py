@@ -5,7 +5,6 @@ python -m benchmarks.stream --method lamaml --full
 """
 
 import dataclasses
-import itertools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -120,15 +119,13 @@ def compare(method: str, flags: Flags, threads: Sequence[int]) -> dict[str, Any]
     data = float_tasks(config, stream)
     done = config.tasks if flags.full else SAMPLED
     few = [x[: 10 * config.batch_size] for x in data[0][0]]
-    chosen = fastest_threads(threads, lambda: torch_learner(config, stream).train_task(*few))
+    learner = torch_learners(config, stream)
+    chosen = fastest_threads(threads, lambda: learner(0).train_task(*few))
     say(f"{method}: {flags.repeats} rounds")
-    seeds = {side: itertools.count() for side in ("ours", "peer")}
     sides = in_turn(
         {
-            "ours": lambda: ours_times(run, next(seeds["ours"])),
-            "peer": lambda: peer_times(
-                torch_learner(config, stream, next(seeds["peer"])), data, done
-            ),
+            "ours": lambda seed: ours_times(run, seed),
+            "peer": lambda seed: peer_times(learner(seed), data, done),
         },
         flags.repeats,
     )
@@ -159,7 +156,7 @@ def check_batches(config: Any, stream: Any, batches: int = COMPARED) -> dict[str
     draws = draw_batches(config, batches)
     images, labels = task_images(stream, 0, np.arange(batches * config.batch_size))
     ours, begin = learn_batches(config, stream, images, labels, draws), start(config, stream)
-    peer = torch_learner(config, stream)
+    peer = torch_learners(config, stream)(0)
     peer.train_task(*tensors(images, labels), draws)
     reference = Reference(begin, ours, difference(ours, begin))
     return check("PyTorch", peer, reference, LIMITS, f"{batches} batches")
@@ -182,8 +179,8 @@ def draw_batches(config: Any, batches: int, seed: int = 0) -> list[Draws]:
     return out
 
 
-def torch_learner(config: Any, stream: Any, seed: int = 0) -> Any:
-    """PyTorch's learner at its start."""
+def torch_learners(config: Any, stream: Any) -> Callable[[int], Any]:
+    """`seed -> learner`: PyTorch's at its start."""
     from benchmarks.ours_continual import start
     from benchmarks.torch_continual import StreamLearner
 
@@ -200,7 +197,8 @@ def torch_learner(config: Any, stream: Any, seed: int = 0) -> Any:
         slope=config.slope,
         clip_norm=config.clip_norm,
     )
-    return StreamLearner(case, start(config, stream), config.memories, seed)
+    arrays = start(config, stream)
+    return lambda seed: StreamLearner(case, arrays, config.memories, seed)
 
 
 # ---- time

@@ -44,7 +44,7 @@ def test_another_arithmetic_is_a_mismatch(digits, monkeypatch):
 
 def test_the_memory_is_a_reservoir(digits):
     """Given slots 3, 12 and 0 for three rows beyond its 12: the second one is dropped."""
-    peer = stream.torch_learner(CONFIG, digits)
+    peer = stream.torch_learners(CONFIG, digits)(0)
     images, labels = ours_continual.task_images(digits, 0, np.arange(15))
     images, labels = torch_continual.tensors(images, labels)
     for row, slot in enumerate([99] * 12 + [3, 12, 0]):
