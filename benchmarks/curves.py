@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, measure, probe, report
-from benchmarks.cases import Case
-from benchmarks.families import SPARSE_MAML, Contestant, Trees
+from benchmarks import probe, report
+from benchmarks.cases_fewshot import FewShotCase
+from benchmarks.families import SPARSE_MAML
+from benchmarks.harness import Setting, agreeing, timed
+from jaxsparse.machine import cores
 
 OURS, CONTEXT = "jaxsparse", "channels_last"
 TOLERANCE = 0.05
-BASE = Case(tasks=2, width=32)
+BASE = FewShotCase(tasks=2, width=32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,21 +27,21 @@ class Curve:
       name: of the setting.
       label: of the axis.
       cases: the case at each value of the setting.
-      forms: the contestants; the others have to agree with the first.
+      forms: names of forms.
     """
 
     name: str
     label: str
-    cases: dict[int, Case]
+    cases: dict[int, FewShotCase]
     forms: tuple[str, ...] = (OURS, CONTEXT)
 
 
-def curves(base: Case = BASE) -> tuple[Curve, ...]:
+def curves(base: FewShotCase = BASE) -> tuple[Curve, ...]:
     """The curves through `base`."""
 
-    def along(field: str, values: Sequence[int]) -> dict[int, Case]:
+    def along(field: str, values: Sequence[int]) -> dict[int, FewShotCase]:
         fields: dict[str, Any] = dataclasses.asdict(base)
-        return {value: Case(**{**fields, field: value}) for value in values}
+        return {value: FewShotCase(**{**fields, field: value}) for value in values}
 
     sizes = {
         size: dataclasses.replace(base, image=(size, size, base.image[2]))
@@ -57,28 +59,28 @@ def curves(base: Case = BASE) -> tuple[Curve, ...]:
 def trace(
     curve: Curve,
     forms: Sequence[str],
-    setting: measure.Setting,
+    setting: Setting,
     cache: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Time (in this process, in turn) and memory (each in its own) of every point of a curve.
 
-    Args:
-      curve: what to measure.
-      forms: the contestants, of those of the curve.
-      setting: how to measure.
-      cache: folder of compiled programs, shared with the processes that measure memory.
-      say: called with what is being done.
+    Our forms are measured in any case, PyTorch's where it is in `forms`; `cache` holds compiled
+    programs for the processes that measure memory.
 
     Raises:
-      Mismatch: two contestants do not agree on the first step of a case.
+      Mismatch: two forms do not agree on the first step of a case.
     """
-    points = {(x, form): case for x, case in curve.cases.items() for form in forms}
+    shown = [form for form in curve.forms if form != CONTEXT or form in forms]
     say(f"{curve.name}: compilation")
-    contestants = _agreeing(points, setting)
-    say(f"{curve.name}: {setting.repeats} rounds of {len(points)} meta-steps")
-    seconds = measure.timed(contestants, setting.repeats)
-    contestants.clear()
+    forms_at = {
+        (x, name): form
+        for x, case in curve.cases.items()
+        for name, form in agreeing(SPARSE_MAML, case, {name: {} for name in shown}, setting).items()
+    }
+    say(f"{curve.name}: {setting.repeats} rounds of {len(forms_at)} meta-steps")
+    seconds = timed({point: form.step for point, form in forms_at.items()}, setting.repeats)
+    forms_at.clear()
     gc.collect()
     rows = [
         {"x": x, "form": form, "median_s": statistics.median(runs), "seconds": runs}
@@ -86,43 +88,22 @@ def trace(
     ]
     if setting.probe:
         say(f"{curve.name}: memory")
-        memories = _memories(points, setting, cache)
+        memories = _memories([(form, curve.cases[x]) for x, form in seconds], setting, cache)
         rows = [{**row, **memory} for row, memory in zip(rows, memories, strict=True)]
     base = dataclasses.asdict(next(iter(curve.cases.values())))
     return {"name": curve.name, "label": curve.label, "first_case": base, "points": rows}
 
 
-def _agreeing(
-    points: dict[tuple[int, str], Case], setting: measure.Setting
-) -> dict[tuple[int, str], Contestant]:
-    contestants: dict[tuple[int, str], Contestant] = {}
-    references: dict[Case, measure.Reference] = {}
-    for (x, form), case in points.items():
-        arrays: Trees = SPARSE_MAML.draw(case)
-        contestant = SPARSE_MAML.make(form, case, arrays, setting.device, setting.precision)
-        one_seed = dataclasses.replace(case, seeds=1)  # every seed takes the same step here
-        if one_seed in references:
-            contestant.step()
-            measure.check(f"{form} at {x}", contestant, references[one_seed], setting.precision)
-        else:
-            references[one_seed] = measure.reference_step(contestant, arrays)
-        contestants[x, form] = contestant
-    return contestants
-
-
 def _memories(
-    points: dict[tuple[int, str], Case], setting: measure.Setting, cache: Path
+    points: Sequence[tuple[str, FewShotCase]], setting: Setting, cache: Path
 ) -> list[dict[str, int]]:
     # Side by side, one process per core: what is measured is memory, and not on a shared GPU.
-    workers = machine.cores() if setting.device == "cpu" else 1
+    workers = cores() if setting.device == "cpu" else 1
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        waiting = [
-            pool.submit(_memory, form, case, setting, cache) for (_, form), case in points.items()
-        ]
-        return [future.result() for future in waiting]
+        return list(pool.map(lambda point: _memory(point[0], point[1], setting, cache), points))
 
 
-def _memory(form: str, case: Case, setting: measure.Setting, cache: Path) -> dict[str, int]:
+def _memory(form: str, case: FewShotCase, setting: Setting, cache: Path) -> dict[str, int]:
     # A second time if a program was not found: compilation takes more memory than the steps, and
     # the cache tells programs apart by how often their parts were traced before, too.
     for _ in range(2):
@@ -169,41 +150,21 @@ def verdict_line(verdict: dict[str, Any]) -> str:
     return f"{verdict['what']}: {verdict['ratio']:.3f} (at most {verdict['limit']:.2f}): {word}"
 
 
-def columns(curve: dict[str, Any]) -> list[str]:
-    """The headings of a curve's table."""
-    name = curve["name"]
-    return [
-        name,
-        "form",
-        "ms per meta-step",
-        f"the same / {name}",
-        "memory growth, MB",
-        "program, MB",
-    ]
-
-
-def table_rows(curve: dict[str, Any]) -> list[list[str]]:
+def section(curve: dict[str, Any]) -> report.Section:
     """A curve's table, a line for each point."""
-    return [
+    name = curve["name"]
+    columns = (name, "form", "ms per meta-step", f"the same / {name}", "memory growth, MB")
+    rows = [
         [
             str(point["x"]),
             point["form"],
             f"{1e3 * point['median_s']:.1f}",
             f"{1e3 * point['median_s'] / point['x']:.2f}",
             *(
-                f"{point[name] / 1e6:.1f}" if name in point else "-"
-                for name in ("own_bytes", "temp_bytes")
+                f"{point[field] / 1e6:.1f}" if field in point else "-"
+                for field in ("own_bytes", "temp_bytes")
             ),
         ]
         for point in curve["points"]
     ]
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """All curves as a Markdown document."""
-    lines = ["# The meta-step along one setting at a time", "", report.machine_line(results), ""]
-    lines += [f"- {verdict_line(verdict)}" for verdict in results["verdicts"]] + [""]
-    for curve in results["curves"]:
-        lines += [f"## {curve['name']}", ""]
-        lines += [report.markdown_table(columns(curve), table_rows(curve))]
-    return "\n".join(lines)
+    return report.Section(name, (*columns, "program, MB"), rows)

@@ -22,7 +22,7 @@ def png(figure: Figure) -> bytes:
 
 
 def draw_cases(results: Mapping[str, Any]) -> Figure:
-    """Milliseconds per inner step by case and contestant."""
+    """Milliseconds per inner step by case and form."""
     entries = results["cases"]
     forms = list(dict.fromkeys(row["form"] for entry in entries for row in entry["rows"]))
     figure, axis = plt.subplots(figsize=(2.4 + 2.4 * len(entries), 3.8), layout="constrained")

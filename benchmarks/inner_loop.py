@@ -13,21 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks import machine
-from benchmarks.cases import CPU_CASES, GPU_CASES, Case
-from benchmarks.command import Mismatch, want_torch
+from benchmarks.cases_continual import CASES as GLANCE_CASES
+from benchmarks.cases_fewshot import CPU_CASES, GPU_CASES, FewShotCase
+from benchmarks.command import RESULTS, check_least, header, one_line_ends, say, want_torch
 from benchmarks.families import GLANCE, SPARSE_MAML, Family
-from benchmarks.glance import CASES as GLANCE_CASES
+from benchmarks.harness import Setting, compare
 from experiments import cli
 
 PROG = "python -m benchmarks.inner_loop"
-RESULTS = Path(__file__).resolve().parent / "results"
-WIDTH = 100  # of the tables where no terminal says what fits
 
-Form = Literal["jaxsparse", "one device", "loop", "channels_last", "vmap", "sums", "compile"]
+FormName = Literal["jaxsparse", "one device", "loop", "channels_last", "vmap", "sums", "compile"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +49,8 @@ class Flags:
     """classes per task"""
     query_shots: int | None = None
     """query images per class"""
-    forms: tuple[Form, ...] = Form.__args__  # type: ignore[attr-defined]
-    """contestants; a family leaves out those it does not have"""
+    forms: tuple[FormName, ...] = FormName.__args__  # type: ignore[attr-defined]
+    """what is compared; a family leaves out those it does not have"""
     family: Literal["sparse-maml", "glance"] | None = None
     """meta-steps of few-shot learning, or glances of La-MAML; default: both on the CPU"""
     device: Literal["cpu", "gpu"] | None = None
@@ -70,21 +66,23 @@ class Flags:
     out: Path | None = None
     """folder of the results; default: one per machine under benchmarks/results"""
 
+    @property
+    def with_torch(self) -> bool:
+        """Whether one of PyTorch's forms is asked for."""
+        return bool(set(self.forms) & {*SPARSE_MAML.peers, *GLANCE.peers})
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the flags, measure, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
-    try:
-        cases = _checked(flags)
+    cases = _checked(flags)
+    with one_line_ends():
         _run(flags, cases)
-    except KeyboardInterrupt:
-        cli.fail("stopped", status=130)
 
 
-def _checked(flags: Flags) -> tuple[Case, ...]:
+def _checked(flags: Flags) -> tuple[FewShotCase, ...]:
     """The cases asked for (none: the usual ones), or one line on what is wrong with the flags."""
-    if flags.repeats < 1:
-        cli.fail(f"--repeats must be at least 1, got {flags.repeats}")
+    check_least(flags, {"repeats": 1})
     if not flags.forms:
         cli.fail("--forms: want at least one")
     fields = {
@@ -93,7 +91,7 @@ def _checked(flags: Flags) -> tuple[Case, ...]:
         if getattr(flags, name) is not None
     }
     if flags.size is not None or flags.channels is not None:
-        size = Case().image[0] if flags.size is None else flags.size
+        size = FewShotCase().image[0] if flags.size is None else flags.size
         channels = (3 if size >= 84 else 1) if flags.channels is None else flags.channels
         fields["image"] = (size, size, channels)
     if flags.curves and fields:
@@ -101,39 +99,33 @@ def _checked(flags: Flags) -> tuple[Case, ...]:
     if flags.family == "glance" and (fields or flags.curves):
         cli.fail("--family glance has its own cases and no curves: leave out their flags")
     try:
-        cases = (Case(**fields),) if fields else ()
+        cases = (FewShotCase(**fields),) if fields else ()
     except ValueError as error:
         cli.fail(str(error))
-    if set(flags.forms) & set(SPARSE_MAML.peers):
+    if flags.with_torch:
         want_torch()
     return cases
 
 
-def _run(flags: Flags, cases: tuple[Case, ...]) -> None:
-    from benchmarks.measure import Setting
-    from benchmarks.probe import ProbeError
-    from benchmarks.report import prepare
+def _run(flags: Flags, cases: tuple[FewShotCase, ...]) -> None:
+    from benchmarks import report
 
-    with cli.one_line_errors():
-        device = _choose_device(flags.device)
-        about = machine.describe(device)
-        out = flags.out or RESULTS / machine.slug(about)
-        prepare(out)
-        _check_pytorch(flags.forms, device)
-        setting = Setting(device, flags.precision, flags.repeats, flags.probe)
-        try:
-            if flags.curves:
-                run_curves(flags.forms, setting, about, out)
-            else:
-                usual = GPU_CASES if device == "gpu" else CPU_CASES
-                if flags.family != "glance":
-                    run_cases(SPARSE_MAML, cases or usual, flags.forms, setting, about, out)
-                if flags.family == "glance" or not (flags.family or cases or device == "gpu"):
-                    run_cases(GLANCE, GLANCE_CASES, flags.forms, setting, about, out, "glance")
-        except Mismatch as error:
-            cli.fail(str(error), status=1)
-        except ProbeError as error:
-            cli.fail(f"a process that measures one form failed: {error}", status=1)
+    device = _choose_device(flags.device)
+    about = machine.describe(device)
+    out = flags.out or RESULTS / machine.slug(about)
+    report.prepare(out)
+    if flags.with_torch:
+        _check_pytorch(device)
+    setting = Setting(device, flags.precision, flags.repeats, flags.probe)
+    results = header(about, flags.repeats, flags.with_torch, device, flags.precision)
+    if flags.curves:
+        run_curves(flags.forms, setting, results, out)
+        return
+    if flags.family != "glance":
+        usual = GPU_CASES if device == "gpu" else CPU_CASES
+        run_cases(SPARSE_MAML, cases or usual, flags.forms, setting, results, out)
+    if flags.family == "glance" or not (flags.family or cases or device == "gpu"):
+        run_cases(GLANCE, GLANCE_CASES, flags.forms, setting, results, out, "glance")
 
 
 def _choose_device(wanted: str | None) -> str:
@@ -143,20 +135,18 @@ def _choose_device(wanted: str | None) -> str:
 
     if wanted == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    cli.use_cores(machine.cores())
+    cli.use_all_cores()
     found = "cpu" if jax.default_backend() == "cpu" else "gpu"
     if wanted == "gpu" and found != "gpu":
         cli.fail("--device gpu: JAX sees no GPU; pip install -e '.[cuda]' where there is one")
     return found
 
 
-def _check_pytorch(forms: Sequence[str], device: str) -> None:
-    if not set(forms) & set(SPARSE_MAML.peers):
-        return
-    from benchmarks import peers
+def _check_pytorch(device: str) -> None:
+    from benchmarks.torch_base import torch_device
 
     try:
-        peers.torch_device(device)
+        torch_device(device)
     except ValueError as error:
         cli.fail(str(error))
 
@@ -165,81 +155,56 @@ def run_cases(
     family: Family,
     cases: Sequence[Any],
     forms: Sequence[str],
-    setting: Any,
-    about: dict[str, Any],
+    setting: Setting,
+    results: dict[str, Any],
     out: Path,
     name: str = "inner_loop",
 ) -> None:
-    """Compare the contestants on every case; print the tables, write them and a figure to `out`.
+    """Compare the forms on every case; print the tables, write them and a figure to `out`.
 
-    Args:
-      family: what is compared.
-      cases: cases of the family.
-      forms: its contestants.
-      setting: a `measure.Setting`.
-      about: what `machine.describe` returned.
-      out: folder of the results.
-      name: of the figure, and in front of the other files' names where it is not "inner_loop".
+    `results` is what `command.header` returned; `name` is the figure's, and stands in front of the
+    other files' names where it is not "inner_loop".
     """
-    from benchmarks import figures, measure, report
+    from benchmarks import figures, report
 
     forms = [form for form in forms if form in family.forms]
-    results = _header(setting, about, forms)
-    results["cases"] = [measure.compare(family, case, forms, setting, _say) for case in cases]
+    results = results | {"cases": [compare(family, case, forms, setting, say) for case in cases]}
+    sections = report.case_sections(results)
+    report.show(sections, [*report.LEGEND, report.machine_line(results)])
+    table = report.markdown("One meta-step of each form", results, sections, after=report.LEGEND)
     prefix = "" if name == "inner_loop" else f"{name}-"
-    report.show(_console(), results)
-    report.publish(out, f"{prefix}result.json", report.to_json(results))
-    report.publish(out, f"{prefix}table.md", report.markdown(results))
-    report.publish(out, f"{name}.png", figures.png(figures.draw_cases(results)))
+    files: dict[str, str | bytes] = {
+        f"{prefix}result.json": report.to_json(results),
+        f"{prefix}table.md": table,
+        f"{name}.png": figures.png(figures.draw_cases(results)),
+    }
+    report.publish(out, files)
     print(f"results: {out}")
 
 
-def run_curves(forms: Sequence[str], setting: Any, about: dict[str, Any], out: Path) -> None:
+def run_curves(forms: Sequence[str], setting: Setting, results: dict[str, Any], out: Path) -> None:
     """Measure every curve; print the tables and verdicts, write them and a figure to `out`."""
     from benchmarks import curves, figures, probe, report
 
-    results = _header(setting, about, forms)
-    results["curves"] = []
     with (
         tempfile.TemporaryDirectory(prefix="jaxsparse-benchmark-") as folder,
         probe.keeping_programs(Path(folder)),
     ):
-        for curve in curves.curves():
-            shown = [f for f in curve.forms if f != curves.CONTEXT or f in forms]
-            results["curves"].append(curves.trace(curve, shown, setting, Path(folder), _say))
-    results["verdicts"] = curves.verdicts(results["curves"])
-    console = _console()
-    for curve in results["curves"]:
-        table = Table(*curves.columns(curve), title=curve["name"], title_justify="left")
-        for row in curves.table_rows(curve):
-            table.add_row(*row)
-        console.print(table)
-    for verdict in results["verdicts"]:
-        console.print(curves.verdict_line(verdict))
-    console.print(report.machine_line(results), highlight=False)
-    report.publish(out, "curves.json", report.to_json(results))
-    report.publish(out, "curves.md", curves.markdown(results))
-    report.publish(out, "curves.png", figures.png(figures.draw_curves(results)))
-    print(f"results: {out}")
-
-
-def _header(setting: Any, about: dict[str, Any], forms: Sequence[str]) -> dict[str, Any]:
-    with_torch = bool(set(forms) & set(SPARSE_MAML.peers))
-    _say("matrix products")
-    return {
-        "machine": about,
-        "precision": setting.precision,
-        "repeats": setting.repeats,
-        "matmul_flops_per_s": machine.matmul_rate(setting.device, setting.precision, with_torch),
+        traced = [
+            curves.trace(curve, forms, setting, Path(folder), say) for curve in curves.curves()
+        ]
+    results = results | {"curves": traced, "verdicts": curves.verdicts(traced)}
+    lines = [curves.verdict_line(verdict) for verdict in results["verdicts"]]
+    sections = [curves.section(curve) for curve in traced]
+    report.show(sections, [*lines, report.machine_line(results)])
+    title = "The meta-step along one setting at a time"
+    files: dict[str, str | bytes] = {
+        "curves.json": report.to_json(results),
+        "curves.md": report.markdown(title, results, sections, before=lines),
+        "curves.png": figures.png(figures.draw_curves(results)),
     }
-
-
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
-
-
-def _say(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
+    report.publish(out, files)
+    print(f"results: {out}")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def describe(device: str) -> dict[str, Any]:
     """Device, cores and versions: what is needed to tell where numbers are from."""
+    from jaxsparse.machine import cores
     from jaxsparse.nn import native
 
     versions = {"python": platform.python_version()}
@@ -23,7 +25,7 @@ def describe(device: str) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "device": device_name(device),
+        "device": _processor() if device == "cpu" else _gpu(),
         "kind": device,
         "cores": cores(),
         "processor": _processor(),
@@ -34,20 +36,6 @@ def describe(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
     }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def device_name(device: str) -> str:
-    """The processor's or the GPU's own name."""
-    if device == "cpu":
-        return _processor()
-    import jax
-
-    return jax.devices()[0].device_kind
 
 
 def slug(description: dict[str, Any]) -> str:
@@ -67,6 +55,12 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _gpu() -> str:
+    import jax
+
+    return jax.devices()[0].device_kind
+
+
 MATMUL_SIZE = {"cpu": 2048, "gpu": 8192}
 
 
@@ -77,27 +71,37 @@ def matmul_rate(device: str, precision: str, with_torch: bool, repeats: int = 7)
       The best rate of each framework, and "best", the larger one.
     """
     size = MATMUL_SIZE[device]
-    seconds = {"jax": _jax_matmul_seconds(size, precision, repeats)}
+    products = {"jax": _jax_product(size, precision)}
     if with_torch:
-        from benchmarks import peers
+        from benchmarks import torch_base
 
-        seconds["torch"] = peers.matmul_seconds(size, device, precision, repeats)
-    rates = {name: 2 * size**3 / min(runs) for name, runs in seconds.items()}
+        products["torch"] = torch_base.product(size, device, precision)
+    rates = {n: 2 * size**3 / _fastest(product, repeats) for n, product in products.items()}
     return {"size": size, **rates, "best": max(rates.values())}
 
 
-def _jax_matmul_seconds(size: int, precision: str, repeats: int) -> list[float]:
+def _fastest(product: Callable[[], None], repeats: int) -> float:
+    """The fewest seconds that it takes, after a call to warm up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def _jax_product(size: int, precision: str) -> Callable[[], None]:
+    """The product of two matrices, to be called."""
     import jax
 
-    with jax.default_matmul_precision(precision):
-        product = jax.jit(jax.numpy.matmul)
-        a, b = jax.random.uniform(jax.random.key(0), (2, size, size))
-        seconds = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
+    a, b = jax.random.uniform(jax.random.key(0), (2, size, size))
+    product = jax.jit(jax.numpy.matmul)
+
+    def multiply() -> None:
+        with jax.default_matmul_precision(precision):
             product(a, b).block_until_ready()
-            seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+
+    return multiply
 
 
 def memory(device: str) -> dict[str, int]:

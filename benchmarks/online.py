@@ -5,22 +5,23 @@ python -m benchmarks.online --method cmaml --stored 100
 """
 
 import dataclasses
+import functools
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks import machine
-from benchmarks.command import Mismatch, check_least, one_line_ends, want_torch
+from benchmarks import harness
+from benchmarks.command import check_least, compare_on_cpu, one_line_ends, say, want_torch
 from benchmarks.families import Trees
 from experiments import cli
+from jaxsparse.machine import cores
 
 PROG = "python -m benchmarks.online"
-RESULTS = Path(__file__).resolve().parent / "results"
 METHODS = ("sparse-cmaml", "cmaml")
 P = 0.98  # of the presets
 KINDS = ("timestep", "update")
@@ -65,39 +66,6 @@ class Flags:
     """folder of the results; default: one per machine under benchmarks/results"""
 
 
-class Contest(NamedTuple):
-    """Who is compared at a method.
-
-    Attributes:
-      config: the configuration.
-      ours: jaxsparse's forms; the others' numbers are compared with those of the first.
-      peers: PyTorch's forms.
-      narrow: jaxsparse in the sizes of `CHECKED`, for the check.
-    """
-
-    config: Any
-    ours: list[Any]
-    peers: list[Any]
-    narrow: Any
-
-
-@dataclasses.dataclass
-class Round:
-    """What is timed: some timesteps with this many batches stored before the first."""
-
-    learner: Any
-    stored: int
-    timesteps: int
-    warm: bool = False
-
-    def step(self) -> None:
-        """One round, the first time a plain timestep to warm up; returns when it is done."""
-        stored, timesteps = (self.stored, self.timesteps) if self.warm else (0, 1)
-        self.warm = True
-        self.learner.fill(stored)
-        self.learner.learn(timesteps)
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Read the flags, measure, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
@@ -107,90 +75,73 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.fail(f"--timesteps must be at most --stored, {flags.stored}, got {flags.timesteps}")
     want_torch()
     with one_line_ends():
-        _run(flags)
+        cli.use_all_cores()
+        compare_on_cpu(flags, ("online.json", "online.md"), lambda: measure(flags), markdown)
 
 
-def _run(flags: Flags) -> None:
-    import jax
-
-    from benchmarks import report
-    from benchmarks.online_peer import choose_threads
-
-    jax.config.update("jax_platforms", "cpu")  # the comparison is one of processors
-    cli.use_cores(machine.cores())
-    about = machine.describe("cpu")
-    out = flags.out or RESULTS / machine.slug(about)
-    report.prepare(out)
-    contests = [prepare(method, flags) for method in ([flags.method] if flags.method else METHODS)]
-    errors = check(contests)
-    _say("choosing PyTorch's threads")
-    counts = [flags.threads] if flags.threads else [machine.cores(), 1]
-    threads = choose_threads(counts, [peer for contest in contests for peer in contest.peers])
-    results: dict[str, Any] = {
-        "machine": about,
-        "flags": {**dataclasses.asdict(flags), "out": None},
-        "threads": threads,
-        "precision": "float32",
-        "repeats": flags.repeats,
-        "matmul_flops_per_s": machine.matmul_rate("cpu", "float32", with_torch=True),
-        "methods": [
-            {
-                "method": contest.config.method,
-                "config": dataclasses.asdict(contest.config),
-                "errors": found,
-                "rows": timed(contest, flags),
-            }
-            for contest, found in zip(contests, errors, strict=True)
-        ],
+def measure(flags: Flags) -> dict[str, Any]:
+    """The numbers of the methods asked for."""
+    methods = [flags.method] if flags.method else METHODS
+    return {
+        "threads": choose_threads(flags, methods[0]),
+        "methods": [compare(method, flags) for method in methods],
     }
-    table = markdown(results)
-    print(table)
-    report.publish(out, "online.json", report.to_json(results))
-    report.publish(out, "online.md", table)
-    print(f"results: {out}")
 
 
-def prepare(method: str, flags: Flags) -> Contest:
-    """All forms of a method at their starts, jaxsparse's not yet compiled."""
-    from benchmarks.online_ours import Ours, Seeds, draw
+def choose_threads(flags: Flags, method: str) -> int:
+    """Set PyTorch's number of threads to the one at which a timestep of its forms is fastest."""
+    from benchmarks.ours_online import draw
+    from benchmarks.torch_base import fastest_threads
 
+    say("choosing PyTorch's threads")
     config = make_config(method, flags)
-    starts = [draw(config, seed) for seed in range(flags.seeds or machine.cores())]
-    small = narrowed(config)
-    return Contest(
-        config,
-        [Ours(config, starts[:1]), Seeds(config, starts)],
-        make_peers(config, starts[0]),
-        Ours(small, [draw(small)], {"xla_backend_optimization_level": 0}),  # it runs but briefly
-    )
+    peers = make_peers(config, draw(config))
+    counts = [flags.threads] if flags.threads else [cores(), 1]
+    return fastest_threads(counts, lambda: [meet(peer, 0, 1) for peer in peers])
 
 
-def check(contests: Sequence[Contest]) -> list[dict[str, Any]]:
-    """Compile, and check that all forms of a method do the same arithmetic.
+def compare(method: str, flags: Flags) -> dict[str, Any]:
+    """Check that all forms of a method do the same arithmetic, then time them in turn.
 
     Returns:
-      For each method the relative L2 differences to jaxsparse: "narrow", of a narrow network after
-      a few steps, and "timed", of what is timed, where rounding has gone its way.
+      The configuration, a row for each form, and the relative L2 differences to jaxsparse:
+      "narrow", of a narrow network after a few steps, and "timed", of what is timed, where rounding
+      has gone its way.
 
     Raises:
-      Mismatch: one is larger than its limit.
+      Mismatch: a difference is larger than its limit.
     """
-    _say("compiling for the check")
-    compile_all(contest.narrow for contest in contests)
-    _say("few steps compared")
-    narrow = [check_narrow(contest.narrow) for contest in contests]
-    _say("compiling")
-    compile_all(ours for contest in contests for ours in contest.ours)
-    return [
-        {"narrow": found, "timed": check_timed(contest)}
-        for found, contest in zip(narrow, contests, strict=True)
-    ]
+    from benchmarks.ours_online import Ours, Seeds, draw
+
+    config = make_config(method, flags)
+    small = narrowed(config)
+    starts = [draw(config, seed) for seed in range(flags.seeds or cores())]
+    # Compiled as fast as can be: it runs but briefly.
+    narrow = Ours(small, [draw(small)], {"xla_backend_optimization_level": 0})
+    ours = [Ours(config, starts[:1]), Seeds(config, starts)]
+    say(f"{method}: compiling")
+    with ThreadPoolExecutor(cores()) as pool:  # each compilation keeps one core busy
+        list(pool.map(lambda learner: learner.compile(), [narrow, *ours]))
+    say(f"{method}: few steps compared")
+    errors = {"narrow": check_narrow(narrow)}
+    learners = [*ours, *make_peers(config, starts[0])]
+    errors["timed"] = check_timed(learners)
+    say(f"{method}: {flags.repeats} rounds")
+    return {
+        "method": method,
+        "config": dataclasses.asdict(config),
+        "errors": errors,
+        "rows": timed_rows(learners, flags),
+    }
 
 
-def compile_all(learners: Iterable[Any]) -> None:
-    """Compile jaxsparse's programs, at once: each of them keeps one core busy."""
-    with ThreadPoolExecutor(machine.cores()) as pool:
-        list(pool.map(lambda learner: learner.compile(), learners))
+def meet(learner: Any, stored: int, timesteps: int) -> dict[str, list[float]]:
+    """The losses of some timesteps with this many batches stored before the first."""
+    learner.fill(stored)
+    return learner.learn(timesteps)
+
+
+# ---- the same arithmetic
 
 
 def check_narrow(ours: Any, starts: int = STARTS) -> dict[str, dict[str, float]]:
@@ -199,8 +150,7 @@ def check_narrow(ours: Any, starts: int = STARTS) -> dict[str, dict[str, float]]
     Raises:
       Mismatch: one is larger than `LIMIT` at every start.
     """
-    from benchmarks.measure import relative_errors
-    from benchmarks.online_ours import draw
+    from benchmarks.ours_online import draw
 
     smallest: dict[str, dict[str, float]] = {}
     for seed in range(starts):
@@ -208,94 +158,52 @@ def check_narrow(ours: Any, starts: int = STARTS) -> dict[str, dict[str, float]]
         ours.begin([start])
         wanted = outcome(ours, start)
         for peer in make_peers(ours.config, start):
-            found = relative_errors(outcome(peer, start), wanted)
+            found = harness.relative_errors(outcome(peer, start), wanted)
             best = smallest.setdefault(peer.name, found)
             smallest[peer.name] = {what: min(best[what], found[what]) for what in found}
         if all(error <= LIMIT for best in smallest.values() for error in best.values()):
             break
     for form, errors in smallest.items():
-        _judge(form, ours.config, errors, dict.fromkeys(errors, LIMIT))
+        _require(form, ours.config, errors, dict.fromkeys(errors, LIMIT))
     return smallest
 
 
-def check_timed(contest: Contest) -> dict[str, dict[str, float]]:
+def check_timed(learners: Sequence[Any]) -> dict[str, dict[str, float]]:
     """Differences of all other forms to the first, in the sizes that are timed.
 
     Raises:
       Mismatch: one is larger than `ROUGH_LIMITS` has it.
     """
-    from benchmarks.measure import relative_errors
-
-    first, *others = *contest.ours, *contest.peers
+    first, *others = learners
     wanted, errors = first_timestep(first), {}
     for other in others:
-        errors[other.name] = relative_errors(first_timestep(other), wanted)
-        _judge(other.name, contest.config, errors[other.name], ROUGH_LIMITS)
+        errors[other.name] = harness.relative_errors(first_timestep(other), wanted)
+        _require(other.name, first.config, errors[other.name], ROUGH_LIMITS)
     return errors
 
 
-def _judge(
+def _require(
     form: str, config: Any, errors: Mapping[str, float], limits: Mapping[str, float]
 ) -> None:
     for what, limit in limits.items():
-        if not errors[what] <= limit:  # so that NaN is a mismatch, too
-            raise Mismatch(
-                f"{form} does not do the same arithmetic: {config.method}'s {what} differs by"
-                f" {errors[what]:.1e} (relative L2) at K = {config.inner_steps}, at most"
-                f" {limit:.0e} is allowed"
-            )
+        said = f"{config.method}'s {what} differs at K = {config.inner_steps}"
+        harness.require(form, said, errors[what], limit)
 
 
 def first_timestep(learner: Any) -> Trees:
     """The losses of a timestep from phi, and phi after it."""
-    learner.fill(0)
-    losses = {name: {"": np.array(values)} for name, values in learner.learn(1).items()}
+    losses = {name: {"": np.array(values)} for name, values in meet(learner, 0, 1).items()}
     return {**losses, "phi": learner.phi_now()}
 
 
 def outcome(learner: Any, start: Any) -> Trees:
     """What is compared: a timestep from phi, and an update from all batches."""
-    from benchmarks.online_ours import flat
+    from benchmarks.ours_base import flat
 
     found, begin = first_timestep(learner), flat(start.fast)
     found["change of phi"] = {name: x - begin[name] for name, x in found["phi"].items()}
-    learner.fill(learner.config.capacity)
-    learner.learn(1)
+    meet(learner, learner.config.capacity, 1)
     return found | {f"gradient of {tree}": x for tree, x in learner.gradients().items()}
-
-
-def timed(contest: Contest, flags: Flags) -> list[dict[str, Any]]:
-    """Rounds of all forms in turn; for each its seconds, rates and ratios to PyTorch's."""
-    from benchmarks import measure
-
-    learners, rounds = [*contest.ours, *contest.peers], {}
-    for learner in learners:
-        rounds[learner.name, "timestep"] = Round(learner, 0, flags.timesteps)
-        rounds[learner.name, "update"] = Round(learner, flags.stored, 1)
-    _say(f"{contest.config.method}: {flags.repeats} rounds")
-    seconds: dict[Any, list[float]] = measure.timed(rounds, flags.repeats)  # type: ignore[arg-type]
-    for learner in learners:
-        if not all(np.isfinite(x).all() for x in learner.phi_now().values()):
-            raise Mismatch(f"{learner.name} diverged while it was timed")
-    rows = [_figures(learner, seconds, flags.timesteps) for learner in learners]
-    for row in rows:
-        row["ratio"] = {
-            peer["form"]: {kind: row["per_s"][kind] / peer["per_s"][kind] for kind in KINDS}
-            for peer in rows[len(contest.ours) :]
-        }
-    return rows
-
-
-def _figures(learner: Any, seconds: Mapping[Any, list[float]], timesteps: int) -> dict[str, Any]:
-    """Seconds of the rounds, and the timesteps or updates a second of all streams together."""
-    own = {kind: seconds[learner.name, kind] for kind in KINDS}
-    done = {"timestep": learner.streams * timesteps, "update": learner.streams}
-    return {
-        "form": learner.name,
-        "streams": learner.streams,
-        "seconds": own,
-        "per_s": {kind: done[kind] / statistics.median(own[kind]) for kind in KINDS},
-    }
 
 
 def make_config(method: str, flags: Flags) -> Any:
@@ -319,37 +227,78 @@ def narrowed(config: Any) -> Any:
 
 def make_peers(config: Any, start: Any) -> list[Any]:
     """PyTorch's forms, from the same start."""
-    from benchmarks.online_ours import flat
-    from benchmarks.online_peer import FORMS
+    from benchmarks.ours_base import flat
+    from benchmarks.torch_online import FORMS
 
-    params, fast, mask = (flat(tree) for tree in start[:3])
+    params, fast, mask = (flat(tree) for tree in (start.params, start.fast, start.mask))
     images, labels = (np.asarray(x) for x in start.batches)
-    return [form(config, params, fast, mask, images, labels) for form in FORMS]
+    return [form(config, params, fast, mask, (images, labels)) for form in FORMS]
+
+
+# ---- time
+
+
+def timed_rows(learners: Sequence[Any], flags: Flags) -> list[dict[str, Any]]:
+    """Rounds of all forms in turn; for each its seconds, rates and ratios to PyTorch's."""
+    counts = {"timestep": (0, flags.timesteps), "update": (flags.stored, 1)}
+    rounds = {
+        (learner.name, kind): functools.partial(meet, learner, *counts[kind])
+        for learner in learners
+        for kind in KINDS
+    }
+    seconds = harness.timed(rounds, flags.repeats, warm_up=False)  # the check did that
+    for learner in learners:
+        harness.require_finite(learner.name, {"phi": learner.phi_now()})
+    rows = [_figures(learner, seconds, flags.timesteps) for learner in learners]
+    peers = [row for row in rows if not row["form"].startswith("jaxsparse")]
+    for row in rows:
+        row["ratio"] = {
+            peer["form"]: {kind: row["per_s"][kind] / peer["per_s"][kind] for kind in KINDS}
+            for peer in peers
+        }
+    return rows
+
+
+def _figures(learner: Any, seconds: Mapping[Any, list[float]], timesteps: int) -> dict[str, Any]:
+    """Seconds of the rounds, and the timesteps or updates a second of all streams together."""
+    own = {kind: seconds[learner.name, kind] for kind in KINDS}
+    done = {"timestep": learner.streams * timesteps, "update": learner.streams}
+    return {
+        "form": learner.name,
+        "streams": learner.streams,
+        "seconds": own,
+        "per_s": {kind: done[kind] / statistics.median(own[kind]) for kind in KINDS},
+    }
+
+
+# ---- the table
 
 
 def markdown(results: dict[str, Any]) -> str:
     """The table of what was measured, and what it means."""
-    from benchmarks.report import machine_line, markdown_table
+    from benchmarks import report
 
-    lines = ["# Online learning on a switching stream", "", machine_line(results), ""]
-    for entry in results["methods"]:
-        config, rows = entry["config"], entry["rows"]
-        columns = ["form"]
-        for kind in KINDS:
-            columns += [f"{kind}s/s", *(f"to {peer}" for peer in rows[0]["ratio"])]
-        lines += [
-            f"## {entry['method']}, Conv4-{config['width']}, batches of {config['ways']} classes x"
-            f" {config['shots']} images, K = {config['inner_steps']}",
-            "",
-            markdown_table(columns, [_row(row) for row in rows]),
-            _differences(entry["errors"]),
-            "",
-        ]
-    legend = [
-        line.format(stored=results["flags"]["stored"], threads=results["threads"])
-        for line in LEGEND
-    ]
-    return "\n".join([*lines, *(f"- {line}" for line in legend), ""])
+    sections = [_section(entry) for entry in results["methods"]]
+    stored, threads = results["flags"]["stored"], results["threads"]
+    legend = [line.format(stored=stored, threads=threads) for line in LEGEND]
+    title = "Online learning on a switching stream"
+    return report.markdown(title, results, sections, after=legend)
+
+
+def _section(entry: dict[str, Any]) -> Any:
+    from benchmarks.report import Section
+
+    config, rows = entry["config"], entry["rows"]
+    columns = ["form"]
+    for kind in KINDS:
+        columns += [f"{kind}s/s", *(f"to {peer}" for peer in rows[0]["ratio"])]
+    return Section(
+        f"{entry['method']}, Conv4-{config['width']}, batches of {config['ways']} classes x"
+        f" {config['shots']} images, K = {config['inner_steps']}",
+        columns,
+        [_row(row) for row in rows],
+        [_differences(entry["errors"])],
+    )
 
 
 LEGEND = (
@@ -361,8 +310,8 @@ LEGEND = (
     "to loop, to channels_last: the ratio of these numbers to PyTorch's; above 1 is faster.",
     "jaxsparse: one call of cmaml_step for each timestep, operations shared among the cores. Seeds:"
     " streams side by side in one program, as experiments.online runs them.",
-    "PyTorch: one stream, benchmarks/online_peer.py, threads: {threads}; with one thread, a process"
-    " on each core would learn a stream of its own.",
+    "PyTorch: one stream, benchmarks/torch_online.py, threads: {threads}; with one thread, a"
+    " process on each core would learn a stream of its own.",
 )
 
 
@@ -385,10 +334,6 @@ def _differences(errors: dict[str, dict[str, dict[str, float]]]) -> str:
         f"Relative L2 differences to the first row, at most: after few steps of a narrow network"
         f" {largest['narrow']}; in these sizes {largest['timed']}."
     )
-
-
-def _say(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compilation and memory of one contestant, measured in a process of its own.
+"""Compilation and memory of one form, measured in a process of its own.
 
 python -m benchmarks.probe --form jaxsparse --case '{"tasks": 2, "width": 32}'
 """
@@ -24,15 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class ProbeError(Exception):
-    """The contestant failed in its process; the message is one line."""
+    """The form failed in its process; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Take a few steps of one contestant and print what they took, as JSON."""
+    """Take a few steps of one form and print what they took, as JSON."""
 
     form: str = "jaxsparse"
-    """the contestant"""
+    """its name"""
     case: str = "{}"
     """the fields of the case, as JSON; the others keep their defaults"""
     family: str = "sparse-maml"
@@ -65,7 +65,7 @@ def _checked(flags: Flags) -> tuple[Family, str, Any, str, str, int]:
     if flags.steps < 2:
         cli.fail(f"--steps must be at least 2, got {flags.steps}")
     try:
-        case = family.case(**json.loads(flags.case))
+        case = family.case_of(json.loads(flags.case))
     except (TypeError, ValueError) as error:
         cli.fail(f"--case {flags.case}: {error}")
     return family, flags.form, case, flags.device, flags.precision, flags.steps
@@ -75,13 +75,13 @@ def measure(
     family: Family, form: str, case: Any, device: str, precision: str, steps: int
 ) -> dict[str, Any]:
     """Seconds of every step, the memory before them and its peak (and that of their program)."""
-    contestant = family.make(form, case, family.draw(case), device, precision)
+    stepping = family.make(form, case, case.draw(), device, precision)
     base = machine.memory(device)["now"]
     seconds = []
     with _cache_misses() as misses:
         for _ in range(steps):
             start = time.perf_counter()
-            contestant.step()
+            stepping.step()
             seconds.append(time.perf_counter() - start)
     out = {
         "seconds": seconds,
@@ -90,8 +90,8 @@ def measure(
         "base_bytes": base,
         "peak_bytes": machine.memory(device)["peak"],
     }
-    if hasattr(contestant, "temp_bytes"):  # known only of compiled programs
-        out["temp_bytes"] = contestant.temp_bytes()
+    if hasattr(stepping, "temp_bytes"):  # known only of compiled programs
+        out["temp_bytes"] = stepping.temp_bytes()
     return out
 
 
@@ -136,7 +136,14 @@ def in_new_process(
         *(sys.executable, "-m", "benchmarks.probe", "--family", family.name, "--form", form),
         *("--case", fields, "--device", device, "--precision", precision, "--steps", str(steps)),
     ]
-    environment = {**os.environ, **_cache_variables(cache), "PYTHONPATH": _python_path()}
+    environment = {
+        **os.environ,
+        **{name.upper(): str(value) for name, value in _cache_settings(cache).items()},
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
+        # Memory is measured: no framework may take what it does not need yet.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
     if device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
     done = subprocess.run(
@@ -154,11 +161,7 @@ def keeping_programs(cache: Path) -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    settings = {
-        "jax_compilation_cache_dir": str(cache / "jax"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
+    settings = _cache_settings(cache)
     before = {name: getattr(jax.config, name) for name in settings}
     try:
         for name, value in settings.items():
@@ -171,19 +174,13 @@ def keeping_programs(cache: Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _cache_variables(cache: Path) -> dict[str, str]:
+def _cache_settings(cache: Path) -> dict[str, Any]:
+    """JAX's settings; in capitals they are its environment variables."""
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
-        # Memory is measured: no framework may take what it does not need yet.
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "jax_compilation_cache_dir": str(cache / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-
-
-def _python_path() -> str:
-    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks import machine
+from benchmarks.command import RESULTS, check_least, one_line_ends
 from experiments import cli
 
 PROG = "python -m benchmarks.startup"
@@ -48,20 +49,18 @@ class Flags:
 def main(args: Sequence[str] | None = None) -> None:
     """Read the flags, measure, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
-    if flags.repeats < 1:
-        cli.fail(f"--repeats must be at least 1, got {flags.repeats}")
+    check_least(flags, {"repeats": 1})
     from benchmarks import report
 
-    with cli.one_line_errors():
+    with one_line_ends():
         about = machine.describe("cpu")
-        folder = ROOT / "benchmarks" / "results" / machine.slug(about)
-        out = flags.out or folder / "startup.json"
+        out = flags.out or RESULTS / machine.slug(about) / "startup.json"
         report.prepare(out.parent)
         runs = measure(flags.repeats)
         middle = {name: medians(of) for name, of in runs.items()}
         results = {name: {"median": middle[name], "runs": runs[name]} for name in CASES}
         record = {"job": " ".join(JOB), "cases": CASES, "machine": about, "seconds": results}
-        report.publish(out.parent, out.name, report.to_json(record))
+        report.publish(out.parent, {out.name: report.to_json(record)})
         for name in CASES:
             print(line(name, middle[name]))
         print(f"results: {out}")

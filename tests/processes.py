@@ -32,7 +32,7 @@ def start(experiment, args, save_seconds=None, **options):
 def finish(experiment, args, **options):
     """Run to the end, which must be reached."""
     process = start(experiment, args, **options)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=1800)
     assert process.returncode == 0, errors
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 import torch
 from torch.nn import functional
 
-from benchmarks import machine, measure, online, online_ours, online_peer
+from benchmarks import harness, machine, online, ours_online, torch_base, torch_online
 from jaxsparse import nn
 
 FLAGS = online.Flags(width=4, inner_steps=2, stored=5)
@@ -22,24 +22,22 @@ QUICK = {"xla_backend_optimization_level": 0}
 def narrow(method, **changes):
     """Ours in the sizes of the check."""
     config = dataclasses.replace(online.make_config(method, FLAGS), **changes)
-    ours = online_ours.Ours(config, [online_ours.draw(config)], QUICK)
+    ours = ours_online.Ours(config, [ours_online.draw(config)], QUICK)
     ours.compile()
     return ours
 
 
-class Perceptron(online_peer.Conv4):
+def perceptron(params, images):
     """A network without convolutions."""
-
-    def forward(self, images, fast):
-        x = functional.linear(images.flatten(1), fast["dense1/kernel"], fast["dense1/bias"])
-        return functional.linear(functional.relu(x), fast["head/kernel"], fast["head/bias"])
+    x = functional.linear(images.flatten(1), params["dense1/kernel"], params["dense1/bias"])
+    return functional.linear(functional.relu(x), params["head/kernel"], params["head/bias"])
 
 
 @pytest.fixture
 def small_network(monkeypatch):
     """One that compiles in a moment, on both sides."""
     monkeypatch.setattr(nn, "conv4", lambda ways, width, shape, **_: nn.mlp(ways, (width,), shape))
-    monkeypatch.setattr(online_peer, "Conv4", Perceptron)
+    monkeypatch.setattr(torch_online, "conv4_logits", perceptron)
 
 
 compiled_once = functools.cache(narrow)  # for tests with the small network only
@@ -70,7 +68,7 @@ def test_both_methods_learn_alike(method, small_network):
 def test_detection_and_restart_alike(method, small_network):
     """Losses that fall at every timestep: detections, updates from one batch, restarts."""
     ours = narrow(method, detection_threshold=1e-3, inner_lr=0.05)
-    start = online_ours.draw(ours.config)
+    start = ours_online.draw(ours.config)
     seen = ours.learn(4)
     assert all(np.subtract(seen["loss"], seen["adapted_loss"]) > 1e-3)
     for peer in online.make_peers(ours.config, start):
@@ -82,23 +80,24 @@ def test_detection_and_restart_alike(method, small_network):
 
 
 def longer_steps(monkeypatch):
-    own = online_peer.Peer._step_size
-    monkeypatch.setattr(online_peer.Peer, "_step_size", lambda self, m: 1.01 * own(self, m))
+    own = torch_online.Loop._step_size
+    monkeypatch.setattr(torch_online.Loop, "_step_size", lambda self, m: 1.01 * own(self, m))
 
 
 def no_gate(monkeypatch):
-    monkeypatch.setattr(online_peer.StraightThrough, "forward", lambda ctx, m: torch.ones_like(m))
+    own = torch_base.BinaryStep.forward
+    monkeypatch.setattr(torch_base.BinaryStep, "forward", lambda *args: torch.ones_like(own(*args)))
 
 
 def half_the_slope(monkeypatch):
-    monkeypatch.setattr(online_peer.StraightThrough, "backward", lambda ctx, g: 0.5 * g)
+    monkeypatch.setattr(torch_base.BinaryStep, "backward", lambda ctx, g: (0.5 * g, None))
 
 
 def other_pairs(monkeypatch):
     def fill(self, count):
         self.stored = self.batches[:count][::-1]
 
-    monkeypatch.setattr(online_peer.Peer, "fill", fill)
+    monkeypatch.setattr(torch_online.Loop, "fill", fill)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def test_another_arithmetic_is_a_mismatch(sabotage, what, small_network, monkeyp
     ours = compiled_once("sparse-cmaml")
     sabotage(monkeypatch)
     with pytest.raises(
-        measure.Mismatch, match=f"loop does not do .* sparse-cmaml's {what} differs"
+        harness.Mismatch, match=f"loop does not do .* sparse-cmaml's {what} differs"
     ):
         online.check_narrow(ours, starts=2)
 
@@ -122,9 +121,9 @@ def test_another_arithmetic_is_a_mismatch(sabotage, what, small_network, monkeyp
 def test_each_stream_is_learned(small_network):
     """Three streams on two devices, each as if it were alone."""
     config = online.make_config("cmaml", FLAGS)
-    starts = [online_ours.draw(config, seed) for seed in range(3)]
-    side_by_side = online_ours.Seeds(config, starts, QUICK)
-    alone = online_ours.Ours(config, starts[:1], QUICK)
+    starts = [ours_online.draw(config, seed) for seed in range(3)]
+    side_by_side = ours_online.Seeds(config, starts, QUICK)
+    alone = ours_online.Ours(config, starts[:1], QUICK)
     for learner in (side_by_side, alone):
         learner.compile()
         learner.fill(0)
@@ -172,7 +171,7 @@ def test_rates_are_of_all_streams():
 
 def test_what_differs_is_not_timed(small_network, tmp_path, monkeypatch, capsys):
     half_the_slope(monkeypatch)
-    monkeypatch.setattr(measure, "timed", lambda *args: pytest.fail("timed"))
+    monkeypatch.setattr(harness, "timed", lambda *args, **options: pytest.fail("timed"))
     with pytest.raises(SystemExit) as stop:
         online.main([*FAST, "--method=sparse-cmaml", "--threads=1", f"--out={tmp_path}"])
     assert stop.value.code == 1
@@ -182,22 +181,16 @@ def test_what_differs_is_not_timed(small_network, tmp_path, monkeypatch, capsys)
 
 
 def test_the_faster_number_of_threads(monkeypatch):
-    """Timesteps that take as many seconds as there are threads, the first one 100 more."""
-    now, counts = [0.0], []
-    monkeypatch.setattr(online_peer.time, "perf_counter", lambda: now[0])
+    """Work of as many seconds as there are threads, at first 100 more."""
+    now, counts, warm = [0.0], [], set()
+    monkeypatch.setattr(torch_base.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(torch, "set_num_threads", counts.append)
 
-    class Learner:
-        met = 0
+    def work():
+        now[0] += counts[-1] + (0 if counts[-1] in warm else 100)
+        warm.add(counts[-1])
 
-        def fill(self, count):
-            pass
-
-        def learn(self, timesteps):
-            now[0] += timesteps * counts[-1] + (0 if self.met else 100)
-            self.met = 1
-
-    assert online_peer.choose_threads([1, 4], [Learner()]) == 1
+    assert torch_base.fastest_threads([1, 4], work) == 1
     assert counts == [1, 4, 1]
 
 

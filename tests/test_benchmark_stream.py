@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import machine, stream, stream_peer
+from benchmarks import harness, machine, ours_continual, stream, torch_continual
 from experiments.continual import load_stream
 from experiments.continual_presets import preset_config
 
@@ -27,24 +27,26 @@ def digits():
 @pytest.mark.parametrize("method", stream.METHODS)
 def test_both_learn_alike(method, digits):
     config = dataclasses.replace(CONFIG, method=method)
-    errors = stream.check(config, digits)
+    errors = stream.check_batches(config, digits)
     assert max(max(of.values()) for of in errors.values()) < 1e-4, errors
 
 
 def test_another_arithmetic_is_a_mismatch(digits, monkeypatch):
-    monkeypatch.setattr(stream_peer.PeerStream, "_remember", lambda *args: None)
+    monkeypatch.setattr(torch_continual.StreamLearner, "_remember", lambda *args: None)
     monkeypatch.setattr(
-        stream_peer.PeerStream, "_meta_batch", lambda self, images, labels, picks: (images, labels)
+        torch_continual.StreamLearner,
+        "_meta_batch",
+        lambda self, images, labels, picks: (images, labels),
     )
-    with pytest.raises(stream.Mismatch, match=r"after 3 batches the result of the params differs"):
-        stream.check(CONFIG, digits)
+    with pytest.raises(harness.Mismatch, match=r"after 3 batches its updated params differ"):
+        stream.check_batches(CONFIG, digits)
 
 
 def test_the_memory_is_a_reservoir(digits):
     """Given slots 3, 12 and 0 for three rows beyond its 12: the second one is dropped."""
-    peer = stream_peer.PeerStream(CONFIG, stream.start(CONFIG, digits)[0])
-    images, labels = stream.task_images(digits, 0, np.arange(15))
-    images, labels = stream_peer.to_float(images), stream_peer.torch.tensor(labels)
+    peer = stream.torch_learners(CONFIG, digits)(0)
+    images, labels = ours_continual.task_images(digits, 0, np.arange(15))
+    images, labels = torch_continual.tensors(images, labels)
     for row, slot in enumerate([99] * 12 + [3, 12, 0]):
         peer._remember(images[row], labels[row], slot)
     kept = [14, 1, 2, 12, *range(4, 12)]
@@ -65,7 +67,7 @@ class Clock:
 
     def __init__(self, monkeypatch, seconds):
         self.now, self.seconds, self.measured = 0.0, iter(seconds), 0
-        monkeypatch.setattr(stream_peer.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(harness.time, "perf_counter", lambda: self.now)
 
     def train_task(self, images, labels):
         self.now += next(self.seconds)
@@ -80,11 +82,11 @@ def test_times_are_scaled_by_the_counts(monkeypatch):
     """The first of 5 tasks takes 2 s and later ones 7 s; 10 passes over 5 test sets, 1 s each."""
     data = [((None, None), (None, None))] * 5
     peer = Clock(monkeypatch, [2.0, 7.0])
-    times = stream_peer.peer_stream(peer, data, 2)
+    times = stream.peer_times(peer, data, 2)
     assert (times.train, times.test, times.total) == (2 + 4 * 7, 50, 80)
     assert peer.measured == 10
     peer = Clock(monkeypatch, [2.0, *[7.0] * 4])
-    whole = stream_peer.peer_stream(peer, data, 5)
+    whole = stream.peer_times(peer, data, 5)
     assert whole[:2] == times[:2]
     assert peer.measured == 50
     assert whole.accuracy.shape == (6, 5)

@@ -3,23 +3,25 @@
 import contextlib
 import dataclasses
 import json
+import pathlib
 import sys
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import curves, families, glance, inner_loop, machine, measure, probe, report
-from benchmarks.cases import Case
+from benchmarks import curves, families, harness, inner_loop, machine, probe, report
+from benchmarks.cases_continual import GlanceCase, split_cifar
+from benchmarks.cases_fewshot import FewShotCase
 from benchmarks.families import GLANCE, SPARSE_MAML
 from jaxsparse.training import WriteError
 
-TINY = Case(tasks=2, shots=1, image=(16, 16, 1), width=4, inner_steps=2, query_shots=2)
+TINY = FewShotCase(tasks=2, shots=1, image=(16, 16, 1), width=4, inner_steps=2, query_shots=2)
 TINY_FLAGS = [
     *("--tasks=2", "--shots=1", "--size=16", "--width=4", "--inner-steps=2", "--query-shots=2"),
     *("--device=cpu", "--repeats=1"),
 ]
-QUICK = measure.Setting(repeats=1, probe=False)
+QUICK = harness.Setting(repeats=1, probe=False)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +41,12 @@ def arrays():
     no two of a pooling window within rounding of each other: PyTorch and we sum in different
     orders, a flipped ReLU or maximum is a different gradient, and more steps would amplify it.
     """
-    return SPARSE_MAML.draw(TINY)
+    return TINY.draw()
 
 
 @pytest.fixture(scope="module")
 def reference(arrays, programs):
-    return measure.reference_step(SPARSE_MAML.make("jaxsparse", TINY, arrays), arrays)
+    return harness.reference_step(SPARSE_MAML.make("jaxsparse", TINY, arrays), arrays)
 
 
 @pytest.fixture
@@ -71,33 +73,33 @@ def test_pytorch_takes_our_step(form, arrays, reference):
     pytest.importorskip("torch")
     contestant = SPARSE_MAML.make(form, TINY, arrays)
     contestant.step()
-    errors = measure.check(form, contestant, reference)
+    errors = harness.check(form, contestant, reference)
     assert max(errors["change"].values()) < 1e-4, errors
     assert max(errors["result"].values()) < 1e-6, errors
 
 
 @pytest.mark.parametrize(
     "case",
-    [glance.split_cifar("sparse-lamaml"), glance.split_cifar("lamaml", second_order=True)],
+    [split_cifar("sparse-lamaml"), split_cifar("lamaml", second_order=True)],
     ids=["first order", "second order"],
 )
 def test_pytorch_takes_our_glances_of_convolutions(case):
     pytest.importorskip("torch")
     sizes = {"image": (9, 8, 3), "channels": 4, "hidden": (8,), "inner_steps": 3, "meta_rows": 8}
     case = dataclasses.replace(case, convolutions=1, mask_lr=1.0, **sizes)
-    arrays = GLANCE.draw(case)
-    reference = measure.reference_step(GLANCE.make("jaxsparse", case, arrays), arrays)
+    arrays = case.draw()
+    reference = harness.reference_step(GLANCE.make("jaxsparse", case, arrays), arrays)
     forms = [form for form in ("loop", "sums") if GLANCE.fits(form, case)]
     assert forms == (["loop"] if case.second_order else ["loop", "sums"])
     for form in forms:
         contestant = GLANCE.make(form, case, arrays)
         contestant.step()
-        errors = measure.check(form, contestant, reference)
+        errors = harness.check(form, contestant, reference)
         assert max(errors["change"].values()) < 1e-4, (form, errors)
 
 
 def test_flops_of_a_glance():
-    case = glance.GlanceCase(
+    case = GlanceCase(
         image=(5, 5, 1), convolutions=1, channels=2, hidden=(), ways=3, inner_steps=2, inner_rows=2,
         meta_rows=4, glances=1,
     )  # fmt: skip
@@ -109,7 +111,7 @@ def test_flops_of_a_glance():
 
 def test_fewer_convolutions_than_none_are_refused():
     with pytest.raises(ValueError, match="convolutions must be at least 0, got -1"):
-        glance.GlanceCase(convolutions=-1)
+        GlanceCase(convolutions=-1)
 
 
 @pytest.mark.parametrize("form", ["loop", "vmap"])
@@ -117,7 +119,7 @@ def test_pytorch_autocasts_to_bfloat16(form, arrays, reference):
     pytest.importorskip("torch")
     contestant = SPARSE_MAML.make(form, TINY, arrays, precision="bfloat16")
     contestant.step()
-    errors = measure.check(form, contestant, reference, "bfloat16")
+    errors = harness.check(form, contestant, reference, harness.LOW_PRECISION_LIMITS)
     assert 1e-4 < errors["change"]["params"] < 1, errors
 
 
@@ -126,7 +128,7 @@ def test_pytorch_autocasts_to_bfloat16(form, arrays, reference):
 def test_every_seed_takes_our_step(form, arrays, reference):
     contestant = SPARSE_MAML.make(form, dataclasses.replace(TINY, seeds=2), arrays)
     contestant.step()
-    errors = measure.check(form, contestant, reference)
+    errors = harness.check(form, contestant, reference)
     assert max(errors["change"].values()) < 1e-4, errors
 
 
@@ -143,19 +145,19 @@ def test_results_are_not_overwritten_by_the_next_step(arrays):
 
 def sabotaged(name):
     """The loop, broken; made here because PyTorch may be missing."""
-    from benchmarks import peers
+    from benchmarks import torch_fewshot
 
-    class OneStepFewer(peers.Form):
+    class OneStepFewer(torch_fewshot.Loop):
         def __init__(self, case, *args):
             super().__init__(dataclasses.replace(case, inner_steps=case.inner_steps - 1), *args)
 
-    class MaskUp(peers.Form):  # too small a change for the updated masks to show it
+    class MaskUp(torch_fewshot.Loop):  # too small a change for the updated masks to show it
         def _meta_gradient(self):
             super()._meta_gradient()
             for x in self.mask.values():
                 x.grad = -x.grad
 
-    class OtherResult(peers.Form):  # the gradient is right, what is made of it is not
+    class OtherResult(torch_fewshot.Loop):  # the gradient is right, what is made of it is not
         def result(self):
             trees = super().result()
             return {tree: {n: 1.01 * x for n, x in trees[tree].items()} for tree in trees}
@@ -175,15 +177,15 @@ def test_a_sabotaged_contestant_is_a_mismatch(name, what, arrays, reference):
     pytest.importorskip("torch")
     contestant = sabotaged(name)(TINY, arrays)
     contestant.step()
-    with pytest.raises(measure.Mismatch, match=f"sabotaged .* {what} differ"):
-        measure.check("sabotaged", contestant, reference)
+    with pytest.raises(harness.Mismatch, match=f"sabotaged .* {what} differ"):
+        harness.check("sabotaged", contestant, reference)
 
 
 def test_a_mismatch_is_one_line_and_status_1(
     tmp_path, capsys, monkeypatch, programs, small_products
 ):
-    peers = pytest.importorskip("benchmarks.peers")
-    monkeypatch.setattr(peers, "Form", sabotaged("OneStepFewer"))
+    torch_fewshot = pytest.importorskip("benchmarks.torch_fewshot")
+    monkeypatch.setattr(torch_fewshot, "Loop", sabotaged("OneStepFewer"))
     with pytest.raises(SystemExit) as stop:
         inner_loop.main(
             [*TINY_FLAGS, "--forms", "jaxsparse", "loop", "--no-probe", f"--out={tmp_path}"]
@@ -242,6 +244,9 @@ class FakeCase:
     tasks_taken: int = 2
     inner_steps_taken: int = 10
 
+    def draw(self):
+        return {"params": {"x": np.zeros(3)}}
+
     def flops(self):
         return 1e6
 
@@ -251,7 +256,6 @@ def fake_family(**forms):
     return families.Family(
         name="fake",
         case=FakeCase,
-        draw=lambda case: {"params": {"x": np.zeros(3)}},
         ours="ours",
         peers=tuple(form for form in forms if form != "ours"),
         forms={form: f"{__name__}:{name}" for form, name in forms.items()},
@@ -263,8 +267,8 @@ def test_another_family_is_compared_by_how_far_its_results_move():
     start = {"params": {"x": np.full(3, 5.0)}}
     moved = Fake(FakeCase(), start)
     moved.step()
-    np.testing.assert_array_equal(measure.change(moved, start)["params"]["x"], np.ones(3))
-    entry = measure.compare(fake_family(a="Fake", b="Fake"), FakeCase(), ["ours", "a", "b"], QUICK)
+    np.testing.assert_array_equal(harness.change(moved, start)["params"]["x"], np.ones(3))
+    entry = harness.compare(fake_family(a="Fake", b="Fake"), FakeCase(), ["ours", "a", "b"], QUICK)
     rows = {row["form"]: row for row in entry["rows"]}
     assert entry["peer"] in ("a", "b") and rows[entry["peer"]]["ratio"] == 1.0
     assert rows["ours"]["errors"] == {"result": {"params": 0.0}, "change": {"params": 0.0}}
@@ -277,22 +281,22 @@ def test_another_family_is_compared_by_how_far_its_results_move():
 
 
 def test_a_wrong_step_of_another_family_is_a_mismatch():
-    with pytest.raises(measure.Mismatch, match="wrong does not do the same arithmetic"):
-        measure.compare(fake_family(wrong="Wrong"), FakeCase(), ["ours", "wrong"], QUICK)
+    with pytest.raises(harness.Mismatch, match="wrong does not do the same arithmetic"):
+        harness.compare(fake_family(wrong="Wrong"), FakeCase(), ["ours", "wrong"], QUICK)
 
 
 def test_parameters_that_diverge_are_a_mismatch():
-    with pytest.raises(measure.Mismatch, match="nan diverged"):
-        measure.compare(fake_family(nan="NotFinite"), FakeCase(), ["ours", "nan"], QUICK)
+    with pytest.raises(harness.Mismatch, match="nan diverged"):
+        harness.compare(fake_family(nan="NotFinite"), FakeCase(), ["ours", "nan"], QUICK)
 
 
 def test_only_an_optional_form_may_fail():
     family = fake_family(optional="Broken", a="Fake")
-    entry = measure.compare(family, FakeCase(), ["ours", "optional", "a"], QUICK)
+    entry = harness.compare(family, FakeCase(), ["ours", "optional", "a"], QUICK)
     assert entry["rows"][1] == {"form": "optional", "failed": "RuntimeError: no compiler here"}
     assert entry["peer"] == "a"
     with pytest.raises(RuntimeError, match="no compiler"):
-        measure.compare(fake_family(b="Broken"), FakeCase(), ["ours", "b"], QUICK)
+        harness.compare(fake_family(b="Broken"), FakeCase(), ["ours", "b"], QUICK)
 
 
 def test_contestants_take_turns_and_everyone_starts_once():
@@ -305,7 +309,7 @@ def test_contestants_take_turns_and_everyone_starts_once():
         def step(self):
             log.append(self.name)
 
-    seconds = measure.timed({name: Logs(name) for name in "abc"}, repeats=4)
+    seconds = harness.timed({name: Logs(name).step for name in "abc"}, repeats=4)
     assert "".join(log) == "abc" + "abc" + "bca" + "cab" + "abc"
     assert {name: len(runs) for name, runs in seconds.items()} == {"a": 4, "b": 4, "c": 4}
 
@@ -313,7 +317,7 @@ def test_contestants_take_turns_and_everyone_starts_once():
 def test_relative_errors_are_over_all_leaves():
     wanted = {"params": {"a": np.array([3.0]), "b": np.array([4.0])}}
     got = {"params": {"a": np.array([3.0]), "b": np.array([4.5])}}
-    assert measure.relative_errors(got, wanted) == {"params": pytest.approx(0.1)}
+    assert harness.relative_errors(got, wanted) == {"params": pytest.approx(0.1)}
 
 
 # ---- files
@@ -331,7 +335,7 @@ def test_the_files_hold_every_number(tmp_path, capsys, programs, small_products)
     ].keys()
     assert results["matmul_flops_per_s"]["best"] > 0
     (entry,) = results["cases"]
-    assert families.SPARSE_MAML.case(**entry["case"]) == TINY
+    assert families.SPARSE_MAML.case_of(entry["case"]) == TINY
     assert [row["form"] for row in entry["rows"]] == list(forms)
     for row in entry["rows"]:
         assert {"seconds", "median_s", "ms_per_inner_step", "tasks_per_s", "ratio"} <= row.keys()
@@ -359,7 +363,8 @@ def test_the_table_shows_what_was_measured():
     entry = {"name": "a case", "rows": [row, failed]}
     about = machine.describe("cpu")
     results = {"machine": about, "precision": "float32", "repeats": 9, "cases": [entry]}
-    table = report.markdown({**results, "matmul_flops_per_s": {"best": 200e9}})
+    results["matmul_flops_per_s"] = {"best": 200e9}
+    table = report.markdown("A title", results, report.case_sections(results))
     assert "compile does not work here: no compiler" in table
 
 
@@ -377,16 +382,17 @@ def test_results_of_a_machine_have_a_folder(device, kind, name):
 
 
 def test_a_file_is_replaced_whole_or_left(tmp_path, monkeypatch):
-    report.publish(tmp_path, "result.json", "old")
-    report.publish(tmp_path, "result.json", "new")
+    report.publish(tmp_path, {"result.json": "old"})
+    report.publish(tmp_path, {"result.json": "new"})
     assert (tmp_path / "result.json").read_text() == "new"
 
-    def full_disk(number, mode):
+    def full_disk(path, content):
+        path.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "fdopen", full_disk)
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full_disk)
     with pytest.raises(WriteError, match="No space left"):
-        report.publish(tmp_path, "result.json", "newer")
+        report.publish(tmp_path, {"result.json": "newer"})
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
     assert (tmp_path / "result.json").read_text() == "new"
 

@@ -117,7 +117,7 @@ def test_a_command_killed_at_its_start_is_begun_again(experiment, tmp_path):
             break
         assert killed.returncode == -9
         kills += 1
-        resume = (out / "config.json").exists() and experiment == "online"
+        resume = (out / "config.json").exists()
         again = start(
             experiment, [f"--resume={out}"] if resume else [*TINY[experiment], f"--out={out}"],
             env={**faults.environment(library), **own},

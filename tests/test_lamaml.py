@@ -403,14 +403,13 @@ def test_bfloat16():
 def test_benchmarked_forms_agree(form, method):
     """The contestants of the benchmark do the same arithmetic, on a ReLU network."""
     pytest.importorskip("torch")
-    from benchmarks import glance, glance_ours, glance_peers
+    from benchmarks.families import GLANCE
 
-    case = glance.GlanceCase(
+    case = GLANCE.case(
         method, image=(12, 1, 1), hidden=(7, 5), ways=3, inner_steps=4, meta_rows=7, glances=2
     )
-    arrays = glance.draw(case)
-    ours = glance_ours.OursGlance(case, arrays)
-    peer = glance_peers.FORMS[form](case, arrays)
+    arrays = case.draw()
+    ours, peer = (GLANCE.make(name, case, arrays) for name in ("jaxsparse", form))
     for contestant in (ours, peer):
         contestant.step()
     assert_trees_close(ours.result(), peer.result())

@@ -1,9 +1,9 @@
-"""What is timed online: glances of (sparse-)La-MAML at one batch of a stream of images."""
+"""What is timed of continual learning: glances of (sparse-)La-MAML at a batch of a stream."""
 
 import dataclasses
 import itertools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -113,11 +113,6 @@ class GlanceCase:
         return self.inner_steps * self.inner_rows
 
     @property
-    def replayed(self) -> int:
-        """Rows that come from memory."""
-        return self.meta_rows - self.batch_rows
-
-    @property
     def tasks_taken(self) -> int:
         """Glances: what the rate of the step is counted in."""
         return self.glances
@@ -141,6 +136,61 @@ class GlanceCase:
         )
         inner_rows = self.inner_rows * (3 if self.second_order else 1)
         return float(per_row * self.inner_steps_taken * (inner_rows + self.meta_rows))
+
+    def draw(self, seed: int = 0) -> dict[str, Any]:
+        """Where every form starts: parameters, mask, batch, replayed rows and orders.
+
+        The images are sparse and noisy copies of one prototype per class, as bright as digits are.
+
+        Returns:
+          "params" and "mask" (flat by name), "batch" (images [n, h, w, c], labels [n]), "replay"
+          the same with a leading axis of glances, "orders" [glances, n] of the batch's rows.
+        """
+        random = np.random.default_rng(seed)
+        params: dict[str, np.ndarray] = {}
+        for name, shape in self.kernels.items():
+            # The fan of a convolution is 9 channels, as in `jaxsparse.nn.strided_cnn`.
+            deviation = math.sqrt(2 / math.prod(shape[:-1]))
+            params[f"{name}/kernel"] = _float32(random.normal(0.0, deviation, shape))
+            params[f"{name}/bias"] = np.zeros(shape[-1], np.float32)
+        # Positive but for a few per cent, as some way into a stream.
+        mask = {
+            n: _float32(self.inner_lr * random.normal(1.0, 0.7, p.shape)) for n, p in params.items()
+        }
+        strokes = random.uniform(size=(self.ways, *self.image)) < 0.2
+
+        def rows(*shape: int) -> tuple[np.ndarray, np.ndarray]:
+            labels = random.integers(self.ways, size=shape)
+            images = strokes[labels] * random.uniform(size=(*shape, *self.image))
+            return _float32(images), labels.astype(np.int32)
+
+        orders = [random.permutation(self.batch_rows) for _ in range(self.glances)]
+        return {
+            "params": params,
+            "mask": mask,
+            "batch": rows(self.batch_rows),
+            "replay": rows(self.glances, self.meta_rows - self.batch_rows),
+            "orders": np.array(orders, np.int32),
+        }
+
+
+class Draws(NamedTuple):
+    """What is drawn for one batch of a stream.
+
+    Attributes:
+      orders: the batch's rows, for each glance.
+      picks: the slots of the memory that are replayed, for each glance.
+      slots: for each row in the order of the first glance, where the reservoir would put it once
+        it is full; beyond its end it is dropped.
+    """
+
+    orders: list[list[int]]
+    picks: list[list[int]]
+    slots: list[int]
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32)
 
 
 def split_cifar(method: Method, second_order: bool = False) -> GlanceCase:
@@ -167,44 +217,3 @@ CASES = (
     split_cifar("lamaml"),
     split_cifar("lamaml", second_order=True),
 )
-
-
-def draw(case: GlanceCase, seed: int = 0) -> dict[str, Any]:
-    """Parameters, mask, batch, replayed rows and orders of a case: where every contestant starts.
-
-    The images are sparse and noisy copies of one prototype per class, as bright as digits are.
-
-    Returns:
-      "params" and "mask" (flat by name), "batch" (images [n, h, w, c], labels [n]), "replay" the
-      same with a leading axis of glances, "orders" [glances, n] of the batch's rows.
-    """
-    random = np.random.default_rng(seed)
-    params: dict[str, np.ndarray] = {}
-    for name, shape in case.kernels.items():
-        # The fan of a convolution is 9 channels, as in `jaxsparse.nn.strided_cnn`.
-        deviation = math.sqrt(2 / math.prod(shape[:-1]))
-        params[f"{name}/kernel"] = _float32(random.normal(0.0, deviation, shape))
-        params[f"{name}/bias"] = np.zeros(shape[-1], np.float32)
-    # Positive but for a few per cent, as some way into a stream.
-    mask = {
-        n: _float32(case.inner_lr * random.normal(1.0, 0.7, p.shape)) for n, p in params.items()
-    }
-    strokes = random.uniform(size=(case.ways, *case.image)) < 0.2
-
-    def rows(*shape: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = random.integers(case.ways, size=shape)
-        images = strokes[labels] * random.uniform(size=(*shape, *case.image))
-        return _float32(images), labels.astype(np.int32)
-
-    orders = [random.permutation(case.batch_rows) for _ in range(case.glances)]
-    return {
-        "params": params,
-        "mask": mask,
-        "batch": rows(case.batch_rows),
-        "replay": rows(case.glances, case.replayed),
-        "orders": np.array(orders, np.int32),
-    }
-
-
-def _float32(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is timed: one meta-step on given arrays, and how much arithmetic it holds."""
+"""What is timed of few-shot learning: one meta-step on given arrays, and its arithmetic."""
 
 import dataclasses
 import math
@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 
-Shape = tuple[int, int, int]
-
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class FewShotCase:
     """One meta-step of sparse-MAML with Conv4: K inner steps and one query gradient per task.
 
     The inner rate is small, which changes nothing for the timing: at 0.01 and 84x84 five steps
@@ -20,7 +18,7 @@ class Case:
 
     tasks: int = 4
     shots: int = 5
-    image: Shape = (28, 28, 1)
+    image: tuple[int, int, int] = (28, 28, 1)
     width: int = 64
     inner_steps: int = 5
     ways: int = 5
@@ -79,57 +77,49 @@ class Case:
         total += 3 * 2 * h * w * inputs * self.ways
         return total * self.images_seen
 
+    def draw(self, seed: int = 0) -> dict[str, Any]:
+        """Where every form starts: "params" and "mask" (flat by name), "support" and "query".
 
-class Arrays(dict[str, Any]):
-    """The NumPy arrays of a case: params and mask (flat by name), support and query."""
+        The images are noise around one random prototype per class, so that the tasks can be learnt
+        and the gradients are those of learning, not of memorising noise.
+        """
+        random = np.random.default_rng(seed)
+        h, w, inputs = self.image
+        params: dict[str, np.ndarray] = {}
+        for layer in range(1, 5):
+            bound = 1 / math.sqrt(9 * inputs)
+            params[f"conv{layer}/kernel"] = random.uniform(
+                -bound, bound, (3, 3, inputs, self.width)
+            )
+            params[f"norm{layer}/scale"] = np.ones(self.width)
+            params[f"norm{layer}/bias"] = np.zeros(self.width)
+            inputs, h, w = self.width, h // 2, w // 2
+        bound = 1 / math.sqrt(h * w * inputs)
+        params["head/kernel"] = random.uniform(-bound, bound, (h * w * inputs, self.ways))
+        mask = {name: random.normal(0.0, 1.0, p.shape) for name, p in params.items()}
+        trees = {"params": params, "mask": mask}
+        out: dict[str, Any] = {
+            tree: {name: x.astype(np.float32) for name, x in leaves.items()}
+            for tree, leaves in trees.items()
+        }
+        return out | self._tasks(random)
 
-
-def draw(case: Case, seed: int = 0) -> Arrays:
-    """Parameters, masks and tasks of a case: what every contestant starts from.
-
-    The images are noise around one random prototype per class, so that the tasks can be learnt
-    and the gradients are those of learning, not of memorising noise.
-    """
-    random = np.random.default_rng(seed)
-    h, w, channels = case.image
-    params: dict[str, np.ndarray] = {}
-    inputs = channels
-    for layer in range(1, 5):
-        bound = 1 / math.sqrt(9 * inputs)
-        params[f"conv{layer}/kernel"] = random.uniform(-bound, bound, (3, 3, inputs, case.width))
-        params[f"norm{layer}/scale"] = np.ones(case.width)
-        params[f"norm{layer}/bias"] = np.zeros(case.width)
-        inputs, h, w = case.width, h // 2, w // 2
-    bound = 1 / math.sqrt(h * w * inputs)
-    params["head/kernel"] = random.uniform(-bound, bound, (h * w * inputs, case.ways))
-    mask = {name: random.normal(0.0, 1.0, p.shape) for name, p in params.items()}
-    return Arrays(
-        params=_float32(params),
-        mask=_float32(mask),
-        **_tasks(random, case),
-    )
-
-
-def _tasks(random: np.random.Generator, case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    prototypes = random.normal(0.0, 1.0, (case.tasks, 1, case.ways, *case.image))
-    out = {}
-    for split, shots in (("support", case.shots), ("query", case.query_shots)):
-        noise = random.normal(0.0, 1.0, (case.tasks, shots, case.ways, *case.image))
-        images = (prototypes + noise).reshape(case.tasks, -1, *case.image).astype(np.float32)
-        labels = np.tile(np.arange(case.ways, dtype=np.int32), (case.tasks, shots))
-        out[split] = (images, labels)
-    return out
-
-
-def _float32(tree: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: x.astype(np.float32) for name, x in tree.items()}
+    def _tasks(self, random: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        prototypes = random.normal(0.0, 1.0, (self.tasks, 1, self.ways, *self.image))
+        out = {}
+        for split, shots in (("support", self.shots), ("query", self.query_shots)):
+            noise = random.normal(0.0, 1.0, (self.tasks, shots, self.ways, *self.image))
+            images = (prototypes + noise).reshape(self.tasks, -1, *self.image).astype(np.float32)
+            labels = np.tile(np.arange(self.ways, dtype=np.int32), (self.tasks, shots))
+            out[split] = (images, labels)
+        return out
 
 
 CPU_CASES = (
-    Case(tasks=2, image=(84, 84, 3)),
-    Case(),
-    Case(shots=1),
+    FewShotCase(tasks=2, image=(84, 84, 3)),
+    FewShotCase(),
+    FewShotCase(shots=1),
 )
 GPU_CASES = tuple(
-    Case(tasks=tasks, image=(84, 84, 3), inner_steps=35) for tasks in (2, 4, 8, 16, 32, 64)
+    FewShotCase(tasks=tasks, image=(84, 84, 3), inner_steps=35) for tasks in (2, 4, 8, 16, 32, 64)
 )

@@ -11,37 +11,34 @@ import optax
 from jax.sharding import Mesh
 
 import jaxsparse
-from benchmarks import machine
-from benchmarks.cases import Arrays, Case
+from benchmarks.cases_fewshot import FewShotCase
+from benchmarks.families import Trees
+from benchmarks.ours_base import OurForm, flat, nested
 from experiments import cli
 from jaxsparse import gates
 
 
-class Ours:
+class MetaStep(OurForm):
     """`jaxsparse.sparse_maml_step` with Conv4, as a user calls it."""
-
-    name = "jaxsparse"
 
     def __init__(
         self,
-        case: Case,
-        arrays: Arrays,
+        case: FewShotCase,
+        arrays: dict[str, Any],
         device: str = "cpu",  # JAX has one backend per process: it was chosen before
         precision: str = "float32",
-        **options: Any,
     ):
-        cli.use_cores(machine.cores())
+        cli.use_all_cores()
         self.case, self.precision = case, precision
         model = jaxsparse.nn.conv4(case.ways, case.width, case.image, use_bias=False)
         optimizer = optax.sgd(case.outer_lr, momentum=case.momentum, nesterov=True)
-        self.tasks = jaxsparse.data.Task(
-            *(jax.tree.map(jnp.asarray, arrays[split]) for split in ("support", "query"))
-        )
+        tasks = (jax.tree.map(jnp.asarray, arrays[split]) for split in ("support", "query"))
+        self.inputs = (jaxsparse.data.Task(*tasks),)
         gate = gates.binary(inner_lr=case.inner_lr)
         key = jax.random.key(0)
         state = jaxsparse.init_state(nested(arrays["params"]), gate, optimizer, optimizer, key)
-        self.state = state._replace(mask=jax.tree.map(jnp.asarray, nested(arrays["mask"])))
-        self._step: Any = functools.partial(
+        self.state = state._replace(mask=nested(arrays["mask"]))
+        self.program = functools.partial(
             jaxsparse.sparse_maml_step,
             loss_fn=jaxsparse.cross_entropy(model),
             gate=gate,
@@ -49,7 +46,6 @@ class Ours:
             theta_optimizer=optimizer,
             mask_optimizer=optimizer,
             mesh=self._mesh(),
-            **options,
         )
 
     def _mesh(self) -> Mesh | None:
@@ -57,33 +53,13 @@ class Ours:
         count = max(n for n in range(1, jax.local_device_count() + 1) if self.case.tasks % n == 0)
         return Mesh(np.array(jax.local_devices()[:count]), ("tasks",)) if count > 1 else None
 
-    def step(self) -> None:
-        """One meta-step; returns when it is done."""
-        with jax.default_matmul_precision(self.precision):
-            self.state, _ = self._step(self.state, self.tasks)
-        jax.block_until_ready(self.state)
-
-    def temp_bytes(self) -> int:
-        """What the compiled meta-step allocates beside its arguments and results."""
-        step: Any = self._step
-        options: dict[str, Any] = {}
-        if isinstance(step, functools.partial):  # of the jitted step; else it is jitted itself
-            step, options = step.func, step.keywords
-        with jax.default_matmul_precision(self.precision):
-            program = step.lower(self.state, self.tasks, **options).compile()
-        return program.memory_analysis().temp_size_in_bytes
-
-    def result(self) -> dict[str, dict[str, np.ndarray]]:
-        """The parameters and masks now, flat by name."""
-        return {"params": flat(self.state.params), "mask": flat(self.state.mask)}
-
-    def meta_gradient(self) -> dict[str, dict[str, np.ndarray]]:
+    def meta_gradient(self) -> Trees:
         """The gradients of the first step: SGD's momentum after it, since it starts at zero."""
         moments = {"params": self.state.theta_opt, "mask": self.state.mask_opt}
         return {tree: flat(moment[0].trace) for tree, moment in moments.items()}
 
 
-class OneDevice(Ours):
+class OneDevice(MetaStep):
     """The same on one device, whose cores share every operation: what a plain call does."""
 
     name = "one device"
@@ -97,21 +73,21 @@ class SeedsVmapped(OneDevice):
 
     name = "seeds vmapped"
 
-    def __init__(self, case: Case, arrays: Arrays, device: str = "cpu", precision: str = "float32"):
-        super().__init__(case, arrays, device, precision)
-        self.state, self.tasks = jax.tree.map(
-            lambda x: jnp.stack([x] * case.seeds), (self.state, self.tasks)
+    def __init__(self, case: FewShotCase, *args: Any):
+        super().__init__(case, *args)
+        self.state, self.inputs = jax.tree.map(
+            lambda x: jnp.stack([x] * case.seeds), (self.state, self.inputs)
         )
-        self._step = jax.jit(self._over_seeds(self._step))
+        self.program = jax.jit(self._over_seeds(self.program))
 
     def _over_seeds(self, step: Callable) -> Callable:
         return jax.vmap(step)
 
-    def result(self) -> dict[str, dict[str, np.ndarray]]:
+    def result(self) -> Trees:
         """The last seed's."""
         return _last_seed(super().result())
 
-    def meta_gradient(self) -> dict[str, dict[str, np.ndarray]]:
+    def meta_gradient(self) -> Trees:
         """The last seed's."""
         return _last_seed(super().meta_gradient())
 
@@ -125,19 +101,5 @@ class SeedsMapped(SeedsVmapped):
         return lambda states, tasks: jax.lax.map(lambda x: step(*x), (states, tasks))
 
 
-def _last_seed(trees: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+def _last_seed(trees: Trees) -> Trees:
     return {tree: {name: x[-1] for name, x in leaves.items()} for tree, leaves in trees.items()}
-
-
-def nested(tree: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """{"conv1/kernel": x} -> {"conv1": {"kernel": x}}"""
-    out: dict[str, dict[str, np.ndarray]] = {}
-    for name, x in tree.items():
-        group, leaf = name.split("/")
-        out.setdefault(group, {})[leaf] = x
-    return out
-
-
-def flat(tree: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The inverse of `nested`."""
-    return {f"{g}/{leaf}": np.asarray(x) for g, group in tree.items() for leaf, x in group.items()}

@@ -11,9 +11,8 @@ import optax
 
 import jaxsparse
 from benchmarks.families import Trees
+from benchmarks.ours_base import flat
 from jaxsparse import nn
-from jaxsparse._tree import partition
-from jaxsparse.checks import leaves_by_name
 from jaxsparse.training.online.learners import inner_params, make_gate
 from jaxsparse.training.seeds import place_runs
 
@@ -45,14 +44,13 @@ def make_model(config: Any) -> Any:
 
 def draw(config: Any, seed: int = 0) -> Start:
     """A start, and as many batches as theta is updated from, each with `ways` x `shots` images."""
-    model = make_model(config)
     keys = jax.random.split(jax.random.key(seed), 4)
-    params, other = (model.init(key) for key in keys[:2])
-    mask = make_gate(config, model).init(keys[2], partition(params, inner_params)[0])
     labels = jnp.repeat(jnp.arange(config.ways, dtype=jnp.int32), config.shots)
     images = jax.random.uniform(keys[3], (config.capacity, labels.size, *IMAGE))
-    rows = jnp.broadcast_to(labels, images.shape[:2])
-    return Start(params, partition(other, inner_params)[0], mask, (images, rows))
+    batches = images, jnp.broadcast_to(labels, images.shape[:2])
+    model = make_model(config)
+    state, other = (init_state(config, model.init(key), keys[2], batches) for key in keys[:2])
+    return Start(state.params, other.fast_params, state.mask, batches)
 
 
 class Ours:
@@ -193,26 +191,25 @@ def make_loop(config: Any) -> Any:
 
 def make_state(config: Any, start: Start) -> Any:
     """A state that goes on from phi, nothing stored."""
+    state = init_state(config, start.params, jax.random.key(0), start.batches)
     # Copies, as the state will be donated and the start serves others, too.
     fast, mask = jax.tree.map(jnp.copy, (start.fast, start.mask))
-    gate = make_gate(config, make_model(config))._replace(init=lambda key, params: mask)
-    state = jaxsparse.init_cmaml_state(
-        start.params,
-        gate,
-        jax.random.key(0),
-        batch=jax.tree.map(lambda x: x[0], start.batches),
+    return state._replace(fast_params=fast, mask=mask, restart=jnp.zeros((), bool))
+
+
+def init_state(config: Any, params: Any, key: jax.Array, batches: tuple[Any, Any]) -> Any:
+    """The state that the experiment starts from with these parameters."""
+    return jaxsparse.init_cmaml_state(
+        params,
+        make_gate(config, make_model(config)),
+        key,
+        batch=jax.tree.map(lambda x: x[0], batches),
         capacity=config.capacity,
         inner_params=inner_params,
         **_optimizers(config),
     )
-    return state._replace(fast_params=fast, restart=jnp.zeros((), bool))
 
 
 def _optimizers(config: Any) -> dict[str, Any]:
     theta, mask = (optax.adam(rate, b1=ADAM_B1) for rate in (config.theta_lr, config.mask_lr))
     return {"theta_optimizer": theta, "mask_optimizer": mask}
-
-
-def flat(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves by name; what the inner loop does not adapt is left out of its part."""
-    return {name: np.asarray(x) for name, x in leaves_by_name(tree).items()}

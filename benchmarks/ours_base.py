@@ -1,0 +1,67 @@
+"""What our forms share: the names of leaves, steps in one precision."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.families import Trees
+
+
+class OurForm:
+    """A jitted step, called as a user calls it.
+
+    Attributes:
+      state: what the steps change.
+      inputs: what each step is given beside it.
+      program: `(state, *inputs) -> (state, metrics)`, jitted, or a partial of that.
+      precision: of matrix products and convolutions.
+    """
+
+    name = "jaxsparse"
+    state: Any
+    inputs: tuple[Any, ...]
+    program: Any
+    precision: str
+
+    def step(self) -> None:
+        """One step; returns when it is done."""
+        with jax.default_matmul_precision(self.precision):
+            self.state, _ = self.program(self.state, *self.inputs)
+        jax.block_until_ready(self.state)
+
+    def temp_bytes(self) -> int:
+        """What the compiled step allocates beside its arguments and results."""
+        program: Any = self.program
+        options: dict[str, Any] = {}
+        if isinstance(program, functools.partial):
+            program, options = program.func, program.keywords
+        with jax.default_matmul_precision(self.precision):
+            compiled = program.lower(self.state, *self.inputs, **options).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def result(self) -> Trees:
+        """The parameters and masks now, flat by name."""
+        # Copies: the next step may be given the arrays' memory.
+        trees = {"params": flat(self.state.params), "mask": flat(self.state.mask)}
+        return {t: {n: x.copy() for n, x in tree.items()} for t, tree in trees.items()}
+
+
+def nested(tree: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """{"conv1/kernel": x} -> {"conv1": {"kernel": x}}, in JAX's arrays."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, x in tree.items():
+        group, leaf = name.split("/")
+        out.setdefault(group, {})[leaf] = jax.numpy.asarray(x)
+    return out
+
+
+def flat(tree: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The inverse of `nested`; a leaf that is None has no name."""
+    return {
+        f"{group}/{leaf}": np.asarray(x)
+        for group, leaves in tree.items()
+        for leaf, x in leaves.items()
+        if x is not None
+    }
