@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from experiments import reproduce
-from experiments.presets import preset_config
+from experiments.fewshot.presets import preset_config
 from experiments.published import TABLE_S5, TABLE_S8
-from experiments.reproduce import Flags
-from experiments.tables import READS
 from experiments.tables import continual as tables
 from experiments.tables import online as online_tables
 from experiments.tables.continual import cell_config
+from experiments.tables.flags import Flags
+from experiments.tables.index import READS
 from experiments.tables.runner import Runner
 from jaxsparse.training import RunError
 

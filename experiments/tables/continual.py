@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import continual, published
+from experiments.continual.scan import Grid
+from experiments.drawing import band, own_style, rendered, subplots, write
 from experiments.report import percent, with_std
+from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, comparison, header, row, seeds
 from experiments.tables.runner import Runner
+from jaxsparse.training import writing
+from jaxsparse.training.continual import ContinualConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from experiments.reproduce import Flags
-    from jaxsparse.training.continual import ContinualConfig
 
 STREAMS = ("rotations", "permutations", "many-permutations")
 METHODS = (
@@ -41,16 +43,15 @@ _SUMMARIES = (
 _NEAR = 3.0
 
 
-def accuracies(flags: "Flags", runner: Runner) -> Lines:
+def accuracies(flags: Flags, runner: Runner) -> Lines:
     """RA, BTI, LA and forward transfer of every method on every stream of digits."""
-    experiment = continual.experiment()
     lines, results = [], {}
     for stream in flags.streams:
         lines += [f"**{stream}**, {seeds(flags.seeds)}:", ""]
         lines += header("method", *(label for label, _ in _SUMMARIES), "sparsity", "command")
         for method in flags.methods or METHODS:
             result = runner.result(
-                experiment, f"{stream}-{method}", cell_config(flags, stream, method)
+                continual, f"{stream}-{method}", cell_config(flags, stream, method)
             )
             if result is None:
                 continue
@@ -63,13 +64,12 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
     return lines
 
 
-def sparsities(flags: "Flags", runner: Runner) -> Lines:
+def sparsities(flags: Flags, runner: Runner) -> Lines:
     """Table S5: the sparsity at the end of the stream, by tensor."""
-    experiment = continual.experiment()
     lines = [f"Final sparsity in %, ours ({seeds(flags.seeds)}) / the paper's.", ""]
     lines += header("stream", "method", "overall", *_TENSORS, "overall within the spread or 3")
     for stream, method, settings in _sparsity_runs(flags):
-        result = runner.result(experiment, *_run(flags, stream, method, **settings))
+        result = runner.result(continual, *_run(flags, stream, method, **settings))
         if result is None:
             continue
         paper = published.TABLE_S5[stream, method]
@@ -92,12 +92,11 @@ def _sparsity_runs(flags):
             yield stream, "lamaml", {"mask_lr": 0.3}
 
 
-def settings(flags: "Flags", runner: Runner) -> Lines:
+def settings(flags: Flags, runner: Runner) -> Lines:
     """Table S6: the rates and glances that retain most on held-out images, beside the paper's.
 
     What is chosen so is then run on all seeds, and measured on the test images.
     """
-    experiment = continual.experiment()
     lines = [
         "Chosen on training images held out (seed 0), beside the paper's choice; RA of what was"
         f" chosen, on test images, {seeds(flags.seeds)}:",
@@ -114,7 +113,7 @@ def settings(flags: "Flags", runner: Runner) -> Lines:
             if scanned is None:
                 continue
             (alpha, gamma, glances), points = scanned
-            results[method] = runner.result(experiment, *_run(
+            results[method] = runner.result(continual, *_run(
                 flags, stream, method, inner_lr=alpha, mask_lr=gamma, glances=glances
             ))  # fmt: skip
             lines.append(row(
@@ -134,7 +133,7 @@ def settings(flags: "Flags", runner: Runner) -> Lines:
 def _scanned(flags, runner, stream, method):
     """alpha_0, gamma_m and glances as a scan chooses them, and what each point retained."""
     config = dataclasses.replace(cell_config(flags, stream, method), seeds=1)
-    grid = continual.Grid(
+    grid = Grid(
         inner_lr=(0.05, 0.1, 0.15),
         mask_lr=(0.1, 0.3, 0.5) if method == "lamaml" else (0.75, 1.7, 3.0),
         glances=(5, 10),
@@ -146,7 +145,7 @@ def _scanned(flags, runner, stream, method):
     return (chosen.inner_lr, chosen.mask_lr, chosen.glances), points
 
 
-def figure_s3(flags: "Flags", runner: Runner) -> Lines:
+def figure_s3(flags: Flags, runner: Runner) -> Lines:
     """RA and sparsity against alpha_0, of La-MAML and sparse-La-MAML; drawn."""
     lines: list[str] = []
     curves: dict[tuple[str, str, float], dict[str, Any]] = {}
@@ -161,12 +160,12 @@ def figure_s3(flags: "Flags", runner: Runner) -> Lines:
     return [*lines, f"Figure: {runner.pictures / 'figure-s3.png'}"]
 
 
-def figure_3(flags: "Flags", runner: Runner) -> Lines:
+def figure_3(flags: Flags, runner: Runner) -> Lines:
     """Rotations: sparsity by task, and its end against the width of the layers; drawn."""
     return _by_width(flags, runner, ("rotations",), _PANELS[1:], "figure-3.png")
 
 
-def figure_s4(flags: "Flags", runner: Runner) -> Lines:
+def figure_s4(flags: Flags, runner: Runner) -> Lines:
     """Permuted streams: sparsity by task, and RA and sparsity against the width; drawn."""
     return _by_width(flags, runner, STREAMS[1:], _PANELS, "figure-s4.png")
 
@@ -178,7 +177,7 @@ def _swept(flags, runner, stream, setting, values, panels):
         cells = []
         for method in _SPARSE:
             run = _run(flags, stream, method, **{setting: value})
-            result = runner.result(continual.experiment(), *run)
+            result = runner.result(continual, *run)
             if result is not None:
                 found[stream, method, value] = result
             cells += _cells(result, panels)
@@ -188,7 +187,6 @@ def _swept(flags, runner, stream, setting, values, panels):
 
 def _by_width(flags, runner, streams, panels, name):
     """Tables of what is measured at each width, and the figure with the sparsity by task."""
-    experiment = continual.experiment()
     lines: list[str] = []
     ends: dict[tuple[str, str, float], dict[str, Any]] = {}
     by_task = {}
@@ -201,7 +199,7 @@ def _by_width(flags, runner, streams, panels, name):
         for method in _SPARSE:
             if (stream, method, _WIDTH) in ends:
                 by_task[stream, method] = runner.rows(
-                    experiment, f"{stream}-{method}", "task", "sparsity"
+                    continual, f"{stream}-{method}", "task", "sparsity"
                 )
     runner.check_found()
     _save(lambda: _draw_by_width(streams, panels, by_task, ends), runner, name)
@@ -222,8 +220,6 @@ _PANELS = tuple(_MEASURES)
 
 
 def _draw_s3(flags, curves) -> "Figure":
-    from experiments.plots import subplots
-
     figure, axes = subplots(
         2, len(flags.streams), figsize=(4 * len(flags.streams), 5.6), sharex=True,
         squeeze=False,
@@ -240,8 +236,6 @@ def _draw_s3(flags, curves) -> "Figure":
 
 def _draw_by_width(streams, panels, by_task, ends) -> "Figure":
     """A row for each stream: the sparsity by task of each method, then the panels by width."""
-    from experiments.plots import subplots
-
     columns = len(_SPARSE) + len(panels)
     figure, axes = subplots(
         len(streams), columns, figsize=(4 * columns, 0.6 + 3.1 * len(streams)),
@@ -267,8 +261,6 @@ def _draw_by_width(streams, panels, by_task, ends) -> "Figure":
 
 
 def _draw_by_task(axis, rows):
-    from experiments.plots import band
-
     for name in ("total", *_TENSORS) if rows else ():
         values = [100 * np.array(row["sparsity"][name], float, ndmin=1) for row in rows]
         band(axis, [row["task"] for row in rows], values, name)
@@ -291,9 +283,6 @@ def _against(axis, panel, stream, places, results):
 
 def _save(draw, runner, name):
     """Draw into the folder of the figures."""
-    from experiments.plots import own_style, rendered, write
-    from jaxsparse.training import writing
-
     with own_style():
         picture = rendered(draw())
     with writing(runner.pictures):
@@ -347,11 +336,9 @@ def _run(flags, stream, method, **settings):
 _MARKS = {"inner_lr": "alpha"}
 
 
-def cell_config(flags: "Flags", stream: str, method: str, **settings: Any) -> "ContinualConfig":
+def cell_config(flags: Flags, stream: str, method: str, **settings: Any) -> ContinualConfig:
     """The published settings of a method on a stream, with the flags' seeds unless given."""
-    from experiments.continual_presets import preset_config
-
-    config = preset_config(stream, method, memories=settings.get("memories", 0))
+    config = continual.preset_config(stream, method, memories=settings.get("memories", 0))
     if "seeds" not in settings:
         settings["seeds"] = flags.seeds
     return dataclasses.replace(config, data_dir=flags.data_dir, **settings)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.plots import band, subplots
+from experiments.drawing import band, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
