@@ -5,7 +5,7 @@ import importlib.util
 import io
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,3 +134,39 @@ def band(axis: Any, steps: Any, values: Any, label: str) -> None:
     if by_seed.shape[1] > 1:
         std = np.array([spread["std"] for spread in spreads])
         axis.fill_between(steps, mean - std, mean + std, color=line.get_color(), alpha=0.2)
+
+
+def layers(names: Iterable[str], ending: str) -> dict[str, str]:
+    """By layer, the names of the parameters that end so."""
+    return {name.rsplit("/", 1)[0]: name for name in names if name.endswith(ending)}
+
+
+def draw_sparsities(axis: Any, rows: Rows, place: str, lines: Mapping[str, str]) -> None:
+    """Sparsity in percent against an entry of the rows: a line for each label and parameter."""
+    for label, name in lines.items():
+        values = [100 * np.array(row["sparsity"][name], float, ndmin=1) for row in rows]
+        band(axis, [row[place] for row in rows], values, label)
+
+
+def draw_stream_sparsity(rows: Rows, place: str, xlabel: str, without: str) -> "Figure":
+    """Sparsity by layer over a stream, in percent: weights, biases.
+
+    Args:
+      rows: the metrics of a run.
+      place: the entry of a row that tells how far the stream is.
+      xlabel: what that entry is.
+      without: what is said where nothing has a sparsity.
+    """
+    figure, axes = subplots(1, 2, figsize=(8, 3.6), sharey=True)
+    for axis, (title, ending) in zip(
+        axes, (("weights", "kernel"), ("biases", "bias")), strict=True
+    ):
+        lines = layers(rows[0]["sparsity"], ending)
+        draw_sparsities(axis, rows, place, lines)
+        axis.set(title=title, xlabel=xlabel, ylim=(-2, 102))
+        if lines:
+            axis.legend(frameon=False, fontsize="small")
+        else:
+            axis.text(0.5, 0.5, without, ha="center", transform=axis.transAxes)
+    axes[0].set_ylabel("sparsity [%]")
+    return figure

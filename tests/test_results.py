@@ -8,7 +8,7 @@ import pytest
 from test_reproduce import store, value
 
 from experiments import drawing, reproduce
-from experiments.tables import continual, saved
+from experiments.tables import figures, saved
 from experiments.tables.index import READS
 
 ROOT = reproduce.DOCUMENT.parent
@@ -48,7 +48,7 @@ def test_each_belongs_to_a_table_or_is_shown():
 @pytest.mark.parametrize("name", READS)
 def test_what_the_document_prints_is_in_them(name, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(continual, "_save", lambda *_: None)
+    monkeypatch.setattr(figures, "_save", lambda *_: None)
     show(name)
     printed = capsys.readouterr().out.rstrip()
     section = DOCUMENT.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0].rstrip()

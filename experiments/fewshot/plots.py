@@ -2,19 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from experiments.drawing import Rows, band, subplots
+from experiments.drawing import Rows, band, draw_sparsities, layers, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Which panel of the sparsity figure a leaf belongs to: the paper's Figs. 1 and S1.
-_PANELS = {
-    "weights": lambda name: name.endswith("kernel"),
-    "batch-norm gains": lambda name: name.endswith("scale"),
-    "biases": lambda name: name.endswith("bias"),
-}
+# The panels of the sparsity figure, and how the names of their parameters end: the paper's Figs. 1
+# and S1.
+_PANELS = {"weights": "kernel", "batch-norm gains": "scale", "biases": "bias"}
 
 
 def draw_curves(rows: Rows, _: Any = None) -> "Figure":
@@ -32,18 +27,13 @@ def draw_curves(rows: Rows, _: Any = None) -> "Figure":
 
 def draw_sparsity(rows: Rows, _: Any = None) -> "Figure":
     """Sparsity by layer over training, in percent: weights, batch-norm gains, biases."""
-    names = [name for name in rows[0]["sparsity"] if name != "total"]
-    panels = {
-        title: [name for name in names if belongs(name)] for title, belongs in _PANELS.items()
-    }
-    panels = {title: members for title, members in panels.items() if members}
+    of_panels = {title: layers(rows[0]["sparsity"], end) for title, end in _PANELS.items()}
+    panels = {title: lines for title, lines in of_panels.items() if lines}
     figure, axes = subplots(
         1, len(panels), figsize=(4 * len(panels), 4.2), sharey=True, squeeze=False
     )
-    for axis, (title, members) in zip(axes[0], panels.items(), strict=True):
-        for name in members:
-            values = [100 * np.asarray(row["sparsity"][name], float) for row in rows]
-            band(axis, [row["step"] for row in rows], values, name.rsplit("/", 1)[0])
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        draw_sparsities(axis, rows, "step", lines)
         axis.set(title=title, xlabel="meta-steps", ylim=(-2, 102))
         # Below the axes: lines end in every corner.
         axis.legend(

@@ -46,8 +46,7 @@ class OnlineReport(ConsoleReport):
 
     def result(self, result: dict[str, Any], folder: RunFolder) -> None:
         """Print every seed's online accuracies and detections, their means, and the sparsity."""
-        # Older runs have stored another standard deviation.
-        result = {**result, **over_seeds(result["seeds"])}
+        result = with_sample_std(result)
         table = Table(title=f"{self.config.method} at p = {self.config.p:g}, accuracies in %")
         names = list(result["by_dataset"])
         for name in ("seed", "total", *names, "detected", "false", "delay"):
@@ -63,6 +62,11 @@ class OnlineReport(ConsoleReport):
         for name, value in result["sparsity"].items():
             self.print(f"sparsity of {name}: {with_std(value)}%")
         self.print(f"results and figures: {self.path}")
+
+
+def with_sample_std(result: dict[str, Any]) -> dict[str, Any]:
+    """A result whose standard deviations are of a sample; older runs have stored others."""
+    return {**result, **over_seeds(result["seeds"])}
 
 
 def _detected(seed: dict[str, Any]) -> tuple[str, ...]:

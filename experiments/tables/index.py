@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from experiments.tables import continual, few_shot, online, split_cifar
+from experiments.tables import continual, few_shot, figures, online, split_cifar
 from experiments.tables.markdown import Lines
 
 
@@ -48,7 +48,7 @@ READS: dict[str, Reads] = {
         {"methods": online.S9_METHODS, "p": None, "timesteps": None, "seeds": None},
     ),
     "table few-shot": Reads(few_shot.accuracies, {}),
-    "figure 3": Reads(continual.figure_3, {"seeds": None}),
-    "figure S3": Reads(continual.figure_s3, {"streams": _STREAMS, "seeds": None}),
-    "figure S4": Reads(continual.figure_s4, {"seeds": None}),
+    "figure 3": Reads(figures.figure_3, {"seeds": None}),
+    "figure S3": Reads(figures.figure_s3, {"streams": _STREAMS, "seeds": None}),
+    "figure S4": Reads(figures.figure_s4, {"seeds": None}),
 }

@@ -2,18 +2,18 @@
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 
 from experiments import online, published
+from experiments.online.report import with_sample_std
 from experiments.report import with_std
 from experiments.tables.flags import Flags
-from experiments.tables.markdown import Lines, comparison, header, row, seeds
+from experiments.tables.markdown import Lines, comparison, gap, header, row, seeds
 from experiments.tables.runner import Runner
 from jaxsparse.training.online import OnlineConfig
-from jaxsparse.training.online.result import over_seeds
-from jaxsparse.training.statistics import mean_and_std
 
 _PUBLISHED_TIMESTEPS = 10_000
 _ACCURACIES = ("total", "omniglot", "mnist", "fashion_mnist")
@@ -118,10 +118,8 @@ def _in_span(rows, start, end):
 def _gap(ours, theirs):
     if None in (*ours, *theirs):
         return "-"
-    gaps = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
-    gap: Any = mean_and_std(gaps)
-    error = "" if gap["std"] is None else f" ({gap['std'] / len(gaps) ** 0.5:.2f})"
-    return f"{gap['mean']:+.2f}{error}"
+    mean, error = gap(ours, theirs)
+    return f"{mean:+.2f}" if math.isinf(error) else f"{mean:+.2f} ({error:.2f})"
 
 
 def cell_config(flags: Flags, p: float, method: str, **own: Any) -> OnlineConfig:
@@ -151,8 +149,7 @@ def _name(flags, p, method, own) -> str:
 def _result(flags, runner, p, method, own) -> dict[str, Any] | None:
     name, config = _name(flags, p, method, own), cell_config(flags, p, method, **own)
     result = runner.result(online, name, config)
-    # Older runs have stored another standard deviation.
-    return None if result is None else {**result, **over_seeds(result["seeds"])}
+    return None if result is None else with_sample_std(result)
 
 
 def _heading(flags):
