@@ -163,13 +163,12 @@ def open_run(family: Family, args: list[str]) -> Opened:
 
 def _hinted(args: list[str], hints: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that decide the defaults of the others; errors are left to the full parse."""
-    values = {name: cli.last_value(args, name) or default for name, default in hints.items()}
+    values = dict(hints)
     for name, default in hints.items():
-        if isinstance(default, int):
-            try:
-                values[name] = int(values[name])
-            except ValueError:
-                values[name] = default
+        word = cli.last_value(args, name)
+        with suppress(ValueError):
+            if word is not None:
+                values[name] = int(word) if isinstance(default, int) else word
     return values
 
 

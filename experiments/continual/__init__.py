@@ -12,33 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments import runs, unread
-from experiments.continual import scan
+from experiments.continual import plots, presets, scan
 from experiments.continual.load import load_stream
-from experiments.continual.plots import FIGURES
-from experiments.continual.presets import describe, preset_config
-from experiments.continual.report import StreamReport as Report
+from experiments.continual.report import StreamReport
 from jaxsparse import machine
-from jaxsparse.training.continual import ContinualConfig as Config
-from jaxsparse.training.continual import run_stream
-
-__all__ = [
-    "BLOCKS",
-    "FIGURES",
-    "HINTS",
-    "READS",
-    "UNIT",
-    "Config",
-    "Flags",
-    "Report",
-    "cores",
-    "describe",
-    "label",
-    "learn",
-    "load_data",
-    "load_stream",
-    "main",
-    "preset_config",
-]
+from jaxsparse.training.continual import ContinualConfig, run_stream
 
 UNIT = "task"
 HINTS: dict[str, Any] = {
@@ -49,14 +27,18 @@ HINTS: dict[str, Any] = {
 }
 READS = unread.CONTINUAL
 BLOCKS = False
-
+FIGURES = plots.FIGURES
+Config = ContinualConfig
+Report = StreamReport
+preset_config = presets.preset_config
+describe = presets.describe
 load_data = load_stream
 learn = run_stream
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:  # no docstring: --help would begin with it
-    config: Config
+    config: ContinualConfig
     out: Path | None = None
     """folder for the run; default: a new one under runs/continual"""
     resume: Path | None = None
@@ -79,11 +61,11 @@ def main(args: Sequence[str] | None = None) -> None:
     runs.main(__name__, args, scan.choose)
 
 
-def label(config: Config) -> str:
+def label(config: ContinualConfig) -> str:
     """The start of the name of a new run's folder."""
     return f"{config.stream}-{config.data}-{config.method}"
 
 
-def cores(config: Config) -> int:
+def cores(config: ContinualConfig) -> int:
     """How many cores a run uses: seeds go side by side."""
     return machine.cores()

@@ -14,42 +14,26 @@ from typing import Any
 import jax
 
 from experiments import runs, unread
-from experiments.fewshot.plots import FIGURES
-from experiments.fewshot.presets import describe, preset_config
-from experiments.fewshot.report import FewShotReport as Report
+from experiments.fewshot import plots, presets
+from experiments.fewshot.report import FewShotReport
 from jaxsparse import data, machine, training
-from jaxsparse.training import ConfigError, memory
-from jaxsparse.training import FewShotConfig as Config
-
-__all__ = [
-    "BLOCKS",
-    "FIGURES",
-    "HINTS",
-    "READS",
-    "UNIT",
-    "Config",
-    "Flags",
-    "Report",
-    "cores",
-    "describe",
-    "label",
-    "learn",
-    "load_data",
-    "main",
-    "preset_config",
-]
+from jaxsparse.training import ConfigError, FewShotConfig, memory
 
 UNIT = "epoch"
 HINTS: dict[str, Any] = {"preset": None, "dataset": None, "method": "sparse-maml", "shots": 5}
 READS = unread.FEWSHOT
 BLOCKS = True
-
+FIGURES = plots.FIGURES
+Config = FewShotConfig
+Report = FewShotReport
+preset_config = presets.preset_config
+describe = presets.describe
 learn = training.run
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:  # no docstring: --help would begin with it
-    config: Config
+    config: FewShotConfig
     preset: str | None = None
     """settings to start from; listed below"""
     out: Path | None = None
@@ -63,17 +47,17 @@ def main(args: Sequence[str] | None = None) -> None:
     runs.main(__name__, args)
 
 
-def label(config: Config) -> str:
+def label(config: FewShotConfig) -> str:
     """The start of the name of a new run's folder."""
     return f"{config.dataset}-{config.ways}way-{config.shots}shot-{config.method}"
 
 
-def cores(config: Config) -> int:
+def cores(config: FewShotConfig) -> int:
     """How many cores a run uses: the tasks of a meta-step are divided among them."""
     return training.largest_share(config, machine.cores())
 
 
-def load_data(config: Config) -> dict[str, Any]:
+def load_data(config: FewShotConfig) -> dict[str, Any]:
     """The three splits, checked to hold the tasks that are asked for, for this network."""
     splits = {}
     for split in ("train", "validation", "test"):
@@ -86,7 +70,7 @@ def load_data(config: Config) -> dict[str, Any]:
     return splits
 
 
-def _check_size(config: Config, image_shape: tuple[int, int, int]) -> None:
+def _check_size(config: FewShotConfig, image_shape: tuple[int, int, int]) -> None:
     """Refuse what cannot be built, or cannot be held in memory."""
     steps = config.epochs * config.steps_per_epoch
     if steps >= 2**31:

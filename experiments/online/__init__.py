@@ -14,41 +14,25 @@ from typing import Any
 import jax
 
 from experiments import runs, unread
-from experiments.online.plots import FIGURES
-from experiments.online.presets import describe, preset_config
-from experiments.online.report import OnlineReport as Report
+from experiments.online import plots, presets
+from experiments.online.report import OnlineReport
 from jaxsparse import machine
 from jaxsparse.data import SwitchingData
 from jaxsparse.data.switching import load_switching
 from jaxsparse.training import memory
-from jaxsparse.training.online import OnlineConfig as Config
-from jaxsparse.training.online import check, make_program, run_online
+from jaxsparse.training.online import OnlineConfig, check, make_program, run_online
 from jaxsparse.training.online.config import PRETRAINED_METHODS
 from jaxsparse.training.online.pretrain import make_pretraining
-
-__all__ = [
-    "BLOCKS",
-    "FIGURES",
-    "HINTS",
-    "READS",
-    "UNIT",
-    "Config",
-    "Flags",
-    "Report",
-    "cores",
-    "describe",
-    "label",
-    "learn",
-    "load_data",
-    "main",
-    "preset_config",
-]
 
 UNIT = "interval"
 HINTS: dict[str, Any] = {"p": "0.98", "method": "sparse-cmaml", "data": "real"}
 READS = unread.ONLINE
 BLOCKS = True
-
+FIGURES = plots.FIGURES
+Config = OnlineConfig
+Report = OnlineReport
+preset_config = presets.preset_config
+describe = presets.describe
 learn = run_online
 
 _STREAMS = {"real": "omniglot-mnist-fashion", "glyphs": "glyphs"}
@@ -56,7 +40,7 @@ _STREAMS = {"real": "omniglot-mnist-fashion", "glyphs": "glyphs"}
 
 @dataclasses.dataclass(frozen=True)
 class Flags:  # no docstring: --help would begin with it
-    config: Config
+    config: OnlineConfig
     out: Path | None = None
     """folder for the run; default: a new one under runs/online"""
     resume: Path | None = None
@@ -68,17 +52,17 @@ def main(args: Sequence[str] | None = None) -> None:
     runs.main(__name__, args)
 
 
-def label(config: Config) -> str:
+def label(config: OnlineConfig) -> str:
     """The start of the name of a new run's folder."""
     return f"p{config.p:g}-{config.data}-{config.method}"
 
 
-def cores(config: Config) -> int:
+def cores(config: OnlineConfig) -> int:
     """How many cores a run uses: seeds go side by side."""
     return machine.cores()
 
 
-def load_data(config: Config) -> SwitchingData:
+def load_data(config: OnlineConfig) -> SwitchingData:
     """The data sets that a configuration names, checked to hold its tasks."""
     data = load_switching(_STREAMS[config.data], config.data_dir)
     check(config, data)
@@ -86,7 +70,7 @@ def load_data(config: Config) -> SwitchingData:
     return data
 
 
-def _check_size(config: Config, data: SwitchingData) -> None:
+def _check_size(config: OnlineConfig, data: SwitchingData) -> None:
     """Refuse what cannot be held in memory."""
 
     def state() -> int:
