@@ -208,7 +208,7 @@ def outcome(learner: Any, start: Any) -> Trees:
 
 def make_config(method: str, flags: Flags) -> Any:
     """The preset of a method, in the sizes that the flags ask for."""
-    from experiments.online_presets import preset_config
+    from experiments.online.presets import preset_config
 
     return dataclasses.replace(
         preset_config(P, method),

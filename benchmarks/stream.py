@@ -103,7 +103,7 @@ def compare(method: str, flags: Flags, threads: Sequence[int]) -> dict[str, Any]
     from benchmarks import ours_continual
     from benchmarks.torch_base import fastest_threads
     from experiments.continual import load_stream
-    from experiments.continual_presets import preset_config
+    from experiments.continual.presets import preset_config
 
     config = dataclasses.replace(
         preset_config("rotations", method, flags.data),

@@ -8,3 +8,7 @@ if sys.argv[:1] == ["-m"]:
 
     signals.handle()
     signals.leave("stopped before the first step")
+
+    from experiments import cli
+
+    cli.import_jax()  # what follows imports it, and knows no word for what is wrong

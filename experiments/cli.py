@@ -254,12 +254,17 @@ def one_line_errors() -> Iterator[None]:
         fail(str(error), status)
 
 
-def _our_errors() -> dict[type[Exception], int]:
-    """The errors whose message is for the user, and the exit status of each; the first fits."""
+def import_jax() -> None:
+    """Import JAX; where it cannot be, one line says why."""
     try:
         import jax  # noqa: F401
     except Exception as error:  # it reads its settings from the environment
         fail(f"JAX does not start: {error}")
+
+
+def _our_errors() -> dict[type[Exception], int]:
+    """The errors whose message is for the user, and the exit status of each; the first fits."""
+    import_jax()
     from jaxsparse.data import DataError
     from jaxsparse.training import ConfigError, Diverged, RunError, WriteError
 

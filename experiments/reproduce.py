@@ -11,66 +11,19 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from experiments import cli, runs
-
-if TYPE_CHECKING:
-    from experiments.tables.runner import Runner
+from experiments.tables import saved
+from experiments.tables.flags import Flags
+from experiments.tables.index import READS
+from experiments.tables.runner import Runner
+from jaxsparse.training import RunError, writing
+from jaxsparse.training.errors import one_line, trusting
+from jaxsparse.training.files import replace_text
 
 PROG = "python -m experiments.reproduce"
 DOCUMENT = Path(__file__).resolve().parent.parent / "REPRODUCIBILITY.md"
-
-StreamName = Literal["rotations", "permutations", "many-permutations"]
-MethodName = Literal[
-    "sparse-lamaml", "lamaml", "sync-lamaml", "cmaml-sync", "er", "mer", "gem", "agem", "sgd",
-    "iid", "sparse-cmaml", "sparse-relu-cmaml", "cmaml", "cmaml-fixed", "online-adam",
-    "fine-tuning", "maml", "anil", "bgd", "metacog", "metabgd",
-]  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Flags:
-    """Run what a table or figure of the paper needs, and print ours beside the paper's."""
-
-    table: (
-        Literal[
-            "3", "S5", "S6", "S7", "S7-choices", "S7-augmented", "S8", "S8-lead", "S9", "few-shot"
-        ]
-        | None
-    ) = None
-    """3: accuracies of every method on every stream of digits; S5: sparsity; S6: settings chosen
-    on held-out images; S7: Split-CIFAR-10; S7-choices: what the choices that S7 leaves open change;
-    S7-augmented: whole streams of augmented images; S8: online accuracies on a switching stream;
-    S8-lead: where sparse-C-MAML is above C-MAML; S9: accuracies of C-MAML's variants, with their
-    rates; few-shot: glyphs, Omniglot and miniImageNet, no table of the paper"""
-    figure: Literal["3", "S3", "S4"] | None = None
-    """3: sparsity by task, and against layer width, on rotations; S3: accuracy and sparsity against
-    alpha_0; S4: sparsity by task, accuracy and sparsity against layer width, on permuted streams"""
-    streams: tuple[StreamName, ...] = StreamName.__args__  # type: ignore[attr-defined]
-    """streams of digits, where the table has several"""
-    methods: tuple[MethodName, ...] = ()
-    """methods, where the table has several; none named: all of the table"""
-    memories: tuple[int, ...] = (200, 1000)
-    """S7, S7-choices, S7-augmented: images kept"""
-    p: tuple[float, ...] = (0.98, 0.9)
-    """S8, S8-lead, S9: probabilities of no switch of task"""
-    timesteps: int = 10_000
-    """S8, S8-lead, S9: batches of the stream"""
-    seeds: int = 5
-    """number of seeds: 0, 1, ..."""
-    data_dir: str | None = None
-    """where the data lies; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
-    out: Path | None = None
-    """folder of the runs; those that are there are not run again, those begun go on; default:
-    runs/reproduce, with --no-run none"""
-    run: bool = True
-    """run what is missing; --no-run only shows what is there: in --out, else in the file of this
-    table in results/, with the seeds and other settings that it was saved with"""
-    save: bool = False
-    """write the runs that are shown into the file of this table in results/"""
-    document: bool = False
-    """write the table into REPRODUCIBILITY.md, between its marks"""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -80,16 +33,12 @@ def main(args: Sequence[str] | None = None) -> None:
         flags = cli.parse(Flags, given, Flags(), PROG)
         if (flags.table is None) == (flags.figure is None):
             cli.fail("name one --table or one --figure")
-        for name, least in (("seeds", 1), ("timesteps", 1)):
-            if getattr(flags, name) < least:
-                cli.fail(f"--{name} must be {least} or more, got {getattr(flags, name)}")
+        for name in ("seeds", "timesteps"):
+            if getattr(flags, name) < 1:
+                cli.fail(f"--{name} must be 1 or more, got {getattr(flags, name)}")
         cli.use_all_cores()
         cli.use_compilation_cache()
         cli.start_backend()
-        # Imported here and not above: Ctrl-C during these seconds is one line, too.
-        from experiments.tables import READS
-        from jaxsparse.training.errors import trusting
-
         name = f"table {flags.table}" if flags.table else f"figure {flags.figure}"
         _check_read(flags, name, READS[name].flags, cli.given(given))
         if flags.document:
@@ -106,12 +55,8 @@ def main(args: Sequence[str] | None = None) -> None:
             _save(flags, name, READS[name].flags, runner)
 
 
-def _open(flags: Flags, name: str, given: Sequence[str]) -> "tuple[Flags, Runner]":
+def _open(flags: Flags, name: str, given: Sequence[str]) -> tuple[Flags, Runner]:
     """Where the runs of a table lie, and the flags: a results file has its own defaults."""
-    from experiments.tables import saved
-    from experiments.tables.runner import Runner
-    from jaxsparse.training.errors import trusting
-
     command = cli.command_line(PROG, given)
     if flags.run or flags.out is not None:
         out = runs.user_path("--out", flags.out or Path("runs/reproduce"))
@@ -126,10 +71,8 @@ def _open(flags: Flags, name: str, given: Sequence[str]) -> "tuple[Flags, Runner
     return flags, Runner(saved.results(), False, command, saved=file)
 
 
-def _save(flags: Flags, name: str, known: Iterable[str], runner: "Runner") -> None:
+def _save(flags: Flags, name: str, known: Iterable[str], runner: Runner) -> None:
     """Write the results file of a table, with the flags that are not the defaults."""
-    from experiments.tables import saved
-
     usual = Flags()
     own = {flag: getattr(flags, flag) for flag in known}
     own = {flag: value for flag, value in own.items() if value != getattr(usual, flag)}
@@ -164,9 +107,6 @@ def section(path: Path, name: str) -> tuple[str, str]:
     Raises:
       RunError: the document cannot be read, or has no such section.
     """
-    from jaxsparse.training import RunError
-    from jaxsparse.training.errors import one_line
-
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     try:
         before, found, rest = path.read_text(encoding="utf-8").partition(begin)
@@ -184,9 +124,6 @@ def write_section(path: Path, name: str, lines: Sequence[str]) -> None:
     Raises:
       RunError: the document has no such marks, or cannot be written; it is as it was.
     """
-    from jaxsparse.training import writing
-    from jaxsparse.training.files import replace_text
-
     before, after = section(path, name)
     with writing(path):
         replace_text(path, "\n".join([before, *lines, after]))

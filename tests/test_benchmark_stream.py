@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from benchmarks import harness, machine, ours_continual, stream, torch_continual
 from experiments.continual import load_stream
-from experiments.continual_presets import preset_config
+from experiments.continual.presets import preset_config
 
 # So small a memory that the reservoir has rows to drop.
 CONFIG = dataclasses.replace(

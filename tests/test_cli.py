@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, plots, report, reproduce
+from experiments import cli, drawing, fewshot, plots, reproduce
 from jaxsparse.training import WriteError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,7 +189,7 @@ def test_a_full_disk_behind_stdout_is_one_line_and_status_1(monkeypatch, capsys)
 def test_a_report_prints_paths_as_they_are(path, capsys):
     from jaxsparse.training import FewShotConfig
 
-    with report.FewShotReport(FewShotConfig(), Path(path)):
+    with fewshot.Report(FewShotConfig(), Path(path)):
         pass
     assert f"run folder: {path}\n" in capsys.readouterr().out
 
@@ -200,7 +200,7 @@ def test_a_report_on_a_full_disk_says_so(monkeypatch):
     with open("/dev/full", "w") as full:  # noqa: PTH123
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(cli.OutputError, match="No space left"):
-            report.FewShotReport(FewShotConfig(), Path("run")).print("line")
+            fewshot.Report(FewShotConfig(), Path("run")).print("line")
         cli._drop_output()
 
 
@@ -269,41 +269,41 @@ ROWS = [
 def test_a_users_style_has_no_say(setting, tmp_path):
     import matplotlib
 
-    assert plots.draw_run(tmp_path, plots.FIGURES, ROWS, None) == {}
-    plain = [(tmp_path / name).read_bytes() for name in plots.FIGURES]
+    assert drawing.draw_run(tmp_path, fewshot.FIGURES, ROWS, None) == {}
+    plain = [(tmp_path / name).read_bytes() for name in fewshot.FIGURES]
     with matplotlib.rc_context(setting):
-        assert plots.draw_run(tmp_path, plots.FIGURES, ROWS, None) == {}
+        assert drawing.draw_run(tmp_path, fewshot.FIGURES, ROWS, None) == {}
         assert all(matplotlib.rcParams[name] == value for name, value in setting.items())
-    assert [(tmp_path / name).read_bytes() for name in plots.FIGURES] == plain
+    assert [(tmp_path / name).read_bytes() for name in fewshot.FIGURES] == plain
 
 
 def test_matplotlib_is_imported_whatever_the_environment_says(tmp_path):
     (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe: nonsense\n")
-    program = "from experiments import plots\nwith plots.own_style(): pass"
+    program = "from experiments import drawing\nwith drawing.own_style(): pass"
     environment = {**os.environ, "MPLBACKEND": "module://no.such", "MATPLOTLIBRC": str(tmp_path)}
     done = python(program, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_others(tmp_path):
-    figures = {"bad.png": lambda rows, result: rows["none"], **plots.FIGURES}
-    failed = plots.draw_run(tmp_path, figures, ROWS, None)
+    figures = {"bad.png": lambda rows, result: rows["none"], **fewshot.FIGURES}
+    failed = drawing.draw_run(tmp_path, figures, ROWS, None)
     assert list(failed) == ["bad.png"] and "TypeError" in failed["bad.png"]
-    assert all(plots.is_whole(tmp_path / name) for name in plots.FIGURES)
+    assert all(drawing.is_whole(tmp_path / name) for name in fewshot.FIGURES)
 
 
 def test_damaged_pictures_are_known(tmp_path):
-    plots.draw_run(tmp_path, {"x.png": plots.draw_curves}, ROWS, None)
+    drawing.draw_run(tmp_path, {"x.png": fewshot.FIGURES["curves.png"]}, ROWS, None)
     path = tmp_path / "x.png"
     whole = path.read_bytes()
-    assert plots.is_whole(path)
+    assert drawing.is_whole(path)
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     for damaged in (b"", whole[:8], whole[:-1], whole[: len(whole) // 2], bytes(flipped)):
         path.write_bytes(damaged)
-        assert not plots.is_whole(path), len(damaged)
+        assert not drawing.is_whole(path), len(damaged)
     path.unlink()
-    assert not plots.is_whole(path) and not plots.is_whole(tmp_path)
+    assert not drawing.is_whole(path) and not drawing.is_whole(tmp_path)
 
 
 def test_a_full_disk_leaves_the_figure_that_was_there(tmp_path, monkeypatch):
@@ -313,7 +313,7 @@ def test_a_full_disk_leaves_the_figure_that_was_there(tmp_path, monkeypatch):
     (tmp_path / "curves.png").write_bytes(b"old")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WriteError, match="No space left"):
-        plots.draw_run(tmp_path, plots.FIGURES, ROWS, None)
+        drawing.draw_run(tmp_path, fewshot.FIGURES, ROWS, None)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 

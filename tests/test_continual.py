@@ -13,7 +13,7 @@ import pytest
 from problems import quick_jit
 
 from experiments import continual, runs
-from experiments.continual_presets import preset_config
+from experiments.continual.presets import preset_config
 from jaxsparse import gates, lamaml_step, losses
 from jaxsparse.data import LabelledSet, streams
 from jaxsparse.training import ConfigError, Diverged, Hooks, RunError, RunFolder, Stopped, host
@@ -465,13 +465,13 @@ def test_the_command_on_embedded_digits(tmp_path, capsys):
 
 def test_a_scan_chooses_without_the_test_images(tmp_path, monkeypatch, capsys):
     read = []
-    load = continual.load_stream
+    load = continual.load_data
 
     def recorded(config):
         read.append(config.validation)
         return load(config)
 
-    monkeypatch.setattr(continual, "load_stream", recorded)
+    monkeypatch.setattr(continual, "load_data", recorded)
     out = tmp_path / "run"
     run_command(
         "--scan", "--grid-inner-lr", 0.0, 0.1, "--grid-mask-lr", 1.7, "--grid-glances", 1,
@@ -536,5 +536,5 @@ def test_the_help_says_what_a_method_sets(capsys):
     for method, flags in list(lines.items())[1:]:
         preset = preset_config("rotations", method)
         # Beside the method's name the flags change nothing, for they are what it sets.
-        opened = runs.open_run(continual.experiment(), [f"--method={method}", *flags.split()])
+        opened = runs.open_run(continual, [f"--method={method}", *flags.split()])
         assert opened.config == preset

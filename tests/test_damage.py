@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments import continual, fewshot, online, plots, reproduce, runs
-from experiments.reproduce import Flags
 from experiments.tables.continual import cell_config
+from experiments.tables.flags import Flags
 from jaxsparse.training import RunFolder
 
 COMMANDS = {"fewshot": fewshot, "continual": continual, "online": online}
@@ -27,7 +27,7 @@ def one_line(capsys, main, args):
 
 
 def record_of(name):
-    config = dataclasses.asdict(COMMANDS[name].experiment().config_type())
+    config = dataclasses.asdict(COMMANDS[name].Config())
     return {"experiment": name, "config": config}
 
 
@@ -39,7 +39,7 @@ def name(request):
 @pytest.fixture
 def run(name, tmp_path):
     """The folder of a run of each kind, with the row that comes before training."""
-    folder = RunFolder.create(tmp_path / "run", record_of(name), COMMANDS[name].experiment().unit)
+    folder = RunFolder.create(tmp_path / "run", record_of(name), COMMANDS[name].UNIT)
     with folder.lock():
         folder.add_row({folder.unit: 0, "step": 0, "sparsity": {"total": 0.5}})
     return folder.path
@@ -79,7 +79,7 @@ def test_a_run_from_before_experiments_were_named_goes_on(name, run):
     record = json.loads((run / "config.json").read_text())
     del record["experiment"]
     (run / "config.json").write_text(json.dumps(record))
-    opened = runs.open_run(COMMANDS[name].experiment(), [f"--resume={run}"])
+    opened = runs.open_run(COMMANDS[name], [f"--resume={run}"])
     assert dataclasses.asdict(opened.config) == record["config"]
 
 
@@ -158,9 +158,9 @@ def test_places_for_a_run_that_cannot_be_used_are_one_line(name, tmp_path, capsy
 
 def test_a_tilde_is_the_home_folder(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    own = COMMANDS[name].experiment()
+    own = COMMANDS[name]
     assert runs.open_run(own, ["--out=~/run"]).path == tmp_path / "run"
-    RunFolder.create(tmp_path / "run", record_of(name), own.unit)
+    RunFolder.create(tmp_path / "run", record_of(name), own.UNIT)
     assert runs.open_run(own, ["--resume=~/run"]).path == tmp_path / "run"
     assert not Path("~").exists()
 
@@ -173,11 +173,11 @@ def test_runs_of_the_same_second_have_folders_of_their_own(name, tmp_path, monke
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs.datetime, "datetime", Frozen)
-    opened = [runs.open_run(COMMANDS[name].experiment(), []) for _ in range(3)]
+    opened = [runs.open_run(COMMANDS[name], []) for _ in range(3)]
     names = [one.path.name for one in opened]
     assert names[0].endswith("-20240506-070809")
     assert names == [names[0], f"{names[0]}-2", f"{names[0]}-3"]
-    scans = {continual.scan_path(one.path, 5) for one in opened}
+    scans = {continual.scan.scan_path(one.path, 5) for one in opened}
     assert len(scans) == 3 and not any(path.exists() for path in scans)
     for one in opened:  # what the first makes there keeps the others away
         RunFolder.create(one.path, {"config": dataclasses.asdict(one.config)})

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from processes import finish, kill, kill_at_random, outcome, start
 
-from experiments import fewshot, presets
+from experiments import fewshot
+from experiments.fewshot import presets
 from jaxsparse import data as data_module
 from jaxsparse import nn, training
 from jaxsparse.nn import native

@@ -21,11 +21,7 @@ MAINS = {
     "reproduce": reproduce.main,
     "plots": plots.main,
 }
-FAMILIES = {
-    "fewshot": (unread.FEWSHOT, FewShotConfig),
-    "continual": (unread.CONTINUAL, ContinualConfig),
-    "online": (unread.ONLINE, OnlineConfig),
-}
+FAMILIES = {"fewshot": fewshot, "continual": continual, "online": online}
 
 
 @pytest.fixture
@@ -51,7 +47,7 @@ def refused(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_table_of_what_is_read_has_every_setting_once(family):
-    reads, config_type = FAMILIES[family]
+    reads, config_type = FAMILIES[family].READS, FAMILIES[family].Config
     names = [*reads.always, *reads.cases]
     assert sorted(names) == sorted(field.name for field in dataclasses.fields(config_type))
     for cases in reads.cases.values():
@@ -111,8 +107,7 @@ def test_published_commands_are_read(monkeypatch, tmp_path):
     assert len(commands) > 5
     for name, flags in commands:
         if not any(flag.startswith(("--resume", "--help")) for flag in flags):
-            own = MAINS[name].__globals__["experiment"]()
-            runs.open_run(own, [*flags, f"--out={tmp_path / 'run'}"])
+            runs.open_run(FAMILIES[name], [*flags, f"--out={tmp_path / 'run'}"])
 
 
 # ---- scans
@@ -129,7 +124,7 @@ def test_published_commands_are_read(monkeypatch, tmp_path):
 )
 def test_a_scan_goes_through_what_the_method_uses(method, names):
     config = ContinualConfig(method=method, theta_lr=0.1)
-    grid = continual.Grid().or_usual(config)
+    grid = continual.scan.Grid().or_usual(config)
     assert {name for name in grid._fields if getattr(grid, name)} == names
     assert names - {"glances"} == set(used_rates(config))
     if "theta_lr" in names:
@@ -227,7 +222,7 @@ def wrong_line(rng: np.random.Generator) -> list[str]:
     command = rng.choice(list(MAINS))
     if command == "plots":
         return [command, rng.choice(["--all", "-x", "", "nowhere", "--", "run[1]", "\udcff"])]
-    config_type = reproduce.Flags if command == "reproduce" else FAMILIES[command][1]
+    config_type = reproduce.Flags if command == "reproduce" else FAMILIES[command].Config
     fields = {field.name: field.type for field in dataclasses.fields(config_type)}
     start = ["--table=S8"] if command == "reproduce" else ["--out=run"]
     whole = [name for name, kind in fields.items() if kind is int and "seed" not in name]

@@ -17,7 +17,7 @@ import pytest
 from problems import quick_jit
 
 from experiments import online, plots
-from experiments.online_presets import preset_config
+from experiments.online.presets import preset_config
 from jaxsparse import cross_entropy, gates, nn
 from jaxsparse.cmaml import cmaml_step, init_cmaml_state
 from jaxsparse.continual.bgd import bgd, bgd_step, gaussian

@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments import continual_presets, online_presets, presets
+from experiments import continual, online
+from experiments.fewshot import presets
 
 
 @pytest.mark.parametrize("shots", [1, 5])
@@ -40,5 +41,5 @@ def test_help_says_where_settings_are_from():
         assert f"  {name}: " in text
     assert "with --method fomaml (MAML's paper): --width=32 --inner-lr=0.01" in text
     assert "with --method boil (BOIL's public code)" in text
-    assert "Table S6: sparse-lamaml, lamaml" in continual_presets.describe()
-    assert "OSAKA's public code" in online_presets.describe()
+    assert "Table S6: sparse-lamaml, lamaml" in continual.describe()
+    assert "OSAKA's public code" in online.describe()

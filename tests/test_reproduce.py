@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from experiments import reproduce
-from experiments.presets import preset_config
+from experiments.fewshot.presets import preset_config
 from experiments.published import TABLE_S5, TABLE_S8
-from experiments.reproduce import Flags
-from experiments.tables import READS
 from experiments.tables import continual as tables
+from experiments.tables import figures as drawing
 from experiments.tables import online as online_tables
 from experiments.tables.continual import cell_config
+from experiments.tables.flags import Flags
+from experiments.tables.index import READS
 from experiments.tables.runner import Runner
 from jaxsparse.training import RunError
 
@@ -184,14 +185,14 @@ def test_the_document_has_a_place_for_each(name):
 def drawn(monkeypatch):
     """The figures that are drawn: file name -> axes, kept open."""
     figures = {}
-    monkeypatch.setattr(tables, "_save", lambda draw, _, name: figures.update({name: draw()}))
+    monkeypatch.setattr(drawing, "_save", lambda draw, _, name: figures.update({name: draw()}))
     return figures
 
 
 def points(axis):
     """The (x, y) of each labelled line of error bars."""
     drawn = {bars.get_label(): bars.lines[0].get_xydata() for bars in axis.containers}
-    assert all(len(xy) == len(tables.WIDTHS) for xy in drawn.values())  # gaps break the line
+    assert all(len(xy) == len(drawing.WIDTHS) for xy in drawn.values())  # gaps break the line
     return {label: [tuple(p) for p in xy if not np.isnan(p[1])] for label, xy in drawn.items()}
 
 

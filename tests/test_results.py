@@ -7,8 +7,9 @@ import shutil
 import pytest
 from test_reproduce import store, value
 
-from experiments import plots, reproduce
-from experiments.tables import READS, continual, saved
+from experiments import drawing, reproduce
+from experiments.tables import figures, saved
+from experiments.tables.index import READS
 
 ROOT = reproduce.DOCUMENT.parent
 DOCUMENT = reproduce.DOCUMENT.read_text("utf-8")
@@ -47,7 +48,7 @@ def test_each_belongs_to_a_table_or_is_shown():
 @pytest.mark.parametrize("name", READS)
 def test_what_the_document_prints_is_in_them(name, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(continual, "_save", lambda *_: None)
+    monkeypatch.setattr(figures, "_save", lambda *_: None)
     show(name)
     printed = capsys.readouterr().out.rstrip()
     section = DOCUMENT.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0].rstrip()
@@ -103,7 +104,7 @@ def test_a_figure_is_drawn_from_its_file(tmp_path, capsys, results):
     capsys.readouterr()
     show("figure 3")
     assert f"Figure: {picture}" in capsys.readouterr().out
-    assert plots.is_whole(picture) and picture.read_bytes() == drawn
+    assert drawing.is_whole(picture) and picture.read_bytes() == drawn
 
 
 def test_other_settings_than_those_of_the_file_are_refused(capsys):

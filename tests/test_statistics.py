@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from experiments.plots import band
+from experiments.drawing import band
 from experiments.tables.markdown import comparison
 from jaxsparse.training import FewShotConfig
 from jaxsparse.training.continual import ContinualConfig

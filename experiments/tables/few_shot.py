@@ -2,16 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from experiments import fewshot
 from experiments.report import percent
+from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, header, row
 from experiments.tables.runner import Runner
-
-if TYPE_CHECKING:
-    from experiments.reproduce import Flags
-    from jaxsparse.training import FewShotConfig
+from jaxsparse.training import FewShotConfig
 
 
 class _Run(NamedTuple):
@@ -42,9 +40,8 @@ _RUNS = (
 )  # fmt: skip
 
 
-def accuracies(flags: "Flags", runner: Runner) -> Lines:
+def accuracies(flags: Flags, runner: Runner) -> Lines:
     """Test accuracy and sparsity of each method on each data set."""
-    experiment = fewshot.experiment()
     lines = [
         "Test accuracy and sparsity in %, seed 0, 5-way, +- the 95% interval over the test tasks.",
         "",
@@ -54,10 +51,10 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
         "command: `python -m experiments.fewshot`",
     )  # fmt: skip
     for run in _RUNS:
-        result = runner.result(experiment, run.name, _config(flags, run))
+        result = runner.result(fewshot, run.name, _config(flags, run))
         if result is None:
             continue
-        start = runner.rows(experiment, run.name)[0]["sparsity"]["total"]
+        start = runner.rows(fewshot, run.name)[0]["sparsity"]["total"]
         tested = result["seeds"][0]["sparsity"]["total"]
         lines.append(row(
             run.dataset, str(run.shots), run.label,
@@ -68,10 +65,8 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
     return lines
 
 
-def _config(flags: "Flags", run: _Run) -> "FewShotConfig":
-    from experiments.presets import preset_config
-
-    config: Any = preset_config(run.preset, run.dataset, run.method, run.shots)
+def _config(flags: Flags, run: _Run) -> FewShotConfig:
+    config: Any = fewshot.preset_config(run.preset, run.dataset, run.method, run.shots)
     return dataclasses.replace(config, method=run.method, data_dir=flags.data_dir, **run.changed)
 
 

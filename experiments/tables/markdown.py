@@ -26,6 +26,14 @@ def seeds(count: int) -> str:
     return "seed 0" if count == 1 else f"mean +- std over seeds 0 to {count - 1}"
 
 
+def gap(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """The mean difference of paired shares in points, and its standard error; inf of one pair."""
+    gaps = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    spread: Any = mean_and_std(gaps)
+    error = np.inf if spread["std"] is None else spread["std"] / len(gaps) ** 0.5
+    return spread["mean"], error
+
+
 def comparison(
     label: str, measure: str, ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]
 ) -> str:
@@ -41,15 +49,11 @@ def comparison(
       An item of a list: above or below, or not told apart where the 95% interval of Student's t
       holds 0, as it always does with one seed.
     """
-    pairs = zip(ours, theirs, strict=True)
-    gaps = [100 * (a[measure] - b[measure]) for a, b in pairs]
-    gap: Any = mean_and_std(gaps)
-    mean, reach, error = gap["mean"], np.inf, np.inf
-    if gap["std"] is not None:
-        error = gap["std"] / len(gaps) ** 0.5
-        reach = stats.t.ppf(0.975, len(gaps) - 1) * error
+    count = len(ours)
+    mean, error = gap([seed[measure] for seed in ours], [seed[measure] for seed in theirs])
+    reach = stats.t.ppf(0.975, count - 1) * error if count > 1 else np.inf
     word = "above" if mean > reach else "below" if mean < -reach else "not told apart from"
     return (
         f"- {label.format(word)}: {mean:+.2f} points, "
-        f"standard error {error:.2f} over {len(gaps)} seeds."
+        f"standard error {error:.2f} over {count} seeds."
     )

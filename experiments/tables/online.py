@@ -2,21 +2,18 @@
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
 import numpy as np
 
 from experiments import online, published
+from experiments.online.report import with_sample_std
 from experiments.report import with_std
-from experiments.tables.markdown import Lines, comparison, header, row, seeds
+from experiments.tables.flags import Flags
+from experiments.tables.markdown import Lines, comparison, gap, header, row, seeds
 from experiments.tables.runner import Runner
-from jaxsparse.training.online.result import over_seeds
-from jaxsparse.training.statistics import mean_and_std
-
-if TYPE_CHECKING:
-    from experiments.published import Published
-    from experiments.reproduce import Flags
-    from jaxsparse.training.online import OnlineConfig
+from jaxsparse.training.online import OnlineConfig
 
 _PUBLISHED_TIMESTEPS = 10_000
 _ACCURACIES = ("total", "omniglot", "mnist", "fashion_mnist")
@@ -31,7 +28,7 @@ S9_METHODS = ("cmaml", "cmaml-fixed", "sparse-cmaml", "sparse-relu-cmaml")
 _READINGS: dict[str, tuple[dict[str, Any], ...]] = {"cmaml": ({}, {"inner_lr": 0.1})}
 
 
-def accuracies(flags: "Flags", runner: Runner) -> Lines:
+def accuracies(flags: Flags, runner: Runner) -> Lines:
     """Table S8: the online accuracy of every method, in total and by data set."""
     lines = [_heading(flags), ""]
     for p in flags.p:
@@ -52,7 +49,7 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
     return lines
 
 
-def settings(flags: "Flags", runner: Runner) -> Lines:
+def settings(flags: Flags, runner: Runner) -> Lines:
     """Table S9: the online accuracy of C-MAML's variants, with their rates."""
     lines = [_heading(flags), ""]
     lines += header("p", "method", "accuracy", "alpha_0", "gamma_m", "the paper's rates")
@@ -69,7 +66,7 @@ def settings(flags: "Flags", runner: Runner) -> Lines:
     return lines
 
 
-def lead(flags: "Flags", runner: Runner) -> Lines:
+def lead(flags: Flags, runner: Runner) -> Lines:
     """By how many points sparse-C-MAML is above C-MAML, by part of the stream and by data set."""
     edges = [0, *(edge for edge in _EDGES if edge < flags.timesteps), flags.timesteps]
     spans = list(itertools.pairwise(edges))
@@ -98,7 +95,7 @@ def _parts(flags, runner, p, method, own, spans):
     result = _result(flags, runner, p, method, own)
     if result is None:
         return None
-    rows = runner.rows(online.experiment(), _name(flags, p, method, own))
+    rows = runner.rows(online, _name(flags, p, method, own))
     total = [seed["accuracy"] for seed in result["seeds"]]
     by_dataset = [
         [seed["by_dataset"].get(name) for seed in result["seeds"]] for name in _ACCURACIES[1:]
@@ -121,18 +118,14 @@ def _in_span(rows, start, end):
 def _gap(ours, theirs):
     if None in (*ours, *theirs):
         return "-"
-    gaps = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
-    gap: Any = mean_and_std(gaps)
-    error = "" if gap["std"] is None else f" ({gap['std'] / len(gaps) ** 0.5:.2f})"
-    return f"{gap['mean']:+.2f}{error}"
+    mean, error = gap(ours, theirs)
+    return f"{mean:+.2f}" if math.isinf(error) else f"{mean:+.2f} ({error:.2f})"
 
 
-def cell_config(flags: "Flags", p: float, method: str, **own: Any) -> "OnlineConfig":
+def cell_config(flags: Flags, p: float, method: str, **own: Any) -> OnlineConfig:
     """The published settings of a method at p, with the flags' seeds and timesteps."""
-    from experiments.online_presets import preset_config
-
     own = {"seeds": flags.seeds, "timesteps": flags.timesteps, "data_dir": flags.data_dir, **own}
-    return dataclasses.replace(preset_config(p, method), **own)
+    return dataclasses.replace(online.preset_config(p, method), **own)
 
 
 def _runs(flags, runner, p, methods):
@@ -155,9 +148,8 @@ def _name(flags, p, method, own) -> str:
 
 def _result(flags, runner, p, method, own) -> dict[str, Any] | None:
     name, config = _name(flags, p, method, own), cell_config(flags, p, method, **own)
-    result = runner.result(online.experiment(), name, config)
-    # Older runs have stored another standard deviation.
-    return None if result is None else {**result, **over_seeds(result["seeds"])}
+    result = runner.result(online, name, config)
+    return None if result is None else with_sample_std(result)
 
 
 def _heading(flags):
@@ -180,7 +172,7 @@ def _accuracy(result, name):
     return result["accuracy"] if name == "total" else result["by_dataset"].get(name)
 
 
-def _cell(ours: dict[str, Any] | None, paper: "Published | None") -> str:
+def _cell(ours: dict[str, Any] | None, paper: published.Published | None) -> str:
     cell = "-" if ours is None else with_std(ours)
     return cell if paper is None else f"{cell} / {paper.mean:g} +- {paper.std:g}"
 

@@ -4,22 +4,19 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from experiments import cli, runs
-
-if TYPE_CHECKING:
-    from experiments.tables.saved import Saved
-    from jaxsparse.training import RunFolder
-    from jaxsparse.training.continual import ContinualConfig
+from experiments import cli, continual, runs
+from experiments.continual.scan import Grid, scan, scan_path
+from experiments.tables.saved import Saved, SavedRun, content
+from jaxsparse.data import DataError
+from jaxsparse.training import ConfigError, RunError, RunFolder
+from jaxsparse.training.continual import ContinualConfig
 
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
     """Tell an error in a run from what a damaged result makes a table fail with."""
-    from jaxsparse.data import DataError
-    from jaxsparse.training import ConfigError
-
     try:
         yield
     except (ConfigError, DataError):
@@ -47,7 +44,7 @@ class Runner:
         out: Path,
         missing: bool,
         command: str,
-        saved: "Saved | None" = None,
+        saved: Saved | None = None,
         pictures: Path | None = None,
     ):
         self.place, self.missing, self.command = saved.path if saved else out, missing, command
@@ -55,19 +52,19 @@ class Runner:
         self.found: dict[str, dict[str, Any]] = {}
         self._saved = saved
 
-    def result(self, experiment: runs.Experiment, name: str, config: Any) -> dict[str, Any] | None:
+    def result(self, family: runs.Family, name: str, config: Any) -> dict[str, Any] | None:
         """The result of a run called `name`; None where it is not there and not to be run.
 
         Raises:
           RunError: the folder holds a run of another configuration.
         """
-        folder = self._checked(experiment, name, config)
+        folder = self._checked(family, name, config)
         result = folder.result() if folder else None
         if self.missing:
             place = folder or self.place / name
             with _own_errors():
-                folder, done = runs.run(experiment, config, place, self.command)
-            runs.draw_missing(experiment, folder, done)
+                folder, done = runs.run(family, config, place, self.command)
+            runs.draw_missing(family, folder, done)
             result = done
         self._keep(folder, result)
         return result
@@ -78,68 +75,54 @@ class Runner:
         Raises:
           RunError: no result was there.
         """
-        from jaxsparse.training import RunError
-
         if not self.found:
             raise RunError(f"there is nothing to show: {self.place} holds none of these runs")
 
     def scan(
-        self, name: str, config: "ContinualConfig", grid: Any
-    ) -> tuple["ContinualConfig", list[dict[str, Any]]] | None:
+        self, name: str, config: ContinualConfig, grid: Grid
+    ) -> tuple[ContinualConfig, list[dict[str, Any]]] | None:
         """The configuration a scan chooses, and its points; None as for `result`."""
-        from experiments import continual
-
         out = self.place / name
-        paths = [continual.scan_path(out, glances) for glances in grid.glances]
+        paths = [scan_path(out, glances) for glances in grid.glances]
         if not self.missing and not all(self._has_result(path) for path in paths):
             return None
         with _own_errors():
-            chosen = continual.scan(config, grid, out, self.command, self._open)
+            chosen = scan(continual, config, grid, out, self.command, self._open)
         for path in paths:
-            folder = self._open(path, "task")
+            folder = self._open(path, continual.UNIT)
             self._keep(folder, folder.result() if folder else None)
         return chosen
 
-    def rows(self, experiment: runs.Experiment, name: str, *entries: str) -> list[dict[str, Any]]:
+    def rows(self, family: runs.Family, name: str, *entries: str) -> list[dict[str, Any]]:
         """The metrics of a run whose result was there; of each row these entries, or all."""
-        from jaxsparse.training import RunFolder
-
         path = self.place / name
-        folder = self._open(path, experiment.unit) or RunFolder.open(path, experiment.unit)
+        folder = self._open(path, family.UNIT) or RunFolder.open(path, family.UNIT)
         rows = [{entry: row[entry] for entry in entries or row} for row in folder.rows()]
         self.found[name]["rows"] = rows
         return rows
 
-    def _keep(self, folder: "RunFolder | None", result: dict[str, Any] | None) -> None:
-        from experiments.tables import saved
-
+    def _keep(self, folder: RunFolder | None, result: dict[str, Any] | None) -> None:
         if folder is not None and result is not None:
-            self.found[folder.path.name] = saved.content(folder, result)
+            self.found[folder.path.name] = content(folder, result)
 
     def _has_result(self, path: Path) -> bool:
-        folder = self._open(path, "task")
+        folder = self._open(path, continual.UNIT)
         return folder is not None and folder.result() is not None
 
-    def _open(self, path: Path, unit: str) -> "RunFolder | None":
+    def _open(self, path: Path, unit: str) -> RunFolder | None:
         """The run at `path`, a folder or an entry of the results file; None: there is none."""
-        from experiments.tables.saved import SavedRun
-
         if self._saved is None:
             return runs.open_if_there(path, unit)
         kept = self._saved.runs.get(path.name)
         return None if kept is None else SavedRun(path, unit, kept)
 
-    def _checked(self, experiment, name, config) -> "RunFolder | None":
+    def _checked(self, family, name, config) -> RunFolder | None:
         """The run of this name, if it is there; it has to be of this configuration."""
-        from jaxsparse.training import RunError
-
         path = self.place / name
-        folder = self._open(path, experiment.unit)
+        folder = self._open(path, family.UNIT)
         if folder is None:
             return None
-        there = dataclasses.replace(
-            runs.stored_config(experiment, folder), data_dir=config.data_dir
-        )
+        there = dataclasses.replace(runs.stored_config(family, folder), data_dir=config.data_dir)
         if there != config:
             differences = cli.differing(dataclasses.asdict(config), dataclasses.asdict(there))
             raise RunError(f"{path} holds a run of another configuration: {differences}")

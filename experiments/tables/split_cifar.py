@@ -1,6 +1,6 @@
 """Table S7, streaming Split-CIFAR-10, and which of the choices that it leaves open decide it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,12 +8,11 @@ import numpy as np
 from experiments import continual, published
 from experiments.report import with_std
 from experiments.tables.continual import cell_config
+from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, comparison, header, row
 from experiments.tables.runner import Runner
+from jaxsparse import nn
 from jaxsparse.training.statistics import mean_and_std
-
-if TYPE_CHECKING:
-    from experiments.reproduce import Flags
 
 _STREAM = "split-cifar10"
 METHODS = ("er", "mer", "gem", "lamaml", "sparse-lamaml")
@@ -58,12 +57,11 @@ AUGMENTED_METHODS = tuple(dict.fromkeys(method for method, _ in _AUGMENTED))
 _CHOICE_SAMPLES = 2000  # of the 10,000 images of a task
 
 
-def accuracies(flags: "Flags", runner: Runner) -> Lines:
+def accuracies(flags: Flags, runner: Runner) -> Lines:
     """Table S7: accuracy on all classes after one pass over Split-CIFAR-10.
 
     Every seed is a run of its own, so that more can be added to those that are there.
     """
-    experiment = continual.experiment()
     lines = [
         "Accuracy in %, mean +- std over the seeds that were run (from 0 on) / the paper's.",
         "",
@@ -81,7 +79,7 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
             for seed in range(flags.seeds):
                 own = {"memories": memories, "seed": seed, "seeds": 1, **reading}
                 config = cell_config(flags, _STREAM, method, **own)
-                results.append(runner.result(experiment, f"{folder}-seed-{seed}", config))
+                results.append(runner.result(continual, f"{folder}-seed-{seed}", config))
             there = [result for result in results if result is not None]
             if there:
                 lines.append(_accuracy_row(memories, method, label, there))
@@ -90,9 +88,8 @@ def accuracies(flags: "Flags", runner: Runner) -> Lines:
     return [*lines, "", *comparisons]
 
 
-def choices(flags: "Flags", runner: Runner) -> Lines:
+def choices(flags: Flags, runner: Runner) -> Lines:
     """What single choices change: seed 0, a shorter stream, training images held out."""
-    experiment = continual.experiment()
     lines = [
         f"Seed 0, {_CHOICE_SAMPLES:,} images of each task, measured on training images held out; in"
         " %, beside the paper's sparsities after 10,000.",
@@ -108,7 +105,7 @@ def choices(flags: "Flags", runner: Runner) -> Lines:
         )  # fmt: skip
         marks = _marks(changed)
         name = "-".join([_STREAM, str(memories), method, "held-out", *marks]).replace(" ", "-")
-        result = runner.result(experiment, name, config)
+        result = runner.result(continual, name, config)
         if result is not None:
             lines.append(row(
                 str(memories), method, ", ".join(marks) or "nothing",
@@ -117,9 +114,8 @@ def choices(flags: "Flags", runner: Runner) -> Lines:
     return lines
 
 
-def augmented(flags: "Flags", runner: Runner) -> Lines:
+def augmented(flags: Flags, runner: Runner) -> Lines:
     """Whole streams whose images are augmented, with the slope of the paper's listing."""
-    experiment = continual.experiment()
     lines = ["Accuracy in % on test images, seed 0, with `--augment --slope 0.5`.", ""]
     lines += header("memory", "method", "accuracy")
     for method, memories in _AUGMENTED:
@@ -129,7 +125,7 @@ def augmented(flags: "Flags", runner: Runner) -> Lines:
             flags, _STREAM, method, memories=memories, seeds=1, augment=True, slope=0.5
         )
         name = f"{_STREAM}-{memories}-{method}-augmented-seed-0"
-        result = runner.result(experiment, name, config)
+        result = runner.result(continual, name, config)
         if result is not None:
             lines.append(row(str(memories), method, with_std(result["retained_accuracy"])))
     return lines
@@ -181,8 +177,6 @@ def _sparsities(memories, method, results):
 
 def _head_rest_all(sparsity):
     """Sparsity of the last layer, of all others, and of all, weighted by their entries."""
-    from jaxsparse import nn
-
     params = jax.eval_shape(nn.strided_cnn(10).init, jax.random.key(0))
     whole = sum(leaf.size for leaf in jax.tree.leaves(params))
     head = {f"head/{name}": leaf.size for name, leaf in params["head"].items()}

@@ -79,7 +79,8 @@ def preset_config(p: float | str, method: str, data: str = "real") -> OnlineConf
     except ValueError:
         p = _PUBLISHED[0]
     nearest = min(_PUBLISHED, key=lambda known: abs(known - p))
-    return OnlineConfig(p=p, method=method, data=data, **_SETTINGS[nearest].get(method, {}))  # type: ignore[arg-type]
+    settings: Settings = {"p": p, "method": method, "data": data}
+    return OnlineConfig(**settings, **_SETTINGS[nearest].get(method, {}))
 
 
 def describe() -> str:

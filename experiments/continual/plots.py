@@ -4,12 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.plots import band, subplots
+from experiments.drawing import Rows, band, draw_stream_sparsity, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Rows = list[dict[str, Any]]
 
 
 def draw_accuracy(rows: Rows, result: dict[str, Any]) -> "Figure":
@@ -46,23 +44,7 @@ def draw_matrix(rows: Rows, result: dict[str, Any]) -> "Figure":
 
 def draw_sparsity(rows: Rows, result: dict[str, Any]) -> "Figure":
     """Sparsity by layer over the stream, in percent: weights, biases (the paper's Figs. 3, S4)."""
-    names = [name for name in rows[0]["sparsity"] if name != "total"]
-    panels = {
-        "weights": [name for name in names if name.endswith("kernel")],
-        "biases": [name for name in names if name.endswith("bias")],
-    }
-    figure, axes = subplots(1, 2, figsize=(8, 3.6), sharey=True)
-    for axis, (title, members) in zip(axes, panels.items(), strict=True):
-        for name in members:
-            values = [100 * np.array(row["sparsity"][name], float, ndmin=1) for row in rows]
-            band(axis, [row["task"] for row in rows], values, name.rsplit("/", 1)[0])
-        axis.set(title=title, xlabel="tasks learned", ylim=(-2, 102))
-        if members:
-            axis.legend(frameon=False, fontsize="small")
-        else:
-            axis.text(0.5, 0.5, "no gate", ha="center", transform=axis.transAxes)
-    axes[0].set_ylabel("sparsity [%]")
-    return figure
+    return draw_stream_sparsity(rows, "task", "tasks learned", "no gate")
 
 
 def _whole_numbers(scale):

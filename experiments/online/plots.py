@@ -4,12 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.plots import band, subplots
+from experiments.drawing import Rows, band, draw_stream_sparsity, subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Rows = list[dict[str, Any]]
 
 
 def draw_online(rows: Rows, result: dict[str, Any]) -> "Figure":
@@ -43,21 +41,7 @@ def draw_switches(rows: Rows, result: dict[str, Any]) -> "Figure":
 
 def draw_sparsity(rows: Rows, result: dict[str, Any]) -> "Figure":
     """Sparsity by layer over the stream, in percent: weights, biases (the paper's Fig. S5)."""
-    names = [name for name in rows[0]["sparsity"] if name != "total"]
-    figure, axes = subplots(1, 2, figsize=(8, 3.6), sharey=True)
-    for axis, (title, ending) in zip(
-        axes, (("weights", "kernel"), ("biases", "bias")), strict=True
-    ):
-        members = [name for name in names if name.endswith(ending)]
-        for name in members:
-            _line(axis, rows, [row["sparsity"][name] for row in rows], name.rsplit("/", 1)[0])
-        axis.set(title=title, xlabel="timesteps", ylim=(-2, 102))
-        if members:
-            axis.legend(frameon=False, fontsize="small")
-        else:
-            axis.text(0.5, 0.5, "no learned gate", ha="center", transform=axis.transAxes)
-    axes[0].set_ylabel("sparsity [%]")
-    return figure
+    return draw_stream_sparsity(rows, "step", "timesteps", "no learned gate")
 
 
 def _line(axis, rows, shares, label):

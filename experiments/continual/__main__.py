@@ -1,0 +1,5 @@
+"""The command: `python -m experiments.continual`."""
+
+from experiments import continual
+
+continual.main()

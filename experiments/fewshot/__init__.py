@@ -1,0 +1,91 @@
+"""Few-shot learning: train, validate, test, report.
+
+python -m experiments.fewshot --shots=5
+python -m experiments.fewshot --dataset omniglot --method fomaml --seeds 5
+python -m experiments.fewshot --resume runs/fewshot/...
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments import runs, unread
+from experiments.fewshot import plots, presets
+from experiments.fewshot.report import FewShotReport
+from jaxsparse import data, machine, training
+from jaxsparse.training import ConfigError, FewShotConfig, memory
+
+UNIT = "epoch"
+HINTS: dict[str, Any] = {"preset": None, "dataset": None, "method": "sparse-maml", "shots": 5}
+READS = unread.FEWSHOT
+FIGURES = plots.FIGURES
+Config = FewShotConfig
+Report = FewShotReport
+preset_config = presets.preset_config
+describe = presets.describe
+learn = training.run
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:  # no docstring: --help would begin with it
+    config: FewShotConfig
+    preset: str | None = None
+    """settings to start from; listed below"""
+    out: Path | None = None
+    """folder for the run; default: a new one under runs/fewshot"""
+    resume: Path | None = None
+    """folder of a run to go on with; its configuration is used"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Parse the flags, run or resume, and report."""
+    runs.main(__name__, args)
+
+
+def label(config: FewShotConfig) -> str:
+    """The start of the name of a new run's folder."""
+    return f"{config.dataset}-{config.ways}way-{config.shots}shot-{config.method}"
+
+
+def cores(config: FewShotConfig) -> int:
+    """How many cores a run uses: the tasks of a meta-step are divided among them."""
+    return training.largest_share(config, machine.cores())
+
+
+def load_data(config: FewShotConfig) -> dict[str, Any]:
+    """The three splits, checked to hold the tasks that are asked for, for this network."""
+    splits = {}
+    for split in ("train", "validation", "test"):
+        splits[split] = data.load(
+            config.dataset, split, data_dir=config.data_dir, image_size=config.image_size
+        )
+        data.check_episode(splits[split], config.ways, config.shots, config.query_shots)
+        data.check_not_blank(splits[split])
+    _check_size(config, splits["train"].image_shape)
+    return splits
+
+
+def _check_size(config: FewShotConfig, image_shape: tuple[int, int, int]) -> None:
+    """Refuse what cannot be built, or cannot be held in memory."""
+    steps = config.epochs * config.steps_per_epoch
+    if steps >= 2**31:
+        raise ConfigError(f"epochs * steps_per_epoch must be below 2^31, got {steps}")
+    images = config.meta_batch_size * config.ways * (config.shots + config.query_shots)
+    images *= 4 * math.prod(image_shape)
+    training.make_learner(config, image_shape)
+
+    def state() -> int:
+        init = training.make_program(config, image_shape).init
+        return memory.bytes_of(jax.eval_shape(init, jax.random.key(config.seed)))
+
+    codes = config.embedding if config.method == "sparse-maml-plus" else 1
+    memory.check_fits(
+        config.seeds * (4000 * (config.width + 100) ** 2 * codes + images),
+        lambda: config.seeds * (state() + images),
+        f"seeds {config.seeds} of width {config.width} with meta_batch_size"
+        f" {config.meta_batch_size}",
+    )

@@ -1,0 +1,5 @@
+"""The command: `python -m experiments.fewshot`."""
+
+from experiments import fewshot
+
+fewshot.main()

@@ -1,0 +1,5 @@
+"""The command: `python -m experiments.online`."""
+
+from experiments import online
+
+online.main()

@@ -1,0 +1,54 @@
+"""The tables and figures that `experiments.reproduce` prints: how each is made, and of what."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from experiments.tables import continual, few_shot, figures, online, split_cifar
+from experiments.tables.markdown import Lines
+
+
+class Reads(NamedTuple):
+    """How a table is made, and of what.
+
+    Attributes:
+      show: `(flags, runner) -> lines`.
+      flags: the flags it reads beside those of every table; for each the values it knows, None
+        where it takes any.
+    """
+
+    show: Callable[..., Lines]
+    flags: Mapping[str, tuple[Any, ...] | None]
+
+
+_STREAMS, _MEMORIES = continual.STREAMS, split_cifar.MEMORIES
+# What every table reads: data_dir, out, run, save, document.
+READS: dict[str, Reads] = {
+    "table 3": Reads(
+        continual.accuracies, {"streams": _STREAMS, "methods": continual.METHODS, "seeds": None}
+    ),
+    "table S5": Reads(continual.sparsities, {"streams": _STREAMS, "seeds": None}),
+    "table S6": Reads(continual.settings, {"streams": _STREAMS, "seeds": None}),
+    "table S7": Reads(
+        split_cifar.accuracies,
+        {"methods": split_cifar.METHODS, "memories": _MEMORIES, "seeds": None},
+    ),
+    "table S7-choices": Reads(
+        split_cifar.choices, {"methods": split_cifar.CHOICE_METHODS, "memories": _MEMORIES}
+    ),
+    "table S7-augmented": Reads(
+        split_cifar.augmented, {"methods": split_cifar.AUGMENTED_METHODS, "memories": _MEMORIES}
+    ),
+    "table S8": Reads(
+        online.accuracies,
+        {"methods": online.S8_METHODS, "p": None, "timesteps": None, "seeds": None},
+    ),
+    "table S8-lead": Reads(online.lead, {"p": None, "timesteps": None, "seeds": None}),
+    "table S9": Reads(
+        online.settings,
+        {"methods": online.S9_METHODS, "p": None, "timesteps": None, "seeds": None},
+    ),
+    "table few-shot": Reads(few_shot.accuracies, {}),
+    "figure 3": Reads(figures.figure_3, {"seeds": None}),
+    "figure S3": Reads(figures.figure_s3, {"streams": _STREAMS, "seeds": None}),
+    "figure S4": Reads(figures.figure_s4, {"seeds": None}),
+}
