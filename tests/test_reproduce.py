@@ -76,7 +76,7 @@ def test_methods_are_compared_seed_by_seed(tmp_path, capsys):
     out = capsys.readouterr().out
     # 6 and 7 points: mean 6.5, standard error 0.5; and 0.5 and -0.5.
     assert "above er's: +6.50 points, standard error 0.50 over 2 seeds" in out
-    assert "not told apart from lamaml's: +0.00 points, standard error 0.50" in out
+    assert "not significantly different from lamaml's: +0.00 points, standard error 0.50" in out
     assert "| er | 70.50 +- 1.00 | -10.00 +- 1.00 | 85.00" in out
 
 
@@ -279,7 +279,7 @@ def test_online_accuracies_stand_beside_the_papers(tmp_path, capsys):
     # 6 and 5.8 points: mean 5.9, standard error 0.1; Student's t of one degree is 12.7.
     assert "sparse-cmaml is above bgd: +5.90 points, standard error 0.10 over 2 seeds" in out
     # 1 and 2 points: three standard errors, too few for two seeds.
-    assert "not told apart from cmaml-fixed: +1.50 points, standard error 0.50" in out
+    assert "not significantly different from cmaml-fixed: +1.50 points, standard error 0.50" in out
 
 
 def test_a_misprinted_row_is_read_both_ways(tmp_path, capsys):
@@ -321,8 +321,8 @@ def test_both_readings_of_cmamls_first_rate_are_shown(tmp_path, capsys):
     assert "| cmaml, alpha_0 0.1 | 84.00 +- 1.41 / 83.3 +- 0.4 |" in printed
     # 4 and 3 points, and 1 and 0.
     for rate, gap in (("0.0005", "+3.50"), ("0.1", "+0.50")):
-        said = f"not told apart from cmaml, alpha_0 {rate}: {gap} points, standard error 0.50"
-        assert said in printed
+        said = f"not significantly different from cmaml, alpha_0 {rate}: {gap} points"
+        assert f"{said}, standard error 0.50" in printed
     run(tmp_path, "--table", "S9", "--p", "0.9")
     rows = [cells[2:4] for cells in table_rows(capsys.readouterr().out)[1:]]
     assert rows[:2] == [
@@ -401,7 +401,7 @@ def test_split_cifar_compares_the_seeds_that_both_have(tmp_path, capsys):
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("- "))
     # 1 and 4 points: sqrt(4.5 / 2) is the standard error, and t = 12.7 for one degree of freedom.
     assert line == (
-        "- 200 images: sparse-lamaml is not told apart from er: +2.50 points, "
+        "- 200 images: sparse-lamaml is not significantly different from er: +2.50 points, "
         "standard error 1.50 over 2 seeds."
     )
 
@@ -458,7 +458,7 @@ def test_what_a_scan_chose_is_measured_on_all_seeds(tmp_path, capsys):
     ]  # fmt: skip
     # -1 and -3 points.
     assert printed.strip().endswith(
-        "RA of sparse-lamaml is not told apart from lamaml's: -2.00 points, "
+        "RA of sparse-lamaml is not significantly different from lamaml's: -2.00 points, "
         "standard error 1.00 over 2 seeds."
     )
 

@@ -46,13 +46,14 @@ def comparison(
       theirs: likewise, of the same seeds.
 
     Returns:
-      An item of a list: above or below, or not told apart where the 95% interval of Student's t
-      holds 0, as it always does with one seed.
+      An item of a list: above or below, or not significantly different where the 95% interval of
+      Student's t holds 0, as it always does with one seed.
     """
     count = len(ours)
     mean, error = gap([seed[measure] for seed in ours], [seed[measure] for seed in theirs])
     reach = stats.t.ppf(0.975, count - 1) * error if count > 1 else np.inf
-    word = "above" if mean > reach else "below" if mean < -reach else "not told apart from"
+    same = "not significantly different from"
+    word = "above" if mean > reach else "below" if mean < -reach else same
     return (
         f"- {label.format(word)}: {mean:+.2f} points, "
         f"standard error {error:.2f} over {count} seeds."
