@@ -3,6 +3,7 @@
 The result is kept in the package's cache folder, so that runs of the same settings share it.
 """
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -19,14 +20,23 @@ from jaxsparse import losses, nn
 from jaxsparse.data.switching import SwitchingData
 from jaxsparse.draws import choose
 from jaxsparse.gates import Gate
-from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
+from jaxsparse.learners import maml
+from jaxsparse.maml import MetaState, evaluate
 from jaxsparse.precision import float32_by_default
 from jaxsparse.training.environment import unusual_settings
 from jaxsparse.training.errors import ConfigError, RunError, Stopped
-from jaxsparse.training.host import Hooks, Host, Progress
 from jaxsparse.training.online.config import OnlineConfig
 from jaxsparse.training.online.learners import Pretrained, inner_rates
+from jaxsparse.training.program import (
+    Program,
+    add_metrics,
+    first_nonfinite,
+    keep_better,
+    repeated,
+)
 from jaxsparse.training.run_folder import RunFolder
+from jaxsparse.training.runner import Hooks, Progress, Runner
+from jaxsparse.training.seeds import SingleRun
 from jaxsparse.user_cache import cache_dir
 
 Tree = Any
@@ -51,15 +61,14 @@ class PretrainState(NamedTuple):
     epoch: jax.Array  # int32, epochs finished
     validated: jax.Array  # int32, batches of the present epoch's validation
     totals: Metrics  # sums over the present epoch
-    bad_step: jax.Array  # int32, the first meta-step whose loss was not finite; -1: none
+    first_nonfinite_step: jax.Array  # int32, of the meta-steps' losses; -1: none
 
 
-class PretrainProgram(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class PretrainProgram(Program):
     """The pure functions of the pretraining; see `make_pretraining`."""
 
-    init: Callable[[jax.Array], PretrainState]
-    train: Callable[[PretrainState, jax.Array, SwitchingData, Any], PretrainState]
-    validate: Callable[[PretrainState, jax.Array, SwitchingData, Any], PretrainState]
+    validate: Callable[..., PretrainState]
     finish_epoch: Callable[[PretrainState], tuple[PretrainState, Metrics]]
 
 
@@ -97,8 +106,8 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
             pretraining = _Pretraining(config, data, folder, hooks)
         except RunError as error:
             raise RunError(f"{error}; to pretrain anew, delete {folder.path}") from error
-        folder.write_result(pretraining.run())
-    return pretraining.state.best
+        folder.write_result(pretraining.to_the_end())
+    return pretraining.runner.state.best
 
 
 def pretrained_like(config: OnlineConfig, data: SwitchingData) -> Pretrained:
@@ -125,7 +134,7 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
     """The pure functions that pretraining is made of.
 
     - `init(key) -> state`
-    - `train(state, key, data, steps) -> state`: `steps` more meta-steps; the count is traced.
+    - `train(state, key, data, steps) -> state`: `steps` more meta-steps.
     - `validate(state, key, data, steps) -> state`: `steps` more batches on held-out classes.
     - `finish_epoch(state) -> (state, row)`: keep the best weights, start the next epoch.
 
@@ -150,6 +159,14 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
         lambda key, params: inner_rates(config, params),
         lambda rates, key: jax.tree.map(jax.lax.stop_gradient, rates),
     )
+    learner = maml(
+        loss_fn,
+        gate,
+        inner_steps=config.inner_steps,
+        theta_optimizer=adam,
+        mask_optimizer=unmoved,
+        second_order=config.pretrain_second_order,
+    )
 
     def episodes(key, data, classes):
         return sample_episodes(
@@ -158,7 +175,7 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
 
     def init(key):
         model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
-        meta = init_state(model.init(model_key), gate, adam, unmoved, state_key)
+        meta = learner.init(model.init(model_key), state_key)
         totals = {name: jnp.float32(0) for name in ("loss", "accuracy", "val_accuracy")}
         return PretrainState(
             meta,
@@ -174,21 +191,11 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
     def meta_step(state, key, data):
         step = state.meta.step
         tasks = episodes(jax.random.fold_in(jax.random.fold_in(key, _TRAIN), step), data, training)
-        meta, metrics = sparse_maml_step(
-            state.meta,
-            tasks,
-            loss_fn=loss_fn,
-            gate=gate,
-            inner_steps=config.inner_steps,
-            theta_optimizer=adam,
-            mask_optimizer=unmoved,
-            second_order=config.pretrain_second_order,
-        )
-        first_bad = ~jnp.isfinite(metrics["loss"]) & (state.bad_step < 0)
+        meta, metrics = learner.step(state.meta, tasks, None)
         return state._replace(
             meta=meta,
-            totals=_added(state.totals, loss=metrics["loss"], accuracy=metrics["accuracy"]),
-            bad_step=jnp.where(first_bad, step, state.bad_step),
+            totals=add_metrics(state.totals, metrics),
+            first_nonfinite_step=first_nonfinite(state.first_nonfinite_step, step, metrics["loss"]),
         )
 
     def validation_batch(state, key, data):
@@ -204,35 +211,35 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
         # A loss that is not finite makes the accuracy NaN: it says nothing then.
         finite = jnp.isfinite(metrics["loss"]).all()
         accuracy = jnp.where(finite, metrics["accuracy"].mean(), jnp.nan)
-        totals = _added(state.totals, val_accuracy=accuracy)
+        totals = add_metrics(state.totals, {"val_accuracy": accuracy})
         return state._replace(totals=totals, validated=state.validated + 1)
-
-    def repeated(step):
-        return lambda state, key, data, steps: jax.lax.fori_loop(
-            0, steps, lambda _, s: step(s, key, data), state
-        )
 
     def finish_epoch(state):
         row = {name: total / config.pretrain_steps for name, total in state.totals.items()}
         epoch, accuracy = state.epoch + 1, row["val_accuracy"]
         candidate = Pretrained(state.meta.params, state.meta.theta_opt), accuracy, epoch
-        kept = state.best, state.best_accuracy, state.best_epoch
-        best, best_accuracy, best_epoch = jax.tree.map(
-            lambda new, old: jnp.where(accuracy > state.best_accuracy, new, old), candidate, kept
+        best, best_accuracy, best_epoch = keep_better(
+            *(accuracy, state.best_accuracy, candidate),
+            (state.best, state.best_accuracy, state.best_epoch),
         )
-        return PretrainState(
-            state.meta,
-            best,
-            best_accuracy,
-            best_epoch,
-            epoch,
-            jnp.int32(0),
-            jax.tree.map(jnp.zeros_like, state.totals),
-            state.bad_step,
+        return state._replace(
+            best=best,
+            best_accuracy=best_accuracy,
+            best_epoch=best_epoch,
+            epoch=epoch,
+            validated=jnp.int32(0),
+            totals=jax.tree.map(jnp.zeros_like, state.totals),
         ), row
 
-    functions = (init, repeated(meta_step), repeated(validation_batch), finish_epoch)
-    return PretrainProgram(*(float32_by_default(function) for function in functions))
+    return PretrainProgram(
+        unit="meta-step",
+        init=float32_by_default(init),
+        train=float32_by_default(repeated(meta_step)),
+        position=lambda state: {"step": state.meta.step, "epoch": state.epoch},
+        learned=lambda state: state.meta.params,
+        validate=float32_by_default(repeated(validation_batch)),
+        finish_epoch=float32_by_default(finish_epoch),
+    )
 
 
 def pretraining_key(config: OnlineConfig) -> jax.Array:
@@ -333,86 +340,65 @@ def _waiting(hooks: Hooks) -> Callable[[], None]:
     return wait
 
 
-class _Pretraining(Host):
+class _Pretraining:
     """The pretraining on the host, in a folder of its own."""
 
-    unit = "meta-step"
-
     def __init__(self, config, data, folder, hooks):
-        super().__init__(folder, hooks)
-        self.config, self.key = config, pretraining_key(config)
-        self.first_seed = config.pretrain_seed
-        self.data = jax.device_put(data)
-        program = make_pretraining(config, data)
-        self.train = jax.jit(program.train, donate_argnums=0)
-        self.validate = jax.jit(program.validate, donate_argnums=0)
-        self.finish_epoch = jax.jit(program.finish_epoch)
-        init = jax.jit(program.init)
-        restored = self.restore(jax.eval_shape(init, self.key))
-        self.state = init(self.key) if restored is None else restored
+        self.config, self.folder, self.hooks = config, folder, hooks
+        program, one = make_pretraining(config, data), SingleRun(1, None)
+        key, data = pretraining_key(config), one.share(data)
+        self.runner = Runner(program, folder, hooks, one, (key,), data, config.pretrain_seed)
+        self.finish_epoch = one.over_runs(program.finish_epoch, (0,))
+
+        def validate(state, own, data, first, last):
+            return program.validate(state, *own, data, last - first)
+
+        self.validate = one.over_steps(validate)
+        init = one.over_runs(program.init, (0,))
+        if not self.runner.restore(init, key):
+            self.runner.state = init(key)
         folder.keep_rows(self.epoch)
 
     @property
     def epoch(self) -> int:
-        return int(self.state.epoch)
-
-    @property
-    def step(self) -> int:
-        return int(self.state.meta.step)
-
-    def position(self):
-        return {"step": self.step, "epoch": self.epoch}
-
-    def learned(self, state):
-        return jax.tree.map(lambda x: np.asarray(x)[None], state.meta.params)
+        return int(self.runner.state.epoch)
 
     def over(self):
-        stale = self.epoch - int(self.state.best_epoch)
+        stale = self.epoch - int(self.runner.state.best_epoch)
         return self.epoch >= self.config.pretrain_epochs or stale > self.config.pretrain_patience
 
-    def run(self):
+    def to_the_end(self):
+        runner = self.runner
         if not self.folder.rows():
             self.folder.add_row({"epoch": 0, "step": 0})
         while not self.over():
-            while left := (self.epoch + 1) * self.config.pretrain_steps - self.step:
-                self.advance("step", self.train, left)
-            while left := self.config.pretrain_steps - int(self.state.validated):
-                self.advance("batch", self.validate, left)
-            self.state, row = self.finish_epoch(self.state)
+            runner.train((self.epoch + 1) * self.config.pretrain_steps, self.tell)
+            self.validate_epoch()
+            runner.state, row = self.finish_epoch(runner.state)
             row = {name: float(value) for name, value in row.items()}
-            row = {"epoch": self.epoch, "step": self.step, **row}
-            self.folder.add_row(row)
-            self.save()
-            self.hooks.row(row)
-        return {
-            "epoch": int(self.state.best_epoch),
-            "val_accuracy": float(self.state.best_accuracy),
-        }
+            runner.add_row({"epoch": self.epoch, "step": runner.step, **row})
+        state = runner.state
+        return {"epoch": int(state.best_epoch), "val_accuracy": float(state.best_accuracy)}
 
-    def advance(self, unit, function, left):
-        """Take some of the steps that are left; a batch of the validation costs less than one."""
-        self.tell()
-        steps = self.segment(left)
-        self.timed(unit, steps, self.call, function, steps)
-        self.check_finite(np.asarray(self.state.bad_step)[None])
-        validated = np.asarray(self.state.totals["val_accuracy"])[None]
-        self.check_all_finite("an output on the held-out classes", validated)
-        self.save_if_due()
+    def validate_epoch(self):
+        def left():
+            return self.config.pretrain_steps - int(self.runner.state.validated)
 
-    def call(self, function, steps):
-        self.state = function(self.state, self.key, self.data, jnp.int32(steps))
-        jax.block_until_ready(self.state)
+        def take(batches):
+            self.runner.take(self.validate, self.runner.data, 0, batches)
+            totals = self.runner.to_host(self.runner.state.totals)
+            self.runner.check_all_finite(
+                "an output on the held-out classes", totals["val_accuracy"]
+            )
+
+        self.runner.advance("batch", left, take, self.tell)
 
     def tell(self):
-        in_epoch = self.step - self.epoch * self.config.pretrain_steps
-        batches = in_epoch + int(self.state.validated)
-        done = batches / (2 * self.config.pretrain_steps)
-        means = {"accuracy": float(self.state.totals["accuracy"]) / in_epoch} if in_epoch else {}
-        self.hooks.progress(Progress("pretraining", 0, self.step, done, None, means))
-
-
-def _added(totals, **values):
-    return totals | {name: totals[name] + value for name, value in values.items()}
+        step, steps = self.runner.step, self.config.pretrain_steps
+        in_epoch = step - self.epoch * steps
+        done = (in_epoch + int(self.runner.state.validated)) / (2 * steps)
+        means = {n: x for n, x in self.runner.means(in_epoch).items() if n == "accuracy"}
+        self.hooks.progress(Progress("pretraining", 0, step, done, None, means))
 
 
 def _record(config, data):
