@@ -36,7 +36,11 @@ from jaxsparse.training.online import (
     run_online,
 )
 from jaxsparse.training.online.learners import Pretrained, make_gate
-from jaxsparse.training.online.pretrain import QUERY_SHOTS, pretraining_classes, sample_episodes
+from jaxsparse.training.online.pretrain_program import (
+    QUERY_SHOTS,
+    pretraining_classes,
+    sample_episodes,
+)
 from jaxsparse.training.online.result import accuracies, around_switches, detections, make_result
 from jaxsparse.training.runner import Runner
 

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxsparse.learners import Learner
+
 Tree = Any
 
 
@@ -56,6 +58,32 @@ def repeated(step: Callable[..., Tree]) -> Callable[..., Tree]:
         return jax.lax.fori_loop(0, args[-1], lambda _, s: step(s, *args[:-1]), state)
 
     return steps
+
+
+def after_step(state: Any, step: jax.Array, metrics: dict[str, jax.Array]) -> Any:
+    """A state's totals and first step that is not finite, after a step with these metrics.
+
+    Args:
+      state: has `totals`, which only know some of the metrics, and `first_nonfinite_step`.
+      step: int32, the step's number.
+      metrics: scalars, the "loss" among them.
+
+    Returns:
+      The state.
+
+    Example:
+      >>> state = after_step(state, state.step, {"loss": loss})._replace(params=params)
+    """
+    return state._replace(
+        totals=add_metrics(state.totals, metrics),
+        first_nonfinite_step=first_nonfinite(state.first_nonfinite_step, step, metrics["loss"]),
+    )
+
+
+def meta_step(learner: Learner, state: Any, tasks: Any) -> Any:
+    """A state after its `meta` has taken a meta-step on a batch of tasks."""
+    meta, metrics = learner.step(state.meta, tasks, None)
+    return after_step(state, state.meta.step, metrics)._replace(meta=meta)
 
 
 def add_metrics(totals: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> dict[str, Any]:

@@ -14,13 +14,7 @@ from jaxsparse.precision import float32_by_default
 from jaxsparse.training.continual.config import ContinualConfig
 from jaxsparse.training.continual.learners import Rates, TaskBatch, default_rates, make_learner
 from jaxsparse.training.errors import ConfigError
-from jaxsparse.training.program import (
-    Program,
-    add_metrics,
-    first_nonfinite,
-    learned_of,
-    repeated,
-)
+from jaxsparse.training.program import Program, after_step, learned_of, repeated
 
 Tree = Any
 
@@ -145,15 +139,8 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
         learned, memory, metrics = learner.learn(
             state.learner, state.memory, batch, batch_key, rates
         )
-        return state._replace(
-            learner=learned,
-            memory=memory,
-            totals=add_metrics(state.totals, metrics),
-            step=state.step + 1,
-            first_nonfinite_step=first_nonfinite(
-                state.first_nonfinite_step, state.step, metrics["loss"]
-            ),
-        )
+        state = after_step(state, state.step, metrics)
+        return state._replace(learner=learned, memory=memory, step=state.step + 1)
 
     def test_accuracy(state, stream, task):
         images, labels = streams.test_rows(stream, task)

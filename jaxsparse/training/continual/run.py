@@ -15,7 +15,7 @@ from jaxsparse.training.errors import ConfigError
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.runner import Hooks, Progress, Runner, first_of, plain
 from jaxsparse.training.seeds import place_runs
-from jaxsparse.training.statistics import mean_and_std
+from jaxsparse.training.statistics import over_seeds
 
 
 def run_stream(
@@ -89,7 +89,7 @@ def scan_stream(
 
 def _point(rates, accuracy):
     by_seed = [summaries(one) for one in accuracy.astype(np.float64)]
-    means = {name: mean_and_std([seed[name] for seed in by_seed]) for name in SUMMARIES}
+    means = over_seeds([{name: seed[name] for name in SUMMARIES} for seed in by_seed])
     return {**rates._asdict(), **means}
 
 

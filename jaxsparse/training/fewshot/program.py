@@ -15,13 +15,7 @@ from jaxsparse.data import ImageSet, Task, sample_tasks
 from jaxsparse.gates import sparsity
 from jaxsparse.maml import MetaState, evaluate
 from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
-from jaxsparse.training.program import (
-    Program,
-    add_metrics,
-    first_nonfinite,
-    keep_better,
-    repeated,
-)
+from jaxsparse.training.program import Program, keep_better, meta_step, repeated
 
 Tree = Any
 Metrics = dict[str, jax.Array]
@@ -141,14 +135,7 @@ def make_program(
     def train_step(state, key, data):
         task_key = jax.random.fold_in(jax.random.fold_in(key, _TRAIN), state.meta.step)
         tasks = sample(task_key, data, config.meta_batch_size)
-        meta, metrics = parts.learner.step(state.meta, tasks, None)
-        return state._replace(
-            meta=meta,
-            totals=add_metrics(state.totals, metrics),
-            first_nonfinite_step=first_nonfinite(
-                state.first_nonfinite_step, state.meta.step, metrics["loss"]
-            ),
-        )
+        return meta_step(parts.learner, state, tasks)
 
     def evaluation_tasks(key, data):
         return sample(key, data, EVALUATION_BATCH)

@@ -13,7 +13,7 @@ from jaxsparse.gates import sparsity
 from jaxsparse.precision import float32_by_default
 from jaxsparse.training.online.config import PRETRAINED_METHODS, OnlineConfig
 from jaxsparse.training.online.learners import make_learner
-from jaxsparse.training.online.pretrain import make_pretraining
+from jaxsparse.training.online.pretrain_program import make_pretraining
 from jaxsparse.training.program import Program, first_nonfinite, learned_of, repeated
 
 Tree = Any
