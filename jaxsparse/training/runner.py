@@ -1,5 +1,6 @@
 """The host's side of every run: advance in segments, report, save, stop, go on."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -143,11 +144,8 @@ class Runner:
 
     def train(self, end: int, tell: Callable[[], None]) -> None:
         """Train up to step `end`; see `advance`."""
-
-        def take(steps):
-            self.take(self._train, self.data, 0, steps)
-
-        self.advance("step", lambda: end - self.step, take, tell)
+        take = functools.partial(self.take, self._train, self.data)
+        self.advance("step", self.step, end, take, tell)
 
     def take(self, function: Callable, shared: Any, first: int, last: int) -> None:
         """Let a function made by the placement's `over_steps` change the state; wait for it."""
@@ -157,17 +155,19 @@ class Runner:
     def advance(
         self,
         unit: str,
-        left: Callable[[], int],
-        take: Callable[[int], None],
+        first: int,
+        end: int,
+        take: Callable[[int, int], None],
         tell: Callable[[], None],
         save: bool = True,
     ) -> None:
-        """Take all that is left of something, in segments of about a second.
+        """Take some steps, or whatever is counted, in segments of about a second.
 
         Args:
           unit: what is counted, in `seconds_per`.
-          left: how many there are left.
-          take: takes so many.
+          first: the number of the first.
+          end: that after the last.
+          take: takes those from its first argument to before its second, and waits for them.
           tell: called before each segment, to report progress.
           save: whether the state should be saved after a segment, where the last checkpoint is old.
 
@@ -175,10 +175,11 @@ class Runner:
           Stopped: asked to stop; the state is saved.
           Diverged: a loss was not finite.
         """
-        while (count := left()) > 0:
+        while first < end:
             tell()
-            segment = self.segment(count, unit)
-            self.timed(unit, segment, take, segment)
+            last = first + self.segment(end - first, unit)
+            self.timed(unit, last - first, take, first, last)
+            first = last
             self.check_finite()
             self.stop_if_asked()
             if save and time.monotonic() - self.saved_at > SAVE_SECONDS:

@@ -1,5 +1,6 @@
 """A run over a stream on the host: every task in turn, and its measurement."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -176,16 +177,12 @@ class _StreamRun:
         runner.add_row(row)
 
     def test_tasks(self, done, first, last):
-        shared, tasks = (self.stream, jnp.int32(done)), list(range(first, last))
-
-        def take(count):
-            self.runner.take(self.test, shared, tasks[0], tasks[0] + count)
-            del tasks[:count]
+        take = functools.partial(self.runner.take, self.test, (self.stream, jnp.int32(done)))
 
         def tell():
             self.tell("test", done / self.tasks)
 
-        self.runner.advance("test", lambda: len(tasks), take, tell, save=False)
+        self.runner.advance("test", first, last, take, tell, save=False)
 
     # ---- telling
 

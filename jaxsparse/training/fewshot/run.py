@@ -113,17 +113,14 @@ class _Run:
         batches: list[dict[str, np.ndarray]] = []
         count = batch_count(tasks)
 
-        def take(more):
-            for index in range(len(batches), len(batches) + more):
+        def take(first, last):
+            for index in range(first, last):
                 batches.append(self.evaluate_batch(split, params, mask, index))
 
-        self.runner.advance(
-            "batch",
-            lambda: count - len(batches),
-            take,
-            lambda: self.tell(split, len(batches) / count),
-            save=False,
-        )
+        def tell():
+            self.tell(split, len(batches) / count)
+
+        self.runner.advance("batch", 0, count, take, tell, save=False)
         metrics = {
             name: np.concatenate([batch[name] for batch in batches], axis=1)[:, :tasks]
             for name in batches[0]

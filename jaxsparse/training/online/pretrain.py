@@ -141,17 +141,15 @@ class _Pretraining:
         return {"epoch": int(state.best_epoch), "val_accuracy": float(state.best_accuracy)}
 
     def validate_epoch(self):
-        def left():
-            return self.config.pretrain_steps - int(self.runner.state.validated)
-
-        def take(batches):
-            self.runner.take(self.validate, self.runner.data, 0, batches)
+        def take(first, last):
+            self.runner.take(self.validate, self.runner.data, first, last)
             totals = self.runner.to_host(self.runner.state.totals)
             self.runner.check_all_finite(
                 "an output on the held-out classes", totals["val_accuracy"]
             )
 
-        self.runner.advance("batch", left, take, self.tell)
+        done, end = int(self.runner.state.validated), self.config.pretrain_steps
+        self.runner.advance("batch", done, end, take, self.tell)
 
     def tell(self):
         step, steps = self.runner.step, self.config.pretrain_steps
