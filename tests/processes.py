@@ -19,8 +19,8 @@ def start(experiment, args, save_seconds=None, **options):
     command = [sys.executable, "-m", f"experiments.{experiment}", *args]
     if save_seconds is not None:
         program = (
-            "import sys; from jaxsparse.training import host; "
-            f"host.SAVE_SECONDS = {save_seconds}; "
+            "import sys; from jaxsparse.training import runner; "
+            f"runner.SAVE_SECONDS = {save_seconds}; "
             f"from experiments import {experiment}; {experiment}.main(sys.argv[1:])"
         )
         command = [sys.executable, "-c", program, *args]

@@ -16,7 +16,7 @@ from experiments import continual, runs
 from experiments.continual.presets import preset_config
 from jaxsparse import gates, lamaml_step, losses
 from jaxsparse.data import LabelledSet, streams
-from jaxsparse.training import ConfigError, Diverged, Hooks, RunError, RunFolder, Stopped, host
+from jaxsparse.training import ConfigError, Diverged, Hooks, RunError, RunFolder, Stopped
 from jaxsparse.training.continual import (
     META_METHODS,
     ContinualConfig,
@@ -27,13 +27,14 @@ from jaxsparse.training.continual import (
     scan_stream,
     used_rates,
 )
+from jaxsparse.training.continual import run as run_module
 from jaxsparse.training.continual.learners import (
-    Arrival,
+    TaskBatch,
     default_rates,
     make_learner,
     make_model,
 )
-from jaxsparse.training.host import Host
+from jaxsparse.training.runner import Runner
 from jaxsparse.training.seeds import Placement, place_runs
 
 CLASSES, SIDE = 3, 5
@@ -89,9 +90,9 @@ def test_rates_are_used_or_not_as_is_said(method, mask_init):
     def learned(rates):
         state, memory = learner.init(key, rates), learner.init_memory(row)
         for step in range(2):
-            arrival = Arrival(rows, 0, True)
+            batch = TaskBatch(rows, 0, True)
             state, memory, _ = learner.learn(
-                state, memory, arrival, jax.random.fold_in(key, step), rates
+                state, memory, batch, jax.random.fold_in(key, step), rates
             )
         return state.params, getattr(state, "mask", ())
 
@@ -192,8 +193,8 @@ def test_la_maml_as_its_public_code_learns_images():
     state = learner.init(key, rates)
     rows = seen_rows()
     memory = learner.init_memory(jax.tree.map(lambda x: x[0], rows))
-    arrival = Arrival(rows, jnp.int32(0), jnp.bool_(True))
-    got, _, _ = learner.learn(state, memory, arrival, key, rates)
+    batch = TaskBatch(rows, jnp.int32(0), jnp.bool_(True))
+    got, _, _ = learner.learn(state, memory, batch, key, rates)
 
     loss_fn = losses.cross_entropy(make_model(config, labelled(0, 60)))
     step_key = jax.random.split(jax.random.fold_in(key, 0), 3)[1]
@@ -214,7 +215,7 @@ def test_algorithm_1_as_it_is_printed_can_be_asked_for():
     learner, rows = make_learner(config, data), seen_rows()
     state = learner.init(key, rates)
     memory = learner.init_memory(jax.tree.map(lambda x: x[0], rows))
-    got, _, _ = learner.learn(state, memory, Arrival(rows, 0, True), key, rates)
+    got, _, _ = learner.learn(state, memory, TaskBatch(rows, 0, True), key, rates)
     step_key = jax.random.split(jax.random.fold_in(key, 0), 3)[1]
     wanted, _ = lamaml_step(
         state, rows, None, step_key, loss_fn=losses.cross_entropy(make_model(config, data)),
@@ -333,9 +334,9 @@ def test_another_number_of_devices_goes_on_with_a_run(stream, tmp_path, monkeypa
         return Placement(runs, None)
 
     for places, allowed, batch in ((place_runs, 2, 1), (on_one, 0, 2), (place_runs, 1, 3)):
-        monkeypatch.setattr(host, "place_runs", places)
+        monkeypatch.setattr(run_module, "place_runs", places)
         folder = stop(config, stream, folder, allowed, batch)
-    monkeypatch.setattr(host, "place_runs", on_one)
+    monkeypatch.setattr(run_module, "place_runs", on_one)
     assert run_stream(config, stream, folder, Hooks()) == whole
     assert rows_of(folder) == rows_of(RunFolder.open(tmp_path / "whole", "task"))
 
@@ -371,7 +372,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(stream, tmp_pa
 
     folder = new_folder(tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        patch.setattr(Host, "save", end)
+        patch.setattr(Runner, "save", end)
         run_stream(config, stream, folder, Hooks())
     assert [row["task"] for row in folder.rows()] == [0]
     folder = RunFolder.open(folder.path, "task")

@@ -19,7 +19,7 @@ from experiments.fewshot import presets
 from jaxsparse import data as data_module
 from jaxsparse import nn, training
 from jaxsparse.nn import native
-from jaxsparse.training import host
+from jaxsparse.training import runner as runner_module
 from jaxsparse.training.fewshot import result as result_module
 from jaxsparse.training.fewshot import run as run_module
 
@@ -190,7 +190,7 @@ def test_seeds_side_by_side_are_the_seeds_alone(flags, small_network, tmp_path):
 def test_a_stopped_run_goes_on_to_the_same_end(
     segments, flags, small_network, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(host, "SEGMENT_SECONDS", 1e-9)  # a segment is one meta-step
+    monkeypatch.setattr(runner_module, "SEGMENT_SECONDS", 1e-9)  # a segment is one meta-step
     fewshot.main([*flags, f"--out={tmp_path / 'whole'}"])
     config = read_config(tmp_path / "whole")
     asked = iter(range(1000))

@@ -21,7 +21,7 @@ from jaxsparse import gates, init_lamaml_state, lamaml_step, nn, training
 from jaxsparse.data import ImageSet, streams
 from jaxsparse.training.continual import make_stream, program
 from jaxsparse.training.online import make_program
-from jaxsparse.training.online.pretrain import make_pretraining, pretraining_key
+from jaxsparse.training.online.pretrain_program import make_pretraining, pretraining_key
 
 
 class Notes:

@@ -26,7 +26,6 @@ from jaxsparse.continual.online import init_metabgd_state, metabgd_step
 from jaxsparse.data import ImageSet
 from jaxsparse.data.switching import first_task, next_batch, side_by_side
 from jaxsparse.training import ConfigError, Diverged, Hooks, RunError, RunFolder, Stopped
-from jaxsparse.training.host import Host
 from jaxsparse.training.online import (
     OnlineConfig,
     Trace,
@@ -37,8 +36,13 @@ from jaxsparse.training.online import (
     run_online,
 )
 from jaxsparse.training.online.learners import Pretrained, make_gate
-from jaxsparse.training.online.pretrain import QUERY_SHOTS, pretraining_classes, sample_episodes
+from jaxsparse.training.online.pretrain_program import (
+    QUERY_SHOTS,
+    pretraining_classes,
+    sample_episodes,
+)
 from jaxsparse.training.online.result import accuracies, around_switches, detections, make_result
+from jaxsparse.training.runner import Runner
 
 SIDE, T = 16, 13
 STREAM, INIT, LEARN = 0, 1, 2  # what keys are for
@@ -321,7 +325,7 @@ def new_folder(path):
 
 
 def test_a_stopped_run_ends_as_one_that_was_not(small_network, tmp_path, monkeypatch):
-    monkeypatch.setattr(Host, "segment", lambda self, left: 1)
+    monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
     config = dataclasses.replace(SMALL, seeds=2)
     whole = run_online(config, DATA, new_folder(tmp_path / "whole"), Hooks())
     rows = RunFolder.open(tmp_path / "whole", "interval").rows()
@@ -358,7 +362,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(small_network,
 
 
 def test_rows_without_a_checkpoint_are_not_dropped(small_network, tmp_path, monkeypatch):
-    monkeypatch.setattr(Host, "segment", lambda self, left: 1)
+    monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
     folder, asked = new_folder(tmp_path / "run"), iter([False] * 6 + [True])
     with pytest.raises(Stopped):
         run_online(SMALL, DATA, folder, Hooks(should_stop=lambda: next(asked)))
@@ -506,7 +510,7 @@ def test_episodes_keep_classes_and_images_apart():
 
 def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="fine-tuning")
-    monkeypatch.setattr(Host, "segment", lambda self, left: 1)
+    monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
 
     def run(name, **hooks):
         monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / name))
@@ -532,7 +536,7 @@ def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
 
 def test_a_pretrained_run_goes_on_without_its_cache(small_network, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="maml", seeds=3)
-    monkeypatch.setattr(Host, "segment", lambda self, left, unit="step": 1)
+    monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache[1]"))
     whole = run_online(config, DATA, new_folder(tmp_path / "whole"), Hooks())
     folder, rows = new_folder(tmp_path / "run"), []

@@ -10,7 +10,6 @@ from jaxsparse.training.errors import (
 )
 from jaxsparse.training.fewshot.config import FewShotConfig, make_gate, make_learner
 from jaxsparse.training.fewshot.program import (
-    Program,
     TrainState,
     largest_share,
     make_program,
@@ -18,8 +17,9 @@ from jaxsparse.training.fewshot.program import (
     task_mesh,
 )
 from jaxsparse.training.fewshot.run import run
-from jaxsparse.training.host import Hooks, Progress
+from jaxsparse.training.program import Program
 from jaxsparse.training.run_folder import RunFolder
+from jaxsparse.training.runner import Hooks, Progress
 
 __all__ = [
     "ConfigError",

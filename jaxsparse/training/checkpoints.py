@@ -30,6 +30,8 @@ from jaxsparse.training.errors import RunError, WriteError, one_line, writing
 
 Tree = Any
 KEPT = 3
+# Fields of states that have been renamed, and the names that checkpoints have for them.
+_STORED_NAMES = {"first_nonfinite_step": "bad_step"}
 # Of other names orbax and what it is built on may think that they are patterns or addresses.
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=,@~-]+")
 
@@ -294,6 +296,7 @@ def _by_path(state: Tree) -> dict[str, Any]:
 def _name(path: tuple) -> str:
     """The path of a leaf as `a.b.0`; no two paths have one name."""
     parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    parts = [_STORED_NAMES.get(part, part) for part in parts]
     return ".".join(quote(part, safe="").replace(".", "%2E") for part in parts) or "."
 
 

@@ -9,9 +9,6 @@ result.json      written once, at the end
 """
 
 import json
-import math
-import os
-import re
 import shlex
 import time
 import warnings
@@ -20,11 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jaxsparse.training.errors import RunError, reading, writing
 from jaxsparse.training.files import is_partial, replace_text
 from jaxsparse.training.locks import HOLDER, LOCK, locked
+from jaxsparse.training.rows import append_line, flat, null_for_nan, parse_row, to_json, to_line
 
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
@@ -162,7 +158,7 @@ class RunFolder:
         """
         with writing(self.path, RunError):
             if not (self.path / _CONFIG).exists():
-                replace_text(self.path / _CONFIG, _json(config))
+                replace_text(self.path / _CONFIG, to_json(config))
 
     def _sweep(self) -> None:
         """Remove what writers of small files left that were killed; the lock is held."""
@@ -195,12 +191,12 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json, whole or not at all; what is not finite becomes null."""
         with writing(self.path):
-            replace_text(self.path / _RESULT, _json(self._finite(_RESULT, result)))
+            replace_text(self.path / _RESULT, to_json(self._finite(_RESULT, result)))
 
     def log_timing(self, **seconds: Any) -> None:
         """Append a line to timing.jsonl."""
         with writing(self.path):
-            _append_line(self.path / "timing.jsonl", seconds)
+            append_line(self.path / "timing.jsonl", seconds)
 
     # ---- metrics
 
@@ -230,7 +226,7 @@ class RunFolder:
             raise RunError(problem or f"{self.path / _ROWS} lacks {self.unit}s before {last}")
         with writing(self.path):
             replace_text(
-                self.path / _ROWS, "".join(_line(self._finite(_ROWS, row)) for row in kept)
+                self.path / _ROWS, "".join(to_line(self._finite(_ROWS, row)) for row in kept)
             )
             if kept:
                 self._waiting.append((kept[-1]["step"] + 1, None))
@@ -244,7 +240,7 @@ class RunFolder:
         """
         row = self._finite(_ROWS, row)
         with writing(self.path):
-            _append_line(self.path / _ROWS, row)
+            append_line(self.path / _ROWS, row)
             self._waiting.append((row["step"], self._scalars(row)))
             # tensorboardX takes seconds to import where PyTorch is installed: what is there before
             # the first epoch waits for its end, so that the run starts at once.
@@ -259,13 +255,13 @@ class RunFolder:
             text = _read_file(path) if path.exists() else b""
         *lines, torn = text.split(b"\n")
         for number, line in enumerate(lines):
-            row = _parsed_row(line)
+            row = parse_row(line)
             if row is None or self._number(row) != number:
                 what = f"line {number + 1} is not the row of {self.unit} {number}"
                 return rows, f"{path} cannot be read: {what}"
             rows.append(row)
         # A process that was killed may have left half a row.
-        row = _parsed_row(torn)
+        row = parse_row(torn)
         return rows if row is None or self._number(row) != len(rows) else [*rows, row], ""
 
     def _number(self, row: dict[str, Any]) -> Any:
@@ -274,7 +270,7 @@ class RunFolder:
 
     def _finite(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """`value` with null for what JSON has no number for; told once for each file."""
-        replaced, names = _without_nan(value)
+        replaced, names = null_for_nan(value)
         if names and name not in self._told:
             self._told.add(name)
             listed = ", ".join(dict.fromkeys(names))
@@ -285,7 +281,7 @@ class RunFolder:
 
     def _scalars(self, row: dict[str, Any]) -> dict[str, float]:
         """What TensorBoard shows of a row."""
-        return {name: value for name, value in _flat(row) if name not in (self.unit, "step")}
+        return {name: value for name, value in flat(row) if name not in (self.unit, "step")}
 
     def _write_events(self) -> None:
         # Written here and not by tensorboardX's SummaryWriter, whose background thread would
@@ -320,7 +316,7 @@ def _has_entries(path: Path, config: Mapping[str, Any]) -> bool:
         stored = _read_json(path)
     except RunError:
         return False
-    wanted = json.loads(_json(dict(config)))
+    wanted = json.loads(to_json(dict(config)))
     return all(stored.get(name) == value for name, value in wanted.items())
 
 
@@ -334,87 +330,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     with reading(path):
         value = json.loads(_read_file(path).decode())
     if not isinstance(value, dict):
-        raise RunError(f"{path} cannot be read: want an object, got {_line(value)[:40].strip()}")
+        raise RunError(f"{path} cannot be read: want an object, got {to_line(value)[:40].strip()}")
     return value
-
-
-def _json(value: dict[str, Any]) -> str:
-    # Innermost lists on one line: a matrix is a line for each of its rows.
-    text = re.sub(
-        r"\[\n\s*([^\[\]{}]*?)\n\s*\]",
-        lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]",
-        json.dumps(value, indent=2, allow_nan=False),
-    )
-    return text + "\n"
-
-
-def _line(value: Any) -> str:
-    return json.dumps(value, allow_nan=False) + "\n"
-
-
-def _append_line(path: Path, value: dict[str, Any]) -> None:
-    """Add a line, whole or not at all; half a line that a kill left goes."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        end = os.lseek(file, 0, os.SEEK_END)
-        if end:
-            os.lseek(file, end - 1, os.SEEK_SET)
-            if os.read(file, 1) != b"\n":
-                end = path.read_bytes().rfind(b"\n") + 1
-                os.ftruncate(file, end)
-        left = _line(value).encode()
-        try:
-            while left:
-                left = left[os.write(file, left) :]
-        except BaseException:
-            with suppress(OSError):
-                os.ftruncate(file, end)
-            raise
-    finally:
-        os.close(file)
-
-
-def _parsed_row(line: bytes) -> dict[str, Any] | None:
-    """A line of the metrics: numbers under names, or lists or dicts of them. None: it is not."""
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError):
-        return None
-    whole = isinstance(row, dict) and _is_count(row.get("step")) and _holds_numbers(row)
-    return row if whole else None
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _holds_numbers(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_holds_numbers, value.values()))
-    if isinstance(value, list):
-        return all(x is None or isinstance(x, int | float) for x in value)
-    return value is None or isinstance(value, int | float)
-
-
-def _without_nan(value: Any, name: str = "") -> tuple[Any, list[str]]:
-    """`value` with None for numbers that are not finite, and the names that these are under."""
-    if isinstance(value, float):
-        return (value, []) if math.isfinite(value) else (None, [name])
-    if isinstance(value, dict):
-        found = {key: _without_nan(x, f"{name}/{key}" if name else key) for key, x in value.items()}
-        return {key: x for key, (x, _) in found.items()}, [
-            n for _, ns in found.values() for n in ns
-        ]
-    if isinstance(value, list | tuple):
-        listed = [_without_nan(x, name) for x in value]
-        return [x for x, _ in listed], [n for _, ns in listed for n in ns]
-    return value, []
-
-
-def _flat(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The scalars of a row under slash-joined names, the mean where there are several seeds."""
-    for name, value in row.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, float(np.array(value, float).mean())  # NaN for null

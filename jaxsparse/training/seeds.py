@@ -20,7 +20,8 @@ class Placement(NamedTuple):
 
     Attributes:
       runs: n.
-      mesh: the devices; None where one serves all.
+      mesh: the devices; None where all runs go together.
+      replicas: where they do, the devices that each have a copy of every array; None for one.
 
     Example:
       >>> placement = place_runs(5)
@@ -34,6 +35,7 @@ class Placement(NamedTuple):
 
     runs: int
     mesh: Mesh | None
+    replicas: Mesh | None = None
 
     @property
     def devices(self) -> int:
@@ -62,20 +64,29 @@ class Placement(NamedTuple):
     def put(self, tree: Tree, turn: int = 0) -> Tree:
         """Arrays that lead with the axis of runs, on the devices as they lie in that turn."""
         if self.mesh is None:
-            return jax.device_put(tree)
+            return self.share(tree)
         placed = jax.tree.map(lambda x: x[self.order(turn)], tree)
         return jax.device_put(placed, NamedSharding(self.mesh, PartitionSpec(_AXIS)))
 
     def share(self, tree: Tree) -> Tree:
         """`tree` on every device."""
-        if self.mesh is None:
-            return jax.device_put(tree)
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        mesh = self.mesh or self.replicas
+        return jax.device_put(tree, mesh and NamedSharding(mesh, PartitionSpec()))
 
     def kept(self, tree: Tree) -> Tree:
         """Arrays as they lie in the first turn, on the host, led by the axis of runs again."""
         places = np.unique(self.order(), return_index=True)[1]
         return jax.tree.map(lambda x: np.asarray(x)[places], tree)
+
+    def stored(self, tree: Tree) -> Tree:
+        """Arrays as a checkpoint holds them: without the places that lie idle."""
+        return tree if self.mesh is None else self.kept(tree)
+
+    def stored_shapes(self, shapes: Tree) -> Tree:
+        """The shapes and dtypes that `stored` gives of arrays of these."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.runs, *x.shape[1:]), x.dtype), shapes
+        )
 
     def over_runs(
         self, function: Callable, in_axes: Sequence[int | None], **jit_options: Any
@@ -99,7 +110,7 @@ class Placement(NamedTuple):
           >>> placement.kept(times(placement.put(np.arange(3)), 2)).tolist()
           [0, 2, 4]
         """
-        return self._jit(_each_place(function, in_axes), in_axes, jit_options)
+        return self._jit(self._each(function, in_axes), in_axes, jit_options)
 
     def over_steps(self, function: Callable, **jit_options: Any) -> Callable[..., Tree]:
         """The function that takes steps of all runs, each device an equal share of them.
@@ -123,7 +134,7 @@ class Placement(NamedTuple):
         """
         alike = self.turns == 1
         in_axes = (0, 0, None, None, None) if alike else (0, 0, None, 0, 0)
-        each = _each_place(function, in_axes)
+        each = self._each(function, in_axes)
 
         def turn(*args):
             state = each(*args)
@@ -160,6 +171,9 @@ class Placement(NamedTuple):
             handed_on = np.roll(then[:, -1:], 1)
             taken = np.concatenate([then[:, :-1], handed_on], 1)
 
+    def _each(self, function: Callable, in_axes: Sequence[int | None]) -> Callable:
+        return _each_place(function, in_axes)
+
     def _hand_on(self, x: jax.Array) -> jax.Array:
         to_next = [(i, (i + 1) % self.devices) for i in range(self.devices)]
         return x.at[-1].set(jax.lax.ppermute(x[-1], _AXIS, to_next))
@@ -172,6 +186,28 @@ class Placement(NamedTuple):
             local, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(_AXIS), check_vma=False
         )
         return jax.jit(divided, **options)
+
+
+class SingleRun(Placement):
+    """One run, on one device, whose arrays have no axis of runs there or in checkpoints.
+
+    Example:
+      >>> SingleRun(1, None).kept(jax.numpy.ones(3)).shape
+      (1, 3)
+    """
+
+    __slots__ = ()
+
+    def kept(self, tree: Tree) -> Tree:
+        """Arrays on the host, led by an axis of runs."""
+        return jax.tree.map(lambda x: np.asarray(x)[None], tree)
+
+    def stored_shapes(self, shapes: Tree) -> Tree:
+        """As they are."""
+        return shapes
+
+    def _each(self, function: Callable, in_axes: Sequence[int | None]) -> Callable:
+        return function
 
 
 def place_runs(runs: int) -> Placement:

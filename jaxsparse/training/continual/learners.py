@@ -9,13 +9,16 @@ import optax
 
 from jaxsparse import gates, losses, nn
 from jaxsparse.continual import buffer
-from jaxsparse.continual.er import er_step, init_online_state
-from jaxsparse.continual.gem import agem_step, gem_step
-from jaxsparse.continual.mer import mer_step
+from jaxsparse.continual.learners import agem, er, gem, mer
 from jaxsparse.gates import Gate
-from jaxsparse.lamaml import init_lamaml_state, lamaml_step
+from jaxsparse.learner import Learner, StreamBatch
+from jaxsparse.learners import lamaml
 from jaxsparse.training import settings
-from jaxsparse.training.continual.config import META_METHODS, ContinualConfig
+from jaxsparse.training.continual.config import (
+    META_METHODS,
+    TASK_MEMORY_METHODS,
+    ContinualConfig,
+)
 from jaxsparse.training.errors import ConfigError
 
 Tree = Any
@@ -30,8 +33,8 @@ class Rates(NamedTuple):
     theta_lr: Any
 
 
-class Arrival(NamedTuple):
-    """A batch of the stream.
+class TaskBatch(NamedTuple):
+    """A batch as the stream brings it, before anything is drawn from memory.
 
     Attributes:
       rows: (images uint8 [b, h, w, c], labels int32 [b]).
@@ -44,20 +47,20 @@ class Arrival(NamedTuple):
     first_pass: Any
 
 
-class Learner(NamedTuple):
-    """A method as pure functions.
+class StreamLearner(NamedTuple):
+    """A method with its memory, as pure functions of its rates.
 
     Attributes:
       init: `(key, rates) -> state`.
       init_memory: `row -> memory`; a row is (image, label).
-      learn: `(state, memory, arrival, key, rates) -> (state, memory, metrics)`.
+      learn: `(state, memory, batch, key, rates) -> (state, memory, metrics)`.
       predict: `(state, images) -> logits`.
       step_sizes: `(state, rates) -> tree` of the gate's step sizes; None where there is no gate.
     """
 
     init: Callable[[jax.Array, Rates], Tree]
     init_memory: Callable[[Any], Tree]
-    learn: Callable[[Tree, Tree, Arrival, jax.Array, Rates], tuple[Tree, Tree, Metrics]]
+    learn: Callable[[Tree, Tree, TaskBatch, jax.Array, Rates], tuple[Tree, Tree, Metrics]]
     predict: Callable[[Tree, jax.Array], jax.Array]
     step_sizes: Callable[[Tree, Rates], Tree] | None
 
@@ -134,7 +137,7 @@ def make_model(config: ContinualConfig, data: Any) -> nn.Model:
     return nn.normalised(model, data.mean, data.std)
 
 
-def make_learner(config: ContinualConfig, data: Any) -> Learner:
+def make_learner(config: ContinualConfig, data: Any) -> StreamLearner:
     """The method that `config` names.
 
     Args:
@@ -142,7 +145,7 @@ def make_learner(config: ContinualConfig, data: Any) -> Learner:
       data: a `LabelledSet`: its images' shape and scale, its number of classes.
 
     Returns:
-      A `Learner`.
+      A `StreamLearner`.
 
     Raises:
       ConfigError: images too small for the network.
@@ -180,55 +183,29 @@ def make_gate(config: ContinualConfig, rates: Rates) -> Gate:
 
 def _meta_learner(config, model):
     loss_fn = losses.cross_entropy(model)
-    learned_rates = config.method in ("lamaml", "sync-lamaml")
-    raw = learned_rates and config.inner_rates == "raw"
-    inner_gate = gates.linear(config.inner_lr) if raw else None
-
-    def parts(rates):
-        gated_theta = config.method in ("sparse-lamaml", "lamaml")
-        return {
-            "gate": make_gate(config, rates),
-            "mask_optimizer": (None if config.method == "cmaml-sync" else optax.sgd(rates.mask_lr)),
-            "theta_optimizer": None if gated_theta else optax.sgd(rates.theta_lr),
-        }
 
     def init(key, rates):
         model_key, mask_key = jax.random.split(key)
-        return init_lamaml_state(model.init(model_key), key=mask_key, **parts(rates))
+        return _lamaml(config, loss_fn, rates).init(model.init(model_key), mask_key)
 
-    def learn(state, memory, arrival, key, rates):
-        learner = parts(rates)
+    def learn(state, memory, batch, key, rates):
+        learner = _lamaml(config, loss_fn, rates)
 
         def glance(carry, index):
             state, memory = carry
             replay_key, step_key, memory_key = jax.random.split(jax.random.fold_in(key, index), 3)
             # Drawn before the batch's own rows are added, so that the first glance at the first
             # batch has none: their weights are 0.
-            replay, weights = buffer.sample(memory, replay_key, config.replay_batch_size)
-            state, metrics = lamaml_step(
-                state,
-                arrival.rows,
-                replay,
-                step_key,
-                loss_fn=loss_fn,
-                replay_weights=weights,
-                inner_gate=inner_gate,
-                inner_batch_size=config.inner_batch_size,
-                inner_clip=config.inner_clip,
-                second_order=config.second_order,
-                clip_norm=config.clip_norm,
-                meta_iterates=config.meta_iterates,
-                gradient_sum=config.gradient_sum,
-                **learner,
-            )
-            in_order = jax.tree.map(lambda x: x[metrics["order"]], arrival.rows)
-            memory = buffer.add(memory, in_order, memory_key, arrival.first_pass & (index == 0))
+            drawn = StreamBatch(batch.rows, *_replayed(config, memory, batch, replay_key))
+            state, metrics = learner.step(state, drawn, step_key)
+            in_order = jax.tree.map(lambda x: x[metrics["order"]], batch.rows)
+            memory = buffer.add(memory, in_order, memory_key, batch.first_pass & (index == 0))
             return (state, memory), {name: metrics[name] for name in ("loss", "accuracy")}
 
         (state, memory), metrics = jax.lax.scan(glance, (state, memory), jnp.arange(config.glances))
         return state, memory, jax.tree.map(jnp.mean, metrics)
 
-    return Learner(
+    return StreamLearner(
         init=init,
         init_memory=lambda row: buffer.init_buffer(row, config.memories),
         learn=learn,
@@ -237,26 +214,47 @@ def _meta_learner(config, model):
     )
 
 
+def _lamaml(config: ContinualConfig, loss_fn: Callable, rates: Rates) -> Learner:
+    learned_rates = config.method in ("lamaml", "sync-lamaml")
+    raw = learned_rates and config.inner_rates == "raw"
+    gated_theta = config.method in ("sparse-lamaml", "lamaml")
+    return lamaml(
+        loss_fn,
+        make_gate(config, rates),
+        mask_optimizer=None if config.method == "cmaml-sync" else optax.sgd(rates.mask_lr),
+        theta_optimizer=None if gated_theta else optax.sgd(rates.theta_lr),
+        inner_gate=gates.linear(config.inner_lr) if raw else None,
+        inner_batch_size=config.inner_batch_size,
+        inner_clip=config.inner_clip,
+        second_order=config.second_order,
+        clip_norm=config.clip_norm,
+        meta_iterates=config.meta_iterates,
+        gradient_sum=config.gradient_sum,
+    )
+
+
 def _plain_learner(config, model):
     """Methods whose state is theta and its optimiser; they differ in what they remember."""
     loss_fn = losses.cross_entropy(model)
-    step, remember, init_memory = _PLAIN[config.method](config, loss_fn)
+    init_memory, remember = _memory(config)
 
     def init(key, rates):
-        return init_online_state(model.init(key), optax.sgd(rates.theta_lr))
+        return _baseline(config, loss_fn, rates).init(model.init(key), key)
 
-    def learn(state, memory, arrival, key, rates):
+    def learn(state, memory, batch, key, rates):
+        learner = _baseline(config, loss_fn, rates)
+
         def glance(state, index):
-            glance_key = jax.random.fold_in(key, index)
-            state, metrics = step(state, memory, arrival, glance_key, rates)
+            replay = _replayed(config, memory, batch, jax.random.fold_in(key, index))
+            state, metrics = learner.step(state, StreamBatch(batch.rows, *replay), None)
             return state, {name: metrics[name] for name in ("loss", "accuracy")}
 
         state, metrics = jax.lax.scan(glance, state, jnp.arange(config.glances))
-        memory = remember(memory, arrival, jax.random.fold_in(key, config.glances))
+        memory = remember(memory, batch, jax.random.fold_in(key, config.glances))
         return state, memory, jax.tree.map(jnp.mean, metrics)
 
     rows_in_turn = config.method == "mer" and config.batch_size > 1
-    return Learner(
+    return StreamLearner(
         init=init,
         init_memory=init_memory,
         learn=_row_by_row(learn) if rows_in_turn else learn,
@@ -268,123 +266,64 @@ def _plain_learner(config, model):
 def _row_by_row(learn):
     """`learn` for each row of a batch in turn, which is remembered before the next one's."""
 
-    def learn_batch(state, memory, arrival, key, rates):
+    def learn_batch(state, memory, batch, key, rates):
         def turn(carry, place_and_row):
             place, row = place_and_row
-            own = arrival._replace(rows=jax.tree.map(lambda x: x[None], row))
+            own = batch._replace(rows=jax.tree.map(lambda x: x[None], row))
             state, memory, metrics = learn(*carry, own, jax.random.fold_in(key, place), rates)
             return (state, memory), metrics
 
-        places = jnp.arange(len(arrival.rows[1]))
-        (state, memory), metrics = jax.lax.scan(turn, (state, memory), (places, arrival.rows))
+        places = jnp.arange(len(batch.rows[1]))
+        (state, memory), metrics = jax.lax.scan(turn, (state, memory), (places, batch.rows))
         return state, memory, jax.tree.map(jnp.mean, metrics)
 
     return learn_batch
 
 
-def _without_memory(config, loss_fn):
-    def step(state, memory, arrival, key, rates):
-        return er_step(
-            state,
-            arrival.rows,
-            None,
-            loss_fn=loss_fn,
-            optimizer=optax.sgd(rates.theta_lr),
-            clip_norm=config.clip_norm,
-        )
-
-    return step, lambda memory, arrival, key: memory, lambda row: ()
-
-
-def _reservoir(config):
-    def remember(memory, arrival, key):
-        return buffer.add(memory, arrival.rows, key, arrival.first_pass)
-
-    return remember, lambda row: buffer.init_buffer(row, config.memories)
-
-
-def _er(config, loss_fn):
-    def step(state, memory, arrival, key, rates):
-        replay, weights = buffer.sample(memory, key, config.replay_batch_size)
-        return er_step(
-            state,
-            arrival.rows,
-            replay,
-            loss_fn=loss_fn,
-            optimizer=optax.sgd(rates.theta_lr),
-            replay_weights=weights,
-            clip_norm=config.clip_norm,
-        )
-
-    return step, *_reservoir(config)
-
-
-def _mer(config, loss_fn):
-    def step(state, memory, arrival, key, rates):
-        keys = jax.random.split(key, config.replay_passes)
-        replay, weights = jax.vmap(lambda k: buffer.sample(memory, k, config.replay_batch_size))(
-            keys
-        )
-        return mer_step(
-            state,
-            arrival.rows,
-            replay,
-            weights,
-            loss_fn=loss_fn,
+def _baseline(config: ContinualConfig, loss_fn: Callable, rates: Rates) -> Learner:
+    sgd, clip_norm = optax.sgd(rates.theta_lr), config.clip_norm
+    if config.method == "mer":
+        return mer(
+            loss_fn,
             learning_rate=rates.theta_lr,
             within_batch_rate=config.within_rate,
             across_batch_rate=config.across_rate,
-            clip_norm=config.clip_norm,
+            clip_norm=clip_norm,
         )
-
-    return step, *_reservoir(config)
-
-
-def _task_memory(config):
-    def remember(memory, arrival, key):
-        return buffer.write(memory, arrival.task, arrival.rows, arrival.first_pass)
-
-    slots = config.memory_per_task or config.memories // config.tasks
-    return remember, lambda row: buffer.init_memory(row, config.tasks, slots)
+    if config.method == "gem":
+        return gem(loss_fn, sgd, margin=config.margin, clip_norm=clip_norm)
+    method = agem if config.method == "agem" else er
+    return method(loss_fn, sgd, clip_norm=clip_norm)
 
 
-def _gem(config, loss_fn):
-    def step(state, memory, arrival, key, rates):
-        return gem_step(
-            state,
-            arrival.rows,
-            memory.rows,
-            arrival.task,
-            loss_fn=loss_fn,
-            optimizer=optax.sgd(rates.theta_lr),
-            margin=config.margin,
-            clip_norm=config.clip_norm,
+def _replayed(config: ContinualConfig, memory: Tree, batch: TaskBatch, key: jax.Array) -> tuple:
+    """What a method replays beside a batch: the fields of `StreamBatch` after its rows."""
+    size = config.replay_batch_size
+    if config.method in ("sgd", "iid"):
+        return ()
+    if config.method == "mer":
+        keys = jax.random.split(key, config.replay_passes)
+        return jax.vmap(lambda key: buffer.sample(memory, key, size))(keys)
+    if config.method == "gem":
+        return memory.rows, None, batch.task
+    if config.method == "agem":
+        return buffer.sample_earlier(memory, batch.task, key, size)
+    return buffer.sample(memory, key, size)
+
+
+def _memory(config: ContinualConfig) -> tuple[Callable, Callable]:
+    """How a baseline's memory starts, and what it keeps of a batch."""
+    if config.method in ("sgd", "iid"):
+        return lambda row: (), lambda memory, batch, key: memory
+    if config.method in TASK_MEMORY_METHODS:
+        slots = config.memory_per_task or config.memories // config.tasks
+        return (
+            lambda row: buffer.init_memory(row, config.tasks, slots),
+            lambda memory, batch, key: buffer.write(
+                memory, batch.task, batch.rows, batch.first_pass
+            ),
         )
-
-    return step, *_task_memory(config)
-
-
-def _agem(config, loss_fn):
-    def step(state, memory, arrival, key, rates):
-        rows, weights = buffer.sample_earlier(memory, arrival.task, key, config.replay_batch_size)
-        return agem_step(
-            state,
-            arrival.rows,
-            rows,
-            weights,
-            loss_fn=loss_fn,
-            optimizer=optax.sgd(rates.theta_lr),
-            clip_norm=config.clip_norm,
-        )
-
-    return step, *_task_memory(config)
-
-
-_PLAIN = {
-    "er": _er,
-    "mer": _mer,
-    "gem": _gem,
-    "agem": _agem,
-    "sgd": _without_memory,
-    "iid": _without_memory,
-}
+    return (
+        lambda row: buffer.init_buffer(row, config.memories),
+        lambda memory, batch, key: buffer.add(memory, batch.rows, key, batch.first_pass),
+    )

@@ -1,17 +1,20 @@
 """A run over a stream of tasks as pure functions of a state: learn, measure after every task."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.data import TaskStream, streams
 from jaxsparse.gates import sparsity
 from jaxsparse.precision import float32_by_default
 from jaxsparse.training.continual.config import ContinualConfig
-from jaxsparse.training.continual.learners import Arrival, Rates, default_rates, make_learner
+from jaxsparse.training.continual.learners import Rates, TaskBatch, default_rates, make_learner
 from jaxsparse.training.errors import ConfigError
+from jaxsparse.training.program import Program, after_step, learned_of, repeated
 
 Tree = Any
 
@@ -42,16 +45,15 @@ class StreamState(NamedTuple):
     totals: dict[str, jax.Array]  # sums over the batches of the present task
     step: jax.Array  # int32, batches learned
     measured: jax.Array  # int32, tasks after which the accuracy was measured; -1: not even before
-    bad_step: jax.Array  # int32, the first batch whose loss was not finite; -1: none
+    first_nonfinite_step: jax.Array  # int32, of the batches' losses; -1: none
 
 
-class StreamProgram(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class StreamProgram(Program):
     """The pure functions of a run; see `make_program`."""
 
     batches_per_task: int
     schedule: Callable[[jax.Array, TaskStream], Schedule]
-    init: Callable[[jax.Array, Rates, TaskStream], StreamState]
-    train: Callable[..., StreamState]
     test: Callable[..., StreamState]
     finish_task: Callable[..., tuple[StreamState, dict[str, Any]]]
 
@@ -61,8 +63,7 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
 
     - `schedule(key, stream) -> Schedule`: the images of each task and their order.
     - `init(key, rates, stream) -> state`
-    - `train(state, schedule, key, rates, stream, steps) -> state`: `steps` more batches. The count
-      is traced: one executable serves any number, so that cutting a run into pieces changes no bit.
+    - `train(state, schedule, key, rates, stream, steps) -> state`: `steps` more batches.
     - `test(state, stream, done, first, last) -> state`: after `done` tasks, measure the accuracies
       on the tasks from `first` to before `last`.
     - `finish_task(state, rates, done) -> (state, row)`: the row holds the accuracies measured after
@@ -112,7 +113,7 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
             jnp.int32(-1),
         )
 
-    def arrive(schedule, key, stream, step):
+    def next_batch(schedule, key, stream, step):
         """The batch number `step` of the run."""
         task, position = step // per_task, step % per_task
         tasks, indices = schedule.tasks[task], schedule.indices[task]
@@ -130,30 +131,16 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
             images = streams.augment(
                 jax.random.fold_in(jax.random.fold_in(key, _AUGMENT), step), images
             )
-        return Arrival((images, labels), task, position < per_epoch)
+        return TaskBatch((images, labels), task, position < per_epoch)
 
     def train_step(state, schedule, key, rates, stream):
         batch_key = jax.random.fold_in(jax.random.fold_in(key, _LEARN), state.step)
-        arrival = arrive(schedule, key, stream, state.step)
+        batch = next_batch(schedule, key, stream, state.step)
         learned, memory, metrics = learner.learn(
-            state.learner, state.memory, arrival, batch_key, rates
+            state.learner, state.memory, batch, batch_key, rates
         )
-        totals = {name: total + metrics[name] for name, total in state.totals.items()}
-        first_bad = ~jnp.isfinite(metrics["loss"]) & (state.bad_step < 0)
-        bad_step = jnp.where(first_bad, state.step, state.bad_step)
-        return state._replace(
-            learner=learned,
-            memory=memory,
-            totals=totals,
-            step=state.step + 1,
-            bad_step=bad_step,
-        )
-
-    def train(state, schedule, key, rates, stream, steps):
-        def body(_, state):
-            return train_step(state, schedule, key, rates, stream)
-
-        return jax.lax.fori_loop(0, steps, body, state)
+        state = after_step(state, state.step, metrics)
+        return state._replace(learner=learned, memory=memory, step=state.step + 1)
 
     def test_accuracy(state, stream, task):
         images, labels = streams.test_rows(stream, task)
@@ -183,8 +170,20 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
         totals = jax.tree.map(jnp.zeros_like, state.totals)
         return state._replace(totals=totals, measured=jnp.int32(done)), row
 
-    functions = (schedule, init, train, test, finish_task)
-    return StreamProgram(per_task, *(float32_by_default(function) for function in functions))
+    def position(state):
+        return {"step": state.step, "task": np.maximum(state.measured, 0)}
+
+    return StreamProgram(
+        unit="batch",
+        init=float32_by_default(init),
+        train=float32_by_default(repeated(train_step)),
+        position=position,
+        learned=lambda state: learned_of(state.learner),
+        batches_per_task=per_task,
+        schedule=float32_by_default(schedule),
+        test=float32_by_default(test),
+        finish_task=float32_by_default(finish_task),
+    )
 
 
 def make_stream(config: ContinualConfig, stream: TaskStream) -> Callable[..., dict[str, Any]]:

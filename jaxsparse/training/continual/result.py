@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxsparse import metrics
 from jaxsparse.training.continual.config import ContinualConfig
-from jaxsparse.training.statistics import mean_and_std
+from jaxsparse.training.statistics import of_seed, over_seeds, without_nan
 
 SUMMARIES = ("retained_accuracy", "backward_transfer_interference", "learning_accuracy")
 
@@ -36,20 +36,16 @@ def make_result(
         {
             "seed": config.seed + i,
             **summaries(accuracy[i]),
-            "sparsity": _of_seed(rows[-1]["sparsity"], i),
-            "accuracy": _without_nan(accuracy[i, 1:]),
-            "initial_accuracy": _without_nan(accuracy[i, 0]),
+            "sparsity": of_seed(rows[-1]["sparsity"], i),
+            "accuracy": without_nan(accuracy[i, 1:].round(6).tolist()),
+            "initial_accuracy": without_nan(accuracy[i, 0].round(6).tolist()),
         }
         for i in range(config.seeds)
     ]
-    whole: dict[str, Any] = {"part": "validation" if config.validation else "test"}
-    for name in (*SUMMARIES, "forward_transfer"):
-        whole[name] = mean_and_std([seed[name] for seed in per_seed])
-    names = per_seed[0]["sparsity"]
-    whole["sparsity"] = {
-        name: mean_and_std([seed["sparsity"][name] for seed in per_seed]) for name in names
-    }
-    return whole | {"seeds": per_seed}
+    averaged = (*SUMMARIES, "forward_transfer", "sparsity")
+    whole = over_seeds([{name: seed[name] for name in averaged} for seed in per_seed])
+    part = "validation" if config.validation else "test"
+    return {"part": part, **whole, "seeds": per_seed}
 
 
 def summaries(accuracy: np.ndarray) -> dict[str, float]:
@@ -62,14 +58,3 @@ def summaries(accuracy: np.ndarray) -> dict[str, float]:
         "forward_transfer": metrics.forward_transfer(R, initial),
     }
     return {name: float(value) for name, value in values.items()}
-
-
-def _of_seed(row: dict[str, Any], seed: int) -> dict[str, float]:
-    return {name: x[seed] if isinstance(x, list) else x for name, x in row.items()}
-
-
-def _without_nan(array: np.ndarray) -> Any:
-    """Nested lists with None where nothing was measured: JSON has no NaN."""
-    whole = array.round(6).astype(object)
-    whole[np.isnan(array)] = None
-    return whole.tolist()

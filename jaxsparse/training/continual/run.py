@@ -1,6 +1,6 @@
-"""The host's side of a run over a stream: drive, report, save, go on, stop."""
+"""A run over a stream on the host: every task in turn, and its measurement."""
 
-import time
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +13,10 @@ from jaxsparse.training.continual.learners import Rates, default_rates
 from jaxsparse.training.continual.program import make_program, measured_tasks
 from jaxsparse.training.continual.result import SUMMARIES, make_result, summaries
 from jaxsparse.training.errors import ConfigError
-from jaxsparse.training.host import Hooks, Progress, RunsHost, learned, plain
 from jaxsparse.training.run_folder import RunFolder
-from jaxsparse.training.statistics import mean_and_std
+from jaxsparse.training.runner import Hooks, Progress, Runner, first_of, plain
+from jaxsparse.training.seeds import place_runs
+from jaxsparse.training.statistics import over_seeds
 
 
 def run_stream(
@@ -42,7 +43,7 @@ def run_stream(
     """
     runs = [Run(seed, default_rates(config)) for seed in _seeds(config)]
     with folder.lock():
-        accuracy = _StreamRun(config, runs, stream, folder, hooks).run()
+        accuracy = _StreamRun(config, runs, stream, folder, hooks).to_the_end()
         result = make_result(config, folder.rows(), accuracy)
         folder.write_result(result)
     return result
@@ -79,7 +80,7 @@ def scan_stream(
         raise ConfigError("validation must be set in a scan: the test images are read once")
     runs = [Run(seed, rates) for rates in grid for seed in _seeds(config)]
     with folder.lock():
-        accuracy = _StreamRun(config, runs, stream, folder, hooks, may_diverge=True).run()
+        accuracy = _StreamRun(config, runs, stream, folder, hooks, may_diverge=True).to_the_end()
         # A network that has diverged is right about nothing.
         by_point = np.nan_to_num(accuracy).reshape(len(grid), config.seeds, *accuracy.shape[1:])
         result = {"points": [_point(*pair) for pair in zip(grid, by_point, strict=True)]}
@@ -89,7 +90,7 @@ def scan_stream(
 
 def _point(rates, accuracy):
     by_seed = [summaries(one) for one in accuracy.astype(np.float64)]
-    means = {name: mean_and_std([seed[name] for seed in by_seed]) for name in SUMMARIES}
+    means = over_seeds([{name: seed[name] for name in SUMMARIES} for seed in by_seed])
     return {**rates._asdict(), **means}
 
 
@@ -104,142 +105,106 @@ class Run(NamedTuple):
     rates: Rates
 
 
-class _StreamRun(RunsHost):
+class _StreamRun:
     """The state of a run on the host; its arrays lead with the axis of runs."""
 
-    unit = "batch"
-
     def __init__(self, config, runs, stream, folder, hooks, may_diverge=False):
-        super().__init__(folder, hooks, len(runs))
-        self.config, self.runs, self.tasks = config, runs, stream.num_tasks
-        self.may_diverge, self.first_seed = may_diverge, config.seed
-        self.program = make_program(config, stream)
-        self.functions = self._jit()
-        self.stream = self.placement.share(stream)
+        self.config, self.tasks, self.folder, self.hooks = config, stream.num_tasks, folder, hooks
+        self.program, placement = make_program(config, stream), place_runs(len(runs))
+        self._compile(placement)
+        self.stream = placement.share(stream)
         keys = jnp.stack([jax.random.key(run.seed) for run in runs])
         rates = Rates(*jnp.array([run.rates for run in runs], jnp.float32).T)
-        self.by_turn = [self._of_turn(keys, rates, t) for t in range(self.placement.turns)]
-        init, start = self.functions["init"], (*self.by_turn[0][1:], self.stream)
-        restored = self.restored(init, *start)
-        self.state = init(*start) if restored is None else restored
+        schedule = placement.over_runs(self.program.schedule, (0, None))
+        schedule = placement.kept(schedule(placement.put(keys), self.stream))
+        self.runner = Runner(
+            *(self.program, folder, hooks, placement, (schedule, keys, rates), self.stream),
+            first_seed=config.seed,
+            may_diverge=may_diverge,
+        )
+        _, keys, self.rates = self.runner.own
+        init = placement.over_runs(self.program.init, (0, 0, None))
+        if not self.runner.restore(init, keys, self.rates, self.stream):
+            self.runner.state = init(keys, self.rates, self.stream)
         folder.keep_rows(self.measured)
 
-    def _of_turn(self, keys, rates, turn):
-        """What tells the runs apart, as they lie in that turn."""
-        keys, rates = self.placement.put((keys, rates), turn)
-        return self.functions["schedule"](keys, self.stream), keys, rates
+    def _compile(self, placement):
+        program = self.program
 
-    def _jit(self):
-        program, placement = self.program, self.placement
-
-        def train(state, by_run, stream, first, last):
-            return program.train(state, *by_run, stream, last - first)
-
-        def test(state, by_run, shared, first, last):
+        def test(state, own, shared, first, last):
             return program.test(state, *shared, first, last)
 
-        return {
-            "schedule": placement.over_runs(program.schedule, (0, None)),
-            "init": placement.over_runs(program.init, (0, 0, None)),
-            "train": placement.over_steps(train),
-            "test": placement.over_steps(test),
-            "finish_task": placement.over_runs(program.finish_task, (0, 0, None), donate_argnums=0),
-        }
-
-    def learned(self, state):
-        return learned(state.learner)
-
-    @property
-    def step(self) -> int:
-        return int(self.state.step[0])
+        self.test = placement.over_steps(test)
+        self.finish_task = placement.over_runs(program.finish_task, (0, 0, None), donate_argnums=0)
 
     @property
     def measured(self) -> int:
         """Tasks after which the accuracy was measured; -1: not even before the first."""
-        return int(self.state.measured[0])
-
-    def position(self):
-        return {"step": self.step, "task": max(self.measured, 0)}
+        return first_of(self.runner.state.measured)
 
     # ---- the run
 
-    def run(self):
+    def to_the_end(self):
+        runner = self.runner
         if self.measured < 0:
             self.measure(0)
         while self.measured < self.tasks:
-            begun = time.monotonic()
-            self.train_task()
-            trained = time.monotonic()
+            runner.lap()
+            end = (self.measured + 1) * self.program.batches_per_task
+            runner.train(end, self.tell_training)
+            train_seconds = runner.lap()
             self.measure(self.measured + 1)
             self.folder.log_timing(
-                task=self.measured,
-                train_seconds=round(trained - begun, 3),
-                test_seconds=round(time.monotonic() - trained, 3),
+                task=self.measured, train_seconds=train_seconds, test_seconds=runner.lap()
             )
-        return self.placement.kept(self.state.accuracy)
-
-    def train_task(self):
-        per_task = self.program.batches_per_task
-        end = (self.measured + 1) * per_task
-        while self.step < end:
-            self.tell("train", 1 - (end - self.step) / per_task)
-            steps = self.segment(end - self.step)
-            self.timed("step", steps, self.train_segment, steps)
-            self.check_finite(self.placement.kept(self.state.bad_step))
-            self.save_if_due()
-
-    def train_segment(self, steps):
-        self.state = self.functions["train"](self.state, self.by_turn, self.stream, 0, steps)
-        jax.block_until_ready(self.state)
+        return runner.to_host(runner.state.accuracy)
 
     def measure(self, done):
         """Measure after `done` tasks, log the row and save."""
+        runner = self.runner
         first, last = map(int, measured_tasks(self.config, done, self.tasks))
-        task = first
-        while task < last:
-            self.tell("test", done / self.tasks)
-            count = self.segment(last - task, "test")
-            self.timed("test", count, self.test_segment, done, task, task + count)
-            task += count
-            self.stop_if_asked()
-        if not self.may_diverge:
-            measured = self.placement.kept(self.state.accuracy)[:, done, first:last]
-            self.check_all_finite("an output on the test images", measured)
-        rates = self.by_turn[0][2]
-        self.state, row = self.functions["finish_task"](self.state, rates, jnp.int32(done))
-        row = self.placement.kept(row)
+        self.test_tasks(done, first, last)
+        if not runner.may_diverge:
+            measured = runner.to_host(runner.state.accuracy)[:, done, first:last]
+            runner.check_all_finite("an output on the test images", measured)
+        runner.state, row = self.finish_task(runner.state, self.rates, jnp.int32(done))
+        row = runner.to_host(row)
         accuracy = row.pop("test_accuracy")
         if not done:  # no batch has been seen
             row = {"sparsity": row["sparsity"]}
-        row = {"task": done, "step": self.step, **plain(row)}
+        row = {"task": done, "step": runner.step, **plain(row)}
         row["test_accuracy"] = {f"task {j}": plain(accuracy[:, j]) for j in range(first, last)}
-        self.folder.add_row(row)
-        self.save()
-        self.hooks.row(row)
+        runner.add_row(row)
 
-    def test_segment(self, done, first, last):
-        shared = self.stream, jnp.int32(done)
-        self.state = self.functions["test"](self.state, self.by_turn, shared, first, last)
-        jax.block_until_ready(self.state)
+    def test_tasks(self, done, first, last):
+        take = functools.partial(self.runner.take, self.test, (self.stream, jnp.int32(done)))
+
+        def tell():
+            self.tell("test", done / self.tasks)
+
+        self.runner.advance("test", first, last, take, tell, save=False)
 
     # ---- telling
 
+    @property
+    def batches(self) -> int:
+        """Those of the present task so far."""
+        return self.runner.step - max(self.measured, 0) * self.program.batches_per_task
+
+    def tell_training(self):
+        self.tell("train", self.batches / self.program.batches_per_task)
+
     def tell(self, stage, done):
-        batches = self.step - max(self.measured, 0) * self.program.batches_per_task
-        totals = self.state.totals.items() if batches else ()
-        means = {
-            name: float(np.mean(self.placement.kept(total))) / batches for name, total in totals
-        }
-        stage = stage if "step" in self.seconds_per else "compile"
-        self.hooks.progress(
-            Progress(stage, max(self.measured, 0), self.step, done, self.seconds_left(), means)
-        )
+        stage = stage if "step" in self.runner.seconds_per else "compile"
+        task, step = max(self.measured, 0), self.runner.step
+        means = self.runner.means(self.batches)
+        self.hooks.progress(Progress(stage, task, step, done, self.seconds_left(), means))
 
     def seconds_left(self):
-        step, test = (self.seconds_per.get(unit) for unit in ("step", "test"))
+        step, test = (self.runner.seconds_per.get(unit) for unit in ("step", "test"))
         if step is None or test is None:
             return None
-        batches = self.tasks * self.program.batches_per_task - self.step
+        batches = self.tasks * self.program.batches_per_task - self.runner.step
         bounds = [
             measured_tasks(self.config, done, self.tasks)
             for done in range(self.measured + 1, self.tasks + 1)

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import optax
+from jax.sharding import Mesh
 
 from jaxsparse import gates, losses, nn
 from jaxsparse.gates import Gate
+from jaxsparse.learner import Learner
+from jaxsparse.learners import maml
 from jaxsparse.nn.blocks import BLOCKS, Blocks
 from jaxsparse.training import settings
 from jaxsparse.training.errors import ConfigError
@@ -128,32 +131,40 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-class Learner(NamedTuple):
-    """What a configuration stands for: the parts that the meta-step is called with."""
+class Parts(NamedTuple):
+    """What a configuration stands for.
 
-    model: Any
+    Attributes:
+      model: the network, a `Model`.
+      loss_fn: `(params, batch) -> (scalar, dict of scalars)`.
+      gate: what tells the methods apart.
+      learner: the meta-step, a `jaxsparse.Learner`.
+    """
+
+    model: nn.Model
     loss_fn: Callable
     gate: Gate
-    theta_optimizer: optax.GradientTransformation
-    mask_optimizer: optax.GradientTransformation
-    second_order: bool
+    learner: Learner
 
 
-def make_learner(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Learner:
-    """Build the model, loss, gate and optimisers that `config` names.
+def make_learner(
+    config: FewShotConfig, image_shape: tuple[int, int, int], mesh: Mesh | None = None
+) -> Parts:
+    """Build the model, loss, gate and meta-step that `config` names.
 
     Args:
       config: the run's configuration.
       image_shape: (height, width, channels) of the data.
+      mesh: devices to divide the tasks of a batch among; None: one device.
 
     Returns:
-      A `Learner`.
+      `Parts`.
 
     Raises:
       ConfigError: images too small for the network, or blocks that cannot be had here.
 
     Example:
-      >>> learner = make_learner(FewShotConfig(width=8), (28, 28, 1))
+      >>> learner = make_learner(FewShotConfig(width=8), (28, 28, 1)).learner
     """
     try:
         model = nn.conv4(
@@ -165,12 +176,13 @@ def make_learner(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Le
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    loss_fn, gate = losses.cross_entropy(model), make_gate(config)
     clip = optax.identity() if config.clip is None else optax.clip(config.clip)
     mask_rate = _rate(config, config.mask_lr)
-    return Learner(
-        model=model,
-        loss_fn=losses.cross_entropy(model),
-        gate=make_gate(config),
+    learner = maml(
+        loss_fn,
+        gate,
+        inner_steps=config.inner_steps,
         theta_optimizer=optax.chain(clip, optax.adam(_rate(config, config.theta_lr))),
         mask_optimizer=(
             optax.adam(mask_rate)
@@ -178,7 +190,9 @@ def make_learner(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Le
             else optax.sgd(mask_rate, momentum=0.9, nesterov=True)
         ),
         second_order=config.second_order or config.method == "maml",
+        mesh=mesh,
     )
+    return Parts(model, loss_fn, gate, learner)
 
 
 def make_gate(config: FewShotConfig) -> Gate:

@@ -1,5 +1,6 @@
 """A few-shot run as pure functions of a state: train, validate, keep the best, test."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from jax.sharding import Mesh
 
 from jaxsparse.data import ImageSet, Task, sample_tasks
 from jaxsparse.gates import sparsity
-from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
+from jaxsparse.maml import MetaState, evaluate
 from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
+from jaxsparse.training.program import Program, keep_better, meta_step, repeated
 
 Tree = Any
 Metrics = dict[str, jax.Array]
@@ -43,14 +45,13 @@ class TrainState(NamedTuple):
     best: Best
     totals: Metrics  # sums over the meta-steps of the present epoch
     epoch: jax.Array  # int32, epochs trained and validated
-    bad_step: jax.Array  # int32, the first meta-step whose loss was not finite; -1: none
+    first_nonfinite_step: jax.Array  # int32, of the meta-steps' losses; -1: none
 
 
-class Program(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class FewShotProgram(Program):
     """The pure functions of a run; see `make_program`."""
 
-    init: Callable[[jax.Array], TrainState]
-    train: Callable[[TrainState, jax.Array, ImageSet, Any], TrainState]
     tasks: Callable[[jax.Array, ImageSet], Task]
     evaluate: Callable[[Tree, Tree, jax.Array, Task], Metrics]
     finish_epoch: Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]
@@ -81,12 +82,11 @@ def largest_share(config: FewShotConfig, limit: int) -> int:
 
 def make_program(
     config: FewShotConfig, image_shape: tuple[int, int, int], mesh: Mesh | None = None
-) -> Program:
+) -> FewShotProgram:
     """The pure functions that a run of `config` is made of, for one seed.
 
     - `init(key) -> state`
-    - `train(state, key, data, steps) -> state`: `steps` more meta-steps. The count is traced:
-      one executable serves any number, so that cutting a run into pieces changes no bit of it.
+    - `train(state, key, data, steps) -> state`: `steps` more meta-steps.
     - `tasks(key, data) -> Task`: a batch of `EVALUATION_BATCH` tasks (`evaluation_key`).
     - `evaluate(params, mask, key, tasks) -> metrics` per task, after adaptation.
     - `finish_epoch(state, validation) -> (state, row)`: keep the best, start the next epoch; the
@@ -99,7 +99,7 @@ def make_program(
       mesh: devices to divide the tasks of a batch among (`task_mesh`); by default one device.
 
     Returns:
-      A `Program`. `vmap` its functions over states and keys to run seeds side by side.
+      A `FewShotProgram`. `vmap` its functions over states and keys to run seeds side by side.
 
     Raises:
       ValueError: images too small for the network.
@@ -108,14 +108,11 @@ def make_program(
       >>> program = make_program(FewShotConfig(width=8), (28, 28, 1))
       >>> state = program.init(jax.random.key(0))
     """
-    learner = make_learner(config, image_shape)
+    parts = make_learner(config, image_shape, mesh)
 
     def init(key):
         model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
-        params = learner.model.init(model_key)
-        meta = init_state(
-            params, learner.gate, learner.theta_optimizer, learner.mask_optimizer, state_key
-        )
+        meta = parts.learner.init(parts.model.init(model_key), state_key)
         best = Best(
             jax.tree.map(jnp.copy, meta.params),
             jax.tree.map(jnp.copy, meta.mask),
@@ -137,24 +134,8 @@ def make_program(
 
     def train_step(state, key, data):
         task_key = jax.random.fold_in(jax.random.fold_in(key, _TRAIN), state.meta.step)
-        meta, metrics = sparse_maml_step(
-            state.meta,
-            sample(task_key, data, config.meta_batch_size),
-            loss_fn=learner.loss_fn,
-            gate=learner.gate,
-            inner_steps=config.inner_steps,
-            theta_optimizer=learner.theta_optimizer,
-            mask_optimizer=learner.mask_optimizer,
-            second_order=learner.second_order,
-            mesh=mesh,
-        )
-        totals = {name: total + metrics[name] for name, total in state.totals.items()}
-        first_bad = ~jnp.isfinite(metrics["loss"]) & (state.bad_step < 0)
-        bad_step = jnp.where(first_bad, state.meta.step, state.bad_step)
-        return state._replace(meta=meta, totals=totals, bad_step=bad_step)
-
-    def train(state, key, data, steps):
-        return jax.lax.fori_loop(0, steps, lambda _, s: train_step(s, key, data), state)
+        tasks = sample(task_key, data, config.meta_batch_size)
+        return meta_step(parts.learner, state, tasks)
 
     def evaluation_tasks(key, data):
         return sample(key, data, EVALUATION_BATCH)
@@ -162,11 +143,11 @@ def make_program(
     def evaluate_batch(params, mask, key, tasks):
         metrics = evaluate(
             params,
-            _step_sizes(learner.gate, mask, jax.random.fold_in(key, _STEP_SIZES), EVALUATION_BATCH),
+            _step_sizes(parts.gate, mask, jax.random.fold_in(key, _STEP_SIZES), EVALUATION_BATCH),
             tasks,
-            loss_fn=learner.loss_fn,
+            loss_fn=parts.loss_fn,
             inner_steps=config.test_inner_steps,
-            step_sizes_per_task=learner.gate.stochastic,
+            step_sizes_per_task=parts.gate.stochastic,
             mesh=mesh,
         )
         return {name: metrics[name] for name in ("loss", "accuracy")}
@@ -175,11 +156,7 @@ def make_program(
         accuracy = validation["accuracy"]
         epoch = state.epoch + 1
         candidate = Best(state.meta.params, state.meta.mask, accuracy, epoch)
-        best = jax.tree.map(
-            lambda new, old: jnp.where(accuracy > state.best.accuracy, new, old),
-            candidate,
-            state.best,
-        )
+        best = keep_better(accuracy, state.best.accuracy, candidate, state.best)
         row = {name: total / config.steps_per_epoch for name, total in state.totals.items()}
         row |= {f"val_{name}": value for name, value in validation.items()}
         row["sparsity"] = gate_sparsity(state)
@@ -189,10 +166,20 @@ def make_program(
     def gate_sparsity(state):
         # A stochastic gate's is that of one fixed draw, whatever the seed.
         fixed_key = jax.random.fold_in(jax.random.key(0), _GATE)
-        return sparsity(learner.gate.apply(state.meta.mask, fixed_key), state.meta.params)
+        return sparsity(parts.gate.apply(state.meta.mask, fixed_key), state.meta.params)
 
-    functions = (init, train, evaluation_tasks, evaluate_batch, finish_epoch, gate_sparsity)
-    return Program(*(_at_precision(config.precision, function) for function in functions))
+    at_precision = functools.partial(_at_precision, config.precision)
+    return FewShotProgram(
+        unit="meta-step",
+        init=at_precision(init),
+        train=at_precision(repeated(train_step)),
+        position=lambda state: {"step": state.meta.step, "epoch": state.epoch},
+        learned=lambda state: (state.meta.params, state.meta.mask),
+        tasks=at_precision(evaluation_tasks),
+        evaluate=at_precision(evaluate_batch),
+        finish_epoch=at_precision(finish_epoch),
+        sparsity=at_precision(gate_sparsity),
+    )
 
 
 def make_train(

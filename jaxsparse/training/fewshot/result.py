@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxsparse.training.fewshot.config import FewShotConfig
 from jaxsparse.training.fewshot.program import TrainState
-from jaxsparse.training.statistics import mean_and_std
+from jaxsparse.training.statistics import mean_and_std, of_seed
 
 
 def make_result(
@@ -33,12 +33,8 @@ def make_result(
     """
     accuracy = np.asarray(metrics["accuracy"], np.float64)
     tasks = accuracy.shape[1]
-    over_tasks = [mean_and_std(of_seed) for of_seed in accuracy]
+    over_tasks = [mean_and_std(one) for one in accuracy]
     epochs = [int(epoch) for epoch in state.best.epoch]
-    sparsities = []
-    for seed, epoch in enumerate(epochs):
-        row = rows[epoch]["sparsity"]
-        sparsities.append({k: v[seed] if isinstance(v, list) else v for k, v in row.items()})
     per_seed: list[dict[str, Any]] = [
         {
             "seed": config.seed + i,
@@ -47,7 +43,7 @@ def make_result(
             "loss": float(np.mean(metrics["loss"][i], dtype=np.float64)),
             "best_epoch": epochs[i],
             "best_val_accuracy": float(state.best.accuracy[i]),
-            "sparsity": sparsities[i],
+            "sparsity": of_seed(rows[epochs[i]]["sparsity"], i),
         }
         for i in range(config.seeds)
     ]

@@ -10,17 +10,11 @@ import optax
 from jaxsparse import gates, losses, nn
 from jaxsparse._tree import partition, restrict
 from jaxsparse.checks import path_name
-from jaxsparse.cmaml import cmaml_step, init_cmaml_state
-from jaxsparse.continual.bgd import bgd, bgd_step, gaussian
-from jaxsparse.continual.er import er_step, init_online_state
-from jaxsparse.continual.online import (
-    FrozenState,
-    frozen_maml_step,
-    init_metabgd_state,
-    metabgd_step,
-    self_masked_loss,
-)
+from jaxsparse.continual.learners import bgd, er, metabgd
+from jaxsparse.continual.online import FrozenState, frozen_maml_step, self_masked_loss
 from jaxsparse.gates import Gate
+from jaxsparse.learner import Learner, StreamBatch
+from jaxsparse.learners import cmaml
 from jaxsparse.training.errors import ConfigError
 from jaxsparse.training.online.config import (
     CMAML_METHODS,
@@ -44,8 +38,8 @@ class Pretrained(NamedTuple):
     opt_state: optax.OptState
 
 
-class Learner(NamedTuple):
-    """A method as pure functions.
+class OnlineLearner(NamedTuple):
+    """A method on a switching stream, as pure functions.
 
     Attributes:
       init: `(key, batch, pretrained) -> state`; of the batch only shapes and dtypes count, and
@@ -60,7 +54,7 @@ class Learner(NamedTuple):
     step_sizes: Callable[[Tree], Tree] | None = None
 
 
-def make_learner(config: OnlineConfig, image_shape: tuple[int, int, int]) -> Learner:
+def make_learner(config: OnlineConfig, image_shape: tuple[int, int, int]) -> OnlineLearner:
     """The method that `config` names.
 
     Args:
@@ -68,7 +62,7 @@ def make_learner(config: OnlineConfig, image_shape: tuple[int, int, int]) -> Lea
       image_shape: (height, width, channels).
 
     Returns:
-      A `Learner`. All methods start from the same weights where their keys are the same.
+      An `OnlineLearner`. All methods start from the same weights where their keys are the same.
 
     Raises:
       ConfigError: images too small for the network, or blocks that cannot be had here.
@@ -143,112 +137,92 @@ def inner_rates(config: OnlineConfig, params: Tree) -> Tree:
 
 
 def _cmaml(config, model):
-    gate = make_gate(config, model)
-    loss_fn = losses.cross_entropy(model)
+    gate, loss_fn = make_gate(config, model), losses.cross_entropy(model)
     outer = optax.adam if config.outer_optimizer == "adam" else optax.sgd
-    optimizers = {
-        "theta_optimizer": outer(config.theta_lr),
-        "mask_optimizer": None if config.method == "cmaml-fixed" else outer(config.mask_lr),
-    }
+    theta_optimizer = outer(config.theta_lr)
+    mask_optimizer = None if config.method == "cmaml-fixed" else outer(config.mask_lr)
+
+    def learner(batch):
+        return cmaml(
+            loss_fn,
+            gate,
+            batch=batch,
+            inner_steps=config.inner_steps,
+            theta_optimizer=theta_optimizer,
+            mask_optimizer=mask_optimizer,
+            detection_threshold=config.detection_threshold,
+            capacity=config.capacity,
+            inner_params=inner_params,
+            modulation=config.modulation,
+            pairs=config.pairs,
+            mask_theta=config.mask_theta,
+            restart_now=config.restart_now,
+        )
 
     def init(key, batch, pretrained):
         model_key, mask_key = jax.random.split(key)
-        return init_cmaml_state(
-            model.init(model_key),
-            gate,
-            mask_key,
-            batch=batch,
-            capacity=config.capacity,
-            inner_params=inner_params,
-            **optimizers,
-        )
+        return learner(batch).init(model.init(model_key), mask_key)
 
     def learn(state, batch, key, timestep):
-        state, metrics = cmaml_step(
-            state,
-            batch,
-            key if config.pairs == "one" else None,
-            loss_fn=loss_fn,
-            gate=gate,
-            inner_steps=config.inner_steps,
-            pairs=config.pairs,
-            detection_threshold=config.detection_threshold,
-            modulation=config.modulation,
-            mask_theta=config.mask_theta,
-            restart_now=config.restart_now,
-            **optimizers,
-        )
+        key = key if config.pairs == "one" else None
+        state, metrics = learner(batch).step(state, StreamBatch(batch), key)
         return state, {name: metrics[name] for name in ("loss", "accuracy", "detected")}
 
     learned = config.method != "cmaml-fixed"
-    return Learner(init, learn, (lambda state: gate.apply(state.mask, None)) if learned else None)
+    step_sizes = (lambda state: gate.apply(state.mask, None)) if learned else None
+    return OnlineLearner(init, learn, step_sizes)
 
 
 def _adam(config, model):
     """Online Adam, from random weights or, fine-tuning, from meta-learned ones."""
-    loss_fn, adam = losses.cross_entropy(model), optax.adam(config.theta_lr)
+    learner = er(losses.cross_entropy(model), optax.adam(config.theta_lr))
 
     def init(key, batch, pretrained):
         if config.method == "online-adam":
-            return init_online_state(_first_params(model, key), adam)
-        state = init_online_state(pretrained.params, adam)
+            return learner.init(_first_params(model, key), key)
+        state = learner.init(pretrained.params, key)
         return state._replace(opt_state=pretrained.opt_state)
 
-    def learn(state, batch, key, timestep):
-        return _from_the_second(
-            timestep, state, er_step(state, batch, None, loss_fn=loss_fn, optimizer=adam)
-        )
-
-    return Learner(init, learn)
+    return OnlineLearner(init, _skip_first_update(learner))
 
 
-def _bgd(config, model, loss_fn=None):
-    loss_fn = losses.cross_entropy(model) if loss_fn is None else loss_fn
-    optimizer = bgd(config.theta_lr)
-
-    def init(key, batch, pretrained):
-        start = gaussian(_first_params(model, key), config.initial_std)
-        return init_online_state(start, optimizer)
-
-    def learn(state, batch, key, timestep):
-        moved = bgd_step(
-            state, batch, key, loss_fn=loss_fn, optimizer=optimizer, samples=config.samples
-        )
-        return _from_the_second(timestep, state, moved)
-
-    return Learner(init, learn)
-
-
-def _metacog(config, model):
-    masked = self_masked_loss(losses.cross_entropy(model), lambda name: name.startswith("conv"))
-    return _bgd(config, model, masked)
+def _bgd(config, model):
+    loss_fn = losses.cross_entropy(model)
+    if config.method == "metacog":
+        loss_fn = self_masked_loss(loss_fn, lambda name: name.startswith("conv"))
+    learner = bgd(
+        loss_fn,
+        learning_rate=config.theta_lr,
+        initial_std=config.initial_std,
+        samples=config.samples,
+    )
+    return OnlineLearner(_from_first_params(learner, model), _skip_first_update(learner))
 
 
 def _metabgd(config, model):
-    loss_fn, optimizer = losses.cross_entropy(model), bgd(config.theta_lr)
-
-    def init(key, batch, pretrained):
-        start = gaussian(_first_params(model, key), config.initial_std)
-        return init_metabgd_state(start, optimizer, inner_params)
+    learner = metabgd(
+        losses.cross_entropy(model),
+        learning_rate=config.theta_lr,
+        inner_lr=config.inner_lr,
+        inner_steps=config.inner_steps,
+        initial_std=config.initial_std,
+        samples=config.samples,
+        inner_params=inner_params,
+    )
 
     def learn(state, batch, key, timestep):
-        state, metrics = metabgd_step(
-            state,
-            batch,
-            key,
-            loss_fn=loss_fn,
-            step_sizes=restrict(inner_rates(config, state.params.mean), state.fast_params),
-            inner_steps=config.inner_steps,
-            optimizer=optimizer,
-            samples=config.samples,
-        )
+        state, metrics = learner.step(state, StreamBatch(batch), key)
         return state, _seen(metrics)
 
-    return Learner(init, learn)
+    return OnlineLearner(_from_first_params(learner, model), learn)
 
 
 def _frozen(config, model):
-    """MAML and ANIL, whose theta is no longer trained."""
+    """MAML and ANIL, whose theta is no longer trained.
+
+    Not `jaxsparse.frozen_maml`: the phi that checkpoints of ANIL hold has all layers, not the head
+    alone.
+    """
     loss_fn = losses.cross_entropy(model)
 
     def init(key, batch, pretrained):
@@ -264,7 +238,7 @@ def _frozen(config, model):
         )
         return state, _seen(metrics)
 
-    return Learner(init, learn)
+    return OnlineLearner(init, learn)
 
 
 _BASELINES = {
@@ -273,7 +247,7 @@ _BASELINES = {
     "maml": _frozen,
     "anil": _frozen,
     "bgd": _bgd,
-    "metacog": _metacog,
+    "metacog": _bgd,
     "metabgd": _metabgd,
 }
 
@@ -283,11 +257,19 @@ def _first_params(model, key):
     return model.init(jax.random.split(key)[0])
 
 
-def _from_the_second(timestep, before, moved):
-    """A step's state, but the one before at the first timestep, of which nothing is learned."""
-    after, metrics = moved
-    state = jax.tree.map(lambda new, old: jnp.where(timestep > 0, new, old), after, before)
-    return state, _seen(metrics)
+def _from_first_params(learner: Learner, model: nn.Model) -> Callable:
+    return lambda key, batch, pretrained: learner.init(_first_params(model, key), key)
+
+
+def _skip_first_update(learner: Learner) -> Callable:
+    """A learner's step, but at the first timestep nothing is learned."""
+
+    def learn(state, batch, key, timestep):
+        moved, metrics = learner.step(state, StreamBatch(batch), key)
+        state = jax.tree.map(lambda new, old: jnp.where(timestep > 0, new, old), moved, state)
+        return state, _seen(metrics)
+
+    return learn
 
 
 def _seen(metrics):

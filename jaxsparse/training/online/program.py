@@ -1,17 +1,20 @@
 """A run on a switching stream as pure functions of a state."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.data.switching import SwitchingData, SwitchingTask, first_task, next_batch
 from jaxsparse.gates import sparsity
 from jaxsparse.precision import float32_by_default
 from jaxsparse.training.online.config import PRETRAINED_METHODS, OnlineConfig
 from jaxsparse.training.online.learners import make_learner
-from jaxsparse.training.online.pretrain import make_pretraining
+from jaxsparse.training.online.pretrain_program import make_pretraining
+from jaxsparse.training.program import Program, first_nonfinite, learned_of, repeated
 
 Tree = Any
 
@@ -45,14 +48,13 @@ class RunState(NamedTuple):
     task: SwitchingTask
     trace: Trace
     step: jax.Array  # int32, timesteps taken
-    bad_step: jax.Array  # int32, the first timestep whose loss was not finite; -1: none
+    first_nonfinite_step: jax.Array  # int32, of the timesteps' losses; -1: none
 
 
-class OnlineProgram(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class OnlineProgram(Program):
     """The pure functions of a run; see `make_program`."""
 
-    init: Callable[[jax.Array, Any], RunState]
-    train: Callable[[RunState, jax.Array, SwitchingData, Any], RunState]
     sparsity: Callable[[RunState], dict[str, jax.Array]]
 
 
@@ -60,8 +62,7 @@ def make_program(config: OnlineConfig, data: SwitchingData) -> OnlineProgram:
     """The pure functions that a run of `config` is made of, for one seed.
 
     - `init(key, pretrained) -> state`; `pretrained` is () for methods that are not pretrained.
-    - `train(state, key, data, steps) -> state`: `steps` more timesteps. The count is traced: one
-      executable serves any number, so that cutting a run into pieces changes no bit.
+    - `train(state, key, data, steps) -> state`: `steps` more timesteps.
     - `sparsity(state)`: of the step sizes, in total and by tensor; empty where none are learned.
 
     The batch of timestep t follows from the key and t alone: it is the same for every method.
@@ -113,25 +114,30 @@ def make_program(config: OnlineConfig, data: SwitchingData) -> OnlineProgram:
             info["switched"],
             metrics["detected"],
         )
-        first_bad = ~jnp.isfinite(metrics["loss"]) & (state.bad_step < 0)
         return RunState(
             learned,
             task,
             jax.tree.map(lambda column, x: column.at[t].set(x), state.trace, seen),
             t + 1,
-            jnp.where(first_bad, t, state.bad_step),
+            first_nonfinite(state.first_nonfinite_step, t, metrics["loss"]),
         )
-
-    def train(state, key, data, steps):
-        return jax.lax.fori_loop(0, steps, lambda _, s: timestep(s, key, data), state)
 
     def gate_sparsity(state):
         if learner.step_sizes is None:
             return {}
         return sparsity(learner.step_sizes(state.learner), state.learner.fast_params)
 
-    functions = (init, train, gate_sparsity)
-    return OnlineProgram(*(float32_by_default(function) for function in functions))
+    def position(state):
+        return {"step": state.step, "interval": np.asarray(state.step) // config.log_every}
+
+    return OnlineProgram(
+        unit="timestep",
+        init=float32_by_default(init),
+        train=float32_by_default(repeated(timestep)),
+        position=position,
+        learned=lambda state: learned_of(state.learner),
+        sparsity=float32_by_default(gate_sparsity),
+    )
 
 
 def check(config: OnlineConfig, data: SwitchingData) -> None:

@@ -7,11 +7,10 @@ import numpy as np
 
 from jaxsparse.training.online.config import CMAML_METHODS, OnlineConfig
 from jaxsparse.training.online.program import Trace
-from jaxsparse.training.statistics import mean_and_std
+from jaxsparse.training.statistics import of_seed, over_seeds, without_nan
 
 # Timesteps around a switch that its curve shows.
 BEFORE, AFTER = 5, 20
-_NOT_AVERAGED = ("seed", "around_switches")
 
 
 def make_result(
@@ -40,10 +39,8 @@ def make_result(
         if config.method in CMAML_METHODS:
             seed["detections"] = detections(own)
         seed["around_switches"] = around_switches(own)
-        seed["sparsity"] = {
-            name: x[i] if isinstance(x, list) else x for name, x in rows[-1]["sparsity"].items()
-        }
-        per_seed.append(_without_nan(seed))
+        seed["sparsity"] = of_seed(rows[-1]["sparsity"], i)
+        per_seed.append(without_nan(seed))
     return {**over_seeds(per_seed), "seeds": per_seed}
 
 
@@ -125,48 +122,9 @@ def around_switches(trace: Trace) -> dict[str, list[float]]:
     return {"offset": list(offsets), "accuracy": means}
 
 
-def over_seeds(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means and standard deviations of what a result holds for each seed.
-
-    To be read in place of those a result was stored with, which before were of the population.
-
-    Args:
-      per_seed: nested dicts of numbers, the "seeds" of a result.
-
-    Returns:
-      Of each number {"mean": .., "std": ..}, with N - 1; None where a seed has none.
-
-    Example:
-      >>> over_seeds([{"accuracy": 0.5}, {"accuracy": 0.7}])["accuracy"]["mean"]
-      0.6
-    """
-    averaged = [{n: x for n, x in seed.items() if n not in _NOT_AVERAGED} for seed in per_seed]
-    return _averaged(averaged)
-
-
-def _averaged(per_seed):
-    whole = {}
-    for name, first in per_seed[0].items():
-        values = [seed[name] for seed in per_seed]
-        if isinstance(first, dict):
-            whole[name] = _averaged(values)
-        else:
-            whole[name] = None if None in values else mean_and_std(values)
-    return whole
-
-
 def _switches(trace):
     return np.flatnonzero(trace.switched[1:]) + 1
 
 
 def _mean(values: np.ndarray) -> float:
     return float(np.mean(values, dtype=np.float64)) if len(values) else float("nan")
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: None where there is nothing."""
-    if isinstance(value, dict):
-        return {name: _without_nan(x) for name, x in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(x) for x in value]
-    return None if value != value else value

@@ -1,6 +1,5 @@
-"""The host's side of a run on a switching stream: drive, report, save, go on, stop."""
+"""A run on a switching stream on the host: interval after interval."""
 
-import time
 from typing import Any
 
 import jax
@@ -8,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.data.switching import SwitchingData
-from jaxsparse.training.host import Hooks, Progress, RunsHost, learned, plain
 from jaxsparse.training.online.config import CMAML_METHODS, PRETRAINED_METHODS, OnlineConfig
 from jaxsparse.training.online.pretrain import pretrain, pretrained_like
 from jaxsparse.training.online.program import Trace, make_program
 from jaxsparse.training.online.result import accuracies, detections, make_result
 from jaxsparse.training.run_folder import RunFolder
+from jaxsparse.training.runner import Hooks, Progress, Runner, plain
+from jaxsparse.training.seeds import place_runs
 
 
 def run_online(
@@ -39,99 +39,63 @@ def run_online(
       >>> result = run_online(config, data, RunFolder.create(path, {}, "interval"), Hooks())
     """
     with folder.lock():
-        trace = _OnlineRun(config, data, folder, hooks).run()
+        trace = _OnlineRun(config, data, folder, hooks).to_the_end()
         result = make_result(config, data.names, folder.rows(), trace)
         folder.write_result(result)
     return result
 
 
-class _OnlineRun(RunsHost):
+class _OnlineRun:
     """The state of a run on the host; its arrays lead with the axis of seeds."""
 
-    unit = "timestep"
-
     def __init__(self, config, data, folder, hooks):
-        super().__init__(folder, hooks, config.seeds)
-        self.config, self.names = config, data.names
-        self.first_seed = config.seed
-        placement, program = self.placement, make_program(config, data)
-
-        def train(state, key, data, first, last):
-            return program.train(state, key, data, last - first)
-
-        keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
-        self.by_turn = [placement.put(keys, turn) for turn in range(placement.turns)]
-        self.data = placement.share(data)
-        self.train = placement.over_steps(train)
+        self.config, self.names, self.folder, self.hooks = config, data.names, folder, hooks
+        placement, program = place_runs(config.seeds), make_program(config, data)
         self.sparsity = placement.over_runs(program.sparsity, (0,))
-        init = placement.over_runs(program.init, (0, None))
-        pretrains = config.method in PRETRAINED_METHODS
-        like = pretrained_like(config, data) if pretrains else ()
-        restored = self.restored(init, self.by_turn[0], like)
-        if restored is None:  # later the weights are in the run's own checkpoints
-            pretrained = pretrain(config, data, hooks) if pretrains else ()
-            restored = init(self.by_turn[0], placement.share(pretrained))
-        self.state = restored
-        folder.keep_rows(self.first_interval if self.step else -1)
+        keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
+        self.runner = Runner(
+            program, folder, hooks, placement, (keys,), placement.share(data), config.seed
+        )
+        self._start(placement.over_runs(program.init, (0, None)), data)
+        folder.keep_rows(self.first_interval if self.runner.step else -1)
 
-    def learned(self, state):
-        return learned(state.learner)
-
-    @property
-    def step(self) -> int:
-        return int(self.state.step[0])
-
-    @property
-    def interval(self) -> int:
-        """Whole intervals that are over."""
-        return self.step // self.config.log_every
+    def _start(self, init, data):
+        pretrains, runner = self.config.method in PRETRAINED_METHODS, self.runner
+        like = pretrained_like(self.config, data) if pretrains else ()
+        if not runner.restore(init, *runner.own, like):
+            # Later the weights are in the run's own checkpoints.
+            pretrained = pretrain(self.config, data, self.hooks) if pretrains else ()
+            runner.state = init(*runner.own, runner.placement.share(pretrained))
 
     @property
     def first_interval(self) -> int:
         """The interval to go on with: at the end of one that one, whose row may be missing."""
-        return max(self.step - 1, 0) // self.config.log_every
-
-    def position(self):
-        return {"step": self.step, "interval": self.interval}
+        return max(self.runner.step - 1, 0) // self.config.log_every
 
     # ---- the run
 
-    def run(self):
-        if not self.step:
+    def to_the_end(self):
+        runner = self.runner
+        if not runner.step:
             self.log(0)
-        for interval in range(self.first_interval, self.config.intervals):
-            begun = time.monotonic()
-            self.train_interval(interval)
-            self.log(interval + 1)
-            seconds = round(time.monotonic() - begun, 3)
-            self.folder.log_timing(interval=interval + 1, seconds=seconds)
-        self.save()
+        for interval in range(self.first_interval + 1, self.config.intervals + 1):
+            runner.lap()
+            runner.train(self.end(interval), self.tell)
+            self.log(interval)
+            self.folder.log_timing(interval=interval, seconds=runner.lap())
+        runner.save()
         return self.trace()
-
-    def train_interval(self, interval):
-        end = self.end(interval + 1)
-        while self.step < end:
-            self.tell()
-            steps = self.segment(end - self.step)
-            self.timed("step", steps, self.train_segment, steps)
-            self.check_finite(self.placement.kept(self.state.bad_step))
-            self.save_if_due()
-
-    def train_segment(self, steps):
-        self.state = self.train(self.state, self.by_turn, self.data, 0, steps)
-        jax.block_until_ready(self.state)
 
     def end(self, interval):
         return min(interval * self.config.log_every, self.config.timesteps)
 
     def log(self, interval):
         """Write the row of an interval that is over."""
-        row: dict[str, Any] = {"interval": interval, "step": self.step}
+        row: dict[str, Any] = {"interval": interval, "step": self.runner.step}
         if interval:
             row |= self.measures(self.end(interval - 1))
-        row["sparsity"] = plain(self.placement.kept(self.sparsity(self.state)))
-        self.folder.add_row(row)
-        self.hooks.row(row)
+        row["sparsity"] = plain(self.runner.to_host(self.sparsity(self.runner.state)))
+        self.runner.add_row(row, save=False)
 
     def measures(self, begin):
         """The metrics of all timesteps so far, and of those from `begin` on."""
@@ -147,19 +111,19 @@ class _OnlineRun(RunsHost):
 
     def trace(self) -> Trace:
         """The timesteps so far, [seeds, t]."""
-        return jax.tree.map(lambda x: x[:, : self.step], self.placement.kept(self.state.trace))
+        trace = self.runner.to_host(self.runner.state.trace)
+        return jax.tree.map(lambda x: x[:, : self.runner.step], trace)
 
     # ---- telling
 
     def tell(self):
-        config, step = self.config, self.step
-        score = self.trace().score
-        metrics = {"accuracy": float(score.mean())} if step else {}
-        pace = self.seconds_per.get("step")
-        left = None if pace is None else (config.timesteps - step) * pace
-        stage = "compile" if pace is None else "train"
-        done = step / config.timesteps
-        self.hooks.progress(Progress(stage, self.interval, step, done, left, metrics))
+        runner, timesteps = self.runner, self.config.timesteps
+        step = runner.step
+        metrics = {"accuracy": float(self.trace().score.mean())} if step else {}
+        pace = runner.seconds_per.get("step")
+        left = None if pace is None else (timesteps - step) * pace
+        stage, interval = "compile" if pace is None else "train", step // self.config.log_every
+        self.hooks.progress(Progress(stage, interval, step, step / timesteps, left, metrics))
 
 
 def _known(measured: list[dict[str, Any]]) -> dict[str, Any]:

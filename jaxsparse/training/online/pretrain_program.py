@@ -1,0 +1,240 @@
+"""Meta-learning before the stream as pure functions of a state: few-shot learning."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsparse import losses, nn
+from jaxsparse.data.switching import SwitchingData
+from jaxsparse.draws import choose
+from jaxsparse.gates import Gate
+from jaxsparse.learners import maml
+from jaxsparse.maml import MetaState, evaluate
+from jaxsparse.precision import float32_by_default
+from jaxsparse.training.errors import ConfigError
+from jaxsparse.training.online.config import OnlineConfig
+from jaxsparse.training.online.learners import Pretrained, inner_rates
+from jaxsparse.training.program import Program, add_metrics, keep_better, meta_step, repeated
+
+Metrics = dict[str, jax.Array]
+
+QUERY_SHOTS = 15
+# Streams of randomness that follow from the key, and its own number beside the streams of a run of
+# the same seed.
+_INIT, _TRAIN, _VALIDATE = range(3)
+_PRETRAIN = 3
+
+
+class PretrainState(NamedTuple):
+    """Everything the pretraining changes: what a checkpoint holds."""
+
+    meta: MetaState
+    best: Pretrained
+    best_accuracy: jax.Array  # float32, -1 before the first validation
+    best_epoch: jax.Array  # int32
+    epoch: jax.Array  # int32, epochs finished
+    validated: jax.Array  # int32, batches of the present epoch's validation
+    totals: Metrics  # sums over the present epoch
+    first_nonfinite_step: jax.Array  # int32, of the meta-steps' losses; -1: none
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainProgram(Program):
+    """The pure functions of the pretraining; see `make_pretraining`."""
+
+    validate: Callable[..., PretrainState]
+    finish_epoch: Callable[[PretrainState], tuple[PretrainState, Metrics]]
+
+
+def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgram:
+    """The pure functions that pretraining is made of.
+
+    - `init(key) -> state`
+    - `train(state, key, data, steps) -> state`: `steps` more meta-steps.
+    - `validate(state, key, data, steps) -> state`: `steps` more batches on held-out classes.
+    - `finish_epoch(state) -> (state, row)`: keep the best weights, start the next epoch.
+
+    Args:
+      config: the run's configuration.
+      data: the images; only their shapes and numbers count.
+
+    Returns:
+      A `PretrainProgram`.
+
+    Raises:
+      ConfigError: too few classes.
+
+    Example:
+      >>> program = make_pretraining(OnlineConfig(method="maml"), data)
+    """
+    training, held_out = pretraining_classes(config, data)
+    shape = data.images.shape[1:]
+    model = nn.conv4(config.ways, config.width, shape, blocks=config.blocks)
+    loss_fn, adam = losses.cross_entropy(model), optax.adam(config.theta_lr)
+    unmoved = optax.set_to_zero()  # the inner rates are not learned
+    gate = Gate(
+        lambda key, params: inner_rates(config, params),
+        lambda rates, key: jax.tree.map(jax.lax.stop_gradient, rates),
+    )
+    learner = maml(
+        loss_fn,
+        gate,
+        inner_steps=config.inner_steps,
+        theta_optimizer=adam,
+        mask_optimizer=unmoved,
+        second_order=config.pretrain_second_order,
+    )
+
+    def episodes(key, data, classes):
+        return sample_episodes(
+            key, data, classes, config.pretrain_batch_size, config.ways, config.shots
+        )
+
+    def init(key):
+        model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
+        meta = learner.init(model.init(model_key), state_key)
+        totals = {name: jnp.float32(0) for name in ("loss", "accuracy", "val_accuracy")}
+        return PretrainState(
+            meta,
+            Pretrained(*jax.tree.map(jnp.copy, (meta.params, meta.theta_opt))),
+            jnp.float32(-1.0),
+            jnp.int32(0),
+            jnp.int32(0),
+            jnp.int32(0),
+            totals,
+            jnp.int32(-1),
+        )
+
+    def train_step(state, key, data):
+        step_key = jax.random.fold_in(jax.random.fold_in(key, _TRAIN), state.meta.step)
+        return meta_step(learner, state, episodes(step_key, data, training))
+
+    def validation_batch(state, key, data):
+        # The same episodes after every epoch.
+        batch_key = jax.random.fold_in(jax.random.fold_in(key, _VALIDATE), state.validated)
+        metrics = evaluate(
+            state.meta.params,
+            gate.apply(state.meta.mask, None),
+            episodes(batch_key, data, held_out),
+            loss_fn=loss_fn,
+            inner_steps=config.inner_steps,
+        )
+        # A loss that is not finite makes the accuracy NaN: it says nothing then.
+        finite = jnp.isfinite(metrics["loss"]).all()
+        accuracy = jnp.where(finite, metrics["accuracy"].mean(), jnp.nan)
+        totals = add_metrics(state.totals, {"val_accuracy": accuracy})
+        return state._replace(totals=totals, validated=state.validated + 1)
+
+    def finish_epoch(state):
+        row = {name: total / config.pretrain_steps for name, total in state.totals.items()}
+        epoch, accuracy = state.epoch + 1, row["val_accuracy"]
+        candidate = Pretrained(state.meta.params, state.meta.theta_opt), accuracy, epoch
+        best, best_accuracy, best_epoch = keep_better(
+            *(accuracy, state.best_accuracy, candidate),
+            (state.best, state.best_accuracy, state.best_epoch),
+        )
+        return state._replace(
+            best=best,
+            best_accuracy=best_accuracy,
+            best_epoch=best_epoch,
+            epoch=epoch,
+            validated=jnp.int32(0),
+            totals=jax.tree.map(jnp.zeros_like, state.totals),
+        ), row
+
+    return PretrainProgram(
+        unit="meta-step",
+        init=float32_by_default(init),
+        train=float32_by_default(repeated(train_step)),
+        position=lambda state: {"step": state.meta.step, "epoch": state.epoch},
+        learned=lambda state: state.meta.params,
+        validate=float32_by_default(repeated(validation_batch)),
+        finish_epoch=float32_by_default(finish_epoch),
+    )
+
+
+def pretraining_key(config: OnlineConfig) -> jax.Array:
+    """Where all randomness of the pretraining comes from, none of it shared with a stream's.
+
+    Args:
+      config: the run's configuration.
+
+    Example:
+      >>> state = make_pretraining(config, data).init(pretraining_key(config))
+    """
+    return jax.random.fold_in(jax.random.key(config.pretrain_seed), _PRETRAIN)
+
+
+def pretraining_classes(
+    config: OnlineConfig, data: SwitchingData
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Classes of the first data set to meta-learn and to validate on, each (first, count).
+
+    Of Omniglot's 1,623 classes the first 900 and the next 100; of others a like share.
+
+    Args:
+      config: the run's configuration.
+      data: the images.
+
+    Raises:
+      ConfigError: fewer classes, or images of one, than an episode wants.
+
+    Example:
+      >>> pretraining_classes(OnlineConfig(), data)
+      ((0, 900), (900, 100))
+    """
+    classes = data.num_classes[0]
+    training = 900 * classes // 1623
+    held_out = max(100 * classes // 1623, config.ways)
+    if training < config.ways or training + held_out > classes or data.fewest_images[0] < 2:
+        raise ConfigError(
+            f"ways must be lower with {config.method}: to pretrain on episodes of {config.ways}"
+            f" classes the {classes} of {data.names[0]} are too few"
+        )
+    return (0, training), (training, held_out)
+
+
+def sample_episodes(
+    key: jax.Array,
+    data: SwitchingData,
+    classes: tuple[int, int],
+    episodes: int,
+    ways: int,
+    shots: int,
+) -> tuple[Any, Any]:
+    """Draw episodes of the first data set, images with replacement.
+
+    A class's support images are of its first half, its query images of the second.
+
+    Args:
+      key: a jax.random key.
+      data: the images.
+      classes: (first, count) of those to draw from.
+      episodes: E.
+      ways: classes per episode.
+      shots: support images per class; `QUERY_SHOTS` query images.
+
+    Returns:
+      Support and query: images float32 [E, ways * n, h, w, c], labels int32 [E, ways * n].
+
+    Example:
+      >>> support, query = sample_episodes(jax.random.key(0), data, (0, 900), 8, 10, 5)
+    """
+    class_key, support_key, query_key = jax.random.split(key, 3)
+    number, (first, count) = jnp.arange(len(data.starts)), classes
+    allowed = (number >= first) & (number < first + count)
+    chosen = choose(class_key, jnp.broadcast_to(allowed, (episodes, len(number))), ways)
+    starts, counts = (jnp.asarray(x)[chosen][..., None] for x in (data.starts, data.counts))
+    half = counts // 2
+
+    def rows(key, low, high, shots):
+        where = starts + jax.random.randint(key, (episodes, ways, shots), low, high)
+        pixels = jnp.asarray(data.images)[where.reshape(episodes, -1)].astype(jnp.float32)
+        labels = jnp.tile(jnp.repeat(jnp.arange(ways, dtype=jnp.int32), shots), (episodes, 1))
+        return pixels * jnp.asarray(data.scale)[0] + jnp.asarray(data.shift)[0], labels
+
+    return rows(support_key, 0, half, shots), rows(query_key, half, counts, QUERY_SHOTS)
