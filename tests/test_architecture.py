@@ -1,4 +1,4 @@
-"""The house as `docs/architecture.md` draws it: who imports whom, and how long a file is."""
+"""Who may import whom, as CONTRIBUTING.md says, and how long a file may be."""
 
 import ast
 from pathlib import Path
