@@ -45,6 +45,11 @@ class CMAMLState(NamedTuple):
       step: int32, the number of timesteps taken.
 
     Example:
+      >>> sgd = optax.sgd(0.1)
+      >>> state = init_cmaml_state(
+      ...     {"w": jnp.ones(3), "norm": jnp.ones(3)}, gates.constant(0.1), jax.random.key(0),
+      ...     batch=jnp.ones((50, 3)), theta_optimizer=sgd, mask_optimizer=None,
+      ...     inner_params=lambda name: name != "norm")
       >>> predict = combine(state.fast_params, state.params)
     """
 
@@ -95,9 +100,8 @@ def init_cmaml_state(
     Example:
       >>> gate, adam = gates.binary(inner_lr=0.3), optax.adam(1e-3)
       >>> state = init_cmaml_state(
-      ...     model.init(jax.random.key(0)), gate, jax.random.key(1), batch=(images, labels),
-      ...     theta_optimizer=adam, mask_optimizer=optax.adam(1e-2),
-      ...     inner_params=lambda name: not name.startswith("norm"))
+      ...     jnp.zeros(2), gate, jax.random.key(1), batch=jnp.ones((50, 2)),
+      ...     theta_optimizer=adam, mask_optimizer=optax.adam(1e-2))
 
     Source: von Oswald, Zhao et al. 2021, Algorithm 2.
     """

@@ -88,7 +88,8 @@ def lamaml(
       ...     lambda w, rows: jnp.mean((rows - w) ** 2), gates.rectified(0.15),
       ...     mask_optimizer=optax.sgd(0.3))
       >>> state = learner.init(jnp.zeros(2), jax.random.key(0))
-      >>> state, metrics = learner.step(state, StreamBatch(jnp.ones((10, 2))), jax.random.key(1))
+      >>> batch = jaxsparse.StreamBatch(jnp.ones((10, 2)))
+      >>> state, metrics = learner.step(state, batch, jax.random.key(1))
 
     Source: von Oswald, Zhao et al. 2021, Algorithm 1.
     """
@@ -152,7 +153,7 @@ def cmaml(
       ...     lambda w, x: jnp.mean((w - x) ** 2), gates.binary(0.3), batch=rows, inner_steps=4,
       ...     theta_optimizer=adam, mask_optimizer=adam, detection_threshold=1.5)
       >>> state = learner.init(jnp.zeros(2), jax.random.key(0))
-      >>> state, metrics = learner.step(state, StreamBatch(rows), jax.random.key(1))
+      >>> state, metrics = learner.step(state, jaxsparse.StreamBatch(rows), jax.random.key(1))
 
     Source: von Oswald, Zhao et al. 2021, Algorithm 2.
     """

@@ -50,8 +50,8 @@ def learning_accuracy(R: jax.Array) -> jax.Array:
       ValueError: the last two axes differ, or are empty.
 
     Example:
-      >>> float(learning_accuracy(jnp.array([[0.9, 0.1], [0.5, 0.7]])))
-      0.800000011920929
+      >>> round(float(learning_accuracy(jnp.array([[0.9, 0.1], [0.5, 0.7]]))), 6)
+      0.8
 
     Source: Riemer et al. 2019, MER, Sec. 5.
     """

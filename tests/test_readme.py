@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import pkgutil
 import re
 from pathlib import Path
 
@@ -14,7 +15,21 @@ import jaxsparse
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-CORE = ["checks", "gates", "inner", "lamaml", "losses", "maml", "straight_through"]
+# All public modules but those whose examples want a folder or a data set of the reader's.
+ELSEWHERE = (
+    *("data.folder", "data.mini_imagenet", "data.classification", "data.episodes", "data.cache"),
+    *("data.streams", "data.plain_pickles", "data.pictures", "data.files", "machine"),
+    *("user_cache", "training"),
+)
+
+
+def public_modules():
+    found = pkgutil.walk_packages(jaxsparse.__path__, "jaxsparse.")
+    names = [module.name.removeprefix("jaxsparse.") for module in found]
+    return [n for n in names if not n.startswith(ELSEWHERE) and "._" not in f".{n}"]
+
+
+CORE = public_modules()
 
 
 def run(block):

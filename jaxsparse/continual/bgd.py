@@ -50,6 +50,7 @@ def gaussian(params: Tree, std: float = 0.01) -> Gaussian:
       ValueError: `std` is not above 0.
 
     Example:
+      >>> from jaxsparse.continual.er import init_online_state
       >>> state = init_online_state(gaussian({"w": jnp.ones(3)}), bgd(learning_rate=10.0))
       >>> state.params.std["w"].shape
       (3,)
@@ -230,6 +231,7 @@ def bgd_step(
       TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
 
     Example:
+      >>> from jaxsparse.continual.er import init_online_state
       >>> optimizer = bgd(learning_rate=10.0)
       >>> state = init_online_state(gaussian(jnp.zeros(2)), optimizer)
       >>> state, metrics = bgd_step(

@@ -81,6 +81,7 @@ def gem_step(
       TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
 
     Example:
+      >>> from jaxsparse.continual.er import init_online_state
       >>> sgd = optax.sgd(0.1)
       >>> state = init_online_state(jnp.zeros(2), sgd)
       >>> state, metrics = gem_step(
@@ -160,6 +161,7 @@ def agem_step(
       TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
 
     Example:
+      >>> from jaxsparse.continual.er import init_online_state
       >>> sgd = optax.sgd(0.5)
       >>> state = init_online_state(jnp.zeros(2), sgd)
       >>> state, metrics = agem_step(

@@ -73,6 +73,7 @@ def mer_step(
       TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
 
     Example:
+      >>> from jaxsparse.continual.er import init_online_state
       >>> state = init_online_state(jnp.zeros(2))
       >>> state, metrics = mer_step(
       ...     state, jnp.ones((1, 2)), jnp.zeros((5, 10, 2)), learning_rate=0.1,

@@ -38,8 +38,8 @@ class FrozenState(NamedTuple):
         `partition` makes it. At first that part itself.
 
     Example:
-      >>> state = FrozenState(
-      ...     params, partition(params, lambda name: not name.startswith("norm"))[0])
+      >>> params = {"norm": jnp.ones(3), "head": jnp.ones(2)}
+      >>> state = FrozenState(params, partition(params, lambda name: name != "norm")[0])
     """
 
     params: Tree
@@ -135,6 +135,8 @@ class MetaBGDState(NamedTuple):
       step: int32, the number of timesteps taken.
 
     Example:
+      >>> from jaxsparse.continual.bgd import bgd, gaussian
+      >>> state = init_metabgd_state(gaussian({"w": jnp.ones(3)}), bgd(learning_rate=10.0))
       >>> predict = combine(state.fast_params, state.params.mean)
     """
 
@@ -165,6 +167,7 @@ def init_metabgd_state(
       TypeError: `distribution` has a leaf that is not floating.
 
     Example:
+      >>> from jaxsparse.continual.bgd import bgd, gaussian
       >>> state = init_metabgd_state(gaussian({"w": jnp.ones(3)}), bgd(learning_rate=10.0))
       >>> int(state.step)
       0
@@ -218,6 +221,7 @@ def metabgd_step(
       TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
 
     Example:
+      >>> from jaxsparse.continual.bgd import bgd, gaussian
       >>> optimizer = bgd(learning_rate=10.0)
       >>> state = init_metabgd_state(gaussian(jnp.zeros(2)), optimizer)
       >>> state, metrics = metabgd_step(
@@ -269,6 +273,7 @@ def self_masked_loss(loss_fn: Callable, masked: Callable[[str], bool]) -> Callab
       ValueError: (from the loss) `masked` selects no leaf.
 
     Example:
+      >>> loss_fn = jaxsparse.cross_entropy(jaxsparse.nn.conv4(width=8, blocks="xla"))
       >>> loss_fn = self_masked_loss(loss_fn, lambda name: name.startswith("conv"))
 
     Source: Caccia et al. 2020, OSAKA, the baseline MetaCOG of its public code; He et al. 2019.

@@ -29,6 +29,7 @@ def fingerprint(data: Any) -> str:
         TypeError: something in it is none of these, an array, a string, a number or None.
 
     Example:
+        >>> load = jaxsparse.data.load
         >>> train, test = load("glyphs", "train"), load("glyphs", "test")
         >>> fingerprint(train) == fingerprint(load("glyphs", "train")) != fingerprint(test)
         True

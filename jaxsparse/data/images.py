@@ -97,7 +97,7 @@ class ImageSet:
         """The set of some of the classes, in the order given: NumPy arrays, copied.
 
         Example:
-            >>> load("glyphs", "test").take([4, 2]).num_classes
+            >>> jaxsparse.data.load("glyphs", "test").take([4, 2]).num_classes
             2
         """
         starts, counts = (np.asarray(x)[list(classes)] for x in (self.starts, self.counts))
@@ -180,7 +180,7 @@ def check_not_blank(data: ImageSet) -> None:
         DataError: one line that names the class.
 
     Example:
-        >>> check_not_blank(load("glyphs", "test"))
+        >>> check_not_blank(jaxsparse.data.load("glyphs", "test"))
     """
     for i, name in enumerate(data.names):
         if all(is_blank(image) for image in data.of_class(i)):

@@ -29,7 +29,7 @@ class Model(NamedTuple):
         statistics are the batch's. None: not known.
 
     Example:
-      >>> model = mlp(ways=5)
+      >>> model = jaxsparse.nn.mlp(ways=5)
       >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((3, 28, 28, 1))).shape
       (3, 5)
     """
@@ -51,7 +51,7 @@ class InputLayer(NamedTuple):
       apply: (params, products [n, out]) -> logits [n, ways].
 
     Example:
-      >>> model = mlp(ways=5)
+      >>> model = jaxsparse.nn.mlp(ways=5)
       >>> params, images = model.init(jax.random.key(0)), jnp.zeros((3, 28, 28, 1))
       >>> products = model.input_layer.inputs(images) @ params["dense1"]["kernel"]
       >>> model.input_layer.apply(params, products).shape
