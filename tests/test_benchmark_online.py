@@ -128,7 +128,7 @@ def test_each_stream_is_learned(small_network):
         learner.compile()
         learner.fill(0)
     side_by_side.learn(3)
-    phi = side_by_side.placement.kept(side_by_side.state.fast_params)
+    phi = side_by_side.placement.to_host(side_by_side.state.fast_params)
     for place, start in enumerate(starts):
         alone.begin([start])
         alone.learn(3)

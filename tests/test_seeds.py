@@ -73,7 +73,7 @@ def test_what_is_put_is_kept(runs):
     placement = on_two(runs) if runs > 1 else Placement(1, None)
     placed = placement.put(tree)
     assert len(placed["b"]) == 2 * -(-runs // 2) or runs == 1
-    jax.tree.map(np.testing.assert_array_equal, placement.kept(placed), tree)
+    jax.tree.map(np.testing.assert_array_equal, placement.to_host(placed), tree)
 
 
 def in_python(x, factor, shift, first, last):
@@ -98,10 +98,10 @@ def test_steps_of_runs_on_two_devices(runs):
     for first, last in ((0, 1), (1, 1), (1, 8), (8, 30)):
         state = advance(state, by_turn, jnp.int32(5), first, last)
         want = [in_python(x, f, 5, first, last) for x, f in zip(want, factors, strict=True)]
-        assert placement.kept(state).tolist() == want
+        assert placement.to_host(state).tolist() == want
 
 
 def test_functions_of_runs_on_two_devices():
     placement = on_two(3)
     add = placement.over_runs(lambda x, y: x + y, (0, None))
-    assert placement.kept(add(placement.put(np.arange(3)), 10)).tolist() == [10, 11, 12]
+    assert placement.to_host(add(placement.put(np.arange(3)), 10)).tolist() == [10, 11, 12]

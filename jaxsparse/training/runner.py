@@ -128,7 +128,7 @@ class Runner:
 
     def to_host(self, tree: Any) -> Any:
         """Arrays on the host, led by the axis of runs in their order."""
-        return self.placement.kept(tree)
+        return self.placement.to_host(tree)
 
     def means(self, steps: int) -> dict[str, float]:
         """Means of the state's totals over its runs and over `steps`; empty before the first."""

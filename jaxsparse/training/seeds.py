@@ -26,7 +26,7 @@ class Placement(NamedTuple):
     Example:
       >>> placement = place_runs(5)
       >>> keys = placement.put(jax.random.split(jax.random.key(0), 5))
-      >>> placement.kept(placement.over_runs(jax.random.uniform, (0,))(keys)).shape
+      >>> placement.to_host(placement.over_runs(jax.random.uniform, (0,))(keys)).shape
       (5,)
 
     Source: McNaughton, Scheduling with Deadlines and Loss Functions, 1959, Theorem 3.1, which cuts
@@ -73,14 +73,14 @@ class Placement(NamedTuple):
         mesh = self.mesh or self.replicas
         return jax.device_put(tree, mesh and NamedSharding(mesh, PartitionSpec()))
 
-    def kept(self, tree: Tree) -> Tree:
+    def to_host(self, tree: Tree) -> Tree:
         """Arrays as they lie in the first turn, on the host, led by the axis of runs again."""
         places = np.unique(self.order(), return_index=True)[1]
         return jax.tree.map(lambda x: np.asarray(x)[places], tree)
 
     def stored(self, tree: Tree) -> Tree:
         """Arrays as a checkpoint holds them: without the places that lie idle."""
-        return tree if self.mesh is None else self.kept(tree)
+        return tree if self.mesh is None else self.to_host(tree)
 
     def stored_shapes(self, shapes: Tree) -> Tree:
         """The shapes and dtypes that `stored` gives of arrays of these."""
@@ -107,7 +107,7 @@ class Placement(NamedTuple):
         Example:
           >>> placement = place_runs(3)
           >>> times = placement.over_runs(lambda x, y: x * y, (0, None))
-          >>> placement.kept(times(placement.put(np.arange(3)), 2)).tolist()
+          >>> placement.to_host(times(placement.put(np.arange(3)), 2)).tolist()
           [0, 2, 4]
         """
         return self._jit(self._each(function, in_axes), in_axes, jit_options)
@@ -129,7 +129,7 @@ class Placement(NamedTuple):
           >>> placement = place_runs(3)
           >>> add = placement.over_steps(lambda x, y, z, first, last: x + (last - first) * y * z)
           >>> ones = [placement.put(jax.numpy.ones(3), turn) for turn in range(placement.turns)]
-          >>> placement.kept(add(placement.put(jax.numpy.arange(3.0)), ones, 10.0, 0, 4)).tolist()
+          >>> placement.to_host(add(placement.put(jax.numpy.arange(3.0)), ones, 10.0, 0, 4)).tolist()
           [40.0, 41.0, 42.0]
         """
         alike = self.turns == 1
@@ -192,13 +192,13 @@ class SingleRun(Placement):
     """One run, on one device, whose arrays have no axis of runs there or in checkpoints.
 
     Example:
-      >>> SingleRun(1, None).kept(jax.numpy.ones(3)).shape
+      >>> SingleRun(1, None).to_host(jax.numpy.ones(3)).shape
       (1, 3)
     """
 
     __slots__ = ()
 
-    def kept(self, tree: Tree) -> Tree:
+    def to_host(self, tree: Tree) -> Tree:
         """Arrays on the host, led by an axis of runs."""
         return jax.tree.map(lambda x: np.asarray(x)[None], tree)
 

@@ -116,7 +116,7 @@ class _StreamRun:
         keys = jnp.stack([jax.random.key(run.seed) for run in runs])
         rates = Rates(*jnp.array([run.rates for run in runs], jnp.float32).T)
         schedule = placement.over_runs(self.program.schedule, (0, None))
-        schedule = placement.kept(schedule(placement.put(keys), self.stream))
+        schedule = placement.to_host(schedule(placement.put(keys), self.stream))
         self.runner = Runner(
             *(self.program, folder, hooks, placement, (schedule, keys, rates), self.stream),
             first_seed=config.seed,
