@@ -129,7 +129,8 @@ class Placement(NamedTuple):
           >>> placement = place_runs(3)
           >>> add = placement.over_steps(lambda x, y, z, first, last: x + (last - first) * y * z)
           >>> ones = [placement.put(jax.numpy.ones(3), turn) for turn in range(placement.turns)]
-          >>> placement.to_host(add(placement.put(jax.numpy.arange(3.0)), ones, 10.0, 0, 4)).tolist()
+          >>> start = placement.put(jax.numpy.arange(3.0))
+          >>> placement.to_host(add(start, ones, 10.0, 0, 4)).tolist()
           [40.0, 41.0, 42.0]
         """
         alike = self.turns == 1
