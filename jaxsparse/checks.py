@@ -217,12 +217,12 @@ def check_bound(name: str, bound: float | None) -> None:
         raise ValueError(f"{name} must be positive or None, got {bound}")
 
 
-def check_steps(name: str, steps: Any) -> None:
-    """Raise unless `steps` is a Python integer that is zero or more."""
+def check_steps(name: str, steps: Any, least: int = 0) -> None:
+    """Raise unless `steps` is a Python integer that is `least` or more."""
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"{name} must be a Python int known when tracing, got {steps!r}")
-    if steps < 0:
-        raise ValueError(f"{name} must be 0 or more, got {steps}")
+    if steps < least:
+        raise ValueError(f"{name} must be {least} or more, got {steps}")
 
 
 def scalar_loss(loss_fn: Callable) -> Callable:

@@ -105,9 +105,7 @@ def init_cmaml_state(
 
     Source: von Oswald, Zhao et al. 2021, Algorithm 2.
     """
-    check_steps("capacity", capacity)
-    if not capacity:
-        raise ValueError("capacity must be 1 or more, got 0")
+    check_steps("capacity", capacity, least=1)
     params, fast_params = (copy_arrays("params", params) for _ in range(2))
     fast_params, _ = partition(fast_params, inner_params)
     check_gate(gate)

@@ -293,9 +293,7 @@ def generated(
     Source: von Oswald, Zhao et al. 2021, sparse-MAML+ (supplement Sec. A).
     """
     own = binary(inner_lr, slope=slope, initial_sparsity=initial_sparsity)
-    check_steps("embedding", embedding)
-    if not embedding:
-        raise ValueError("embedding must be 1 or more, got 0")
+    check_steps("embedding", embedding, least=1)
     bound = embedding**-0.5  # PyTorch's default for a linear layer
 
     def linear_map(key, leaf):

@@ -15,8 +15,9 @@ from problems import quick_jit
 
 import jaxsparse
 from experiments import fewshot, online
-from jaxsparse import data, gates, maml, nn
+from jaxsparse import data, gates, nn
 from jaxsparse.continual import task_gradients
+from jaxsparse.maml import _resolve
 from jaxsparse.nn import blocks, native
 from jaxsparse.training.online import OnlineConfig
 from jaxsparse.training.online.pretrain import _record
@@ -67,11 +68,11 @@ def test_the_default_device_decides_not_the_default_backend(compiler, monkeypatc
     assert blocks.choose_blocks("auto") == "xla"
     with pytest.raises(ValueError, match="'native' cannot be had, as the default device is a gpu"):
         blocks.choose_blocks("native")
-    assert maml._resolve("auto") == "vmap" and rows_at_a_time() == 10**6
+    assert _resolve("auto") == "vmap" and rows_at_a_time() == 10**6
     for device in (jax.devices("cpu")[0], "cpu"):
         with jax.default_device(device):
             assert blocks.choose_blocks("auto") == "native"
-            assert maml._resolve("auto") == "scan" and rows_at_a_time() < 10**6
+            assert _resolve("auto") == "scan" and rows_at_a_time() < 10**6
 
 
 def test_it_is_decided_when_the_network_is_made(compiler):

@@ -179,9 +179,7 @@ def expected_gradient(
 
     Source: Zeno et al. 2018, Algorithm 1.
     """
-    check_steps("samples", samples)
-    if not samples:
-        raise ValueError("samples must be 1 or more, got 0")
+    check_steps("samples", samples, least=1)
     (count,) = check_rows("batch", batch)
     loss_and_grad = jax.value_and_grad(scalar_loss(loss_fn), has_aux=True)
 
