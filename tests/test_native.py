@@ -39,25 +39,38 @@ def draw(n, h, w, inputs, outputs, offset=0.0):
     return images + offset, *others
 
 
-def in_torch(images, kernel, scale, bias, gradient):
-    """The output and all gradients of PyTorch's layers, in float64."""
+TO_TORCH = [(0, 3, 1, 2), (3, 2, 0, 1), (0,), (0,)]
+FROM_TORCH = [(0, 2, 3, 1), (2, 3, 1, 0), (0,), (0,)]
+
+
+def torch_block(images, kernel, scale, bias):
+    """PyTorch's layers in float64: their arguments, and the output [n, c, h, w]."""
     torch = pytest.importorskip("torch")
-    turns = [(0, 3, 1, 2), (3, 2, 0, 1), (0,), (0,)]
     arrays = [np.asarray(a, np.float64) for a in (images, kernel, scale, bias)]
-    x, k, s, b = (
+    x, k, s, b = args = [
         torch.tensor(a.transpose(turn)).requires_grad_()
-        for a, turn in zip(arrays, turns, strict=True)
-    )
+        for a, turn in zip(arrays, TO_TORCH, strict=True)
+    ]
     y = torch.nn.functional.conv2d(x, k, padding=1)
     # PyTorch's own norm would fold the mean into the bias: infinity less infinity.
     variance, mean = torch.var_mean(y, (0, 2, 3), correction=0, keepdim=True)
     unit = (y - mean) / torch.sqrt(variance + 1e-5)
     y = unit * s[:, None, None] + b[:, None, None]
-    out = torch.nn.functional.max_pool2d(torch.relu(y), 2)
-    out.backward(torch.tensor(np.asarray(gradient, np.float64).transpose(0, 3, 1, 2)))
-    found = [out.detach(), x.grad, k.grad, s.grad, b.grad]
-    back = [(0, 2, 3, 1), (0, 2, 3, 1), (2, 3, 1, 0), (0,), (0,)]
-    return [a.numpy().transpose(turn) for a, turn in zip(found, back, strict=True)]
+    return args, torch.nn.functional.max_pool2d(torch.relu(y), 2)
+
+
+def from_torch(arrays):
+    """Images, kernel, scale and bias, or gradients by them, in our order of axes."""
+    return [a.numpy().transpose(t) for a, t in zip(arrays, FROM_TORCH, strict=True)]
+
+
+def in_torch(*args):
+    """The output and all gradients of PyTorch's layers, in float64."""
+    *args, gradient = args
+    leaves, out = torch_block(*args)
+    out.backward(out.new_tensor(np.asarray(gradient, np.float64).transpose(0, 3, 1, 2)))
+    gradients = from_torch([leaf.grad for leaf in leaves])
+    return [out.detach().numpy().transpose(0, 2, 3, 1), *gradients]
 
 
 def with_gradients(*args, form="native"):
@@ -111,23 +124,31 @@ def test_statistics_do_not_cancel(sizes):
     assert all(difference(*pair) < 1e-3 for pair in zip(got[1:], gradients, strict=True))
 
 
-@compiled
+def double_backward(*args):
+    """The gradients of `slope`, below, by PyTorch."""
+    torch = pytest.importorskip("torch")
+    leaves, out = torch_block(*args)
+    out = out.permute(0, 2, 3, 1)
+    weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).reshape(out.shape)
+    first = torch.autograd.grad((torch.sin(out) * weights).sum(), leaves, create_graph=True)
+    return from_torch(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+
+
+@pytest.mark.parametrize("form", ["xla", pytest.param("native", marks=compiled)])
 @pytest.mark.parametrize("sizes", [(2, 6, 7, 1, 9), (2, 4, 5, 3, 4)], ids=str)
-def test_second_derivatives_are_those_of_the_other_forms(sizes):
+def test_second_derivatives_are_those_of_pytorchs_double_backward(sizes, form):
     *args, _ = draw(*sizes)
 
-    def turn(form):
-        def slope(*args):
-            def scalar(*args):
-                out = blocks.conv_norm_pool(*args, form=form)
-                return jnp.sum(jnp.sin(out) * jnp.linspace(-1, 2, out.size).reshape(out.shape))
+    def slope(*args):
+        def scalar(*args):
+            out = blocks.conv_norm_pool(*args, form=form)
+            return jnp.sum(jnp.sin(out) * jnp.linspace(-1, 2, out.size).reshape(out.shape))
 
-            return sum(jnp.sum(jnp.square(g)) for g in jax.grad(scalar, (0, 1, 2, 3))(*args))
+        return sum(jnp.sum(jnp.square(g)) for g in jax.grad(scalar, (0, 1, 2, 3))(*args))
 
-        return jax.jit(jax.grad(slope, (0, 1, 2, 3)))(*args)
-
-    for got, want in zip(turn("native"), turn("patches"), strict=True):
-        assert difference(got, want) < 1e-4
+    got = jax.jit(jax.grad(slope, (0, 1, 2, 3)))(*args)
+    for ours, want in zip(got, double_backward(*args), strict=True):
+        assert difference(ours, want) < 1e-4
 
 
 FORMS = [pytest.param(form, marks=compiled if form == "native" else ()) for form in blocks.FORMS]
