@@ -18,7 +18,14 @@ import jax.numpy as jnp
 from jaxsparse._tree import cut_leaf
 from jaxsparse.checks import scalar_loss
 from jaxsparse.clipping import sum_dtype
-from jaxsparse.inner import add_meta_terms, gated_step, summed_like, zeros_to_sum
+from jaxsparse.inner import (
+    add_gradient,
+    add_meta_terms,
+    gated_step,
+    meta_metrics,
+    summed_like,
+    zeros_to_sum,
+)
 from jaxsparse.losses import SplitLoss, weighted_loss
 
 Tree = Any
@@ -86,7 +93,7 @@ def meta_gradient(
         own = jax.lax.dynamic_slice_in_dim(products, place, 1)
         (loss, _), (gradient, delta) = loss_and_grads(phi, own, own_others)
         products = products - output_delta * delta
-        total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, gradient)
+        total = add_gradient(total, gradient)
         phi = gated_step(rest, rest_sizes, total)
         outer, (h, back) = outer_and_grads(phi, products)
         sums = add_meta_terms(sums, share, h, total)
@@ -105,6 +112,4 @@ def meta_gradient(
     moved = (later * deltas).reshape(len(pairs), -1)
     d_size = -jax.lax.optimization_barrier(moved.T @ pairs).T
     d_sizes = summed_like(step_sizes, join(d_rest_sizes, d_size))
-    loss, metrics = jax.tree.map(jnp.mean, outer)
-    metrics = {"loss": loss, **metrics, "inner_loss": inner_losses}
-    return join(d_rest, d_kernel), d_sizes, metrics
+    return join(d_rest, d_kernel), d_sizes, meta_metrics(inner_losses, outer)

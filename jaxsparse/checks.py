@@ -1,6 +1,5 @@
 """Trace-time checks whose errors name the argument, what it got and what it wanted."""
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -129,19 +128,11 @@ def copy_arrays(name: str, tree: Tree) -> Tree:
     return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), tree)
 
 
-def check_like(
-    name: str, tree: Tree, reference_name: str, reference: Tree, *, none: bool = False
-) -> None:
+def check_like(name: str, tree: Tree, reference_name: str, reference: Tree) -> None:
     """Raise ValueError unless `tree` has the structure of `reference`, leaves of its shapes.
 
-    A scalar leaf stands for one value shared by the whole tensor and is accepted; with `none` so is
-    None in place of a leaf.
+    A scalar leaf stands for one value shared by the whole tensor and is accepted.
     """
-    if none:
-        with contextlib.suppress(ValueError):
-            reference = jax.tree.map(
-                lambda x, r: None if x is None else r, tree, reference, is_leaf=lambda x: x is None
-            )
     got: Any = jax.tree.structure(tree)
     wanted: Any = jax.tree.structure(reference)
     if got != wanted:

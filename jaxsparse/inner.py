@@ -7,6 +7,7 @@
 A leaf whose step size is None stays out of the inner loop: the losses read it, no step moves it.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -138,9 +139,7 @@ def meta_gradient(
     else:
         derived = _first_order(loop, outer_and_grad, iterates == "all", gradient_sum == "after")
     d_params, d_sizes, inner_loss, outer = derived
-    loss, metrics = outer
-    metrics = jax.tree.map(jnp.mean, {"loss": loss, **metrics})
-    return d_params, d_sizes, metrics | {"inner_loss": inner_loss}
+    return d_params, d_sizes, meta_metrics(inner_loss, outer)
 
 
 def gated_step(params: Tree, step_sizes: Tree, gradient: Tree) -> Tree:
@@ -176,7 +175,9 @@ def check_step_sizes(step_sizes: Tree, params: Tree) -> None:
     """Raise unless `params` is a tree of floating arrays and `step_sizes` fits it."""
     check_params("params", params)
     check_floating("step_sizes", step_sizes)
-    check_like("step_sizes", step_sizes, "params", params, none=True)
+    with contextlib.suppress(ValueError):  # another tree, of which `check_like` speaks
+        params = restrict(params, step_sizes)
+    check_like("step_sizes", step_sizes, "params", params)
 
 
 def add_meta_terms(sums: Any, share: float, h: Tree, gradient_sum: Tree) -> Any:
@@ -190,6 +191,17 @@ def add_meta_terms(sums: Any, share: float, h: Tree, gradient_sum: Tree) -> Any:
         lambda d, x, g: d - share * x.astype(d.dtype) * g, d_sizes, h, gradient_sum
     )
     return d_params, d_sizes
+
+
+def add_gradient(gradient_sum: Tree, gradient: Tree) -> Tree:
+    """A sum of gradients with one more in it, in the sum's dtypes."""
+    return jax.tree.map(lambda total, g: total + g.astype(total.dtype), gradient_sum, gradient)
+
+
+def meta_metrics(inner_loss: jax.Array, outer: tuple[jax.Array, Any]) -> dict[str, jax.Array]:
+    """Means of the outer loss and its metrics over the iterates; the inner losses beside them."""
+    loss, metrics = outer
+    return jax.tree.map(jnp.mean, {"loss": loss, **metrics}) | {"inner_loss": inner_loss}
 
 
 def summed_like(sizes: Tree, d_sizes: Tree) -> Tree:
@@ -248,7 +260,7 @@ def _first_order_steps(loop, visit=None, sums=None):
     def step(carry, rows):
         phi, total, sums = carry
         (loss, metrics), gradient = loop.gradient_at(phi, rows)
-        total = jax.tree.map(_add, total, gradient)
+        total = add_gradient(total, gradient)
         phi, outer = gated_step(loop.theta, loop.a, total), None
         if visit is not None:
             sums, outer = visit(sums, phi, total, rows)
@@ -269,7 +281,7 @@ def _first_order(loop, outer_and_grad, every, after):
     def visit(sums, phi, total, rows):
         total_after, own = sums
         if after:
-            total_after = jax.tree.map(_add, total_after, loop.gradient_at(phi, rows)[1])
+            total_after = add_gradient(total_after, loop.gradient_at(phi, rows)[1])
         if not every:
             return (total_after, own), None
         own, outer = add_iterate(own, phi, total_after if after else total)
@@ -324,7 +336,3 @@ def _scan(step, carry, inputs, steps, reverse=False):
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)
     kinds = jax.eval_shape(step, carry, row)[1]
     return carry, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), kinds)
-
-
-def _add(total, gradient):
-    return total + gradient.astype(total.dtype)

@@ -14,7 +14,7 @@ from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt, meta_gradient
 from jaxsparse.machine import default_platform
 from jaxsparse.precision import float32_by_default
-from jaxsparse.updates import cast, check_gate, init_optimizer, update
+from jaxsparse.updates import apply_gate_per_task, cast, check_gate, init_optimizer, update
 
 Tree = Any
 TaskLoop = Literal["auto", "vmap", "scan"]
@@ -159,7 +159,9 @@ def sparse_maml_step(
     tasks = _pair(tasks)
     count = check_leading_axis("tasks", tasks)
     key, gate_key = jax.random.split(state.key)
-    step_sizes, gate_vjp = jax.vjp(lambda m: _step_sizes(gate, m, gate_key, count), state.mask)
+    step_sizes, gate_vjp = jax.vjp(
+        lambda m: apply_gate_per_task(gate, m, gate_key, count), state.mask
+    )
 
     def task_gradients(params, sizes, task):
         support, query = task
@@ -257,13 +259,6 @@ def _pair(tasks):
         got = jax.tree.structure(tasks)
         raise TypeError(f"tasks must be a pair (support, query), got {got}")
     return tuple(tasks)
-
-
-def _step_sizes(gate, mask, key, count):
-    check_gate(gate)
-    if not gate.stochastic:
-        return gate.apply(mask, None)
-    return jax.vmap(gate.apply, (None, 0))(mask, jax.random.split(key, count))
 
 
 def _sparsity(step_sizes, params, per_task):

@@ -21,6 +21,14 @@ def apply_gate(gate: Gate, mask: Tree, key: jax.Array | None) -> Tree:
     return gate.apply(mask, key if gate.stochastic else None)
 
 
+def apply_gate_per_task(gate: Gate, mask: Tree, key: jax.Array, tasks: int) -> Tree:
+    """The step sizes for a batch of tasks, led by an axis of tasks where the gate is stochastic."""
+    check_gate(gate)
+    if not gate.stochastic:
+        return gate.apply(mask, None)
+    return jax.vmap(gate.apply, (None, 0))(mask, jax.random.split(key, tasks))
+
+
 def check_gate(gate: Gate) -> None:
     """Raise TypeError unless `gate` has what a `Gate` has."""
     if isinstance(gate, type) or not all(hasattr(gate, name) for name in Gate._fields):

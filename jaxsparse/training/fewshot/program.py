@@ -16,6 +16,7 @@ from jaxsparse.gates import sparsity
 from jaxsparse.maml import MetaState, evaluate
 from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
 from jaxsparse.training.program import Program, keep_better, meta_step, repeated
+from jaxsparse.updates import apply_gate_per_task
 
 Tree = Any
 Metrics = dict[str, jax.Array]
@@ -143,7 +144,9 @@ def make_program(
     def evaluate_batch(params, mask, key, tasks):
         metrics = evaluate(
             params,
-            _step_sizes(parts.gate, mask, jax.random.fold_in(key, _STEP_SIZES), EVALUATION_BATCH),
+            apply_gate_per_task(
+                parts.gate, mask, jax.random.fold_in(key, _STEP_SIZES), EVALUATION_BATCH
+            ),
             tasks,
             loss_fn=parts.loss_fn,
             inner_steps=config.test_inner_steps,
@@ -245,9 +248,3 @@ def _at_precision(precision, function):
             return function(*args)
 
     return traced
-
-
-def _step_sizes(gate, mask, key, count):
-    if not gate.stochastic:
-        return gate.apply(mask, None)
-    return jax.vmap(gate.apply, (None, 0))(mask, jax.random.split(key, count))

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse import gates, losses, nn
-from jaxsparse._tree import partition, restrict
+from jaxsparse._tree import restrict
 from jaxsparse.checks import path_name
 from jaxsparse.continual.learners import bgd, er, metabgd
-from jaxsparse.continual.online import FrozenState, frozen_maml_step, self_masked_loss
+from jaxsparse.continual.online import frozen_maml_step, init_frozen_state, self_masked_loss
 from jaxsparse.gates import Gate
 from jaxsparse.learner import Learner, StreamBatch
 from jaxsparse.learners import cmaml
@@ -226,7 +226,7 @@ def _frozen(config, model):
     loss_fn = losses.cross_entropy(model)
 
     def init(key, batch, pretrained):
-        return FrozenState(pretrained.params, partition(pretrained.params, inner_params)[0])
+        return init_frozen_state(pretrained.params, inner_params)
 
     def learn(state, batch, key, timestep):
         state, metrics = frozen_maml_step(
