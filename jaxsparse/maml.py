@@ -271,7 +271,7 @@ def _sparsity(step_sizes, params, per_task):
 
 def _over_tasks(function, count, per_task, task_loop, mesh):
     """`(params, step_sizes, tasks) ->` what `function` gives for every task, stacked."""
-    vmapped = _resolve(task_loop) == "vmap"
+    vmapped = _resolve(task_loop, mesh) == "vmap"
 
     def stacked(params, step_sizes, tasks):
         if vmapped:
@@ -299,9 +299,10 @@ def _over_tasks(function, count, per_task, task_loop, mesh):
     )
 
 
-def _resolve(task_loop: TaskLoop) -> str:
+def _resolve(task_loop: TaskLoop, mesh: Mesh | None) -> str:
     if task_loop not in ("auto", "vmap", "scan"):
         raise ValueError(f"task_loop must be 'auto', 'vmap' or 'scan', got {task_loop!r}")
     if task_loop != "auto":
         return task_loop
-    return "scan" if default_platform() == "cpu" else "vmap"
+    platform = default_platform() if mesh is None else mesh.devices.flat[0].platform
+    return "scan" if platform == "cpu" else "vmap"

@@ -16,6 +16,8 @@ with contextlib.suppress(ImportError):
 
 # Two devices, so that dividing tasks among devices is tested on every machine.
 jax.config.update("jax_num_cpu_devices", 2)
+# Arrays of different rank are never broadcast by accident.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
@@ -30,11 +32,4 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXSPARSE_CACHE", str(cache))
         cli.use_compilation_cache()
-        yield
-
-
-@pytest.fixture
-def strict_ranks():
-    """Make JAX refuse to broadcast arrays of different rank."""
-    with jax.numpy_rank_promotion("raise"):
         yield

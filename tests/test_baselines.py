@@ -100,7 +100,6 @@ def assert_step(state, metrics, theta, wanted, rtol=1e-4):
 # Experience replay
 
 
-@pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize(
     ("replay", "clip_norm"),
     [("full", None), ("none", CLIP), ("weighted", CLIP), ("weighted", None), ("empty", None)],
@@ -158,7 +157,6 @@ def numpy_mer(theta, example, replay, weights, bound):
     return loss, {n: theta[n] + GAMMA * (current[n] - theta[n]) for n in theta}
 
 
-@pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize(
     ("filled", "clip_norm"), [(None, CLIP), (0, None), (3, CLIP), (REPLAYED, None)]
 )
@@ -166,7 +164,6 @@ def test_mer_is_numpys(filled, clip_norm):
     follow_mer(classification_loss, REPLAYED, filled, clip_norm)
 
 
-@pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize(("filled", "clip_norm"), [(None, CLIP), (0, None), (1, CLIP), (2, None)])
 def test_mer_in_factors_is_numpys(filled, clip_norm):
     """Of few rows the first kernel's gradients are not made: the whole loss is not called."""
@@ -293,13 +290,11 @@ GEM_CASES = {
 }
 
 
-@pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", GEM_CASES)
 def test_gem_is_numpys(case):
     follow_gem(classification_loss, *GEM_CASES[case])
 
 
-@pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", GEM_CASES)
 def test_gem_in_factors_is_numpys(case):
     """Of two rows for each task the first layer's gradients are not made."""
@@ -311,7 +306,6 @@ def test_gem_in_factors_is_numpys(case):
     follow_gem(loss_fn, tasks, 2, *others)
 
 
-@pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", ["published", "clipped"])
 def test_gem_in_pieces_of_a_memory_is_numpys(case, monkeypatch):
     """Of seven rows for each task three at a time, and then one."""
@@ -457,7 +451,6 @@ def test_gem_takes_losses_with_a_backward_pass_of_their_own():
     assert_trees_close(got, want)
 
 
-@pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize(
     ("remembered", "clip_norm"), [(None, None), ("all", CLIP), ("weighted", None), ("empty", CLIP)]
 )

@@ -89,7 +89,7 @@ def test_sets_are_cut_by_class_and_stay_trees():
     assert jax.tree.map(lambda x: x[None], some).images.shape == (1, 13, 2, 3, 2)
 
 
-def test_shapes_and_dtypes(strict_ranks):
+def test_shapes_and_dtypes():
     sample = functools.partial(sample_tasks, tasks=4, ways=3, shots=1, query_shots=2)
     task = jax.eval_shape(sample, jax.random.key(0), numbered())
     assert isinstance(task, Task)

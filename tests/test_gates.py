@@ -10,8 +10,6 @@ import pytest
 from jaxsparse import gates
 from jaxsparse.checks import leaves_by_name
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
-
 M = [-1.0, -0.0, 0.0, 0.5]
 PARAMS = {
     "body": {"w": jnp.ones((200, 100)), "b": jnp.ones(4000)},

@@ -11,8 +11,6 @@ from problems import Classifier, classification_loss, classification_tasks, quic
 
 from jaxsparse import adapt
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
-
 
 def square(w, target):
     return jnp.sum((w - target) ** 2)

@@ -195,7 +195,6 @@ def name_of(case):
     return "-".join(f"{k}={v}" if k != "kind" else v for k, v in case.items())
 
 
-@pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_glances_are_numpys(case):
     state, metrics = follow(**case)
@@ -208,7 +207,6 @@ def test_glances_are_numpys(case):
 SPLIT_CASES = [CASES[i] for i in (0, 2, 5, 7)]  # each gate, each replay
 
 
-@pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", SPLIT_CASES, ids=name_of)
 def test_glances_with_the_first_products_outside_the_loop_are_numpys(case):
     follow(loss_fn=split_loss(), **case)

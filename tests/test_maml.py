@@ -118,7 +118,6 @@ CASES += [("half_slope", 6, nesterov), ("linear", 6, nesterov)]
 CASES += [("rectified", 6, adam), ("constant", 6, adam)]
 
 
-@pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("kind, steps, optimizer", CASES)
 def test_first_order_step_is_pytorchs(kind, steps, optimizer):
     params = Classifier.init(0)

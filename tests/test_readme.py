@@ -55,7 +55,8 @@ def test_sinusoids(capsys):
 
 
 @pytest.mark.parametrize("name", CORE)
-def test_docstring_examples(name):
+def test_docstring_examples(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # some write a file
     module = importlib.import_module(f"jaxsparse.{name}")
     extra = {
         "jax": jax,

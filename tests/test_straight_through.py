@@ -10,8 +10,6 @@ from hypothesis.extra import numpy as hnp
 
 from jaxsparse import binary_mask, relu_mask
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
-
 M = [-2.0, -1e-30, -0.0, 0.0, 1e-30, 0.5, np.nan, np.inf, -np.inf]
 # XLA flushes subnormal numbers to zero, NumPy does not.
 FLOATS = hnp.arrays(np.float32, 16, elements=st.floats(width=32, allow_subnormal=False))

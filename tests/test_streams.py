@@ -230,7 +230,7 @@ def test_rows_are_looked_up_under_their_tasks_map(pair, build):
         np.testing.assert_array_equal(labels, pair[1].labels[list(members)])
 
 
-def test_rows_inside_loops_and_over_seeds(pair, strict_ranks):
+def test_rows_inside_loops_and_over_seeds(pair):
     stream = jax.device_put(streams.rotations(*pair, 3))
 
     def run(key, stream):

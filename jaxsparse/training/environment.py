@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 
 import jaxsparse
-from jaxsparse.machine import cpu_threads, use_cpu_threads
+from jaxsparse.machine import cpu_threads, default_platform, use_cpu_threads
 from jaxsparse.nn.blocks import Blocks, choose_blocks
 from jaxsparse.training.errors import ConfigError, RunError
 
@@ -42,7 +42,7 @@ def environment(blocks: Blocks | None) -> dict[str, Any]:
       False
     """
     here = {name: getattr(jax.config, name, None) for name in (*_DECISIVE, *_BITS)}
-    if jax.default_backend() == "cpu":
+    if default_platform() == "cpu":
         # Only the number of threads counts there, and each device has one at least.
         here["threads"] = max(cpu_threads(), jax.local_device_count())
     else:
