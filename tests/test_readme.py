@@ -32,6 +32,13 @@ def public_modules():
 CORE = public_modules()
 
 
+@pytest.fixture(autouse=True)
+def ranks_as_users_have_them():
+    """Examples are users' code: they may broadcast arrays of different rank."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def run(block):
     namespace = {"__name__": "readme"}
     exec(compile(block, str(README), "exec"), namespace)

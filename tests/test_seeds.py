@@ -16,6 +16,7 @@ class Devices:
 
     def __init__(self, size):
         self.size = size
+        self.devices = np.array(jax.devices()[:1] * size)
 
 
 def on_two(runs):
