@@ -176,7 +176,7 @@ def check_step_sizes(step_sizes: Tree, params: Tree) -> None:
     """Raise unless `params` is a tree of floating arrays and `step_sizes` fits it."""
     check_params("params", params)
     check_floating("step_sizes", step_sizes)
-    with contextlib.suppress(ValueError):  # another tree, of which `check_like` speaks
+    with contextlib.suppress(ValueError):  # the trees differ, which `check_like` reports
         params = restrict(params, step_sizes)
     check_like("step_sizes", step_sizes, "params", params)
 

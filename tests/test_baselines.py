@@ -552,7 +552,7 @@ ONE, DRAWN = rows(1, 1), rows(2, BATCHES, REPLAYED)
             (BATCH, REPLAY),
             {"replay_weights": jnp.ones(4), "loss_fn": NORMED},
             ValueError,
-            "^replay_weights: got weights, want None: the loss has statistics over its rows",
+            "^replay_weights: got weights, want None: the loss uses statistics over its rows",
         ),
         (
             agem,

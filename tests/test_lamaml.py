@@ -471,7 +471,7 @@ BATCH, REPLAY = rows(1, ROWS), rows(2, REPLAYED)
         (
             {"loss_fn": NORMED, "replay_weights": jnp.ones(4)},
             ValueError,
-            "^replay_weights: got weights, want None: the loss has statistics over its rows",
+            "^replay_weights: got weights, want None: the loss uses statistics over its rows",
         ),
         (
             {"meta_loss_fn": NORMED, "replay_weights": jnp.ones(4)},

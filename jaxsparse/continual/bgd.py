@@ -168,7 +168,7 @@ def expected_gradient(
       last sample.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> gradient, metrics, _ = expected_gradient(
@@ -226,7 +226,7 @@ def bgd_step(
       The new state, and the mean "loss" (and `loss_fn`'s metrics) of the samples before the step.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> from jaxsparse.continual.er import init_online_state

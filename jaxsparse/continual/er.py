@@ -105,7 +105,7 @@ def er_step(
       the "gradient_norm" before clipping.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> sgd = optax.sgd(0.1)

@@ -78,7 +78,7 @@ def gem_step(
       "gradient_norm" of g before clipping, and "violations", int32, the number of tasks opposing.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> from jaxsparse.continual.er import init_online_state
@@ -158,7 +158,7 @@ def agem_step(
       "gradient_norm" of g before clipping, and "violations", int32, 1 where g opposed h, else 0.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> from jaxsparse.continual.er import init_online_state

@@ -99,7 +99,7 @@ def frozen_maml_step(
       "inner_loss" [K] (before each inner step).
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> state, metrics = frozen_maml_step(
@@ -218,7 +218,7 @@ def metabgd_step(
       adapting to the batch, and "inner_loss" [K] (before each inner step).
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> from jaxsparse.continual.bgd import bgd, gaussian
