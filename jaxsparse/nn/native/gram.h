@@ -67,8 +67,8 @@ inline void find_level(GramShape s, const float* images, float* level) {
   for (int64_t c = 0; c < s.inputs; ++c) level[c] = total[c] / s.positions();
 }
 
-// Adds the sums of P^T P and of P over the patches of some images to [taps + 1, wide()]. Sums within
-// an image are in single precision, sums over images in double precision.
+// Adds P^T P and the sum of P over the patches of some images to [taps + 1, wide()]. Sums within an
+// image are in single precision, sums over images in double precision.
 inline void sum_moments(GramShape s, Range range, const float* images, const float* levels,
                         double* to) {
   const int64_t taps = s.taps(), wide = s.wide();
