@@ -35,7 +35,7 @@ def check_fits(batch: Any, buffer: Any) -> None:
     want: Any = jax.tree.structure(buffer)
     if got != want:
         raise ValueError(
-            f"batch must have the tree that state.buffer holds: got {got}, want {want}"
+            f"batch must have the tree of the batches in state.buffer: got {got}, want {want}"
         )
     held = leaves_by_name(buffer)
     for path, leaf in leaves_by_name(batch).items():

@@ -153,7 +153,7 @@ def check_leading_axis(name: str, tree: Tree) -> int:
         raise ValueError(f"{name} has no leaves, want arrays with a leading task axis")
     if () in sizes.values() or len(set(sizes.values())) > 1:
         listed = ", ".join(f"{path}: {size or 'scalar'}" for path, size in sizes.items())
-        raise ValueError(f"{name} must lead with one task axis in every leaf, got {listed}")
+        raise ValueError(f"{name} must have the same leading task axis in every leaf, got {listed}")
     (size,) = next(iter(sizes.values()))
     if size == 0:
         raise ValueError(f"{name} holds no task: its leading axis has length 0")
@@ -166,9 +166,9 @@ def check_rows(name: str, tree: Tree, axes: int = 1) -> tuple[int, ...]:
     size = next(iter(sizes.values()), ())
     if len(size) < axes or 0 in size or set(sizes.values()) != {size}:
         listed = ", ".join(f"{path}: {got or 'scalar'}" for path, got in sizes.items())
-        lead = "one axis" if axes == 1 else f"the same {axes} axes"
+        lead = "leading row axis" if axes == 1 else f"{axes} leading axes"
         raise ValueError(
-            f"{name} must lead with {lead} of rows in every leaf, got {listed or 'no leaves'}"
+            f"{name} must have the same {lead} in every leaf, got {listed or 'no leaves'}"
         )
     return size
 

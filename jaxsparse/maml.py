@@ -28,7 +28,7 @@ class MetaState(NamedTuple):
       mask: m, the gate's mask parameters.
       theta_opt: the optax state for theta.
       mask_opt: the optax state for m.
-      step: int32, the number of meta-steps taken.
+      step: int32, the number of meta-steps so far.
       key: the PRNG key that stochastic gates draw from.
     """
 

@@ -85,17 +85,17 @@ def partial(path: Path) -> Iterator[Path]:
     processes are removed from the folder, too.
 
     Example:
-      >>> with partial(Path("images.npz")) as beside:
-      ...     beside.write_bytes(b"...")
-      ...     beside.replace("images.npz")
+      >>> with partial(Path("images.npz")) as temporary:
+      ...     temporary.write_bytes(b"...")
+      ...     temporary.replace("images.npz")
     """
     _clear(path.parent)
-    own = f".{path.name}-{_place()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
-    beside = path.with_name(own)
+    name = f".{path.name}-{_place()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    temporary = path.with_name(name)
     try:
-        yield beside
+        yield temporary
     finally:
-        remove(beside)
+        remove(temporary)
 
 
 def remove(path: Path) -> None:

@@ -513,7 +513,7 @@ ONE, DRAWN = rows(1, 1), rows(2, BATCHES, REPLAYED)
 @pytest.mark.parametrize(
     ("step", "arguments", "options", "error", "message"),
     [
-        (er, ((), None), {}, ValueError, "^batch must lead with one axis of rows.*no leaves"),
+        (er, ((), None), {}, ValueError, "^batch must have the same leading row axis.*no leaves"),
         (er, ((BATCH[0], BATCH[1][:2]), None), {}, ValueError, r"^batch must.*0: \(3,\), 1: \(2"),
         (er, (BATCH, REPLAY[0]), {}, ValueError, "^replay must have the tree of batch"),
         (
@@ -540,9 +540,9 @@ ONE, DRAWN = rows(1, 1), rows(2, BATCHES, REPLAYED)
         (er, (BATCH, None), {"replay_weights": jnp.ones(4)}, ValueError, "^replay_weights: there"),
         (er, (BATCH, REPLAY), {"clip_norm": 0.0}, ValueError, "^clip_norm must be positive"),
         (mer, (BATCH, DRAWN), {}, ValueError, "^example must be one row, got 3"),
-        (mer, (ONE, REPLAY), {}, ValueError, "^replay must lead with the same 2 axes"),
+        (mer, (ONE, REPLAY), {}, ValueError, "^replay must have the same 2 leading axes"),
         (mer, (ONE, DRAWN, jnp.ones(4)), {}, ValueError, r"^replay_weights .* \(2, 4\)"),
-        (gem, (BATCH, REPLAY, 1), {}, ValueError, "^memory must lead with the same 2 axes"),
+        (gem, (BATCH, REPLAY, 1), {}, ValueError, "^memory must have the same 2 leading axes"),
         (gem, (BATCH, MEMORY, 1.0), {}, TypeError, "^observed must be one integer.*got float32"),
         (gem, (BATCH, MEMORY, jnp.ones(2, bool)), {}, TypeError, r"^observed .*got bool \(2,\)"),
         (agem, (BATCH, MEMORY), {}, ValueError, r"^memory_rows\[0\] has rows of shape \(4, 5\)"),

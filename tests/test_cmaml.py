@@ -466,7 +466,11 @@ BATCH = jax.tree.map(lambda x: x[0], BATCHES)
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"batch": BATCH[0]}, ValueError, "^batch must have the tree that state.buffer holds: got"),
+        (
+            {"batch": BATCH[0]},
+            ValueError,
+            "^batch must have the tree of the batches in state.buffer: got",
+        ),
         (
             {"batch": (BATCH[0][:3], BATCH[1])},
             ValueError,

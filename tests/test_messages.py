@@ -150,7 +150,7 @@ def test_tasks():
     for tasks in (ROWS, (ROWS,), (ROWS, ROWS, ROWS), {"support": ROWS, "query": ROWS}):
         with pytest.raises(TypeError, match=r"tasks must be a pair"):
             maml(tasks=tasks)
-    with pytest.raises(ValueError, match=r"tasks must lead with one task axis"):
+    with pytest.raises(ValueError, match=r"tasks must have the same leading task axis"):
         maml(tasks=(ROWS, ROWS[:1]))
 
 

@@ -66,7 +66,7 @@ def _step(A, b, at):
     point = jnp.where(blocked, 0, jnp.maximum(at.point + length * direction, 0))
     free = at.free & ~blocked
     entering = (length == 1) & _entering(A, b, point, free)
-    # A variable that was just freed is blocked only by rounding. It would be so for ever.
+    # Only rounding can block a variable that was just freed, and this would repeat forever.
     stuck = length == 0
     done = ((length == 1) & ~jnp.any(entering)) | stuck
     return _Iterate(point, free | entering, at.iteration + 1, done)

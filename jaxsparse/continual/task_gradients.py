@@ -24,7 +24,7 @@ from jaxsparse.nn.products import exact_product
 
 Tree = Any
 
-# Tasks are processed in blocks of at least BLOCK, in at most PARTS blocks. Only blocks with observed
+# Tasks are processed in at most PARTS blocks of at least BLOCK tasks. Only blocks with observed
 # tasks are computed: halfway through the stream, little more than a quarter of M M'.
 BLOCK, PARTS = 10, 5
 # The most bytes of residuals of a gradient: those of 25 images of Split-CIFAR-10. For 200 images,

@@ -172,11 +172,11 @@ def _build(command: Sequence[str], folder: Path, key: str) -> None:
     # A warning is shown even if logging is not set up.
     compiler = Path(command[0]).name
     _log.warning("compiling the convolution blocks with %s (once per machine) ...", compiler)
-    with partial(folder / key) as beside:
-        beside.mkdir()
-        library = beside / "library.so"
+    with partial(folder / key) as temporary:
+        temporary.mkdir()
+        library = temporary / "library.so"
         sources = [str(_FOLDER / "handlers.cc"), "-o", str(library)]
-        trouble = _compile([*command, *sources], beside) or _try(library)
+        trouble = _compile([*command, *sources], temporary) or _try(library)
         if trouble:
             raise NoLibrary(f"{command[0]} failed: {trouble}")
         with library.open("rb") as file:
