@@ -156,7 +156,7 @@ def check_leading_axis(name: str, tree: Tree) -> int:
         raise ValueError(f"{name} must have the same leading task axis in every leaf, got {listed}")
     (size,) = next(iter(sizes.values()))
     if size == 0:
-        raise ValueError(f"{name} holds no task: its leading axis has length 0")
+        raise ValueError(f"{name} has no tasks: its leading axis has length 0")
     return size
 
 
@@ -213,7 +213,7 @@ def check_bound(name: str, bound: float | None) -> None:
 def check_steps(name: str, steps: Any, least: int = 0) -> None:
     """Raise unless `steps` is a Python integer that is `least` or more."""
     if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"{name} must be a Python int known when tracing, got {steps!r}")
+        raise TypeError(f"{name} must be a Python int, static under jit, got {steps!r}")
     if steps < least:
         raise ValueError(f"{name} must be {least} or more, got {steps}")
 

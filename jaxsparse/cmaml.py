@@ -172,8 +172,7 @@ def cmaml_step(
     ``J = mean_i L(phi_i; R_{h+i}),  omega = 1 - exp(-modulation J)``.
     The optimisers of theta and m get ``omega dJ/d theta`` and ``omega dJ/dm``, to first order:
     ``dJ/dgate = -mean_i grad L(phi_i; R_{h+i}) * sum_k grad L(phi_{i,k}; R_i)``. Both gradients are
-    computed at the old theta and m. The pairs are processed one after the other, so memory use
-    does not grow with their number.
+    computed at the old theta and m. Memory use does not grow with the number of pairs.
 
     Algorithm 2 as printed in the paper has one random pair (`pairs="one"`), restarts phi at once
     (`restart_now=True`), one inner step, and `optax.sgd(eta)`: the update of theta is
@@ -261,8 +260,7 @@ def cmaml_step(
     capacity = len(jax.tree.leaves(state.buffer)[0])
     updated = (detected & (state.stored > 0)) | (state.stored >= capacity)
 
-    # Without an update the loop has no iterations. `cond` would not save them under vmap, where it
-    # computes both branches.
+    # Without an update, the loop has no iterations. Under vmap, `cond` would compute both branches.
     count = jnp.maximum(state.stored // 2, 1) if pairs == "all" else 1
     outer_loss, *gradients = _outer_gradient(
         loss_fn, state, step_sizes, jnp.where(updated, count, 0), pair_key, inner_steps
@@ -354,7 +352,7 @@ def _keys(key, pairs):
     if pairs == "all":
         return key, None
     if key is None:
-        raise ValueError("key is None, but pairs='one' draws stored batches: want a PRNG key")
+        raise ValueError("key is None, want a PRNG key: pairs='one' draws stored batches")
     return jax.random.split(key)
 
 

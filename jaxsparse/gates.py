@@ -318,7 +318,7 @@ def generated(
     @float32_by_default
     def apply(m, key):
         if key is None:
-            raise ValueError("key is None, but the generated gate draws a code z: want a PRNG key")
+            raise ValueError("key is None, want a PRNG key: the generated gate draws a code z")
         z = jax.random.normal(key, m.mu.shape, m.mu.dtype)
         code = z * m.sigma + m.mu
 

@@ -311,6 +311,6 @@ def _check_arguments(state, batch, replay, replay_weights, inner_batch_size):
         drawn = check_like_rows("replay", replay, "batch", batch)
     if replay_weights is not None:
         if replay is None:
-            raise ValueError("replay_weights: there is no replay to weigh")
+            raise ValueError("replay_weights: got weights, want None: replay is None")
         check_weights("replay_weights", replay_weights, drawn)
     return count

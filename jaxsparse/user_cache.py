@@ -73,7 +73,7 @@ def code_dir(name: str) -> Path:
     _make(own)
     if _exposed(own) is not None:
         raise OSError(errno.EPERM, "no folder that only this user may write to", str(own))
-    _warn_once(f"compiled code is kept in {own}, as {reason}")
+    _warn_once(f"compiled code is kept in {own} because {reason}")
     return own
 
 

@@ -218,7 +218,9 @@ def test_errors_name_the_argument():
         gaussian(distribution.mean, 0.0)
     with pytest.raises(TypeError, match=r"^params\[n\] must be floating, got int32"):
         gaussian({"n": jnp.arange(2)})
-    with pytest.raises(ValueError, match=r"^params is None, but bgd's steps depend on sigma"):
+    with pytest.raises(
+        ValueError, match=r"^params is None, want a Gaussian: the steps of bgd depend on sigma"
+    ):
         OPTIMIZER.update(distribution, OPTIMIZER.init(distribution))
     with pytest.raises(ValueError, match=r"^masked selects none of gain, w"):
         self_masked_loss(loss_fn, lambda name: False)(distribution.mean, batch)

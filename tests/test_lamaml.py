@@ -463,7 +463,7 @@ BATCH, REPLAY = rows(1, ROWS), rows(2, REPLAYED)
         (
             {"replay": None, "replay_weights": jnp.ones(3)},
             ValueError,
-            "^replay_weights: there is no replay to weigh",
+            "^replay_weights: got weights, want None: replay is None",
         ),
         (
             {"replay_weights": jnp.ones(4, jnp.int32)},

@@ -458,7 +458,7 @@ BATCH = (jnp.ones((3, 4, 5)), jnp.zeros((3, 4), jnp.int32))
         ((BATCH, ()), {"inner_steps": -1}, ValueError, "^inner_steps must be 0 or more, got -1"),
         ((BATCH, ()), {"inner_steps": 1.0}, TypeError, "^inner_steps must be a Python int"),
         (((), ()), {}, ValueError, "^tasks has no leaves"),
-        ((jnp.ones((0, 2)), jnp.ones((0, 2))), {}, ValueError, "^tasks holds no task"),
+        ((jnp.ones((0, 2)), jnp.ones((0, 2))), {}, ValueError, "^tasks has no tasks"),
         ((jnp.ones((3, 2)),), {}, TypeError, r"^tasks must be a pair .*\(\(\*,\)\)"),
         (jnp.ones((3, 2)), {}, TypeError, r"^tasks must be a pair .*\(\*\)"),
         ((BATCH, BATCH), {"task_loop": "map"}, ValueError, "^task_loop must be.*got 'map'"),

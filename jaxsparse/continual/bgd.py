@@ -131,7 +131,7 @@ def bgd(learning_rate: float = 1.0) -> optax.GradientTransformation:
 
     def update(gradient, state, params=None):
         if params is None:
-            raise ValueError("params is None, but bgd's steps depend on sigma: want a Gaussian")
+            raise ValueError("params is None, want a Gaussian: the steps of bgd depend on sigma")
         return Gaussian(
             jax.tree.map(mean_update, params.std, gradient.mean),
             jax.tree.map(std_update, params.std, gradient.std),

@@ -132,7 +132,7 @@ def er_step(
             ones = jnp.ones(count, replay_weights.dtype)
             weights = jnp.concatenate([replay_weights, ones])
     elif replay_weights is not None:
-        raise ValueError("replay_weights: there is no replay to weigh")
+        raise ValueError("replay_weights: got weights, want None: replay is None")
     loss = weighted_loss(loss_fn, rows, weights)
     (loss, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     gradient, norm = clip_by_norm(gradient, clip_norm)

@@ -101,7 +101,7 @@ def gem_step(
     tasks, _ = check_like_rows("memory", memory, "batch", batch, axes=2)
     if jnp.shape(observed) != () or not jnp.issubdtype(jnp.result_type(observed), jnp.integer):
         kind = f"{jnp.result_type(observed)} {jnp.shape(observed)}"
-        raise TypeError(f"observed must be one integer, a count of tasks, got {kind}")
+        raise TypeError(f"observed must be one integer, the number of tasks, got {kind}")
     loss, metrics, gradient, norm = _gradient(state.params, loss_fn, batch, None, clip_norm)
 
     rows = task_gradients(loss_fn, state.params, memory, observed)
