@@ -9,8 +9,8 @@ from jaxsparse.checks import leaves_by_name
 
 
 def store(buffer, batch, at):
-    """The buffer with `batch` at index `at`. In a full buffer, which was just used, at the last."""
-    # Written unconditionally, as entries beyond the stored batches are never read.
+    """The buffer with `batch` at index `at`; in a full buffer it overwrites the last batch."""
+    # A full buffer was just used for an update, and batches beyond the stored ones are never read.
     return jax.tree.map(
         lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, at, 0), buffer, batch
     )
