@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is first asked for: Orbax, which it needs, takes a second.
+    # Imported on first use: it needs Orbax, whose import takes a second.
     if name == "training":
         import importlib
 

@@ -1,12 +1,13 @@
-"""The first layer of an MLP outside the inner loop: `meta_gradient` of a glance, faster.
+"""A faster `meta_gradient` for La-MAML, without the kernel of an MLP's first layer in the loop.
 
-The first layer's inputs are the same at every step, so a gradient by its kernel W is a product of
-inputs with derivatives by the layer's outputs: ``g_k = x_k delta_kᵀ,  h_k = Qᵀ E_k``. The loop
-carries the outputs ``Z_k = Q W_k`` of the meta-rows Q alone, which a step changes by
-``Q (a * g_k) = (Q * x_k) a * delta_k``, and keeps the derivatives; with those,
+The inputs of the first layer do not change in the inner loop. So the gradients of its kernel W are
+products of inputs and derivatives by the outputs of the layer: ``g_k = x_k delta_kᵀ`` and
+``h_k = Qᵀ E_k``, with Q the inputs of the outer loss (the meta-rows). The loop updates only the
+outputs ``Z_k = Q W_k``, by ``Q (a * g_k) = (Q * x_k) a * delta_k``, and stores delta_k and E_k.
+Afterwards
 ``sum_k h_k = Qᵀ sum_k E_k`` and
 ``sum_k h_k * G_k = sum_k (Q * x_k)ᵀ (delta_k * (E_k + ... + E_K))``.
-What is a pass over five arrays of W's size in every step becomes two large products per glance.
+Instead of five arrays of W's size per step, this reads and writes two large products per glance.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,7 @@ Tree = Any
 
 
 def float32_split(loss_fn: Callable, params: Tree) -> SplitLoss | None:
-    """The loss's first layer, if it tells one and its kernel is float32 or wider."""
+    """The loss's `split`, if it has one and the kernel is float32 or wider."""
     split = getattr(loss_fn, "split", None)
     if split is None:
         return None
@@ -48,24 +49,10 @@ def meta_gradient(
     meta_rows: Any,
     weights: jax.Array | None,
 ) -> tuple[Tree, Tree, dict[str, jax.Array]]:
-    """`inner.meta_gradient` of the mean over all iterates, to first order, a row at each step.
+    """`inner.meta_gradient` to first order, with one row per step and the mean over all iterates.
 
-    Args:
-      split: the loss, cut behind its first layer.
-      params: theta.
-      step_sizes: a.
-      batch: the rows of the inner steps, in their order, [n, ...].
-      meta_rows: the rows of the outer loss, those of the batch last, [r + n, ...].
-      weights: of the meta-rows, [r + n]; None: all alike.
-
-    Returns:
-      As `inner.meta_gradient`.
-
-    Example:
-      >>> d_params, d_sizes, metrics = meta_gradient(
-      ...     loss_fn.split, params, sizes, batch, meta_rows, None)
-
-    Source: von Oswald, Zhao et al. 2021, Eqs. 9-10, with the sums reordered.
+    `meta_rows` [r + n, ...] are the rows of the outer loss, ending with those of `batch` [n, ...];
+    `weights` are theirs.
     """
     kernel, rest, join = cut_leaf(params, split.kernel)
     size, rest_sizes, _ = cut_leaf(step_sizes, split.kernel)
@@ -108,7 +95,7 @@ def meta_gradient(
     *_, (d_rest, d_rest_sizes) = end
     later = share * jax.lax.cumsum(backs, reverse=True)
     d_kernel = inputs.T @ later[0]
-    # The barrier keeps XLA from turning the product round, to one that it is slower at.
+    # Without the barrier XLA would compute the transposed product, which is slower.
     moved = (later * deltas).reshape(len(pairs), -1)
     d_size = -jax.lax.optimization_barrier(moved.T @ pairs).T
     d_sizes = summed_like(step_sizes, join(d_rest_sizes, d_size))

@@ -1,4 +1,4 @@
-"""What a gate is, and what the gates are made of."""
+"""The `Gate` type and the helpers that the gates are built from."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,15 +16,14 @@ Init = float | jax.Array | tuple[float, float] | str
 
 
 class Gate(NamedTuple):
-    """A pair of pure functions that decide how far each parameter may move in the inner loop.
+    """A pair of pure functions that give the inner step size of each parameter.
 
     Attributes:
-      init: `(key, params) -> m`, the mask parameters, a tree.
+      init: `(key, params) -> m`, the mask parameters, a pytree.
       apply: `(m, key) -> step sizes`, a tree shaped like params. Deterministic gates take
         `key=None`.
-      stochastic: whether `apply` draws from its key: such a gate is applied once per task.
-      trained: whether m is learned. If not, the steps leave m exactly as it is, whatever its
-        optimiser does (weight decay, say).
+      stochastic: True if `apply` uses its key. Such a gate is applied once per task.
+      trained: True if m is learned. If False, m never changes, not even by weight decay.
     """
 
     init: Callable[[jax.Array, Tree], Tree]
@@ -34,7 +33,7 @@ class Gate(NamedTuple):
 
 
 def leafwise(step: Callable[[jax.Array], jax.Array]) -> Callable[[Tree, jax.Array | None], Tree]:
-    """The `apply` of a gate whose step sizes follow from the mask parameter by parameter."""
+    """The `apply` of a gate that computes each step size from one mask parameter."""
 
     def apply(m: Tree, key: jax.Array | None = None) -> Tree:
         return jax.tree.map(step, m)
@@ -43,7 +42,7 @@ def leafwise(step: Callable[[jax.Array], jax.Array]) -> Callable[[Tree, jax.Arra
 
 
 def initialiser(init: Init, initial_sparsity: float | None = None) -> Callable:
-    """The `init` of a gate with an m for each parameter; only with a sparsity may it be kaiming."""
+    """The `init` of a gate with one m per parameter; "kaiming" needs an `initial_sparsity`."""
     _check_init(init, kaiming=initial_sparsity is not None)
 
     def leaf_init(key, leaf):
@@ -89,15 +88,14 @@ def _kaiming(key, leaf, initial_sparsity):
     fan_in = leaf.size // leaf.shape[-1] if len(leaf.shape) > 1 else None
     bound = (6.0 / fan_in) ** 0.5 if fan_in else 0.5
     values = symmetric(key, leaf.shape, leaf.dtype, bound)
-    # Uniform values within the bound, moved up by bound * (1 - 2 s), are below zero with
-    # probability s.
+    # values ~ U(-bound, bound), so values + bound * (1 - 2 s) is below zero with probability s.
     shift = jnp.asarray(bound * (1 - 2 * initial_sparsity), leaf.dtype)
     if initial_sparsity == 0:
         return jnp.maximum(values + shift, 0)
     if initial_sparsity == 1:
-        # Zero would be a step: the threshold itself counts as above it.
+        # Strictly below zero, as the gate is open at m = 0.
         return jnp.minimum(values + shift, -float(jnp.finfo(leaf.dtype).tiny))
-    # A single value is its own mean.
+    # A single value minus its mean would always be 0.
     return values + shift if leaf.size == 1 else values - values.mean() + shift
 
 
@@ -106,7 +104,7 @@ def symmetric(key, shape, dtype, bound):
 
 
 def fixed(rates: Callable[[Tree], Callable[[tuple], float]]) -> Gate:
-    """A gate whose m holds the step sizes; `rates(params)` says which a path has."""
+    """A gate whose m holds the step sizes; `rates(params)` maps a path to its step size."""
 
     def init(key, params):
         check_params("params", params)
@@ -119,7 +117,7 @@ def fixed(rates: Callable[[Tree], Callable[[tuple], float]]) -> Gate:
 
 
 def under(params: Tree, head: str) -> Callable[[tuple], bool]:
-    """Whether a path leads to a parameter under `head`; ValueError unless some do, and not all."""
+    """A function that tells if a path is under `head`; ValueError if none or all of them are."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     places = {path[:n] for path in paths for n in range(1, len(path) + 1)}
     heads = [place for place in places if path_name(place) == head]
@@ -127,18 +125,18 @@ def under(params: Tree, head: str) -> Callable[[tuple], bool]:
         raise ValueError(f"head is {head!r}, but params has only {', '.join(_groups(paths))}")
     if len(heads) > 1:
         written = " and ".join(sorted(map(jax.tree_util.keystr, heads)))
-        raise ValueError(f"head is {head!r}, which names two places in params: {written}")
+        raise ValueError(f"head is {head!r}, which matches two places in params: {written}")
 
     def in_head(path):
         return path[: len(heads[0])] == heads[0]
 
     if all(map(in_head, paths)):
-        raise ValueError(f"head is {head!r}, but that is all of params: want a part of them")
+        raise ValueError(f"head is {head!r}, but that is all of params; want a part of them")
     return in_head
 
 
 def _groups(paths):
-    """The places that a head may name, at the first depth where there is a choice."""
+    """Possible values of `head`: the paths at the first depth with more than one."""
     groups = [path_name(path) for path in paths]
     for depth in range(1, max(map(len, paths)) + 1):
         groups = sorted({path_name(path[:depth]) for path in paths})

@@ -1,4 +1,4 @@
-"""Parts of a tree of parameters: those that the inner loop adapts, and single leaves."""
+"""Splitting a tree of parameters: the part that the inner loop adapts, or a single leaf."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,29 +11,16 @@ Tree = Any
 
 
 def partition(params: Tree, inner_params: Callable[[str], bool] | None) -> tuple[Tree, Tree]:
-    """The parameters that the inner loop adapts, and the others.
+    """The parameters that the inner loop adapts, and the others, each a tree with None elsewhere.
 
-    JAX takes None for a tree without leaves, so a gate that is given the first tree makes mask
-    parameters for its leaves alone, and `jax.tree.map` passes the others by.
-
-    Args:
-      params: any pytree of arrays.
-      inner_params: whether the inner loop adapts the leaf of this path, "norm1/scale" say (as
-        `leaf_names` writes it); None: all of them.
-
-    Returns:
-      Two trees like `params`, each with None in place of the other's leaves.
-
-    Raises:
-      ValueError: `inner_params` selects no leaf.
+    `inner_params` gets the path of a leaf, such as "norm1/scale", and returns True if the inner
+    loop adapts it. For JAX, None is a tree without leaves: gates and `jax.tree.map` skip it.
 
     Example:
-      >>> params = {"norm": jnp.ones(3), "head": jnp.ones(2)}
-      >>> partition(params, lambda name: name != "norm")[0]["norm"] is None
-      True
+      >>> partition({"norm": 1.0, "head": 2.0}, lambda name: name != "norm")
+      ({'head': 2.0, 'norm': None}, {'head': None, 'norm': 1.0})
 
-    Source: batch norm's gains and shifts stay out of the inner loop in the public code of Caccia et
-    al. 2020.
+    Source: the public code of Caccia et al. 2020 does not adapt batch norm in the inner loop.
     """
     if inner_params is None:
         return params, jax.tree.map(lambda _: None, params)
@@ -47,60 +34,34 @@ def partition(params: Tree, inner_params: Callable[[str], bool] | None) -> tuple
 
 
 def combine(part: Tree, params: Tree) -> Tree:
-    """The leaves of `part`, and those of `params` where it has None.
-
-    Args:
-      part: a part of a tree, as `partition` makes it.
-      params: the whole tree, or the other part.
-
-    Returns:
-      A tree like `params`.
+    """The leaves of `part`, or those of `params` where `part` has None.
 
     Example:
       >>> combine({"a": 1.0, "b": None}, {"a": 0.0, "b": 2.0})
       {'a': 1.0, 'b': 2.0}
-
-    Source: the inverse of `partition`.
     """
     return jax.tree.map(lambda x, p: p if x is None else x, part, params, is_leaf=is_none)
 
 
 def restrict(params: Tree, part: Tree) -> Tree:
-    """The leaves of `params` where `part` has one, None where it has None.
-
-    Args:
-      params: the whole tree.
-      part: a part of a tree, as `partition` makes it.
-
-    Returns:
-      A tree like `part`.
+    """The leaves of `params`, or None where `part` has None.
 
     Example:
       >>> restrict({"a": 0.0, "b": 2.0}, {"a": 1.0, "b": None})
       {'a': 0.0, 'b': None}
-
-    Source: `partition`, with the choice taken from another tree.
     """
     return jax.tree.map(lambda x, p: None if x is None else p, part, params, is_leaf=is_none)
 
 
 def is_none(x: Any) -> bool:
-    """Whether a node of a tree is None, to be taken for a leaf."""
+    """True for None; as `is_leaf`, it makes None a leaf."""
     return x is None
 
 
 def cut_leaf(tree: Tree, name: str) -> tuple[Any, list[Any], Callable[[list[Any], Any], Tree]]:
-    """A leaf, all others, and the way back.
+    """One leaf, a list of all other leaves, and ``join(others, leaf)``, which restores the tree.
 
-    Args:
-      tree: any pytree.
-      name: the leaf's, as `leaves_by_name` gives it.
-
-    Returns:
-      The leaf, the list of the others, and ``join(others, leaf)``, which makes the tree again.
-
-    Raises:
-      ValueError: there is no such leaf.
+    `name` is the path of the leaf, as in `leaves_by_name`; ValueError if there is none.
 
     Example:
       >>> leaf, others, join = cut_leaf({"a": 1, "b": 2, "c": 3}, "b")

@@ -1,4 +1,4 @@
-"""Trace-time checks whose errors name the argument, what it got and what it wanted."""
+"""Trace-time checks of arguments. Errors name the argument, what it got and what was expected."""
 
 import math
 from collections import Counter
@@ -18,26 +18,26 @@ def path_name(path) -> str:
 
 
 def leaf_names(tree: Tree, taken: Sequence[str] = ()) -> list[str]:
-    """The paths of the leaves, in their order, each another one and none of those `taken`.
+    """The paths of the leaves, in their order, without duplicates and without names in `taken`.
 
-    A path is written as `a/b/0`. Keys may hold slashes themselves: where that is another leaf's
-    path, too, both are written in full, as `['a']['b'][0]`.
+    A path is written as `a/b/0`. If two leaves would get the same name, because a key contains a
+    slash, both paths are written in full, as `['a']['b'][0]`.
     """
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     names, full = list(map(path_name, paths)), list(map(jax.tree_util.keystr, paths))
     counts = Counter([*names, *taken])
     names = [name if counts[name] == 1 else f for name, f in zip(names, full, strict=True)]
-    # A key may read like a path in full, too.
+    # A key may also look like a full path.
     return names if len({*names, *taken}) == len(names) + len(taken) else full
 
 
 def leaves_by_name(tree: Tree) -> dict[str, Any]:
-    """The leaves of `tree` under the names that errors, sparsity tables and figures use."""
+    """The leaves of `tree` by the names that errors, sparsity tables and figures use."""
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
 def described(value: Any) -> str:
-    """What a value is, for an error: `(float32[], {'x': int32[3]})`, `'text'`, `function`."""
+    """A short description for errors: `(float32[], {'x': int32[3]})`, `'text'`, `function`."""
     if isinstance(value, tuple | list):
         inside = ", ".join(map(described, value))
         text = f"[{inside}]" if isinstance(value, list) else f"({inside})"
@@ -53,15 +53,15 @@ def described(value: Any) -> str:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is an array, or a number that JAX takes for one."""
+    """True for arrays, and for numbers, which JAX accepts as arrays."""
     if isinstance(value, type):
-        return False  # NumPy's types have these attributes, too
+        return False  # NumPy's types also have `dtype` and `shape`
     is_number = isinstance(value, bool | int | float | complex)
     return is_number or (hasattr(value, "dtype") and hasattr(value, "shape"))
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is not known before the program runs."""
+    """True if the value is not known at trace time."""
     return isinstance(value, jax.core.Tracer)
 
 
@@ -77,13 +77,13 @@ def check_floating(name: str, tree: Tree) -> None:
 
 
 def check_params(name: str, tree: Tree) -> None:
-    """Raise unless `tree` has leaves, all of them floating arrays that hold a value or more."""
+    """Raise unless `tree` has leaves and all are floating arrays with at least one entry."""
     check_floating(name, tree)
     check_entries(name, tree)
 
 
 def check_entries(name: str, tree: Tree) -> None:
-    """Raise unless `tree` has leaves, all of them arrays that hold a value or more."""
+    """Raise unless `tree` has leaves and all are arrays with at least one entry."""
     leaves = leaves_by_name(tree)
     if not leaves:
         raise ValueError(f"{name} has no leaves, want a tree of arrays")
@@ -98,7 +98,7 @@ def check_entries(name: str, tree: Tree) -> None:
 def check_number(name: str, value: Any, least: float = -math.inf) -> None:
     """Raise unless `value` is one finite real number, `least` or more.
 
-    What is traced has no value yet: only its shape and dtype are looked at.
+    For a traced value, only the shape and dtype are checked.
     """
     wanted = "a finite number" if least == -math.inf else f"a finite number, {least:g} or more"
     if not is_array(value) or jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
@@ -110,28 +110,30 @@ def check_number(name: str, value: Any, least: float = -math.inf) -> None:
 
 
 def check_scale(name: str, scale: Sequence[float], channels: int, zero: bool = True) -> None:
-    """Raise ValueError unless `scale` has a finite value for each channel, not 0 without `zero`."""
+    """Raise ValueError unless `scale` has a finite value per channel; `zero`: 0 is allowed."""
     if len(scale) != channels:
-        raise ValueError(f"{name} must have {channels} values, one a channel: {tuple(scale)}")
+        got = tuple(scale)
+        raise ValueError(f"{name} must have {channels} values, one per channel, got {got}")
     if not all(math.isfinite(x) and (zero or x) for x in scale):
         wanted = "finite" if zero else "finite and not 0"
         raise ValueError(f"{name} must be {wanted}, got {tuple(scale)}")
 
 
 def copy_arrays(name: str, tree: Tree) -> Tree:
-    """A copy of floating arrays for a state to hold; errors as in `check_params`.
+    """A copy of floating arrays, for a state to hold; errors as in `check_params`.
 
-    A caller who donates the state to its step keeps his own arrays. The dtype is spelt out, as a
-    weakly typed leaf would turn strong in the first step and compile it twice.
+    With the copy, the state can be donated without deleting the caller's arrays.
     """
     check_params(name, tree)
+    # The dtype is explicit: a weakly typed leaf would become strongly typed in the first step, and
+    # the second step would be compiled again.
     return jax.tree.map(lambda x: jnp.array(x, jnp.result_type(x), copy=True), tree)
 
 
 def check_like(name: str, tree: Tree, reference_name: str, reference: Tree) -> None:
-    """Raise ValueError unless `tree` has the structure of `reference`, leaves of its shapes.
+    """Raise ValueError unless `tree` has the structure and shapes of `reference`.
 
-    A scalar leaf stands for one value shared by the whole tensor and is accepted.
+    A scalar leaf is accepted: one value that the whole tensor shares.
     """
     got: Any = jax.tree.structure(tree)
     wanted: Any = jax.tree.structure(reference)
@@ -145,28 +147,28 @@ def check_like(name: str, tree: Tree, reference_name: str, reference: Tree) -> N
 
 
 def check_leading_axis(name: str, tree: Tree) -> int:
-    """The length of the axis that all leaves of `tree` lead with; ValueError if they differ."""
+    """The length of the leading task axis of all leaves; ValueError if they differ."""
     sizes = {path: jnp.shape(leaf)[:1] for path, leaf in leaves_by_name(tree).items()}
     if not sizes:
         raise ValueError(f"{name} has no leaves, want arrays with a leading task axis")
     if () in sizes.values() or len(set(sizes.values())) > 1:
         listed = ", ".join(f"{path}: {size or 'scalar'}" for path, size in sizes.items())
-        raise ValueError(f"{name} must lead with one task axis in every leaf, got {listed}")
+        raise ValueError(f"{name} must have the same leading task axis in every leaf, got {listed}")
     (size,) = next(iter(sizes.values()))
     if size == 0:
-        raise ValueError(f"{name} holds no task: its leading axis has length 0")
+        raise ValueError(f"{name} has no tasks: its leading axis has length 0")
     return size
 
 
 def check_rows(name: str, tree: Tree, axes: int = 1) -> tuple[int, ...]:
-    """The lengths of the axes that all leaves of `tree` lead with; ValueError if they differ."""
+    """The lengths of the leading axes of all leaves; ValueError if they differ."""
     sizes = {path: jnp.shape(leaf)[:axes] for path, leaf in leaves_by_name(tree).items()}
     size = next(iter(sizes.values()), ())
     if len(size) < axes or 0 in size or set(sizes.values()) != {size}:
         listed = ", ".join(f"{path}: {got or 'scalar'}" for path, got in sizes.items())
-        lead = "one axis" if axes == 1 else f"the same {axes} axes"
+        lead = "leading row axis" if axes == 1 else f"{axes} leading axes"
         raise ValueError(
-            f"{name} must lead with {lead} of rows in every leaf, got {listed or 'no leaves'}"
+            f"{name} must have the same {lead} in every leaf, got {listed or 'no leaves'}"
         )
     return size
 
@@ -174,9 +176,9 @@ def check_rows(name: str, tree: Tree, axes: int = 1) -> tuple[int, ...]:
 def check_like_rows(
     name: str, tree: Tree, reference_name: str, reference: Tree, *, axes: int = 1, behind: int = 1
 ) -> tuple[int, ...]:
-    """As `check_rows`, and behind these axes the rows must be those that `reference` has.
+    """As `check_rows`; the rows must also have the tree, shapes and dtypes of `reference`'s rows.
 
-    `reference` leads with `behind` axes of its own.
+    The rows of `tree` come after `axes` leading axes, those of `reference` after `behind`.
     """
     got: Any = jax.tree.structure(tree)
     want: Any = jax.tree.structure(reference)
@@ -211,13 +213,13 @@ def check_bound(name: str, bound: float | None) -> None:
 def check_steps(name: str, steps: Any, least: int = 0) -> None:
     """Raise unless `steps` is a Python integer that is `least` or more."""
     if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"{name} must be a Python int known when tracing, got {steps!r}")
+        raise TypeError(f"{name} must be a Python int, static under jit, got {steps!r}")
     if steps < least:
         raise ValueError(f"{name} must be {least} or more, got {steps}")
 
 
 def scalar_loss(loss_fn: Callable) -> Callable:
-    """`loss_fn` as `(params, batch) -> (loss, metrics)`, whichever of the two forms it has."""
+    """`loss_fn` as `(params, batch) -> (loss, metrics)`, with checks of what it returns."""
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function (params, batch) -> {_LOSS}, got {loss_fn!r}")
 

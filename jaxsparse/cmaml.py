@@ -1,4 +1,4 @@
-"""Online learning on a switching stream: one timestep of (sparse-)C-MAML on one batch."""
+"""Online learning on a stream that switches between tasks: (sparse-)C-MAML."""
 
 import functools
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, upda
 
 Tree = Any
 Pairs = Literal["all", "one"]
-# What a loss function's metrics may not be called, beside the names that are taken everywhere.
+# Metrics of a timestep; `scalar_loss` reserves a few more names.
 _TAKEN = {"adapted_loss", "detected", "updated", "restarted", "outer_loss", "modulation"}
 
 
@@ -34,15 +34,15 @@ class CMAMLState(NamedTuple):
 
     Attributes:
       params: theta, the slow weights.
-      fast_params: phi, the fast weights, which predict: the tree of `params` with None for every
-        leaf that the inner loop does not adapt. Those are always read from `params`.
+      fast_params: phi, the fast weights, which are used for predictions: the tree of `params` with
+        None for every leaf that the inner loop does not adapt. Those are always read from `params`.
       mask: m, the gate's mask parameters.
       theta_opt: the optax state for theta.
-      mask_opt: the optax state for m; () where m is not trained.
-      buffer: whole batches of the stream, every leaf [capacity, *its shape in a batch].
-      stored: int32, how many of the buffer's batches count, from its start.
-      restart: bool, whether the next timestep adapts from theta instead of phi.
-      step: int32, the number of timesteps taken.
+      mask_opt: the optax state for m; () if m is not trained.
+      buffer: batches of the stream, every leaf [capacity, *shape in a batch].
+      stored: int32, the number of batches in the buffer; they are at its start.
+      restart: bool, True if the next timestep adapts from theta instead of phi.
+      step: int32, the number of timesteps so far.
 
     Example:
       >>> sgd = optax.sgd(0.1)
@@ -75,20 +75,21 @@ def init_cmaml_state(
     capacity: int = 101,
     inner_params: Callable[[str], bool] | None = None,
 ) -> CMAMLState:
-    """The state before the first timestep: theta and phi as given, m drawn by the gate.
+    """The state before the first timestep: theta and phi as given, m from the gate.
 
     ``theta_0 = params,  phi_0 = theta_0,  m_0 = gate.init(key, inner part of params),  R = {}``
 
     Args:
       params: theta, any pytree of floating arrays.
-      gate: makes the mask parameters, for the part of `params` that the inner loop adapts.
+      gate: creates the mask parameters, for the part of `params` that the inner loop adapts.
       key: a PRNG key.
       batch: a batch of the stream, or the `jax.ShapeDtypeStruct` of each of its leaves.
       theta_optimizer: as in `cmaml_step`.
       mask_optimizer: as in `cmaml_step`.
-      capacity: the number of stored batches at which theta is updated without a detection.
-      inner_params: `(path of a leaf) -> bool`: whether the inner loop adapts it, as in
-        `partition`. The others, batch norm's gains and shifts say, are trained with theta only.
+      capacity: the size of the buffer in batches. When it is full, theta is updated even without
+        a detected switch.
+      inner_params: `(path of a leaf) -> bool`: True if the inner loop adapts this leaf, as in
+        `partition`. Other leaves, such as batch norm's scale and bias, change only with theta.
 
     Returns:
       A `CMAMLState`.
@@ -156,70 +157,69 @@ def cmaml_step(
     mask_theta: bool = False,
     restart_now: bool = False,
 ) -> tuple[CMAMLState, dict[str, jax.Array]]:
-    """One timestep of (sparse-)C-MAML: predict, adapt, detect a switch; learn from the past task.
+    """One timestep of (sparse-)C-MAML: predict, adapt, detect a switch, update theta and m.
 
-    With ``adapt(w, B)``: K gated steps from w on the batch B, and R the batches of the buffer,
+    ``adapt(w, B)`` are K gated steps from w on the batch B. R are the batches in the buffer.
 
-    1. ``l = L(phi; B_t)``, the prediction that counts;
-    2. ``phi <- adapt(theta, B_t)`` if the timestep before detected a switch, else
-       ``adapt(phi, B_t)`` (prolonged adaptation);
-    3. a switch is detected if ``L(phi; B_t) + detection_threshold <= l``;
-    4. on a detection, or with `capacity` batches in R: theta and m are updated from R and R is
-       emptied; else B_t joins R.
+    1. ``l = L(phi; B_t)``, the online loss.
+    2. ``phi <- adapt(theta, B_t)`` if the last timestep detected a switch, else
+       ``phi <- adapt(phi, B_t)`` (prolonged adaptation).
+    3. A switch is detected if ``L(phi; B_t) + detection_threshold <= l``.
+    4. On a detection, or if R is full: update theta and m from R, then empty R. Else add B_t to R.
 
-    The update takes the pairs ``(R_i, R_{h+i}), i < n - h, h = ceil(n / 2)`` of the n batches (a
-    single one is paired with itself) and, with ``phi_i = adapt(theta, R_i)``,
-    ``J = mean_i L(phi_i; R_{h+i}),  omega = 1 - exp(-modulation J)``:
-    theta and m follow their optimisers along ``omega dJ/d theta`` and ``omega dJ/dm``, to first
-    order (``dJ/dgate = -mean_i grad L(phi_i; R_{h+i}) * sum_k grad L(phi_{i,k}; R_i)``), both taken
-    before either moves. One pair after the other: memory does not grow with the buffer.
+    The update uses the pairs ``(R_i, R_{h+i}), i < n - h, h = ceil(n / 2)`` of the n batches in R
+    (a single batch is paired with itself). With ``phi_i = adapt(theta, R_i)``,
+    ``J = mean_i L(phi_i; R_{h+i}),  omega = 1 - exp(-modulation J)``.
+    The optimisers of theta and m get ``omega dJ/d theta`` and ``omega dJ/dm``, to first order:
+    ``dJ/dgate = -mean_i grad L(phi_i; R_{h+i}) * sum_k grad L(phi_{i,k}; R_i)``. Both gradients are
+    computed at the old theta and m. Memory use does not grow with the number of pairs.
 
-    Algorithm 2 as the paper prints it has one pair drawn at random (`pairs="one"`), phi restarted
-    at once (`restart_now=True`), one inner step, and `optax.sgd(eta)`: theta then moves along
-    ``-g(J) grad J`` with ``g(J) = eta omega``. It prints no update of m; Eq. 10 gives it, here with
-    the same omega.
+    Algorithm 2 as printed in the paper has one random pair (`pairs="one"`), restarts phi at once
+    (`restart_now=True`), one inner step, and `optax.sgd(eta)`: the update of theta is
+    ``-g(J) grad J`` with ``g(J) = eta omega``. The paper prints no update of m. Here it follows
+    Eq. 10, with the same omega.
 
-    The gate tells the methods apart:
+    The methods differ in the gate and the optimisers:
 
     | method | gate | mask_optimizer |
     |---|---|---|
     | sparse-C-MAML | `binary(alpha)` | `optax.adam(rate)` |
     | sparse-ReLU-C-MAML | `relu((0.005, 0.1))` | `optax.adam(rate)` |
     | C-MAML-fixed | `constant(alpha)` | None |
-    | C-MAML | a learned rate of either sign for each tensor | `theta_optimizer` |
+    | C-MAML | `per_tensor(alpha)` | `theta_optimizer` |
 
-    The first timestep adapts from theta and detects nothing. The step is jitted and compiles once
-    for the same functions and shapes: make `loss_fn`, `gate` and the optimisers once, outside the
-    loop that calls it. Matrix products are float32 as in `sparse_maml_step`.
+    The first timestep adapts from theta and never detects a switch. The step is jitted. It compiles
+    once for the same functions and shapes, so create `loss_fn`, `gate` and the optimisers once,
+    outside the training loop. Matrix products are float32, as in `sparse_maml_step`.
 
     Args:
       state: a `CMAMLState`; its arrays are not donated.
-      batch: B_t, what `loss_fn` takes, with the shapes and dtypes that the state was made for.
-      key: a PRNG key for a stochastic gate, which is applied once a timestep, and for one pair.
+      batch: B_t, a batch for `loss_fn`, with the shapes and dtypes given to `init_cmaml_state`.
+      key: a PRNG key for stochastic gates, which draw once per timestep, and for `pairs="one"`.
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
-      gate: turns the mask parameters into step sizes of the leaves in `state.fast_params`.
+      gate: computes the step sizes of the leaves in `state.fast_params` from the mask parameters.
       inner_steps: K.
       theta_optimizer: the optax transformation for theta.
       mask_optimizer: the optax transformation for m; None keeps m as it is.
-      detection_threshold: gamma, the fall of the loss from which on a batch is of a new task; None
-        never detects.
+      detection_threshold: gamma: a switch is detected if adapting lowers the loss by gamma or
+        more. None never detects a switch.
       modulation: lambda, the strength of the update's modulation; None: ``omega = 1``.
-      pairs: "all" takes all pairs; "one" a single one of two different stored batches, drawn at
-        random in random order (of a single one, that twice).
-      mask_theta: multiply theta's gradient by the step sizes (the old m's) before its optimiser;
-        leaves that the inner loop does not adapt keep theirs.
-      restart_now: restart phi from the new theta, and with the new m, on the batch that was
-        detected, instead of on the next.
+      pairs: "all" uses all pairs. "one" uses a single pair of two different stored batches, drawn
+        at random in random order (a single stored batch is paired with itself).
+      mask_theta: multiply the gradient of theta by the step sizes of the old m before the
+        optimiser. Gradients of leaves that the inner loop does not adapt are not multiplied.
+      restart_now: on a detected switch, adapt phi again to the same batch, from the new theta and
+        with the new m. Otherwise phi restarts from theta at the next batch.
 
     Returns:
-      The new state, and metrics: "loss" before adapting to the batch (and `loss_fn`'s metrics;
-      an accuracy among them is the online one), "inner_loss" [K] (before each inner step),
-      "adapted_loss", whether a switch was "detected", theta was "updated" and phi "restarted"
-      (bool), "outer_loss" J and "modulation" omega (0 without an update), and the "sparsity" of the
+      The new state, and metrics: "loss" before adapting to the batch, `loss_fn`'s metrics at the
+      same point (such as the online accuracy), "inner_loss" [K] (before each inner step),
+      "adapted_loss", the bools "detected" (a switch), "updated" (theta and m) and "restarted"
+      (phi), "outer_loss" J and "modulation" omega (0 without an update), and the "sparsity" of the
       step sizes used.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> gate, adam = gates.binary(inner_lr=0.3), optax.adam(1e-3)
@@ -260,7 +260,7 @@ def cmaml_step(
     capacity = len(jax.tree.leaves(state.buffer)[0])
     updated = (detected & (state.stored > 0)) | (state.stored >= capacity)
 
-    # No pair without an update: a loop of no rounds, also under vmap, where `cond` runs both sides.
+    # Without an update, the loop has no iterations. Under vmap, `cond` would compute both branches.
     count = jnp.maximum(state.stored // 2, 1) if pairs == "all" else 1
     outer_loss, *gradients = _outer_gradient(
         loss_fn, state, step_sizes, jnp.where(updated, count, 0), pair_key, inner_steps
@@ -304,7 +304,7 @@ def cmaml_step(
 
 
 def _prediction(loss_fn, state, batch, inner):
-    """The loss and metrics of phi before the batch is learnt."""
+    """The loss and metrics of phi before it is adapted to the batch."""
 
     def predict():
         return loss_fn(combine(state.fast_params, state.params), batch)
@@ -313,12 +313,12 @@ def _prediction(loss_fn, state, batch, inner):
         return predict()
     first = jax.tree.map(lambda x: x[0], inner)
     first = first["loss"], {name: x for name, x in first.items() if name != "loss"}
-    # Where phi goes on, the first inner step has computed them already.
+    # Without a restart, the first inner step has already computed them.
     return jax.lax.cond(state.restart, predict, lambda: first)
 
 
 def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
-    """J, dJ/d theta and dJ/d step sizes: means over the first `pairs` pairs, 0 for none."""
+    """J, dJ/d theta and dJ/d step sizes: means over the first `pairs` pairs, or 0 without pairs."""
     places = functools.partial(pair_places if pair_key is None else drawn_places, pair_key)
 
     def add_pair(i, sums):
@@ -346,20 +346,20 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
 
 
 def _keys(key, pairs):
-    """The gate's key and that of the pair; None where no pair is drawn."""
+    """The keys of the gate and of the random pair; the latter is None with `pairs="all"`."""
     if pairs not in ("all", "one"):
         raise ValueError(f"pairs must be 'all' or 'one', got {pairs!r}")
     if pairs == "all":
         return key, None
     if key is None:
-        raise ValueError("key is None, but pairs='one' draws stored batches: want a PRNG key")
+        raise ValueError("key is None, want a PRNG key: pairs='one' draws stored batches")
     return jax.random.split(key)
 
 
 def _outer_update(
     gradients, state, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta
 ):
-    """theta, m and their optimisers' states, each moved along its gradient."""
+    """Update theta, m and the states of their optimisers."""
     d_params, d_sizes = gradients
     if mask_theta:
         part = restrict(d_params, state.fast_params)
@@ -378,7 +378,7 @@ def _outer_update(
 
 
 def _checked_loss(loss_fn):
-    """As `scalar_loss`, refusing metrics with a name that a timestep's own have."""
+    """As `scalar_loss`, but metrics named like those of a timestep raise ValueError."""
     loss_and_metrics = scalar_loss(loss_fn)
 
     def checked(params, batch):

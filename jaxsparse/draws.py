@@ -1,4 +1,4 @@
-"""Random draws in the form that compiles fastest; their numbers are those of jax.random."""
+"""Random draws that compile fast; the numbers are the same as those of `jax.random`."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
@@ -11,9 +11,9 @@ Spec = TypeVar("Spec", bound=Hashable)
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...], dtype, low: float, high: float) -> jax.Array:
-    """`jax.random.uniform`, drawn flat: JAX's generator counts elements, whatever their shape.
+    """`jax.random.uniform`, drawn as a vector and reshaped, which gives the same numbers.
 
-    XLA compiles a flat draw about four times as fast as one of rank 4.
+    XLA compiles a draw of rank 1 about four times faster than one of rank 4.
     """
     flat = jax.random.uniform(key, (int(np.prod(shape)),), dtype, low, high)
     return jax.lax.optimization_barrier(flat.reshape(shape))
@@ -22,9 +22,9 @@ def uniform(key: jax.Array, shape: tuple[int, ...], dtype, low: float, high: flo
 def draw_each(
     draw: Callable[[jax.Array, Spec], jax.Array], keys: jax.Array, specs: Sequence[Spec]
 ) -> list[jax.Array]:
-    """`[draw(key, spec) for key, spec in zip(keys, specs)]`, equal specs in one vmapped draw.
+    """`[draw(key, spec) for key, spec in zip(keys, specs)]`, one vmapped draw for equal specs.
 
-    A network has many tensors but few shapes; every draw on its own is a program to compile.
+    This compiles faster, as a network has many tensors but few different shapes.
     """
     places: dict[Spec, list[int]] = {}
     for place, spec in enumerate(specs):
@@ -37,14 +37,11 @@ def draw_each(
 
 
 def choose(key: jax.Array, allowed: jax.Array, count: int) -> jax.Array:
-    """`count` distinct allowed positions of the last axis, uniformly and in random order.
-
-    allowed is bool [..., n]; the result int32 [..., count].
-    """
-    # XLA's fast top_k on the CPU takes float32 only. Random bits read as positive normal floats
-    # keep 30 bits, where jax.random.uniform would keep 23: ties, which top_k settles by position,
-    # are too rare to bias the draw.
+    """Draw `count` distinct indices at which `allowed` [..., n] is True: int32 [..., count]."""
+    # XLA's fast top_k on the CPU supports only float32. Random bits, read as positive normal
+    # floats, have 30 random bits; jax.random.uniform has 23. Ties, which top_k resolves by
+    # position, are then too rare to bias the draw.
     bits = jax.random.bits(key, allowed.shape, jnp.uint32)
     scores = jax.lax.bitcast_convert_type((bits >> 2) + jnp.uint32(1 << 23), jnp.float32)
-    # A slice of its result would turn that top_k into a whole sort: hence the barrier.
+    # Without the barrier, slicing the result would make XLA sort the whole array.
     return jax.lax.optimization_barrier(jax.lax.top_k(jnp.where(allowed, scores, -1.0), count)[1])

@@ -1,8 +1,8 @@
-"""What is wrong with data, said in one line."""
+"""The error for unusable data."""
 
 
 class DataError(ValueError):
-    """A data set that cannot be used as it is; the message is one line a user can act on.
+    """A data set cannot be used as it is. The message is one line that says what to change.
 
     Example:
         >>> raise DataError("glyphs: split must be 'train' or 'test', got 'dev'")

@@ -1,8 +1,9 @@
-"""Gates: what tells one method from another.
+"""Gates: functions that turn mask parameters into step sizes. Each method has its gate.
 
-Every method runs the inner loop ``phi <- phi - gate(m) * grad L(phi)``; a gate is the pair of pure
-functions that makes the mask parameters `m` and turns them into step sizes. `optax.masked` and
-`optax.transforms.freeze` want a static boolean mask; a gate's mask is an array that is learned.
+Every method runs the inner loop ``phi <- phi - gate(m) * grad L(phi)``. A gate is a pair of pure
+functions: one creates the mask parameters `m`, the other computes the step sizes from them.
+`optax.masked` and `optax.transforms.freeze` need a static boolean mask. The mask of a gate is a
+learned array.
 """
 
 import math
@@ -30,26 +31,27 @@ Tree = Any
 def binary(
     inner_lr: float, *, slope: float = 1.0, init: Init = "kaiming", initial_sparsity: float = 0.5
 ) -> Gate:
-    """sparse-MAML's gate: a parameter moves with the inner rate or not at all.
+    """sparse-MAML's gate: the step size of a parameter is either `inner_lr` or 0.
 
-    ``step = inner_lr * 1[m >= 0]``, straight-through.
+    ``step = inner_lr * 1[m >= 0]``, with a straight-through gradient.
 
     Args:
-      inner_lr: the step size alpha of the parameters that move, 0 or more.
+      inner_lr: the step size alpha of the parameters that are not frozen, 0 or more.
       slope: the straight-through slope; see `binary_mask`.
-      init: "kaiming" (tensors of rank > 1 uniform within ``sqrt(6 / fan_in)``, vectors uniform
-        within 0.5, each centred on its own mean), a constant, or a `(low, high)` range.
-      initial_sparsity: with "kaiming", the share of zeros that the centred values are shifted to:
-        0 and 1 exactly, others on average. Neither for 0 and 1 nor in tensors of one entry is
-        there any centring.
+      init: a constant, a `(low, high)` range, or "kaiming". "kaiming" draws uniformly from
+        +-sqrt(6 / fan_in) for tensors of rank > 1 and from +-0.5 for vectors, then subtracts the
+        mean of each tensor.
+      initial_sparsity: for "kaiming", the share of entries that start at step size 0. The drawn
+        values are shifted to reach it: exactly for 0 and 1, on average for other values. For 0
+        and 1, and in tensors with one entry, the mean is not subtracted.
 
     Returns:
       A `Gate` whose mask has the tree and shapes of the parameters.
 
     Raises:
-      TypeError, ValueError: a rate, slope or `init` that is no finite number (or, `init`, range or
-        "kaiming"), a negative `inner_lr`, `initial_sparsity` outside [0, 1]; (from `init`) a
-        parameter that is not floating, or without entries.
+      TypeError, ValueError: an argument has the wrong type or is not finite, `inner_lr` is
+        negative, or `initial_sparsity` is outside [0, 1]. From the `init` of the gate: a parameter
+        is not floating or has no entries.
 
     Example:
       >>> gate = binary(inner_lr=0.25)
@@ -70,9 +72,9 @@ def binary(
 
 
 def relu(init: Init = 0.1) -> Gate:
-    """sparse-ReLU-MAML's gate: a learned, non-negative rate per parameter.
+    """sparse-ReLU-MAML's gate: a learned, non-negative step size per parameter.
 
-    ``step = max(m, 0)``, straight-through: the cotangent reaches m also where the rate is zero.
+    ``step = max(m, 0)``, with a straight-through gradient: m is updated even if the step size is 0.
 
     Args:
       init: a constant, or a `(low, high)` range to draw from uniformly.
@@ -112,7 +114,7 @@ def rectified(init: Init) -> Gate:
 
 
 def linear(init: Init) -> Gate:
-    """Meta-SGD's gate: ``step = m``, a learned rate of either sign per parameter.
+    """Meta-SGD's gate: ``step = m``, a learned step size per parameter, positive or negative.
 
     Args:
       init: a constant, or a `(low, high)` range to draw from uniformly.
@@ -132,7 +134,7 @@ def linear(init: Init) -> Gate:
 
 
 def per_tensor(init: Init) -> Gate:
-    """C-MAML's gate: ``step = m``, a learned rate of either sign for each tensor.
+    """C-MAML's gate: one learned step size per tensor, positive or negative.
 
     ``step_i = m_t`` for every entry i of tensor t.
 
@@ -140,7 +142,7 @@ def per_tensor(init: Init) -> Gate:
       init: a constant, or a `(low, high)` range to draw from uniformly.
 
     Returns:
-      A `Gate` whose mask has the tree of the parameters and scalars for leaves.
+      A `Gate` whose mask has the tree of the parameters, with one scalar per leaf.
 
     Raises:
       TypeError, ValueError: `init` is neither a finite number nor a range of two, low < high.
@@ -162,16 +164,16 @@ def per_tensor(init: Init) -> Gate:
 
 
 def constant(inner_lr: float) -> Gate:
-    """MAML's gate: ``step = inner_lr`` for every parameter, never trained.
+    """MAML's gate: ``step = inner_lr`` for every parameter, not trained.
 
     Args:
       inner_lr: the step size alpha, 0 or more.
 
     Returns:
-      A `Gate` whose mask holds the step sizes themselves; no step changes it.
+      A `Gate` whose mask holds the step sizes and is never updated.
 
     Raises:
-      TypeError, ValueError: `inner_lr` is no finite number, or negative.
+      TypeError, ValueError: `inner_lr` is not a finite number, or is negative.
 
     Example:
       >>> gate = constant(inner_lr=0.1)
@@ -183,19 +185,19 @@ def constant(inner_lr: float) -> Gate:
 
 
 def head_only(inner_lr: float, head: str = "head") -> Gate:
-    """ANIL's gate: ``step = inner_lr`` in the head, 0 elsewhere, never trained.
+    """ANIL's gate: ``step = inner_lr`` in the head and 0 elsewhere, not trained.
 
     Args:
       inner_lr: the step size alpha of the head.
-      head: where the head's parameters lie: the keys that lead there, joined by slashes, as
-        "head", "params/head", "layers/1" or Haiku's "mlp/~/linear_1". Only whole keys count.
+      head: the path of the head's parameters: its keys joined by slashes, such as "head",
+        "params/head", "layers/1" or Haiku's "mlp/~/linear_1". Keys are matched as a whole.
 
     Returns:
-      A `Gate` whose mask holds the step sizes themselves; no step changes it.
+      A `Gate` whose mask holds the step sizes and is never updated.
 
     Raises:
-      TypeError, ValueError: `inner_lr` is no finite number or negative; (from `init`) no parameter
-        lies under `head`, or all do, or it names two places.
+      TypeError, ValueError: `inner_lr` is not a finite number, or is negative. From the `init` of
+        the gate: `head` contains none or all of the parameters, or matches two places.
 
     Example:
       >>> gate = head_only(inner_lr=0.1)
@@ -212,19 +214,19 @@ def head_only(inner_lr: float, head: str = "head") -> Gate:
 
 
 def all_but_head(inner_lr: float, head: str = "head") -> Gate:
-    """BOIL's gate: ``step = inner_lr`` everywhere but in the head, 0 there, never trained.
+    """BOIL's gate: ``step = inner_lr`` in the body and 0 in the head, not trained.
 
     Args:
       inner_lr: the step size alpha of the body.
-      head: where the head's parameters lie: the keys that lead there, joined by slashes, as
-        "head", "params/head", "layers/1" or Haiku's "mlp/~/linear_1". Only whole keys count.
+      head: the path of the head's parameters: its keys joined by slashes, such as "head",
+        "params/head", "layers/1" or Haiku's "mlp/~/linear_1". Keys are matched as a whole.
 
     Returns:
-      A `Gate` whose mask holds the step sizes themselves; no step changes it.
+      A `Gate` whose mask holds the step sizes and is never updated.
 
     Raises:
-      TypeError, ValueError: `inner_lr` is no finite number or negative; (from `init`) no parameter
-        lies under `head`, or all do, or it names two places.
+      TypeError, ValueError: `inner_lr` is not a finite number, or is negative. From the `init` of
+        the gate: `head` contains none or all of the parameters, or matches two places.
 
     Example:
       >>> gate = all_but_head(inner_lr=0.1)
@@ -240,16 +242,16 @@ def all_but_head(inner_lr: float, head: str = "head") -> Gate:
     return fixed(rates)
 
 
-# The names of earlier versions.
+# Names used by earlier versions.
 shared, body_only = per_tensor, all_but_head
 
 
 class GeneratedMask(NamedTuple):
-    """The mask parameters of `generated`: the code's mean and spread, and a map per leaf."""
+    """The mask parameters of `generated`: mean and deviation of the code, and a map per leaf."""
 
     mu: jax.Array  # [embedding]
     sigma: jax.Array  # [embedding]
-    maps: Tree  # the tree of the parameters: a `LinearMap` per convolution, an own m elsewhere
+    maps: Tree  # the tree of the parameters: a `LinearMap` per convolution, else an m per parameter
 
 
 class LinearMap(NamedTuple):
@@ -266,23 +268,23 @@ def generated(
     slope: float = 1.0,
     initial_sparsity: float = 0.5,
 ) -> Gate:
-    """sparse-MAML+'s gate: the convolutions' mask is generated from noise, anew for each task.
+    """sparse-MAML+'s gate: the mask of the convolutions is generated from noise for each task.
 
-    ``step = inner_lr * 1[A (z * sigma + mu) + b >= 0]``, ``z ~ N(0, I)``, for leaves of rank 4;
-    the other leaves have the binary gate and an own m.
+    ``step = inner_lr * 1[A (z * sigma + mu) + b >= 0]``, ``z ~ N(0, I)``, for leaves of rank 4.
+    The other leaves use the `binary` gate, with a learned m per parameter.
 
     Args:
-      inner_lr: the step size alpha of the parameters that move.
+      inner_lr: the step size alpha of the parameters that are not frozen.
       embedding: E, the length of the code z.
       slope: the straight-through slope; see `binary_mask`.
-      initial_sparsity: of the leaves with an own m.
+      initial_sparsity: the initial sparsity of the leaves that use the `binary` gate.
 
     Returns:
       A stochastic `Gate`: `apply` needs a key, one per task.
 
     Raises:
-      TypeError, ValueError: as `binary`; `embedding` is no positive integer; (from `apply`) no key
-        given.
+      TypeError, ValueError: as in `binary`, or `embedding` is not a positive integer. From `apply`:
+        the key is None.
 
     Example:
       >>> gate = generated(inner_lr=0.1, embedding=16)
@@ -316,7 +318,7 @@ def generated(
     @float32_by_default
     def apply(m, key):
         if key is None:
-            raise ValueError("key is None, but the generated gate draws a code z: want a PRNG key")
+            raise ValueError("key is None, want a PRNG key: the generated gate draws a code z")
         z = jax.random.normal(key, m.mu.shape, m.mu.dtype)
         code = z * m.sigma + m.mu
 
@@ -332,23 +334,23 @@ def generated(
 
 
 def sparsity(step_sizes: Tree, params: Tree | None = None) -> dict[str, jax.Array]:
-    """The share of parameters that the inner loop cannot change.
+    """The share of parameters that the inner loop cannot change, because their step size is 0.
 
-    ``#{i : step_i = 0} / #i``, of all parameters together and of each leaf.
+    ``#{i : step_i = 0} / #i``, over all parameters and for each leaf.
 
     Args:
-      step_sizes: what a gate's `apply` returns, a tree shaped like the parameters; a scalar leaf is
-        shared by the whole tensor.
-      params: the parameters, a tree like `step_sizes`, of which only shapes count. A shared step
-        size then stands for as many parameters as share it; None counts it as one.
+      step_sizes: the output of a gate's `apply`, a tree shaped like the parameters. A scalar leaf
+        is shared by the whole tensor.
+      params: the parameters; only their tree and shapes are used. With them, a shared step size
+        counts once for each parameter that shares it. With None, it counts once.
 
     Returns:
-      `{"total": ..., "<path>": ...}`, float32 scalars in [0, 1]. A path that is called "total" or
-      that two leaves have is written in full, as `['total']`.
+      `{"total": ..., "<path>": ...}`, float32 scalars in [0, 1]. The key of a leaf is its path,
+      such as "conv1/kernel"; if that is "total" or ambiguous, its full path, such as "['total']".
 
     Raises:
-      TypeError: a leaf is no array.
-      ValueError: `step_sizes` has no leaves, or one without entries; `params` does not fit.
+      TypeError: a leaf is not an array.
+      ValueError: `step_sizes` has no leaves or a leaf without entries, or `params` does not fit.
 
     Example:
       >>> {k: float(v) for k, v in sparsity({"w": jnp.array([0.0, 0.1])}).items()}

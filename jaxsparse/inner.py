@@ -1,10 +1,11 @@
-"""The inner loop of every method, and the rule for its meta-gradient.
+"""The inner loop and its meta-gradient, which all methods share.
 
 ``phi_0 = theta,  phi_{k+1} = phi_k - a * g_k,  g_k = grad L_in(phi_k; B_k),  k = 0..K-1``
 ``h_k = grad L_out(phi_k),  G_k = g_0 + ... + g_{k-1}``
-``d theta = mean of h_k,  d a = -mean of h_k * G_k  over the iterates that count``  (Eqs. 9, 10)
+``d theta = mean of h_k,  d a = -mean of h_k * G_k``  (Eqs. 9, 10)
 
-A leaf whose step size is None stays out of the inner loop: the losses read it, no step moves it.
+The means are over all iterates phi_1 .. phi_K, or over phi_K alone. The inner loop does not adapt
+a parameter whose step size is None.
 """
 
 import contextlib
@@ -39,27 +40,27 @@ def adapt(
 
     ``phi_0 = theta,  phi_{k+1} = phi_k - a * grad L(phi_k),  k = 0..K-1``.
 
-    To first order the inner gradients are constants, so ``phi_K = theta - a * G`` with
-    ``G = sum_k grad L(phi_k)``: the memory of the loop does not grow with K, nothing is
-    back-propagated through it, and a cotangent c of phi_K gives ``d theta = c`` and
-    ``d a = -c * G``. To second order the loop is differentiated, each step rematerialised.
+    To first order, the inner gradients are treated as constants: ``phi_K = theta - a * G`` with
+    ``G = sum_k grad L(phi_k)``. A cotangent c of phi_K gives ``d theta = c`` and ``d a = -c * G``.
+    There is no backpropagation through the loop, and its memory does not grow with K. To second
+    order, the loop is differentiated and each step is rematerialised.
 
     Args:
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
       params: theta, any pytree of floating arrays.
-      step_sizes: a, a tree shaped like `params` (a gate's `apply`); a scalar leaf is shared by
-        the whole tensor. None in place of a leaf keeps that parameter as it is.
-      batch: what `loss_fn` takes; the same at every step.
+      step_sizes: a, a tree shaped like `params` (the output of a gate's `apply`). A scalar leaf is
+        shared by the whole tensor. A leaf None keeps its parameter as it is.
+      batch: the batch for `loss_fn`, the same at every step.
       steps: K, a Python int; 0 returns `params`.
       second_order: differentiate through the inner gradients.
 
     Returns:
-      The adapted parameters phi_K, and `{"loss": [steps]}` with the losses before each step (and
-      the metrics of `loss_fn`, likewise), which carry no gradient.
+      The adapted parameters phi_K, and `{"loss": [steps]}` with the loss before each step, as well
+      as the metrics of `loss_fn`. No gradient flows through these.
 
     Raises:
-      TypeError: `params` or `step_sizes` has a leaf that is not floating; `steps` is no int.
-      ValueError: the trees or shapes differ, `steps` is negative, the loss is not a scalar.
+      TypeError: `params` or `step_sizes` has a leaf that is not floating, or `steps` is not an int.
+      ValueError: trees or shapes differ, `steps` is negative, or the loss is not a scalar.
 
     Example:
       >>> phi, metrics = adapt(lambda w, x: (w - x) ** 2, jnp.array(1.0), jnp.array(0.5), 3.0, 1)
@@ -96,28 +97,28 @@ def meta_gradient(
     inner_clip: float | None = None,
     gradient_sum: GradientSum = "before",
 ) -> tuple[Tree, Tree, dict[str, jax.Array]]:
-    """The meta-gradient of the inner loop: by theta and by the step sizes.
+    """The meta-gradient of the inner loop, with respect to theta and to the step sizes.
 
-    ``d theta = mean of h_k,  d a = -mean of h_k * G_k``, as at the head of this file, with the
-    mean over phi_1 .. phi_K or of phi_K alone. To second order the loop is differentiated.
+    ``d theta = mean of h_k,  d a = -mean of h_k * G_k``, with the symbols of this module's
+    docstring. To second order, the loop is differentiated instead.
 
     Args:
       loss_fn: the inner loss, `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
       params: theta.
       step_sizes: a, as in `adapt`.
-      batches: B_0 .. B_{K-1}, a tree whose leaves lead with an axis of K; with `steps` the one
-        batch of every step.
+      batches: B_0 .. B_{K-1}, a tree whose leaves have a leading axis of length K. If `steps` is
+        given, a single batch that every step uses.
       outer_loss: `params -> (scalar, dict of scalars)`.
-      steps: K, where every step takes the same batch.
-      iterates: those that count, "all" or the "last".
+      steps: K, if every step uses the same batch.
+      iterates: the outer loss is the mean over "all" phi_1 .. phi_K, or that of the "last".
       second_order: differentiate through the inner gradients.
       inner_clip: clamp each entry of the inner gradients to [-inner_clip, inner_clip].
-      gradient_sum: to first order, where the gradients of the sums G_k in d a are taken: "before"
-        each inner step, as the step itself takes it, or "after" it, on the same batch.
+      gradient_sum: which gradients G_k sums up (first order only): those "before" the inner steps,
+        which the steps themselves use, or those "after" them, on the same batches.
 
     Returns:
-      d theta in float32 or wider, d a like `step_sizes`, and metrics: the means of the outer
-      "loss" and its metrics over the iterates, and "inner_loss" [K] before each step.
+      d theta in float32 or wider, d a like `step_sizes`, and metrics: the outer "loss" and its
+      metrics, averaged over the iterates, and "inner_loss" [K], the loss before each step.
 
     Example:
       >>> square = lambda w, x: (w - x) ** 2
@@ -147,12 +148,12 @@ def gated_step(params: Tree, step_sizes: Tree, gradient: Tree) -> Tree:
 
     Args:
       params: any pytree of floating arrays.
-      step_sizes: shaped like `params`; a scalar leaf is shared by the whole tensor, None leaves a
-        parameter as it is.
-      gradient: shaped like `params`.
+      step_sizes: a tree shaped like `params`. A scalar leaf is shared by the whole tensor. A leaf
+        None keeps its parameter as it is.
+      gradient: a tree shaped like `params`.
 
     Returns:
-      The moved parameters.
+      The new parameters.
 
     Example:
       >>> float(gated_step(jnp.array(1.0), jnp.array(0.5), jnp.array(2.0)))
@@ -164,7 +165,7 @@ def gated_step(params: Tree, step_sizes: Tree, gradient: Tree) -> Tree:
     def moved(a, p, g):
         if a is None:
             return p
-        # In the widest of the three, as a sum of gradients is wider than half-precision parameters.
+        # Computed in the widest dtype: the gradient may be a float32 sum for float16 parameters.
         wide = common_dtype(p, a, g)
         return (p.astype(wide) - jnp.asarray(a, wide) * g.astype(wide)).astype(p.dtype)
 
@@ -175,15 +176,15 @@ def check_step_sizes(step_sizes: Tree, params: Tree) -> None:
     """Raise unless `params` is a tree of floating arrays and `step_sizes` fits it."""
     check_params("params", params)
     check_floating("step_sizes", step_sizes)
-    with contextlib.suppress(ValueError):  # another tree, of which `check_like` speaks
+    with contextlib.suppress(ValueError):  # the trees differ, which `check_like` reports
         params = restrict(params, step_sizes)
     check_like("step_sizes", step_sizes, "params", params)
 
 
 def add_meta_terms(sums: Any, share: float, h: Tree, gradient_sum: Tree) -> Any:
-    """Add an iterate's ``share * h_k`` and ``-share * h_k * G_k`` to the sums of both."""
-    # Each term is weighted here, not their sum after the loop: a constant factor keeps XLA
-    # from its tiled code for the CPU, which runs such sums several times slower.
+    """Add ``share * h_k`` and ``-share * h_k * G_k`` to the sums (d theta, d a)."""
+    # The factor is applied to each term, not to the final sum: without it, XLA on the CPU chooses
+    # tiled code that computes these sums several times slower.
     d_params, d_sizes = sums
     d_params = jax.tree.map(lambda d, x: d + share * x.astype(d.dtype), d_params, h)
     h = restrict(h, gradient_sum)
@@ -194,36 +195,37 @@ def add_meta_terms(sums: Any, share: float, h: Tree, gradient_sum: Tree) -> Any:
 
 
 def add_gradient(gradient_sum: Tree, gradient: Tree) -> Tree:
-    """A sum of gradients with one more in it, in the sum's dtypes."""
+    """`gradient_sum` + `gradient`, in the dtypes of the sum."""
     return jax.tree.map(lambda total, g: total + g.astype(total.dtype), gradient_sum, gradient)
 
 
 def meta_metrics(inner_loss: jax.Array, outer: tuple[jax.Array, Any]) -> dict[str, jax.Array]:
-    """Means of the outer loss and its metrics over the iterates; the inner losses beside them."""
+    """The outer loss and its metrics, averaged over the iterates, and the inner losses."""
     loss, metrics = outer
     return jax.tree.map(jnp.mean, {"loss": loss, **metrics}) | {"inner_loss": inner_loss}
 
 
 def summed_like(sizes: Tree, d_sizes: Tree) -> Tree:
-    """The gradient by the step sizes; one shared by a tensor collects what its entries receive."""
+    """`d_sizes` in the shapes of `sizes`: a shared step size gets the sum over its tensor."""
     return jax.tree.map(
         lambda a, d: (d if a.shape == d.shape else d.sum()).astype(a.dtype), sizes, d_sizes
     )
 
 
 def zeros_to_sum(tree: Tree) -> Tree:
-    """Zeros to add gradients up in, float32 or wider: eight bits would drown small ones."""
+    """Zeros like `tree`, in float32 or wider: a sum in bfloat16 would lose small gradients."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, sum_dtype(x.dtype)), tree)
 
 
 class _Loop(NamedTuple):
-    """What the inner steps are made of.
+    """The inputs of the inner loop.
 
     Attributes:
-      gradient_at: (phi, rows) -> ((loss, metrics), gradient of the leaves that move).
-      theta: where they start.
+      gradient_at: (phi, rows) -> ((loss, metrics), gradient of the adapted leaves).
+      theta: the initial parameters.
       a: the step sizes.
-      rows: each step's batch, its leaves leading with an axis of K; None: `gradient_at` has it.
+      rows: the batch of each step, with a leading axis of length K; None if `gradient_at` holds
+        one batch for all steps.
       steps: K.
     """
 
@@ -234,7 +236,7 @@ class _Loop(NamedTuple):
     steps: int
 
     def moved(self, phi, a, rows):
-        """phi after a step of the sizes a, and the loss and metrics before it."""
+        """phi after a step with the step sizes a, and the loss and metrics before it."""
         (loss, metrics), gradient = self.gradient_at(phi, rows)
         return gated_step(phi, a, gradient), {"loss": loss, **metrics}
 
@@ -255,7 +257,10 @@ def _inner_gradient(loss_fn, step_sizes, batch, clip=None):
 
 
 def _first_order_steps(loop, visit=None, sums=None):
-    """phi_K, G_K and what `visit` adds up at each iterate, with constant inner gradients."""
+    """phi_K, G_K and the sums of `visit`, with constant inner gradients.
+
+    After each step, `visit(sums, phi, total, rows) -> (sums, metrics)`.
+    """
 
     def step(carry, rows):
         phi, total, sums = carry
@@ -297,10 +302,11 @@ def _first_order(loop, outer_and_grad, every, after):
 
 
 def _second_order(loop, outer_and_grad, every):
-    """The steps retraced from the last to the first, each outer loss evaluated once.
+    """Backpropagation through the steps, written out so that each outer loss is computed once.
 
     ``c_k = [h_k] + c_{k+1} d phi_{k+1} / d phi_k,  d theta = c_0,  d a = sum_k c_k d phi_k / d a``
-    with h_k the gradient of what phi_k adds to the outer loss. Of the inner steps only phi is kept.
+    with h_k the gradient of the outer loss at phi_k. Only phi is stored of each inner step; the
+    step is recomputed.
     """
     share = 1.0 / loop.steps if every else 1.0
 
@@ -330,7 +336,7 @@ def _second_order(loop, outer_and_grad, every):
 
 
 def _scan(step, carry, inputs, steps, reverse=False):
-    """`jax.lax.scan`, which has no zero steps where compilation is disabled."""
+    """`jax.lax.scan`, which fails for 0 steps under `jax.disable_jit`."""
     if steps:
         return jax.lax.scan(step, carry, inputs, steps, reverse)
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)

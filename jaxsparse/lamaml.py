@@ -1,4 +1,7 @@
-"""Online continual learning with learned step sizes: one glance at a batch of a stream."""
+"""Online continual learning with learned step sizes: (sparse-)La-MAML.
+
+A *glance* is one update on a batch of the stream. The *rows* of a batch are its examples.
+"""
 
 import functools
 from collections.abc import Callable
@@ -38,11 +41,11 @@ class LaMAMLState(NamedTuple):
     """Everything a glance changes.
 
     Attributes:
-      params: theta, the slow weights, which also predict.
+      params: theta, the slow weights, which are also used for predictions.
       mask: m, the gate's mask parameters.
-      mask_opt: the optax state for m; () where m is not trained.
-      theta_opt: the optax state for theta; () under the asynchronous rule.
-      step: int32, the number of glances taken.
+      mask_opt: the optax state for m; () if m is not trained.
+      theta_opt: the optax state for theta; () with the asynchronous rule.
+      step: int32, the number of glances so far.
 
     Example:
       >>> state = LaMAMLState(jnp.zeros(2), jnp.zeros(2), (), (), jnp.zeros((), jnp.int32))
@@ -64,13 +67,13 @@ def init_lamaml_state(
     mask_optimizer: optax.GradientTransformation | None,
     theta_optimizer: optax.GradientTransformation | None = None,
 ) -> LaMAMLState:
-    """The state before the first glance: theta as given, m drawn by the gate.
+    """The state before the first glance: theta as given, m from the gate.
 
     ``theta_0 = params,  m_0 = gate.init(key, params)``
 
     Args:
       params: theta, any pytree of floating arrays.
-      gate: makes the mask parameters.
+      gate: creates the mask parameters.
       key: a PRNG key.
       mask_optimizer: as in `lamaml_step`.
       theta_optimizer: as in `lamaml_step`.
@@ -139,15 +142,15 @@ def lamaml_step(
     gradient_sum: GradientSum = "before",
     second_order: bool = False,
 ) -> tuple[LaMAMLState, dict[str, jax.Array]]:
-    """One glance of (sparse-)La-MAML at a batch: learn it row by row, meta-learn on it and replay.
+    """One glance of (sparse-)La-MAML at a batch: inner steps row by row, then update m and theta.
 
-    With B_1 .. B_K the rows of the batch in random order and Q the replayed rows and the batch,
+    B_1 .. B_K are the rows of the batch in random order. Q is the replayed rows and the batch.
     ``phi_k = phi_{k-1} - gate(m) * g_k,  g_k = grad L(phi_{k-1}; B_k),  phi_0 = theta``
     ``h_k = grad L(phi_k; Q),  d theta = mean_k h_k,  d gate = -mean_k h_k * (g_1 + ... + g_k)``
-    then, each gradient clipped by its norm, m follows its optimiser along ``dm`` and
+    Both gradients are clipped by norm. Then the mask optimiser updates m with ``dm``, and
     ``theta <- theta - gate(m) * d theta`` with the new m.
 
-    The gate tells the methods apart:
+    The methods differ in the gate and the optimisers:
 
     | method | gate | theta_optimizer |
     |---|---|---|
@@ -156,52 +159,53 @@ def lamaml_step(
     | Sync | `rectified(alpha)` | `optax.sgd(rate)` |
     | C-MAML | `constant(alpha)`, `mask_optimizer=None` | `optax.sgd(rate)` |
 
-    The defaults are those of La-MAML's public code for digits. Algorithm 1 as the paper prints it
+    The defaults are those of La-MAML's public code for digits. Algorithm 1 as printed in the paper
     has `meta_iterates="last"`, `gradient_sum="after"`, `clip_norm=None` and slope 1. For natural
-    images the public code has `inner_gate=linear(alpha)`, `inner_batch_size=2`, an `inner_clip` and
-    `second_order=True`.
+    images, the public code has `inner_gate=linear(alpha)`, `inner_batch_size=2`, an `inner_clip`
+    and `second_order=True`.
 
-    The step is jitted and compiles once for the same functions and shapes: make `loss_fn`, the
-    gates and the optimisers once, outside the loop that calls it.
+    The step is jitted. It compiles once for the same functions and shapes, so create `loss_fn`, the
+    gates and the optimisers once, outside the training loop.
 
     Args:
       state: a `LaMAMLState`; its arrays are not donated.
-      batch: the newest rows of the stream, a tree whose leaves lead with a row axis [n, ...].
-      replay: rows drawn from memory, a tree like `batch`, [r, ...]; None before there are any.
-      key: a PRNG key; the rows are taken in the order `jax.random.permutation(key, n)`. None takes
-        them as they come. A stochastic gate draws from another key that follows from it, once a
-        glance, and so does an `inner_gate`: from the same one.
-      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
-        rows, any number of them. All a row's loss needs (its task, say) is a leaf of the batch.
-      gate: turns the mask parameters into step sizes.
-      mask_optimizer: the optax transformation for m, `optax.sgd(rate)` in the paper; None keeps m
+      batch: the newest rows of the stream, a tree whose leaves have a leading row axis [n, ...].
+      replay: rows drawn from memory, a tree like `batch`, [r, ...]; None if there are none yet.
+      key: a PRNG key. The inner loop uses the rows in the order `jax.random.permutation(key, n)`;
+        with None, in their given order. Stochastic gates draw once per glance, with a key derived
+        from this one; `gate` and `inner_gate` get the same key.
+      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of any
+        number of rows. Everything that the loss of a row needs, such as its task, must be in the
+        batch.
+      gate: computes step sizes from the mask parameters.
+      mask_optimizer: the optax transformation for m, `optax.sgd(rate)` in the paper. None keeps m
         as it is.
-      theta_optimizer: None for the asynchronous rule above; else theta follows this optax
-        transformation along d theta.
-      replay_weights: [r], floating, not negative: each replayed row's weight in the meta-loss, rows
-        of the batch weighing 1; 0 where the memory is still empty (what lies there must be finite).
-        The meta-loss is then the weighted mean of the rows' losses (`weighted_loss`): not for one
-        with statistics over its rows, as of a network with batch norm. None: all rows alike, in
-        one call.
-      meta_loss_fn: the meta-loss, if it is not `loss_fn`; called with r + n rows, replayed first.
-      inner_gate: the step sizes of the inner loop, if they are not `gate`'s; m learns through it.
-      inner_batch_size: rows per inner step; a divisor of n, K = n / inner_batch_size.
+      theta_optimizer: the optax transformation that updates theta with d theta; None for the
+        asynchronous rule above.
+      replay_weights: [r], floating, not negative: the weight of each replayed row in the meta-loss.
+        Rows of the batch have weight 1. Use 0 for empty memory slots, which must hold finite
+        values. The meta-loss is the weighted mean of the rows' losses (see `weighted_loss`), so
+        the loss must not use statistics over its rows, as batch norm does. None: all rows have the
+        same weight.
+      meta_loss_fn: the meta-loss, if it is not `loss_fn`. It gets r + n rows, the replayed first.
+      inner_gate: the gate of the inner loop, if it is not `gate`. The gradient of m then goes
+        through it.
+      inner_batch_size: rows per inner step, a divisor of n: K = n / inner_batch_size.
       inner_clip: clamp each entry of the inner gradients to [-inner_clip, inner_clip].
-      clip_norm: c: d theta and dm are each scaled by ``min(1, c / (norm + 1e-6))``, the norm taken
-        over the whole tree; None does not clip.
+      clip_norm: c: d theta and dm are each scaled by ``min(1, c / (norm + 1e-6))``, with the norm
+        over the whole tree. None does not clip.
       meta_iterates: the meta-loss is the mean over "all" phi_1 .. phi_K, or that of the "last".
-      gradient_sum: where the gradients of ``g_1 + ... + g_k`` in d gate are taken: "before" the
-        inner steps, as those are, or "after", ``g_k = grad L(phi_k; B_k)``, which costs a second
-        gradient of every step.
-      second_order: differentiate through the inner gradients; those "before".
+      gradient_sum: which gradients are summed in d gate: those "before" the inner steps, as above,
+        or those "after" them, ``g_k = grad L(phi_k; B_k)``, which need a second gradient per step.
+      second_order: differentiate through the inner gradients; only with `gradient_sum="before"`.
 
     Returns:
       The new state, and metrics: the meta-"loss" (and the loss function's metrics), "inner_loss"
       [K] (before each inner step), "order" int32 [n] of the rows, "theta_norm" and "mask_norm" (of
-      the gradients before they are clipped; the latter only with a mask_optimizer).
+      the gradients before clipping; the latter only with a mask_optimizer).
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> gate, sgd = gates.rectified(init=0.15), optax.sgd(0.3)
@@ -233,8 +237,8 @@ def lamaml_step(
     meta_rows = batch
     if replay is not None:
         meta_rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
-    # The order is drawn from fold_in(key, 1): jax.random.permutation splits its key in two, and a
-    # key's i-th part is what fold_in makes of i.
+    # jax.random.permutation splits its key in two, which gives fold_in(key, 0) and fold_in(key, 1).
+    # So 2 is free.
     gate_key = None if key is None else jax.random.fold_in(key, 2)
     sizes, gate_vjp = jax.vjp(lambda m: apply_gate(inner_gate or gate, m, gate_key), state.mask)
     check_step_sizes(sizes, state.params)
@@ -295,7 +299,7 @@ def _row_weights(replay_weights, count):
 
 
 def _check_arguments(state, batch, replay, replay_weights, inner_batch_size):
-    """The number of rows in `batch`, once all arguments have been found to fit together."""
+    """Check that the arguments fit together; return the number of rows in `batch`."""
     check_floating("state.params", state.params)
     (count,) = check_rows("batch", batch)
     check_steps("inner_batch_size", inner_batch_size)
@@ -307,6 +311,6 @@ def _check_arguments(state, batch, replay, replay_weights, inner_batch_size):
         drawn = check_like_rows("replay", replay, "batch", batch)
     if replay_weights is not None:
         if replay is None:
-            raise ValueError("replay_weights: there is no replay to weigh")
+            raise ValueError("replay_weights: got weights, want None: replay is None")
         check_weights("replay_weights", replay_weights, drawn)
     return count

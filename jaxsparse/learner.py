@@ -1,7 +1,8 @@
-"""What a learner is: a method as a pair of pure functions.
+"""The `Learner` type: a method as a pair of pure functions.
 
-As an optax optimiser is ``(init, update)``, a learner is ``(init, step)``, made once with
-everything that does not change inside. All learners are called alike.
+An optax optimiser is a pair ``(init, update)``; a learner is a pair ``(init, step)``. It is created
+once and holds everything that does not change during training. All learners have the same
+interface.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,9 @@ class Learner(NamedTuple):
     """A method as a pair of pure functions.
 
     Attributes:
-      init: `(params, key) -> state`, the state before the first batch; `params` are copied.
-      step: `(state, batch, key) -> (state, metrics)`; jitted. The batch is a `StreamBatch`, for
-        `maml` a pair (support, query) of tasks.
+      init: `(params, key) -> state`, the initial state. It copies `params`.
+      step: `(state, batch, key) -> (state, metrics)`, jitted. The batch is a `StreamBatch`. For
+        `maml`, it is a pair (support, query) of tasks.
 
     Example:
       >>> adam = optax.adam(1e-3)
@@ -36,14 +37,15 @@ class Learner(NamedTuple):
 
 
 class StreamBatch(NamedTuple):
-    """A batch of a stream, with what was drawn from memory. A learner reads what it needs.
+    """A batch of a stream, with rows drawn from memory. Each learner uses the fields it needs.
 
     Attributes:
-      rows: the newest rows, a tree whose leaves lead with a row axis [n, ...]; for MER n is 1.
+      rows: the newest rows (examples), a tree whose leaves have a leading row axis [n, ...]. For
+        MER, n is 1.
       replay: rows from memory, a tree like `rows`, [r, ...]; for MER [s, r, ...], for GEM
-        [T, k, ...]; None for none.
-      replay_weights: the weights of the replayed rows, [r] or [s, r]; None: all alike.
-      observed: int32, for GEM: how many earlier tasks there are.
+        [T, k, ...]. None without replay.
+      replay_weights: the weights of the replayed rows, [r] or [s, r]; None: all the same.
+      observed: int32, the number of earlier tasks; only for GEM.
 
     Example:
       >>> StreamBatch(jnp.ones((10, 2)), replay=jnp.zeros((20, 2))).replay.shape

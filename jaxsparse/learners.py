@@ -1,4 +1,4 @@
-"""The methods of the paper as learners; those they are compared with: `continual.learners`."""
+"""The methods of the paper as learners. The baselines are in `continual.learners`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,15 +25,15 @@ def maml(
 
     Args:
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
-      gate: what tells the methods apart, of `jaxsparse.gates`.
-      inner_steps: K, the inner steps taken on the support batch.
+      gate: a gate of `jaxsparse.gates`; it defines the method.
+      inner_steps: K, the number of inner steps on the support batch.
       theta_optimizer: an optax transformation for theta.
       mask_optimizer: an optax transformation for m.
       **options: `second_order`, `task_loop` and `mesh`, as in `sparse_maml_step`.
 
     Returns:
-      A `Learner`. Its `step` takes a pair (support, query) of tasks; without a key, a stochastic
-      gate draws from the one in the state.
+      A `Learner`. Its `step` takes a pair (support, query) of tasks. If its key is None, a
+      stochastic gate uses the key in the state.
 
     Example:
       >>> sgd = optax.sgd(0.1)
@@ -74,14 +74,14 @@ def lamaml(
 
     Args:
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`.
-      gate: what tells the methods apart; the table is in `lamaml_step`.
+      gate: a gate of `jaxsparse.gates`; `lamaml_step` has a table of the methods.
       mask_optimizer: an optax transformation for m; None keeps m as it is.
-      theta_optimizer: one for theta; None is the asynchronous rule.
+      theta_optimizer: an optax transformation for theta; None for the asynchronous rule.
       **options: `meta_loss_fn`, `inner_gate`, `inner_batch_size`, `inner_clip`, `clip_norm`,
         `meta_iterates`, `gradient_sum` and `second_order`, as in `lamaml_step`.
 
     Returns:
-      A `Learner`, which reads the rows, the replay and its weights.
+      A `Learner`. It uses the rows, the replay and the replay weights of a `StreamBatch`.
 
     Example:
       >>> learner = lamaml(
@@ -134,18 +134,21 @@ def cmaml(
 
     Args:
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
-      gate: what tells the methods apart; the table is in `cmaml_step`.
+      gate: a gate of `jaxsparse.gates`; `cmaml_step` has a table of the methods.
       batch: rows of the stream, or the `jax.ShapeDtypeStruct` of each of their leaves.
       inner_steps: K.
       theta_optimizer: an optax transformation for theta.
-      mask_optimizer: one for m; None keeps m as it is.
-      detection_threshold: the fall of the loss from which on a batch is of a new task, or None.
-      capacity: the stored batches at which theta is updated without a detection.
-      inner_params: whether the inner loop adapts the leaf of this path; None: all of them.
-      modulation: as in `cmaml_step`, and so are `pairs`, `mask_theta` and `restart_now`.
+      mask_optimizer: an optax transformation for m; None keeps m as it is.
+      detection_threshold: the drop of the loss that counts as a switch; None: no detection.
+      capacity: the size of the buffer in batches, as in `init_cmaml_state`.
+      inner_params: `(path of a leaf) -> bool`, True if the inner loop adapts it; None: all leaves.
+      modulation: as in `cmaml_step`.
+      pairs: as in `cmaml_step`.
+      mask_theta: as in `cmaml_step`.
+      restart_now: as in `cmaml_step`.
 
     Returns:
-      A `Learner`, which reads the rows of a batch.
+      A `Learner`. It uses the rows of a `StreamBatch`.
 
     Example:
       >>> adam, rows = optax.adam(1e-3), jnp.ones((50, 2))

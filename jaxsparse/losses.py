@@ -1,4 +1,4 @@
-"""Loss functions over a model's `apply`."""
+"""Loss functions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,28 +14,28 @@ from jaxsparse.precision import float32_by_default
 
 
 def cross_entropy(model: Any) -> Callable:
-    """The mean cross-entropy of a classifier, with its accuracy.
+    """The mean cross-entropy of a classifier, and its accuracy.
 
     ``L = -1/n sum_i log softmax(f(x_i))[y_i]``
 
-    The labels are compared as one-hot rows: gathering by label would put a scatter into the
-    gradient, which accelerators run slowly.
+    Labels are converted to one-hot rows. Indexing by label would put a scatter into the gradient,
+    which is slow on accelerators.
 
     Args:
-      model: has `apply(params, images) -> logits [n, ways]`, and may have `rowwise`: True where an
-        image's logits depend on that image alone, False where they do not, as with batch norm.
+      model: has `apply(params, images) -> logits [n, ways]`. It may have an attribute `rowwise`:
+        True if the logits of an image depend on that image alone, False if not (batch norm).
 
     Returns:
-      `loss_fn(params, (images, labels)) -> (loss, {"accuracy": ...})`; images floating
-      [n, h, w, c], labels integer [n] in [0, ways). Labels inside compiled code have no values to
-      look at when it is traced: one outside [0, ways) then makes loss and gradient NaN.
-      `loss_fn.rowwise` is the model's, None where the model does not say.
+      `loss_fn(params, (images, labels)) -> (loss, {"accuracy": ...})`, with images floating
+      [n, h, w, c] and labels integer [n] in [0, ways). Traced labels cannot be checked: one outside
+      [0, ways) then makes the loss and the gradient NaN. `loss_fn.rowwise` is `model.rowwise`, or
+      None if the model has none.
 
     Raises:
-      ValueError: (from `loss_fn`) logits and labels do not fit together, or a label whose value is
-        known lies outside [0, ways).
-      TypeError: the model has no `apply`; (from `loss_fn`) the labels are not integers, the logits
-        not floating, or the batch is no such pair.
+      ValueError: from `loss_fn`: logits and labels do not fit together, or a label that is not
+        traced is outside [0, ways).
+      TypeError: the model has no `apply`. From `loss_fn`: the batch is not a pair, the labels are
+        not integers, or the logits are not floating.
 
     Example:
       >>> model = jaxsparse.nn.mlp(ways=5)
@@ -49,19 +49,19 @@ def cross_entropy(model: Any) -> Callable:
 
 
 class SplitLoss(NamedTuple):
-    """A loss cut behind the first products of a network, linear in one of its parameters.
+    """A loss split after the first matrix product of its network.
 
     ``L(params; rows) = loss_fn(params; (inputs @ kernel, others))`` with
     ``inputs, others = split(rows)``
 
-    A loss function that can be cut has this as its attribute `split`; `lamaml_step` and `gem_step`
-    use it.
+    A loss function that can be split has this as its attribute `split`. `lamaml_step`, `gem_step`
+    and `mer_step` are faster with it.
 
     Attributes:
-      kernel: the name of the kernel [in, out] in params, such as "dense1/kernel".
-      split: rows -> (inputs [n, in], others), a row's own part of both for each row.
-      loss_fn: (params, (products [n, out], others)) -> what the loss returns; the kernel is not
-        looked at.
+      kernel: the path of the kernel [in, out] in params, such as "dense1/kernel".
+      split: rows -> (inputs [n, in], others), computed for each row independently.
+      loss_fn: (params, (products [n, out], others)) -> the output of the loss. It does not use the
+        kernel.
 
     Example:
       >>> split = jaxsparse.cross_entropy(jaxsparse.nn.mlp(ways=5)).split
@@ -74,7 +74,7 @@ class SplitLoss(NamedTuple):
     loss_fn: Callable
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # as a function: equal to itself only
+@dataclasses.dataclass(frozen=True, eq=False)  # equal only to itself, like a function
 class _CrossEntropy:
     model: Any
     rowwise: bool | None
@@ -86,7 +86,7 @@ class _CrossEntropy:
 
     @float32_by_default
     def weighted(self, params, batch, shares):
-        """The same with each row's share of the mean, [n], in place of 1 / n."""
+        """The loss and metrics with `shares` [n] as the weights of the rows instead of 1 / n."""
         of_rows = self._of_rows if self.rowwise else self._one_by_one
         losses, hits = of_rows(params, batch)
         return _dot(shares, losses), {"accuracy": _dot(shares, hits)}
@@ -100,8 +100,8 @@ class _CrossEntropy:
             raise TypeError(f"model.apply must return floating logits, got {described(logits)}")
         labels = _checked_labels(labels, logits.shape)
         ways = logits.shape[1]
-        # A label that is none would have a row of zeros, and neither loss nor gradient. Added to
-        # both: XLA takes a product with such a row for zero, whatever the other factor.
+        # The one-hot row of an invalid label is zero, which would hide the error: no loss and no
+        # gradient. The NaN is added twice, as XLA simplifies a product with a zero row to zero.
         known = (labels >= 0) & (labels < ways)
         lost = jnp.where(known, 0.0, jnp.nan).astype(logits.dtype)
         one_hot = jax.nn.one_hot(labels, ways, dtype=logits.dtype)
@@ -128,7 +128,7 @@ class _CrossEntropy:
 
 
 def _checked_labels(labels, logits_shape):
-    """The labels, int32 or wider, once they have been found to fit the logits."""
+    """The labels as int32 or int64, after checking that they fit the logits."""
     if not hasattr(labels, "dtype"):
         try:
             labels = jnp.asarray(labels)
@@ -146,7 +146,7 @@ def _checked_labels(labels, logits_shape):
         if outside.size:
             raise ValueError(f"labels must lie in [0, {logits_shape[1]}), got {outside[0]}")
     labels = jnp.asarray(labels)
-    # In int8 the classes beyond 127 would be those below 0.
+    # In int8, class numbers above 127 would wrap around.
     return labels if labels.dtype.itemsize == 8 else labels.astype(jnp.int32)
 
 
@@ -156,19 +156,19 @@ def _dot(shares, values):
 
 
 def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Callable:
-    """A loss of the parameters alone: that of all rows at once, or of each by its weight.
+    """The weighted mean of the rows' losses, as a function of the parameters.
 
     ``sum_i w_i L(params; row_i) / sum_i w_i``
 
-    A loss that has a `weighted(params, rows, shares)` of its own, as `cross_entropy`'s does, is
-    asked for that. Any other is called once for each row, vmapped: then weights that are all alike
-    give what no weights give only where the loss is a mean over rows, each of which counts alone.
-    A loss that says that it is not, by `rowwise = False`, cannot be weighed.
+    If the loss has a method `weighted(params, rows, shares)`, as `cross_entropy` has, this is
+    called. Otherwise the loss is vmapped over the rows. That is correct only if the loss is a mean
+    over independent rows. A loss with `rowwise = False` declares that it is not, and cannot be
+    weighted.
 
     Args:
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: a mean over rows.
-      rows: a tree whose leaves lead with one axis of rows [n, ...].
-      weights: [n], floating, not negative, not all zero; None: all rows alike, in one call.
+      rows: a tree whose leaves have a leading row axis [n, ...].
+      weights: [n], floating, not negative, not all zero. None: `loss_fn` is called on all rows.
 
     Returns:
       `params -> (loss, metrics)`.
@@ -202,9 +202,9 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
 
 
 def check_weighable(name: str, loss_fn: Callable) -> None:
-    """Raise ValueError where a row of `loss_fn` counts in more than its own loss."""
+    """Raise ValueError if `loss_fn` declares that its rows are not independent."""
     if getattr(loss_fn, "rowwise", None) is False:
         raise ValueError(
-            f"{name}: got weights, want None: the loss has statistics over its rows (batch norm), "
-            "which a row changes whatever its weight; leave such rows out"
+            f"{name}: got weights, want None: the loss uses statistics over its rows (batch norm), "
+            "which a row changes even with weight 0; leave out rows instead of weighting them"
         )

@@ -1,39 +1,23 @@
-"""What the machine offers to a process."""
+"""The number of cores and threads, and JAX's default platform."""
 
 import contextlib
 import os
 
-_THREADS = ("PJRT_NPROC", "NPROC")  # the variables in which XLA looks, in order
+_THREADS = ("PJRT_NPROC", "NPROC")  # the variables that XLA reads, in order
 
 
 def cores() -> int:
-    """Cores that this process may use.
-
-    Returns:
-      Their number, at least 1.
-
-    Example:
-      >>> cores() <= os.cpu_count()
-      True
-    """
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cpu_threads() -> int:
-    """Threads among which XLA divides an operation on the CPU, before JAX is told of more devices.
+    """The number of threads that XLA divides an operation among on the CPU.
 
-    They decide the order of sums, and so the last bits of a result. XLA takes the number in
-    $PJRT_NPROC or $NPROC, else that of the cores; with more devices than that, as many as these.
-
-    Returns:
-      Their number, at least 1.
-
-    Example:
-      >>> os.environ["PJRT_NPROC"] = "3"
-      >>> cpu_threads()
-      3
+    It decides the order of sums, and so the last bits of a result. XLA uses $PJRT_NPROC or $NPROC,
+    else the number of cores, and at least one thread per JAX device (not counted here).
 
     Source: XLA, xla/pjrt/utils.cc, DefaultThreadPoolSize.
     """
@@ -44,20 +28,11 @@ def cpu_threads() -> int:
 
 
 def use_cpu_threads(count: int) -> bool:
-    """Have XLA divide operations among `count` threads, whatever the number of cores.
+    """Make XLA divide operations among `count` threads, for any number of cores; True on success.
 
-    So a run ends with the bits it would have where it was begun. To be called before JAX is first
-    used, and with no more devices than `count`. What the user has set himself stays.
-
-    Args:
-      count: as `cpu_threads` gave it there.
-
-    Returns:
-      Whether that is how it will be.
-
-    Example:
-      >>> use_cpu_threads(2)
-      True
+    A resumed run uses this to get the same bits as on the machine where it was started. Call it
+    before JAX is first used, with at most `count` devices. It does not overwrite a number that the
+    user has set.
     """
     if cpu_threads() == count:
         return True
@@ -70,17 +45,9 @@ def use_cpu_threads(count: int) -> bool:
 
 
 def default_platform() -> str:
-    """The platform that JAX computes on where nothing else is said, as JAX calls it.
+    """The platform of JAX's default device: "cpu", "gpu", "tpu" or another.
 
-    That of `jax.default_device` where it is set, which `jax.default_backend()` does not look at.
-
-    Returns:
-      "cpu", "gpu", "tpu" or another.
-
-    Example:
-      >>> with jax.default_device(jax.devices("cpu")[0]):
-      ...     default_platform()
-      'cpu'
+    Unlike `jax.default_backend()`, this respects `jax.default_device`.
     """
     import jax
 
@@ -91,7 +58,7 @@ def default_platform() -> str:
 
 
 def _jax_runs() -> bool:
-    """Whether JAX has devices already: it then refuses to be told of another number."""
+    """True if JAX has already created its devices: their number can then no longer be changed."""
     import jax
 
     name = "jax_num_cpu_devices"

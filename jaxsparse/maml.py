@@ -28,7 +28,7 @@ class MetaState(NamedTuple):
       mask: m, the gate's mask parameters.
       theta_opt: the optax state for theta.
       mask_opt: the optax state for m.
-      step: int32, the number of meta-steps taken.
+      step: int32, the number of meta-steps so far.
       key: the PRNG key that stochastic gates draw from.
     """
 
@@ -47,13 +47,13 @@ def init_state(
     mask_optimizer: optax.GradientTransformation,
     key: jax.Array,
 ) -> MetaState:
-    """The state before the first meta-step: theta as given, m drawn by the gate.
+    """The state before the first meta-step: theta as given, m from the gate.
 
     ``theta_0 = params,  m_0 = gate.init(key, params)``
 
     Args:
       params: theta, any pytree of floating arrays.
-      gate: makes the mask parameters.
+      gate: creates the mask parameters.
       theta_optimizer: an optax transformation for theta.
       mask_optimizer: an optax transformation for m.
       key: a PRNG key.
@@ -111,37 +111,40 @@ def sparse_maml_step(
     task_loop: TaskLoop = "auto",
     mesh: Mesh | None = None,
 ) -> tuple[MetaState, dict[str, jax.Array]]:
-    """One meta-step of gated MAML: adapt to each task, update theta and m on the query losses.
+    """One meta-step of gated MAML: adapt to each task, then update theta and m on the query losses.
 
-    ``J(theta, m) = 1/T sum_t L(phi_K(theta, gate(m); support_t), query_t)``; theta and m follow
-    their optimisers along ``dJ/d theta`` and ``dJ/dm``, to first order by default (`adapt`).
+    ``J(theta, m) = 1/T sum_t L(phi_K(theta, gate(m); support_t), query_t)``
 
-    The step is jitted and compiles once for the same functions and shapes: make `loss_fn`,
-    `gate` and the optimisers once, outside the loop that calls it. Matrix products are float32;
-    call it under `jax.default_matmul_precision("tensorfloat32")`, say, for faster ones on a GPU.
+    The optimisers of theta and m get ``dJ/d theta`` and ``dJ/dm``, to first order by default (see
+    `adapt`).
+
+    The step is jitted. It compiles once for the same functions and shapes, so create `loss_fn`,
+    `gate` and the optimisers once, outside the training loop. Matrix products are float32. For
+    faster ones on a GPU, call it under `jax.default_matmul_precision("tensorfloat32")`.
 
     Args:
       state: a `MetaState`; its arrays are not donated.
       tasks: `Task(support, query)` (any pair), every leaf with a leading task axis [T, ...].
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
-      gate: turns the mask parameters into step sizes; a stochastic one once per task.
-      inner_steps: K, the inner steps taken on the support batch.
-      theta_optimizer: the optax transformation `init_state` was given for theta.
-      mask_optimizer: the optax transformation `init_state` was given for m.
+      gate: computes step sizes from the mask parameters; a stochastic gate does so for each task.
+      inner_steps: K, the number of inner steps on the support batch.
+      theta_optimizer: the optax transformation for theta, the same as in `init_state`.
+      mask_optimizer: the optax transformation for m, the same as in `init_state`.
       second_order: differentiate through the inner gradients.
-      task_loop: "vmap" adapts to all tasks side by side, "scan" to one after the other, whose
-        activations then fit a processor's caches; "auto" is "scan" on the CPU, else "vmap".
-      mesh: devices to divide the tasks among, whose number divides T; all else is replicated. The
-        result is the same, with "scan" on the CPU bit for bit. With one CPU device for each core
-        (`jax.config.update("jax_num_cpu_devices", n)` before anything else) tasks run side by
-        side, which is faster than sharing each of their small operations among the cores.
+      task_loop: "vmap" adapts to all tasks in parallel. "scan" adapts to one task after the other,
+        so that the activations of a task fit the CPU's caches. "auto" is "scan" on the CPU, else
+        "vmap".
+      mesh: devices to divide the tasks among; their number must divide T. Everything else is
+        replicated. The result does not change (with "scan" on the CPU, not by a single bit). To
+        use all CPU cores, first call `jax.config.update("jax_num_cpu_devices", n)`: one task per
+        core is faster than dividing small operations among the cores.
 
     Returns:
       The new state, and metrics: the mean query "loss" (and `loss_fn`'s metrics), "inner_loss"
       [K] (the mean support loss before each inner step), "sparsity" of the step sizes used.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> gate, adam = gates.binary(inner_lr=0.1), optax.adam(1e-3)
@@ -178,7 +181,7 @@ def sparse_maml_step(
     over_tasks = _over_tasks(task_gradients, count, gate.stochastic, task_loop, mesh)
     d_params, d_sizes, metrics = over_tasks(state.params, step_sizes, tasks)
     d_params, metrics = jax.tree.map(lambda x: x.mean(0), (d_params, metrics))
-    # Sizes drawn per task keep their task axis here: the gate's own VJP adds the tasks up.
+    # A stochastic gate has step sizes per task; its VJP sums over the tasks.
     d_sizes = jax.tree.map(lambda x: x / count if gate.stochastic else x.mean(0), d_sizes)
     d_params = cast(d_params, state.params)
     params, theta_opt = update(
@@ -207,28 +210,27 @@ def evaluate(
     task_loop: TaskLoop = "auto",
     mesh: Mesh | None = None,
 ) -> dict[str, jax.Array]:
-    """Adapt to each task's support batch and measure on its query batch.
+    """Adapt to each task's support batch and evaluate on its query batch.
 
-    ``L(phi_K(theta, a; support_t), query_t)`` for each task t. Jitted, and in the precision that
-    `sparse_maml_step` says.
+    ``L(phi_K(theta, a; support_t), query_t)`` for each task t. Jitted, with the same matrix
+    precision as `sparse_maml_step`.
 
     Args:
       params: theta.
-      step_sizes: a, what the gate's `apply` returns.
+      step_sizes: a, the output of the gate's `apply`.
       tasks: `Task(support, query)` (any pair), every leaf with a leading task axis [T, ...].
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
-      inner_steps: K, the inner steps taken on the support batch.
-      step_sizes_per_task: the leaves of `step_sizes` have a leading task axis, too (as a
-        stochastic gate applied once per task gives).
+      inner_steps: K, the number of inner steps on the support batch.
+      step_sizes_per_task: True if the leaves of `step_sizes` have a leading task axis, as those of
+        a stochastic gate that was applied once per task.
       task_loop: as in `sparse_maml_step`.
       mesh: as in `sparse_maml_step`.
 
     Returns:
-      Metrics per task: the query "loss" [T] (and `loss_fn`'s metrics, likewise), and
-      "inner_loss" [T, K].
+      Metrics per task: the query "loss" [T], `loss_fn`'s metrics [T], and "inner_loss" [T, K].
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> tasks = jnp.ones((3, 2)), jnp.ones((3, 2))  # support and query of three tasks
@@ -262,7 +264,7 @@ def _pair(tasks):
 
 
 def _sparsity(step_sizes, params, per_task):
-    """The share of all parameters, of all tasks where each has sizes of its own."""
+    """The total sparsity; with step sizes per task, over the parameters of all tasks."""
     if per_task:
         tasks = len(jax.tree.leaves(step_sizes)[0])
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct((tasks, *x.shape), x.dtype), params)
@@ -270,7 +272,7 @@ def _sparsity(step_sizes, params, per_task):
 
 
 def _over_tasks(function, count, per_task, task_loop, mesh):
-    """`(params, step_sizes, tasks) ->` what `function` gives for every task, stacked."""
+    """`(params, step_sizes, tasks) ->` the results of `function` for all tasks, stacked."""
     vmapped = _resolve(task_loop, mesh) == "vmap"
 
     def stacked(params, step_sizes, tasks):
@@ -287,7 +289,7 @@ def _over_tasks(function, count, per_task, task_loop, mesh):
     axes = mesh.axis_names
 
     def gathered(*args):
-        # Gathered here, not summed: the order of the sum over tasks, and so every bit of it, does
+        # Gather instead of psum: the order of the sum over tasks, and so its rounding, then does
         # not depend on the number of devices.
         gather = functools.partial(jax.lax.all_gather, axis_name=axes, tiled=True)
         return jax.tree.map(gather, stacked(*args))

@@ -1,6 +1,6 @@
-"""What is reported of a stream of tasks, from its accuracy matrix.
+"""Continual-learning metrics, computed from the accuracy matrix of a stream of tasks.
 
-R[i, j] is the accuracy on task j after training on task i, tasks counted from 0.
+R[i, j] is the accuracy on task j after training on task i. Tasks are counted from 0.
 """
 
 import jax
@@ -16,14 +16,14 @@ def retained_accuracy(R: jax.Array) -> jax.Array:
     ``RA = 1/T sum_j R[T-1, j]``
 
     Args:
-      R: accuracies [..., T, T], numbers; nested lists will do.
+      R: accuracies [..., T, T]; nested lists are accepted.
 
     Returns:
-      [...], in the unit of R.
+      An array [...], in the unit of R.
 
     Raises:
-      TypeError: R is no array of real numbers.
-      ValueError: the last two axes differ, or are empty.
+      TypeError: R is not an array of real numbers.
+      ValueError: the last two axes are not equally long, or are empty.
 
     Example:
       >>> float(retained_accuracy(jnp.array([[0.9, 0.1], [0.5, 0.7]])))
@@ -40,14 +40,14 @@ def learning_accuracy(R: jax.Array) -> jax.Array:
     ``LA = 1/T sum_j R[j, j]``
 
     Args:
-      R: accuracies [..., T, T], numbers; nested lists will do.
+      R: accuracies [..., T, T]; nested lists are accepted.
 
     Returns:
-      [...], in the unit of R.
+      An array [...], in the unit of R.
 
     Raises:
-      TypeError: R is no array of real numbers.
-      ValueError: the last two axes differ, or are empty.
+      TypeError: R is not an array of real numbers.
+      ValueError: the last two axes are not equally long, or are empty.
 
     Example:
       >>> round(float(learning_accuracy(jnp.array([[0.9, 0.1], [0.5, 0.7]]))), 6)
@@ -59,20 +59,20 @@ def learning_accuracy(R: jax.Array) -> jax.Array:
 
 
 def backward_transfer_interference(R: jax.Array) -> jax.Array:
-    """BTI: what learning the later tasks has changed in the accuracy on each task.
+    """BTI: the change in accuracy on each task through learning the later tasks.
 
-    ``BTI = 1/T sum_j (R[T-1, j] - R[j, j]) = RA - LA``; negative where tasks are forgotten. The
-    last task counts in T and contributes nothing.
+    ``BTI = 1/T sum_j (R[T-1, j] - R[j, j]) = RA - LA``; negative if tasks are forgotten. The term
+    of the last task is 0.
 
     Args:
-      R: accuracies [..., T, T], numbers; nested lists will do.
+      R: accuracies [..., T, T]; nested lists are accepted.
 
     Returns:
-      [...], in the unit of R.
+      An array [...], in the unit of R.
 
     Raises:
-      TypeError: R is no array of real numbers.
-      ValueError: the last two axes differ, or are empty.
+      TypeError: R is not an array of real numbers.
+      ValueError: the last two axes are not equally long, or are empty.
 
     Example:
       >>> float(backward_transfer_interference(jnp.array([[0.75, 0.1], [0.5, 0.7]])))
@@ -84,21 +84,21 @@ def backward_transfer_interference(R: jax.Array) -> jax.Array:
 
 
 def forward_transfer(R: jax.Array, initial: jax.Array) -> jax.Array:
-    """How much earlier tasks have helped with a task before it is seen.
+    """How much learning the earlier tasks improves the accuracy on a task before it is learned.
 
-    ``FT = 1/T sum_{j>=1} (R[j-1, j] - b[j])``; task 0 counts in T and contributes nothing, as in
-    the public code of GEM and La-MAML.
+    ``FT = 1/T sum_{j>=1} (R[j-1, j] - b[j])``. The sum is divided by T although task 0 has no term,
+    as in the public code of GEM and La-MAML.
 
     Args:
-      R: accuracies [..., T, T], numbers; nested lists will do.
+      R: accuracies [..., T, T]; nested lists are accepted.
       initial: b, accuracies before any training [..., T].
 
     Returns:
-      [...], in the unit of R.
+      An array [...], in the unit of R.
 
     Raises:
-      TypeError: an argument is no array of real numbers.
-      ValueError: shapes that do not fit together.
+      TypeError: an argument is not an array of real numbers.
+      ValueError: the shapes do not fit together.
 
     Example:
       >>> float(forward_transfer(jnp.array([[0.75, 0.5], [0.5, 0.7]]), jnp.array([0.1, 0.25])))
@@ -122,13 +122,13 @@ def _square(R):
 
 
 def _floating(name, values):
-    """An array of the accuracies, which may be given as lists or as integers, percent say."""
+    """A floating array of accuracies; nested lists and integers (percent) are accepted."""
     wanted = TypeError(f"{name} must be an array of accuracies, got {described(values)}")
     if not all(map(is_array, jax.tree.leaves(values, is_leaf=lambda x: x is None))):
         raise wanted
     try:
         array = values if hasattr(values, "dtype") else jnp.asarray(values)
-    except (TypeError, ValueError) as error:  # rows of several lengths, say
+    except (TypeError, ValueError) as error:  # such as rows of different lengths
         raise wanted from error
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array

@@ -1,4 +1,4 @@
-"""Matrix products in float32 by default, in the functions that make them and in their gradients."""
+"""Matrix products in float32 by default, in functions and in their gradients."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -8,19 +8,10 @@ import jax
 
 
 def float32_by_default(function: Callable) -> Callable:
-    """`function`, traced with float32 matrix products unless the caller has set a precision.
+    """`function` with float32 matrix products, unless `jax.default_matmul_precision` is set.
 
-    JAX's own default lets GPUs round the factors to TensorFloat-32. Used inside `jax.jit`, whose
-    cache tells apart what the caller has set; derivatives are traced within, custom ones too.
-
-    Args:
-      function: any function of JAX arrays.
-
-    Returns:
-      The function, which heeds `jax.default_matmul_precision` when that is set.
-
-    Example:
-      >>> product = jax.jit(float32_by_default(jnp.dot))
+    JAX's default lets GPUs round the factors to TensorFloat-32. Apply this inside `jax.jit`: the
+    precision is part of the key of JIT's cache.
     """
 
     @functools.wraps(function)
@@ -34,27 +25,14 @@ def float32_by_default(function: Callable) -> Callable:
 
 
 def custom_vjp(function: Callable, nondiff_argnums: Sequence[int] = ()) -> Any:
-    """`jax.custom_vjp`, whose rules make their products in the precision of the call.
+    """`jax.custom_vjp` whose rules use the matrix precision that was set at the call.
 
-    JAX traces the rules when a gradient is taken: where a caller differentiates a function of ours
-    from without, that is after `float32_by_default` has ended.
-
-    Args:
-      function: as for `jax.custom_vjp`.
-      nondiff_argnums: as for `jax.custom_vjp`.
-
-    Returns:
-      The function, with a `defvjp` as `jax.custom_vjp` has it.
-
-    Example:
-      >>> @custom_vjp
-      ... def product(x, y):
-      ...     return x @ y
-      >>> product.defvjp(lambda x, y: (x @ y, (x, y)), lambda saved, g: (g @ saved[1].T, None))
+    JAX traces the rules when it computes a gradient. If the caller differentiates our function,
+    `float32_by_default` has already returned by then.
     """
 
     def at(rule):
-        # Not `functools.wraps`, which would give it the rule's signature, one argument short.
+        # No `functools.wraps`: it would copy the signature of `rule`, which lacks `precision`.
         def traced(precision, *args):
             with jax.default_matmul_precision(precision):
                 return rule(*args)

@@ -1,4 +1,4 @@
-"""The two straight-through primitives every learned gate is made of."""
+"""The two straight-through functions that the learned gates of sparse-MAML use."""
 
 import functools
 
@@ -9,14 +9,14 @@ from jaxsparse.checks import check_floating
 
 
 def binary_mask(m: jax.Array, slope: float = 1.0) -> jax.Array:
-    """Threshold `m` at zero; the cotangent passes through as if it were a line.
+    """Threshold `m` at zero, with the gradient of a linear function.
 
-    Forward ``1[m >= 0]`` (zero included, NaN excluded); backward ``dm = slope * ct``.
+    Forward ``1[m >= 0]`` (1 at m = 0, 0 for NaN); backward ``dm = slope * ct``.
 
     Args:
       m: mask parameters, floating, any shape.
-      slope: the straight-through slope. The paper's Eq. 10 has 1; the authors' listing computes
-        ``(sign(m) + 1) / 2``, which has 0.5.
+      slope: the straight-through slope: 1 in Eq. 10 of the paper, 0.5 in the authors' code, which
+        computes ``(sign(m) + 1) / 2``.
 
     Returns:
       1.0 where ``m >= 0``, else 0.0, with the shape and dtype of `m`.
@@ -35,10 +35,10 @@ def binary_mask(m: jax.Array, slope: float = 1.0) -> jax.Array:
 
 
 def relu_mask(m: jax.Array) -> jax.Array:
-    """Rectify `m`; the cotangent passes through unchanged, also where ``m < 0``.
+    """Rectify `m`, with the gradient of the identity.
 
-    Forward ``max(m, 0)``; backward ``dm = ct``: a parameter whose rate has fallen to zero can
-    come back, which the true derivative of the rectifier would forbid.
+    Forward ``max(m, 0)``; backward ``dm = ct``, also for ``m < 0``. So a step size that has become
+    zero can grow again, which is impossible with the true derivative.
 
     Args:
       m: mask parameters, floating, any shape.

@@ -1,4 +1,4 @@
-"""Small steps that every learner takes: cast a tree, apply a gate, move along a gradient."""
+"""Helpers of all learners: cast a tree, apply a gate, update parameters."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ Tree = Any
 
 
 def cast(tree: Tree, like: Tree) -> Tree:
-    """The leaves of `tree` in the dtypes of those of `like`."""
+    """`tree` in the dtypes of `like`."""
     return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
 
 
 def apply_gate(gate: Gate, mask: Tree, key: jax.Array | None) -> Tree:
-    """The step sizes a gate makes of m; the key is for stochastic gates alone."""
+    """The step sizes of a gate; only stochastic gates use the key."""
     check_gate(gate)
     return gate.apply(mask, key if gate.stochastic else None)
 
 
 def apply_gate_per_task(gate: Gate, mask: Tree, key: jax.Array, tasks: int) -> Tree:
-    """The step sizes for a batch of tasks, led by an axis of tasks where the gate is stochastic."""
+    """The step sizes for a batch of tasks, with a leading task axis if the gate is stochastic."""
     check_gate(gate)
     if not gate.stochastic:
         return gate.apply(mask, None)
@@ -30,15 +30,15 @@ def apply_gate_per_task(gate: Gate, mask: Tree, key: jax.Array, tasks: int) -> T
 
 
 def check_gate(gate: Gate) -> None:
-    """Raise TypeError unless `gate` has what a `Gate` has."""
+    """Raise TypeError unless `gate` has the attributes of a `Gate`."""
     if isinstance(gate, type) or not all(hasattr(gate, name) for name in Gate._fields):
-        raise TypeError(f"gate must be a Gate, as jaxsparse.gates makes them, got {gate!r}")
+        raise TypeError(f"gate must be a Gate, such as one of jaxsparse.gates, got {gate!r}")
 
 
 def init_optimizer(
     name: str, optimizer: optax.GradientTransformation, params: Tree
 ) -> optax.OptState:
-    """The optimiser's first state; `name` is the argument's, for errors."""
+    """The initial state of the optimiser; `name` is the argument's name, for errors."""
     _check_optimizer(name, optimizer)
     return optimizer.init(params)
 
@@ -50,17 +50,17 @@ def update(
     opt_state: optax.OptState,
     params: Tree,
 ) -> tuple[Tree, optax.OptState]:
-    """Parameters and their optimiser's state, moved along a gradient; `name` as above."""
+    """One step of the optimiser: the new parameters and the new state; `name` is for errors."""
     _check_optimizer(name, optimizer)
     try:
-        # Optax mixes dtypes where JAX's strict promotion takes none, as in Adam's `b ** count`.
+        # Optax mixes dtypes, as in Adam's `b ** count`, which strict promotion does not allow.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(gradient, opt_state, params)
     except (TypeError, ValueError, AttributeError) as error:
-        # Such as an optimiser that asks for the loss's value, or another one than made the state.
+        # The optimiser needs more arguments, such as the loss, or another one created the state.
         raise TypeError(
-            f"{name}: its update must go by (gradient, state, params) alone, with the state that "
-            f"this optimiser made; it failed with {type(error).__name__}: {error}"
+            f"{name}: update(gradient, state, params) must work with a state of this optimiser; "
+            f"it failed with {type(error).__name__}: {error}"
         ) from error
     return optax.apply_updates(params, updates), opt_state
 

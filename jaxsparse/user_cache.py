@@ -1,4 +1,4 @@
-"""The folders on the user's disk in which everything that takes long to make is kept."""
+"""The user's cache folders, for prepared data and compiled code."""
 
 import atexit
 import contextlib
@@ -23,31 +23,22 @@ _log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
-    """The folder that prepared data is kept in, made for its user alone where there is none.
+    """The folder for prepared data; created if needed, with access for the user alone.
 
-    The first of: $JAXSPARSE_CACHE; $XDG_CACHE_HOME/jaxsparse; ~/.cache/jaxsparse. What
-    $JAXSPARSE_CACHE names is used whoever owns it, for data may be shared: what is loaded as code
-    goes to `code_dir`. The others must be the user's own, else it is a folder of the user's own
-    among the system's temporary ones.
-
-    Returns:
-      The folder, `~` expanded. It does not exist where $JAXSPARSE_CACHE names one that cannot be
-      made.
+    The first of $JAXSPARSE_CACHE, $XDG_CACHE_HOME/jaxsparse and ~/.cache/jaxsparse that is set.
+    $JAXSPARSE_CACHE may belong to another user, as data may be shared (code goes to `code_dir`).
+    The others must belong to the user or root; otherwise a private temporary folder is used. The
+    folder does not exist if $JAXSPARSE_CACHE names one that cannot be created.
 
     Raises:
-      DataError: $JAXSPARSE_CACHE begins with `~` and a name that no user has.
-
-    Example:
-      >>> os.environ["JAXSPARSE_CACHE"] = "/data/jaxsparse"
-      >>> cache_dir()
-      PosixPath('/data/jaxsparse')
+      DataError: $JAXSPARSE_CACHE begins with `~` and the name of an unknown user.
     """
     if named := os.environ.get("JAXSPARSE_CACHE"):
         path = _expanded(named)
-        with contextlib.suppress(OSError):  # told of by those who write there
+        with contextlib.suppress(OSError):  # reported when something is written there
             _make(path)
         return path
-    with contextlib.suppress(OSError, RuntimeError):  # no home folder, or not one to write to
+    with contextlib.suppress(OSError, RuntimeError):  # no home folder, or not writable
         path = _default()
         if _is_trusted(path):
             _make(path)
@@ -56,24 +47,15 @@ def cache_dir() -> Path:
 
 
 def code_dir(name: str) -> Path:
-    """A folder for compiled code: what lies there runs, so no other user may write to it.
+    """A folder for compiled code. Its files are executed, so no other user may write to it.
 
-    `name` in `cache_dir()` where it, and the folders above it, are such; else in a folder of the
-    user's own among the system's temporary ones, which is logged once.
-
-    Args:
-      name: what kind of code.
-
-    Returns:
-      The folder, without symbolic links. It exists.
+    The folder `name` in `cache_dir()`, if no other user may write to it or to a folder above it.
+    Otherwise it is in a private temporary folder, and this is logged once. It exists and its path
+    has no symbolic links.
 
     Raises:
-      OSError: there is no such folder and none can be made.
+      OSError: no such folder can be created.
       DataError: as in `cache_dir`.
-
-    Example:
-      >>> code_dir("native").stat().st_mode & 0o077
-      0
     """
     wanted = cache_dir() / name
     try:
@@ -91,38 +73,33 @@ def code_dir(name: str) -> Path:
     _make(own)
     if _exposed(own) is not None:
         raise OSError(errno.EPERM, "no folder that only this user may write to", str(own))
-    _warn_once(f"compiled code is kept in {own}, as {reason}")
+    _warn_once(f"compiled code is kept in {own} because {reason}")
     return own
 
 
 @contextlib.contextmanager
 def partial(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write under, before all is renamed to `path` at once.
+    """A temporary path in the folder of `path`: write there, then rename to `path` atomically.
 
-    What is there at the end is removed. So is what processes that were ended left in the folder.
-
-    Args:
-      path: the file or folder to be; its folder exists.
-
-    Yields:
-      The name; there is nothing there.
+    Whatever is left at the temporary path is removed at the end. Temporary files of killed
+    processes are removed from the folder, too.
 
     Example:
-      >>> with partial(Path("images.npz")) as beside:
-      ...     beside.write_bytes(b"...")
-      ...     beside.replace("images.npz")
+      >>> with partial(Path("images.npz")) as temporary:
+      ...     temporary.write_bytes(b"...")
+      ...     temporary.replace("images.npz")
     """
     _clear(path.parent)
-    own = f".{path.name}-{_place()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
-    beside = path.with_name(own)
+    name = f".{path.name}-{_place()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    temporary = path.with_name(name)
     try:
-        yield beside
+        yield temporary
     finally:
-        remove(beside)
+        remove(temporary)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, link or folder as far as that can be done; also where there is none."""
+    """Remove a file, link or folder as far as possible; no error if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -131,13 +108,13 @@ def remove(path: Path) -> None:
 
 
 _PARTIAL = re.compile(r"\..*-(?P<place>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.partial")
-# As they were once called, without the process.
+# Names used by earlier versions, without the process id.
 _OLD_PARTIAL = re.compile(r"\..*[0-9a-f]{12}(\.npz\.|-)[0-9a-f]{32}")
 _DAY = 24 * 3600
 
 
 def _clear(folder: Path) -> None:
-    """Remove partial files and folders whose process has ended, or that a day has not changed."""
+    """Remove partial files and folders whose process has ended, or not changed for a day."""
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
             named = _PARTIAL.fullmatch(path.name)
@@ -148,7 +125,7 @@ def _clear(folder: Path) -> None:
 
 
 def _place() -> str:
-    """Tells apart where a process number means a process: the machine and the container."""
+    """An identifier of the machine and container, within which a process id is unique."""
     try:
         space = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -167,7 +144,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _age(path: Path) -> float:
-    """Seconds since the path, or anything right in it, was changed last."""
+    """Seconds since the last change of the path or of an entry directly in it."""
     parts = [path]
     if path.is_dir() and not path.is_symlink():
         parts += path.iterdir()
@@ -185,26 +162,26 @@ def _expanded(named: str) -> Path:
 def _default() -> Path:
     shared = os.environ.get("XDG_CACHE_HOME")
     base = Path(shared).expanduser() if shared else Path.home() / ".cache"
-    if not base.is_absolute():  # no place, but one in every folder that a run is started from
+    if not base.is_absolute():  # it would depend on the current directory
         raise OSError(errno.EINVAL, "not an absolute path", str(base))
     return base / "jaxsparse"
 
 
 def _make(path: Path) -> None:
-    """Make a folder, and those above it, so that only the user may enter."""
+    """Create a folder, and those above it, with access for the user alone."""
     for folder in (*reversed(path.parents), path):
         if not folder.is_dir():
             folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _is_trusted(path: Path) -> bool:
-    """Whether the path, or where there is none the nearest folder above it, is ours or root's."""
+    """True if the path, or the nearest existing folder above it, belongs to the user or root."""
     nearest = next(p for p in (path, *path.parents) if p.exists())
     return not hasattr(os, "geteuid") or nearest.stat().st_uid in (os.geteuid(), 0)
 
 
 def _exposed(path: Path) -> Path | None:
-    """The folder by way of which other users can change what is in `path`, or None."""
+    """A folder through which other users could change what is in `path`, or None."""
     if not hasattr(os, "geteuid"):
         return None
     user = os.geteuid()
@@ -214,21 +191,21 @@ def _exposed(path: Path) -> Path | None:
         owners = {user, 0}
         writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if folder != path:
-            # Whoever owns / rules the machine, also where a container gives root another number.
+            # The owner of / is root, also in a container where root has another user id.
             owners.add(Path("/").stat().st_uid)
             writable = writable and not status.st_mode & stat.S_ISVTX
         if status.st_uid not in owners or writable:
             found = folder
         elif status.st_uid == user and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            found = None  # others cannot enter, whatever lies below
+            found = None  # others cannot enter, so folders below do not matter
     return found
 
 
 def _temporary() -> Path:
-    """A folder that only this user may enter, among the system's temporary ones.
+    """A temporary folder that only this user may enter.
 
-    It stays, so that the next process finds what this one made, unless another user was first to
-    take its name.
+    It has a fixed name and is kept for the next process. If another user has taken that name, the
+    folder is one for this process alone.
     """
     base = Path(tempfile.gettempdir()).resolve()
     user = os.geteuid() if hasattr(os, "geteuid") else "user"
@@ -244,7 +221,7 @@ def _temporary() -> Path:
 def _for_this_process(base: Path) -> Path:
     path = Path(tempfile.mkdtemp(prefix="jaxsparse-", dir=base))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
-    _warn_once(f"{path} serves as the cache, and is removed at the end; set JAXSPARSE_CACHE")
+    _warn_once(f"{path} is used as the cache and removed at exit; set JAXSPARSE_CACHE to keep one")
     return path
 
 

@@ -506,7 +506,7 @@ ONE, DRAWN = rows(1, 1), rows(2, BATCHES, REPLAYED)
 @pytest.mark.parametrize(
     ("step", "arguments", "options", "error", "message"),
     [
-        (er, ((), None), {}, ValueError, "^batch must lead with one axis of rows.*no leaves"),
+        (er, ((), None), {}, ValueError, "^batch must have the same leading row axis.*no leaves"),
         (er, ((BATCH[0], BATCH[1][:2]), None), {}, ValueError, r"^batch must.*0: \(3,\), 1: \(2"),
         (er, (BATCH, REPLAY[0]), {}, ValueError, "^replay must have the tree of batch"),
         (
@@ -530,12 +530,18 @@ ONE, DRAWN = rows(1, 1), rows(2, BATCHES, REPLAYED)
             TypeError,
             "^replay_weights must be floating, got int32",
         ),
-        (er, (BATCH, None), {"replay_weights": jnp.ones(4)}, ValueError, "^replay_weights: there"),
+        (
+            er,
+            (BATCH, None),
+            {"replay_weights": jnp.ones(4)},
+            ValueError,
+            "^replay_weights: got weights, want None: replay is None",
+        ),
         (er, (BATCH, REPLAY), {"clip_norm": 0.0}, ValueError, "^clip_norm must be positive"),
         (mer, (BATCH, DRAWN), {}, ValueError, "^example must be one row, got 3"),
-        (mer, (ONE, REPLAY), {}, ValueError, "^replay must lead with the same 2 axes"),
+        (mer, (ONE, REPLAY), {}, ValueError, "^replay must have the same 2 leading axes"),
         (mer, (ONE, DRAWN, jnp.ones(4)), {}, ValueError, r"^replay_weights .* \(2, 4\)"),
-        (gem, (BATCH, REPLAY, 1), {}, ValueError, "^memory must lead with the same 2 axes"),
+        (gem, (BATCH, REPLAY, 1), {}, ValueError, "^memory must have the same 2 leading axes"),
         (gem, (BATCH, MEMORY, 1.0), {}, TypeError, "^observed must be one integer.*got float32"),
         (gem, (BATCH, MEMORY, jnp.ones(2, bool)), {}, TypeError, r"^observed .*got bool \(2,\)"),
         (agem, (BATCH, MEMORY), {}, ValueError, r"^memory_rows\[0\] has rows of shape \(4, 5\)"),
@@ -545,7 +551,7 @@ ONE, DRAWN = rows(1, 1), rows(2, BATCHES, REPLAYED)
             (BATCH, REPLAY),
             {"replay_weights": jnp.ones(4), "loss_fn": NORMED},
             ValueError,
-            "^replay_weights: got weights, want None: the loss has statistics over its rows",
+            "^replay_weights: got weights, want None: the loss uses statistics over its rows",
         ),
         (
             agem,

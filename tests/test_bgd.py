@@ -209,7 +209,7 @@ def test_errors_name_the_argument():
     step = functools.partial(bgd_step, loss_fn=loss_fn, optimizer=OPTIMIZER)
     with pytest.raises(ValueError, match=r"^samples must be 1 or more, got 0"):
         step(state, batch, key, samples=0)
-    with pytest.raises(ValueError, match=r"^batch must lead with one axis of rows"):
+    with pytest.raises(ValueError, match=r"^batch must have the same leading row axis"):
         step(state, (batch[0], batch[1][:2]), key)
     with pytest.raises(TypeError, match=r"^state.params\[mean/n\] must be floating, got int32"):
         integers = Gaussian({"n": jnp.arange(2)}, {"n": jnp.arange(2)})
@@ -218,7 +218,9 @@ def test_errors_name_the_argument():
         gaussian(distribution.mean, 0.0)
     with pytest.raises(TypeError, match=r"^params\[n\] must be floating, got int32"):
         gaussian({"n": jnp.arange(2)})
-    with pytest.raises(ValueError, match=r"^params is None, but bgd's steps depend on sigma"):
+    with pytest.raises(
+        ValueError, match=r"^params is None, want a Gaussian: the steps of bgd depend on sigma"
+    ):
         OPTIMIZER.update(distribution, OPTIMIZER.init(distribution))
     with pytest.raises(ValueError, match=r"^masked selects none of gain, w"):
         self_masked_loss(loss_fn, lambda name: False)(distribution.mean, batch)

@@ -29,7 +29,7 @@ flags, images, no_signal_handlers, small_network = (
     test_fewshot.small_network,
 )
 REASON = "there is no C++ compiler"
-REFUSED = f"blocks: 'native' cannot be had, as {REASON}"
+REFUSED = f"blocks: 'native' is not available because {REASON}"
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_auto_is_native_where_there_is_a_compiler(compiler, caplog):
     assert [blocks.choose_blocks(x) for x in blocks.BLOCKS] == ["native", "native", "xla"]
     compiler(False)
     assert [blocks.choose_blocks(x) for x in ("auto", "auto", "xla")] == ["xla"] * 3
-    assert caplog.text.count(f"as {REASON}") <= 1  # once in a process
+    assert caplog.text.count(f"because {REASON}") <= 1  # once in a process
     with pytest.raises(ValueError, match=f"^{re.escape(REFUSED)}$"):
         nn.conv4(blocks="native")
     with pytest.raises(ValueError, match=r"^blocks: got 'C', want one of"):
@@ -66,7 +66,9 @@ def test_the_default_device_decides_not_the_default_backend(compiler, monkeypatc
         return task_gradients._piece(loss_fn, params, memory, 10**6)
 
     assert blocks.choose_blocks("auto") == "xla"
-    with pytest.raises(ValueError, match="'native' cannot be had, as the default device is a gpu"):
+    with pytest.raises(
+        ValueError, match="'native' is not available because the default device is a gpu"
+    ):
         blocks.choose_blocks("native")
     assert _resolve("auto") == "vmap" and rows_at_a_time() == 10**6
     for device in (jax.devices("cpu")[0], "cpu"):

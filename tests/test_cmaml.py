@@ -466,7 +466,11 @@ BATCH = jax.tree.map(lambda x: x[0], BATCHES)
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"batch": BATCH[0]}, ValueError, "^batch must have the tree that state.buffer holds: got"),
+        (
+            {"batch": BATCH[0]},
+            ValueError,
+            "^batch must have the tree of the batches in state.buffer: got",
+        ),
         (
             {"batch": (BATCH[0][:3], BATCH[1])},
             ValueError,
@@ -487,7 +491,7 @@ BATCH = jax.tree.map(lambda x: x[0], BATCHES)
         ),
         ({"loss_fn": lambda w, batch: batch[0]}, ValueError, "^loss_fn must return a scalar"),
         ({"pairs": "two"}, ValueError, "^pairs must be 'all' or 'one', got 'two'"),
-        ({"pairs": "one"}, ValueError, "^key is None, but pairs='one' draws stored batches"),
+        ({"pairs": "one"}, ValueError, "^key is None, want a PRNG key: pairs='one' draws stored"),
         (
             {"gate": gates.Gate(lambda key, p: p, lambda m, key: m["head"])},
             ValueError,

@@ -255,7 +255,7 @@ def run(params=None, sizes=None, steps=2, loss_fn=square, batch=3.0):
     "arguments, error, message",
     [
         ({"steps": -1}, ValueError, "^steps must be 0 or more, got -1"),
-        ({"steps": 2.0}, TypeError, "^steps must be a Python int known when tracing, got 2.0"),
+        ({"steps": 2.0}, TypeError, "^steps must be a Python int, static under jit, got 2.0"),
         ({"steps": True}, TypeError, "^steps must be a Python int"),
         ({"params": jnp.array([1, 2])}, TypeError, "^params must be floating, got int32"),
         (
@@ -292,5 +292,5 @@ def test_errors_name_the_argument(arguments, error, message):
 
 
 def test_traced_steps():
-    with pytest.raises(TypeError, match=r"^steps must be a Python int known when tracing"):
+    with pytest.raises(TypeError, match=r"^steps must be a Python int, static under jit"):
         jax.jit(lambda k: run(steps=k))(3)

@@ -425,10 +425,18 @@ BATCH, REPLAY = rows(1, ROWS), rows(2, REPLAYED)
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"batch": ()}, ValueError, "^batch must lead with one axis of rows.*got no leaves"),
-        ({"batch": (BATCH[0], BATCH[1][0])}, ValueError, r"^batch must lead.*0: \(6,\), 1: scalar"),
-        ({"batch": (BATCH[0], BATCH[1][:2])}, ValueError, r"^batch must lead.*\(6,\), 1: \(2,\)"),
-        ({"batch": jnp.ones((0, 2))}, ValueError, r"^batch must lead.*\.: \(0,\)"),
+        ({"batch": ()}, ValueError, "^batch must have the same leading row axis.*got no leaves"),
+        (
+            {"batch": (BATCH[0], BATCH[1][0])},
+            ValueError,
+            r"^batch must have the same leading.*0: \(6,\), 1: scalar",
+        ),
+        (
+            {"batch": (BATCH[0], BATCH[1][:2])},
+            ValueError,
+            r"^batch must have the same leading.*\(6,\), 1: \(2,\)",
+        ),
+        ({"batch": jnp.ones((0, 2))}, ValueError, r"^batch must have the same leading.*\.: \(0,\)"),
         ({"replay": jnp.ones(3)}, ValueError, "^replay must have the tree of batch: got"),
         (
             {"replay": (REPLAY[0][:, :3], REPLAY[1])},
@@ -440,7 +448,11 @@ BATCH, REPLAY = rows(1, ROWS), rows(2, REPLAYED)
             ValueError,
             r"^replay\[1\] has rows of shape \(\), float32; batch has \(\), int32",
         ),
-        ({"replay": (REPLAY[0][:2], REPLAY[1])}, ValueError, "^replay must lead with one axis"),
+        (
+            {"replay": (REPLAY[0][:2], REPLAY[1])},
+            ValueError,
+            "^replay must have the same leading row axis",
+        ),
         (
             {"replay_weights": jnp.ones(3)},
             ValueError,
@@ -449,7 +461,7 @@ BATCH, REPLAY = rows(1, ROWS), rows(2, REPLAYED)
         (
             {"replay": None, "replay_weights": jnp.ones(3)},
             ValueError,
-            "^replay_weights: there is no replay to weigh",
+            "^replay_weights: got weights, want None: replay is None",
         ),
         (
             {"replay_weights": jnp.ones(4, jnp.int32)},
@@ -469,7 +481,7 @@ BATCH, REPLAY = rows(1, ROWS), rows(2, REPLAYED)
         (
             {"loss_fn": NORMED, "replay_weights": jnp.ones(4)},
             ValueError,
-            "^replay_weights: got weights, want None: the loss has statistics over its rows",
+            "^replay_weights: got weights, want None: the loss uses statistics over its rows",
         ),
         (
             {"meta_loss_fn": NORMED, "replay_weights": jnp.ones(4)},

@@ -435,18 +435,29 @@ BATCH = (jnp.ones((3, 4, 5)), jnp.zeros((3, 4), jnp.int32))
 @pytest.mark.parametrize(
     "tasks, options, error, message",
     [
-        ((jnp.ones(()), jnp.ones(3)), {}, ValueError, "^tasks must lead.*0: scalar, 1: "),
-        ((jnp.ones(()), jnp.ones(())), {}, ValueError, "^tasks must lead.*0: scalar, 1: scalar"),
+        (
+            (jnp.ones(()), jnp.ones(3)),
+            {},
+            ValueError,
+            "^tasks must have the same leading.*0: scalar, 1: ",
+        ),
+        (
+            (jnp.ones(()), jnp.ones(())),
+            {},
+            ValueError,
+            "^tasks must have the same leading.*0: scalar, 1: scalar",
+        ),
         (
             (BATCH, jax.tree.map(lambda x: x[:2], BATCH)),
             {},
             ValueError,
-            r"^tasks must lead with one task axis in every leaf, got 0/0: \(3,\).*1/0: \(2,\)",
+            r"^tasks must have the same leading task axis in every leaf, "
+            r"got 0/0: \(3,\).*1/0: \(2,\)",
         ),
         ((BATCH, ()), {"inner_steps": -1}, ValueError, "^inner_steps must be 0 or more, got -1"),
         ((BATCH, ()), {"inner_steps": 1.0}, TypeError, "^inner_steps must be a Python int"),
         (((), ()), {}, ValueError, "^tasks has no leaves"),
-        ((jnp.ones((0, 2)), jnp.ones((0, 2))), {}, ValueError, "^tasks holds no task"),
+        ((jnp.ones((0, 2)), jnp.ones((0, 2))), {}, ValueError, "^tasks has no tasks"),
         ((jnp.ones((3, 2)),), {}, TypeError, r"^tasks must be a pair .*\(\(\*,\)\)"),
         (jnp.ones((3, 2)), {}, TypeError, r"^tasks must be a pair .*\(\*\)"),
         ((BATCH, BATCH), {"task_loop": "map"}, ValueError, "^task_loop must be.*got 'map'"),

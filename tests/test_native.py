@@ -205,7 +205,7 @@ def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
     got = blocks.conv_norm_pool(*args)
     np.testing.assert_array_equal(got, blocks.conv_norm_pool(*args, form="patches"))
     assert [record.message for record in caplog.records if reason in record.message] == [
-        f"the convolution blocks are XLA's, which take nearly twice the time, as {reason}"
+        f"using XLA's convolution blocks, which take almost twice as long, because {reason}"
     ]
     with pytest.raises(ValueError, match="form: 'native' needs a C\\+\\+ compiler"):
         blocks.conv_norm_pool(*args, form="native")
@@ -225,9 +225,9 @@ def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
         ("exit 0", "it wrote no library"),
         (
             "for last; do :; done; echo no library > $last",
-            "what it wrote cannot be loaded: OSError",
+            "its library cannot be loaded: OSError",
         ),
-        ("sleep 600", "it had not ended after 1 s"),
+        ("sleep 600", "it did not finish within 1 s"),
     ],
 )
 def test_a_compiler_that_fails_is_told_of_in_one_line(script, said, monkeypatch, caplog, tmp_path):

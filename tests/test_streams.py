@@ -329,7 +329,7 @@ def test_labels_outside_the_classes_are_refused(pair, label):
     floats = dataclasses.replace(test, labels=test.labels / 1.0)
     fails("test.labels must be whole numbers, got float64", streams.split, train, floats)
     bad_scale = dataclasses.replace(test, std=(1.0,))
-    fails("test.std must have 2 values, one a channel", streams.split, train, bad_scale)
+    fails("test.std must have 2 values, one per channel", streams.split, train, bad_scale)
     for part, scale in (("mean", (0.0, np.inf)), ("std", (1.0, 0.0)), ("std", (1.0, np.nan))):
         bad_scale = dataclasses.replace(test, **{part: scale})
         fails(f"test.{part} must be finite", streams.split, train, bad_scale)

@@ -1,4 +1,4 @@
-"""What online continual learning needs beside the gates: memories, and the methods compared."""
+"""Baselines of online continual learning, and replay memories."""
 
 from jaxsparse.continual import bgd, buffer, er, gem, mer, online
 

@@ -1,4 +1,4 @@
-"""Bayesian gradient descent: online learning of a Gaussian over the weights."""
+"""Bayesian gradient descent (BGD): online learning of a Gaussian over the weights."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Tree = Any
 
 
 class Gaussian(NamedTuple):
-    """Independent Gaussians, one for each weight; also the gradient of a function of them.
+    """Independent Gaussians, one per weight; also the gradient of a function of them.
 
     Attributes:
       mean: mu, a pytree of floating arrays.
@@ -34,7 +34,7 @@ class Gaussian(NamedTuple):
 
 
 def gaussian(params: Tree, std: float = 0.01) -> Gaussian:
-    """Gaussians about the weights of a network, all as wide.
+    """Gaussians around the weights of a network, all with the same deviation.
 
     ``mu = params,  sigma = std``
 
@@ -43,7 +43,7 @@ def gaussian(params: Tree, std: float = 0.01) -> Gaussian:
       std: sigma, above 0.
 
     Returns:
-      A `Gaussian`, to be handed to `init_online_state`.
+      A `Gaussian`, for `init_online_state`.
 
     Raises:
       TypeError: `params` has a leaf that is not floating.
@@ -92,23 +92,23 @@ def sample_params(distribution: Gaussian, key: jax.Array) -> tuple[Tree, Tree]:
 
 
 def bgd(learning_rate: float = 1.0) -> optax.GradientTransformation:
-    """Bayesian gradient descent, the optimiser of a `Gaussian`.
+    """The optimiser of Bayesian gradient descent, for parameters that are a `Gaussian`.
 
-    With ``E1 = dL/d mu`` and ``E2 = dL/d sigma`` the gradient of the expected loss, and the old
-    sigma on the right:
+    With ``E1 = dL/d mu`` and ``E2 = dL/d sigma``, the gradient of the expected loss:
     ``mu <- mu - learning_rate sigma^2 E1``
     ``sigma <- sigma sqrt(1 + (sigma E2 / 2)^2) - sigma^2 E2 / 2``
+    Both use the old sigma. The rule depends on the scale of the loss, which must be the SUM over
+    the rows.
 
     Args:
-      learning_rate: eta, of the means alone; 1 is the exact rule.
+      learning_rate: eta, for the means only; 1 is the exact rule.
 
     Returns:
-      An optax transformation without a state. Its `update` takes the gradient as a `Gaussian` and
-      needs the parameters, a `Gaussian`; the loss is the SUM over the rows seen, for the rule is
-      not blind to scale.
+      An optax transformation without state. Its `update` needs the gradient and the parameters,
+      both as a `Gaussian`.
 
     Raises:
-      ValueError: (from `update`) no parameters given.
+      ValueError: `update` was called without parameters.
 
     Example:
       >>> optimizer, weights = bgd(learning_rate=10.0), gaussian(jnp.zeros(3))
@@ -125,13 +125,13 @@ def bgd(learning_rate: float = 1.0) -> optax.GradientTransformation:
 
     def std_update(std, gradient):
         half = std * gradient / 2
-        # sqrt(1 + x^2) - 1 - x, without the difference of two large numbers for x > 0.
+        # std * (sqrt(1 + half²) - 1 - half), written without cancellation.
         root = jnp.sqrt(1 + half**2)
         return std * (half**2 / (root + 1) - half)
 
     def update(gradient, state, params=None):
         if params is None:
-            raise ValueError("params is None, but bgd's steps depend on sigma: want a Gaussian")
+            raise ValueError("params is None, want a Gaussian: the steps of bgd depend on sigma")
         return Gaussian(
             jax.tree.map(mean_update, params.std, gradient.mean),
             jax.tree.map(std_update, params.std, gradient.std),
@@ -158,17 +158,17 @@ def expected_gradient(
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
         rows.
       distribution: the `Gaussian`.
-      batch: a tree whose leaves lead with a row axis [n, ...].
-      key: a PRNG key; sample j has the j-th of `jax.random.split(key, samples)`.
-      samples: how many networks to draw; one gradient is held at a time.
-      at: where to take a sample's gradient, if it is not the sample itself: `theta_j -> weights`.
+      batch: a tree whose leaves have a leading row axis [n, ...].
+      key: a PRNG key; sample j uses the j-th of `jax.random.split(key, samples)`.
+      samples: the number of networks to draw, one after the other.
+      at: `theta_j -> weights` at which the gradient is computed; default: the sample itself.
 
     Returns:
-      The gradient, a `Gaussian`; the mean "loss" (and `loss_fn`'s metrics) of the samples; and the
-      last sample.
+      The gradient, a `Gaussian`; the mean "loss" (and `loss_fn`'s metrics) over the samples; and
+      the last sample.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> gradient, metrics, _ = expected_gradient(
@@ -211,22 +211,23 @@ def bgd_step(
 ) -> tuple[OnlineState, dict[str, jax.Array]]:
     """One step of Bayesian gradient descent on a batch of the stream.
 
-    `expected_gradient`, then the step that `bgd` says.
+    It computes `expected_gradient` and applies the update rule of `bgd`.
 
     Args:
       state: an `OnlineState` whose `params` are a `Gaussian`; its arrays are not donated.
-      batch: a tree whose leaves lead with a row axis [n, ...].
+      batch: a tree whose leaves have a leading row axis [n, ...].
       key: a PRNG key.
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
         rows.
       optimizer: `bgd(eta)`.
-      samples: the networks drawn; 5 in the code of Caccia et al. 2020.
+      samples: the number of networks to draw; 5 in the code of Caccia et al. 2020.
 
     Returns:
-      The new state, and the mean "loss" (and `loss_fn`'s metrics) of the samples before the step.
+      The new state, and the mean "loss" (and `loss_fn`'s metrics) over the samples, before the
+      step.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> from jaxsparse.continual.er import init_online_state

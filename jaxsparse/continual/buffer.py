@@ -1,4 +1,4 @@
-"""What online learners keep of a stream: a reservoir of rows, or the newest rows of each task."""
+"""Replay memories: a reservoir of rows (examples), or the newest rows of each task."""
 
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ class ReplayBuffer(NamedTuple):
     """A reservoir of fixed size.
 
     Attributes:
-      rows: a tree whose leaves lead with the slots [capacity, ...].
-      age: int32, the number of rows offered so far; the first min(age, capacity) slots are filled.
+      rows: a tree whose leaves have a leading axis of slots [capacity, ...].
+      age: int32, the number of rows added so far; the first min(age, capacity) slots are filled.
 
     Example:
       >>> buffer = init_buffer(jnp.zeros(3), capacity=200)
@@ -41,14 +41,14 @@ def init_buffer(row: Tree, capacity: int) -> ReplayBuffer:
     """An empty reservoir.
 
     Args:
-      row: one row, a tree of arrays or of `jax.ShapeDtypeStruct`: its shapes and dtypes count.
+      row: one row, a tree of arrays or of `jax.ShapeDtypeStruct`. Only shapes and dtypes are used.
       capacity: the number of slots.
 
     Returns:
-      A `ReplayBuffer` of zeros, of age 0.
+      A `ReplayBuffer` of zeros, with age 0.
 
     Raises:
-      ValueError: capacity below 1.
+      TypeError, ValueError: capacity is not a positive integer.
 
     Example:
       >>> buffer = init_buffer((jnp.zeros((28, 28, 1), jnp.uint8), jnp.int32(0)), capacity=200)
@@ -61,23 +61,23 @@ def init_buffer(row: Tree, capacity: int) -> ReplayBuffer:
 def add(
     buffer: ReplayBuffer, rows: Tree, key: jax.Array, accept: jax.Array | bool = True
 ) -> ReplayBuffer:
-    """Offer rows one after the other; written together.
+    """Reservoir sampling: add rows as if one after the other.
 
-    The a-th row ever offered (a = 1, 2, ...) takes slot a - 1 while there is one that is empty;
-    then it draws ``p`` uniformly from ``{0, ..., a}`` and takes slot p if ``p < capacity``: it is
-    kept with probability ``capacity / (a + 1)``.
+    While there are empty slots, row number a of the stream (a = 1, 2, ...) is stored in slot a - 1.
+    After that, draw ``p`` uniformly from ``{0, ..., a}`` and store the row in slot p if
+    ``p < capacity``, else drop it. So it is stored with probability ``capacity / (a + 1)``.
 
     Args:
-      buffer: what it is added to.
+      buffer: the `ReplayBuffer`.
       rows: a tree like `buffer.rows`, leaves [n, ...].
       key: a PRNG key.
       accept: bool; False leaves the buffer as it is.
 
     Returns:
-      The buffer with the rows in.
+      The new buffer.
 
     Raises:
-      ValueError: rows of another tree, shape or dtype than the buffer's.
+      ValueError: the tree, shapes or dtypes of the rows differ from those of the buffer.
 
     Example:
       >>> buffer = add(init_buffer(jnp.float32(0), 3), jnp.arange(2.0), jax.random.key(0))
@@ -90,7 +90,7 @@ def add(
     ages = buffer.age + 1 + jnp.arange(count, dtype=jnp.int32)
     drawn = jax.random.randint(key, (count,), 0, ages + 1, jnp.int32)
     slots = jnp.where(ages <= buffer.capacity, ages - 1, drawn)
-    # Written at once, where a row that a later one of the batch would overwrite has to yield.
+    # All rows are written in one scatter, so rows that a later row would overwrite are dropped.
     later = jnp.triu(jnp.ones((count, count), bool), 1)
     overwritten = jnp.any(later & (slots[:, None] == slots[None, :]), axis=1)
     slots = jnp.where(accept & ~overwritten, slots, buffer.capacity)
@@ -99,19 +99,19 @@ def add(
 
 
 def sample(buffer: ReplayBuffer, key: jax.Array, count: int) -> tuple[Tree, jax.Array]:
-    """Draw rows uniformly and with replacement, no more than there are.
+    """Draw rows uniformly with replacement, at most as many as the buffer holds.
 
     Args:
-      buffer: what is drawn from.
+      buffer: the `ReplayBuffer`.
       key: a PRNG key.
-      count: rows to draw.
+      count: the number of rows to draw.
 
     Returns:
       The rows, leaves [count, ...], and their weights float32 [count]: 1 for the first
-      ``min(count, size)``, else 0 (such rows are not to be used).
+      ``min(count, size)``, else 0. Rows with weight 0 must not be used.
 
     Raises:
-      TypeError, ValueError: count is no positive integer.
+      TypeError, ValueError: count is not a positive integer.
 
     Example:
       >>> buffer = add(init_buffer(jnp.float32(0), 3), jnp.ones(1), jax.random.key(0))
@@ -128,11 +128,11 @@ def sample(buffer: ReplayBuffer, key: jax.Array, count: int) -> tuple[Tree, jax.
 
 
 class TaskMemory(NamedTuple):
-    """The newest rows of each task: a ring for each.
+    """The newest rows of each task: a ring buffer per task.
 
     Attributes:
-      rows: a tree whose leaves lead with tasks and slots [T, n, ...].
-      written: int32 [T], the number of rows ever written for each task.
+      rows: a tree whose leaves have leading axes of tasks and slots [T, n, ...].
+      written: int32 [T], the number of rows written so far for each task.
 
     Example:
       >>> memory = init_memory(jnp.zeros(3), tasks=20, slots=10)
@@ -148,15 +148,15 @@ def init_memory(row: Tree, tasks: int, slots: int) -> TaskMemory:
     """An empty memory.
 
     Args:
-      row: one row, a tree of arrays or of `jax.ShapeDtypeStruct`.
+      row: one row, a tree of arrays or of `jax.ShapeDtypeStruct`. Only shapes and dtypes are used.
       tasks: T, the number of tasks.
-      slots: n, rows kept of each.
+      slots: n, the number of rows to keep per task.
 
     Returns:
       A `TaskMemory` of zeros.
 
     Raises:
-      TypeError, ValueError: tasks or slots is no positive integer.
+      TypeError, ValueError: tasks or slots is not a positive integer.
 
     Example:
       >>> init_memory(jnp.zeros(3), tasks=2, slots=4).written.tolist()
@@ -171,19 +171,19 @@ def init_memory(row: Tree, tasks: int, slots: int) -> TaskMemory:
 def write(
     memory: TaskMemory, task: jax.Array, rows: Tree, accept: jax.Array | bool = True
 ) -> TaskMemory:
-    """Put a task's newest rows in the place of its oldest.
+    """Replace the oldest rows of a task by new ones.
 
     Args:
-      memory: what is written to.
-      task: int32, the task.
-      rows: a tree like `memory.rows`, leaves [b, ...]; of more than n rows the last n are kept.
+      memory: the `TaskMemory`.
+      task: int32, the index of the task.
+      rows: a tree like `memory.rows`, leaves [b, ...]. If b > n, the last n are kept.
       accept: bool; False leaves the memory as it is.
 
     Returns:
-      The memory with the rows in.
+      The new memory.
 
     Raises:
-      ValueError: rows of another tree, shape or dtype than the memory's.
+      ValueError: the tree, shapes or dtypes of the rows differ from those of the memory.
 
     Example:
       >>> memory = write(init_memory(jnp.float32(0), 2, 2), 1, jnp.arange(3.0))
@@ -207,20 +207,20 @@ def write(
 def sample_earlier(
     memory: TaskMemory, task: jax.Array, key: jax.Array, count: int
 ) -> tuple[Tree, jax.Array]:
-    """Draw rows of the tasks before `task`, uniformly over these tasks and their slots.
+    """Draw rows of the tasks before `task`: a task uniformly, then one of its rows uniformly.
 
     Args:
-      memory: what is drawn from; the earlier tasks have filled their slots.
-      task: int32, the present task.
+      memory: the `TaskMemory`.
+      task: int32, the index of the current task.
       key: a PRNG key.
-      count: rows to draw, with replacement.
+      count: the number of rows to draw, with replacement.
 
     Returns:
-      The rows, leaves [count, ...], and their weights float32 [count]: all 1, or all 0 in the
+      The rows, leaves [count, ...], and their weights float32 [count]: all 1, or all 0 during the
       first task.
 
     Raises:
-      TypeError, ValueError: count is no positive integer.
+      TypeError, ValueError: count is not a positive integer.
 
     Example:
       >>> memory = write(init_memory(jnp.float32(0), 2, 1), 0, jnp.ones(1))

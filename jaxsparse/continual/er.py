@@ -1,4 +1,4 @@
-"""Experience replay, and the state that all baselines of online continual learning share."""
+"""Experience replay (ER), and the state that the baselines of continual learning share."""
 
 import functools
 from collections.abc import Callable
@@ -28,9 +28,9 @@ class OnlineState(NamedTuple):
     """Everything a step changes.
 
     Attributes:
-      params: theta, which also predicts.
+      params: theta, which is also used for predictions.
       opt_state: the optax state for theta; () without an optimiser.
-      step: int32, the number of steps taken.
+      step: int32, the number of steps so far.
 
     Example:
       >>> state = OnlineState(jnp.zeros(2), (), jnp.zeros((), jnp.int32))
@@ -48,7 +48,7 @@ def init_online_state(
 
     Args:
       params: theta, any pytree of floating arrays; copied.
-      optimizer: the optax transformation that the steps are given; None for `mer_step`.
+      optimizer: the optax transformation for theta, as in the step; None for `mer_step`.
 
     Returns:
       An `OnlineState`.
@@ -61,7 +61,7 @@ def init_online_state(
       >>> int(state.step)
       0
 
-    Source: plain online learning; see `er_step`.
+    Source: as `er_step`.
     """
     params = copy_arrays("params", params)
     opt_state = () if optimizer is None else init_optimizer("optimizer", optimizer, params)
@@ -80,32 +80,32 @@ def er_step(
     replay_weights: jax.Array | None = None,
     clip_norm: float | None = None,
 ) -> tuple[OnlineState, dict[str, jax.Array]]:
-    """One step of experience replay: on the newest rows together with replayed ones.
+    """One step of experience replay, on the newest rows together with replayed rows.
 
     ``theta <- theta - eta * grad_theta sum_i w_i L(theta; row_i) / sum_i w_i``
 
-    over the replayed rows and those of the batch. Without replay it is online SGD, or joint
-    training where the batches are drawn from all tasks.
+    The sum is over the replayed rows and the batch. Without replay, this is online SGD, or joint
+    training if the batches are drawn from all tasks.
 
     Args:
       state: an `OnlineState`; its arrays are not donated.
-      batch: the newest rows of the stream, a tree whose leaves lead with a row axis [n, ...].
-      replay: rows drawn from memory, a tree like `batch`, [r, ...]; None for none.
-      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
-        rows, any number of them.
+      batch: the newest rows of the stream, a tree whose leaves have a leading row axis [n, ...].
+      replay: rows drawn from memory, a tree like `batch`, [r, ...]; None without replay.
+      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of any
+        number of rows.
       optimizer: the optax transformation for theta, `optax.sgd(eta)` in the paper.
-      replay_weights: [r], floating, not negative: each replayed row's weight, rows of the batch
-        weighing 1; 0 where the memory is still empty (what lies there must be finite). Not for a
-        loss with statistics over its rows, as of a network with batch norm (see `weighted_loss`).
-        None: all rows alike, in one call of `loss_fn`.
+      replay_weights: [r], floating, not negative: the weight of each replayed row. Rows of the
+        batch have weight 1. Use 0 for empty memory slots, which must hold finite values. The loss
+        must not use statistics over its rows, as batch norm does (see `weighted_loss`). None: all
+        rows have the same weight.
       clip_norm: c: the gradient is scaled by ``min(1, c / (norm + 1e-6))``; None does not clip.
 
     Returns:
-      The new state, and metrics: the "loss" before the step (and the loss function's metrics) and
+      The new state, and metrics: the "loss" and the loss function's metrics before the step, and
       the "gradient_norm" before clipping.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> sgd = optax.sgd(0.1)
@@ -132,7 +132,7 @@ def er_step(
             ones = jnp.ones(count, replay_weights.dtype)
             weights = jnp.concatenate([replay_weights, ones])
     elif replay_weights is not None:
-        raise ValueError("replay_weights: there is no replay to weigh")
+        raise ValueError("replay_weights: got weights, want None: replay is None")
     loss = weighted_loss(loss_fn, rows, weights)
     (loss, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     gradient, norm = clip_by_norm(gradient, clip_norm)
@@ -143,13 +143,13 @@ def er_step(
 def apply_gradient(
     state: OnlineState, gradient: Tree, optimizer: optax.GradientTransformation
 ) -> OnlineState:
-    """The state after the optimiser's step along `gradient`."""
+    """The state after an optimiser step with `gradient`."""
     params, opt_state = update("optimizer", optimizer, gradient, state.opt_state, state.params)
     return OnlineState(params, opt_state, state.step + 1)
 
 
 def with_metrics(own: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The loss function's metrics beside a step's own; ValueError where they share a name."""
+    """The metrics of a step and those of the loss function; ValueError if they share a name."""
     for name in own.keys() & metrics.keys():
         raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
     return own | metrics

@@ -1,4 +1,7 @@
-"""Gradient episodic memory: steps that, to first order, do not raise the loss of earlier tasks."""
+"""Gradient episodic memory: GEM and A-GEM.
+
+Their steps, to first order, do not increase the loss on the stored rows of earlier tasks.
+"""
 
 import functools
 from collections.abc import Callable
@@ -42,43 +45,43 @@ def gem_step(
     clip_norm: float | None = None,
     ridge: jax.Array | float = 1e-3,
 ) -> tuple[OnlineState, dict[str, jax.Array]]:
-    """One step of GEM: along the gradient nearest to the batch's that no earlier task opposes.
+    """One step of GEM: project the gradient so that it does not conflict with earlier tasks.
 
-    With g the gradient of the batch and M that of each earlier task's memory, a task a row: if any
-    entry of ``M g`` is negative,
+    g is the gradient of the batch. Row t of M is the gradient of the loss on the memory of task t.
+    If any entry of ``M g`` is negative (a violation):
     ``v = argmin 1/2 v' (M M' + ridge I) v + (M g)' v   such that v >= margin``
     ``g <- g + M' v``
-    and theta follows its optimiser along g.
+    Then theta is updated by its optimiser with g.
 
-    What costs are M and M M', of the observed tasks only, and M M' only where a task opposes. Where
-    the loss tells its first layer (as `cross_entropy` of `nn.mlp` does) and few rows of each task
-    are kept, that layer's gradients stay factors, its inputs and derivatives by its outputs: three
-    to five times faster. A CPU takes the rows of a task in pieces that its cache holds where the
-    loss is known to be a mean over rows, each of which counts alone: where `loss_fn.rowwise` is
-    True, as of `cross_entropy` of a network without batch norm.
+    Most time goes into M and M M'. Only the observed tasks are computed, and M M' only if there is
+    a violation. Two cases are faster:
+    - The loss has a `split` (such as `cross_entropy` of `nn.mlp`) and the memory has few rows per
+      task. The gradients of the first layer are then stored as two factors (3-5 times faster).
+    - On the CPU, `loss_fn.rowwise` is True (such as `cross_entropy` of a network without batch
+      norm). The rows of a task are then processed in pieces that fit the cache.
 
-    Under `vmap` over states M M' is made at every step; `jax.lax.map` over seeds is faster.
+    Under `vmap` over states, M M' is computed in every step. `jax.lax.map` over seeds is faster.
 
     Args:
       state: an `OnlineState`; its arrays are not donated.
-      batch: the newest rows of the stream, a tree whose leaves lead with a row axis [n, ...].
-      memory: the rows kept of each task, a tree like `batch`, [T, k, ...].
-      observed: int32 scalar in [0, T]: the earlier tasks, 0 .. observed - 1; the present one is not
-        among them. What `memory` holds of the others is not looked at.
-      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
-        rows, any number of them.
+      batch: the newest rows of the stream, a tree whose leaves have a leading row axis [n, ...].
+      memory: the stored rows of each task, a tree like `batch`, [T, k, ...].
+      observed: int32 scalar in [0, T], the number of earlier tasks, without the current one. The
+        memory of tasks from index `observed` on is not used.
+      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of any
+        number of rows.
       optimizer: the optax transformation for theta, `optax.sgd(eta)` in the paper.
       margin: gamma, the memory strength, 0 or more.
-      clip_norm: c: g and each row of M are scaled by ``min(1, c / (norm + 1e-6))`` before all else;
+      clip_norm: c: first of all, g and each row of M are scaled by ``min(1, c / (norm + 1e-6))``.
         None does not clip.
-      ridge: what is added to the diagonal of M M'.
+      ridge: the value added to the diagonal of M M'.
 
     Returns:
-      The new state, and metrics: the batch's "loss" (and the loss function's metrics), the
-      "gradient_norm" of g before clipping, and "violations", int32, the number of tasks opposing.
+      The new state, and metrics: the "loss" of the batch and the loss function's metrics, the
+      "gradient_norm" of g before clipping, and "violations", int32, the number of tasks with one.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> from jaxsparse.continual.er import init_online_state
@@ -98,12 +101,12 @@ def gem_step(
     tasks, _ = check_like_rows("memory", memory, "batch", batch, axes=2)
     if jnp.shape(observed) != () or not jnp.issubdtype(jnp.result_type(observed), jnp.integer):
         kind = f"{jnp.result_type(observed)} {jnp.shape(observed)}"
-        raise TypeError(f"observed must be one integer, a count of tasks, got {kind}")
+        raise TypeError(f"observed must be one integer, the number of tasks, got {kind}")
     loss, metrics, gradient, norm = _gradient(state.params, loss_fn, batch, None, clip_norm)
 
     rows = task_gradients(loss_fn, state.params, memory, observed)
     along = alignments(rows, gradient, observed)[:tasks]
-    # Not `along < 0`: a task whose gradient is NaN would then count as one that agrees.
+    # Not `along < 0`, so that a task whose gradient is NaN counts as a violation.
     violations = jnp.sum(~(along >= 0), dtype=jnp.int32)
 
     def project(gradient):
@@ -134,31 +137,32 @@ def agem_step(
     optimizer: optax.GradientTransformation,
     clip_norm: float | None = None,
 ) -> tuple[OnlineState, dict[str, jax.Array]]:
-    """One step of A-GEM: as GEM's, with one gradient for all earlier tasks.
+    """One step of A-GEM: like GEM, but with a single gradient for all earlier tasks.
 
-    With g the gradient of the batch and h that of rows drawn from the memory of earlier tasks,
+    g is the gradient of the batch, h that of rows drawn from the memory of earlier tasks.
     ``g <- g - (g' h / h' h) h   if g' h < 0``
-    and theta follows its optimiser along g.
+    Then theta is updated by its optimiser with g.
 
     Args:
       state: an `OnlineState`; its arrays are not donated.
-      batch: the newest rows of the stream, a tree whose leaves lead with a row axis [n, ...].
+      batch: the newest rows of the stream, a tree whose leaves have a leading row axis [n, ...].
       memory_rows: rows drawn from the memory of earlier tasks, a tree like `batch`, [m, ...].
-      memory_weights: [m], floating, not negative: their weights; all 0 where there is no earlier
-        task, and g is then kept (what lies there must be finite). Not for a loss with statistics
-        over its rows, as of a network with batch norm (see `weighted_loss`). None: all rows alike.
-      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
-        rows, any number of them.
+      memory_weights: [m], floating, not negative: the weights of `memory_rows`. If all are 0, as
+        during the first task, g is not projected; the rows must still be finite. The loss must not
+        use statistics over its rows, as batch norm does (see `weighted_loss`). None: all rows have
+        the same weight.
+      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of any
+        number of rows.
       optimizer: the optax transformation for theta, `optax.sgd(eta)` in the paper.
-      clip_norm: c: g is scaled by ``min(1, c / (norm + 1e-6))`` before all else; None does not
-        clip. The length of h does not matter.
+      clip_norm: c: first of all, g is scaled by ``min(1, c / (norm + 1e-6))``. None does not clip.
+        The norm of h has no influence.
 
     Returns:
-      The new state, and metrics: the batch's "loss" (and the loss function's metrics), the
-      "gradient_norm" of g before clipping, and "violations", int32, 1 where g opposed h, else 0.
+      The new state, and metrics: the "loss" of the batch and the loss function's metrics, the
+      "gradient_norm" of g before clipping, and "violations", int32, 1 if g was projected, else 0.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> from jaxsparse.continual.er import init_online_state
@@ -167,7 +171,7 @@ def agem_step(
       >>> state, metrics = agem_step(
       ...     state, jnp.array([[1.0, 0.0]]), jnp.array([[-1.0, 1.0]]), jnp.ones(1), optimizer=sgd,
       ...     loss_fn=lambda w, rows: jnp.sum((rows - w) ** 2))
-      >>> state.params.tolist()  # at a right angle to (-1, 1)
+      >>> state.params.tolist()  # orthogonal to (-1, 1)
       [0.5, 0.5]
 
     Source: Chaudhry et al. 2019, A-GEM, Eq. 11.
@@ -182,7 +186,7 @@ def agem_step(
         check_weights("memory_weights", memory_weights, drawn)
         check_weighable("memory_weights", loss_fn)
         remembers = jnp.any(memory_weights > 0)
-        weights = jnp.where(remembers, memory_weights, 1)  # a mean needs some weight
+        weights = jnp.where(remembers, memory_weights, 1)  # avoids a division by zero
     loss, metrics, gradient, norm = _gradient(state.params, loss_fn, batch, None, clip_norm)
     _, _, reference, _ = _gradient(state.params, loss_fn, memory_rows, weights, None)
     alignment = _tree_dot(gradient, reference)

@@ -1,4 +1,4 @@
-"""The methods that the paper's are compared with, as learners."""
+"""The baselines as learners."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ from jaxsparse.learner import Learner
 def er(
     loss_fn: Callable, optimizer: optax.GradientTransformation, *, clip_norm: float | None = None
 ) -> Learner:
-    """Experience replay, or without replay online SGD: `er_step` as a learner.
+    """Experience replay (without replay, online SGD): `er_step` as a learner.
 
     Args:
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`.
@@ -30,7 +30,7 @@ def er(
       clip_norm: as in `er_step`.
 
     Returns:
-      A `Learner`, which reads the rows, the replay and its weights.
+      A `Learner`. It uses the rows, the replay and the replay weights of a `StreamBatch`.
 
     Example:
       >>> learner = er(lambda w, rows: jnp.mean((rows - w) ** 2), optax.sgd(0.1))
@@ -64,13 +64,14 @@ def mer(
 
     Args:
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`.
-      learning_rate: alpha, as in `mer_step`, and so are the other rates and `clip_norm`.
-      within_batch_rate: beta.
-      across_batch_rate: gamma.
-      clip_norm: bound of each gradient's norm, or None.
+      learning_rate: alpha, as in `mer_step`.
+      within_batch_rate: beta, as in `mer_step`.
+      across_batch_rate: gamma, as in `mer_step`.
+      clip_norm: as in `mer_step`.
 
     Returns:
-      A `Learner`, which reads one row, the replay [s, r, ...] and its weights.
+      A `Learner`. It uses the row, the replay [s, r, ...] and the replay weights of a
+      `StreamBatch`.
 
     Example:
       >>> learner = mer(
@@ -112,12 +113,13 @@ def gem(
     Args:
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`.
       optimizer: the optax transformation for theta.
-      margin: as in `gem_step`, and so are `clip_norm` and `ridge`.
-      clip_norm: bound of each gradient's norm, or None.
-      ridge: what is added to the diagonal of M M'.
+      margin: as in `gem_step`.
+      clip_norm: as in `gem_step`.
+      ridge: as in `gem_step`.
 
     Returns:
-      A `Learner`, which reads the rows, as replay the memory [T, k, ...], and `observed`.
+      A `Learner`. It uses the rows and `observed` of a `StreamBatch`, whose `replay` must be the
+      memory [T, k, ...].
 
     Example:
       >>> learner = gem(lambda w, rows: jnp.mean((rows - w) ** 2), optax.sgd(0.1))
@@ -152,7 +154,8 @@ def agem(
       clip_norm: as in `agem_step`.
 
     Returns:
-      A `Learner`, which reads the rows, as replay rows of earlier tasks, and their weights.
+      A `Learner`. It uses the rows of a `StreamBatch`, whose `replay` and `replay_weights` must be
+      rows of earlier tasks and their weights.
 
     Example:
       >>> learner = agem(lambda w, rows: jnp.mean((rows - w) ** 2), optax.sgd(0.1))
@@ -177,16 +180,16 @@ def agem(
 def bgd(
     loss_fn: Callable, *, learning_rate: float = 1.0, initial_std: float = 0.01, samples: int = 5
 ) -> Learner:
-    """Bayesian gradient descent from Gaussians about `params`: `bgd_step` as a learner.
+    """Bayesian gradient descent, starting at Gaussians around `params`: `bgd_step` as a learner.
 
     Args:
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
-      learning_rate: eta, of the means.
-      initial_std: sigma at the start.
-      samples: the networks drawn for a step.
+      learning_rate: eta, for the means.
+      initial_std: the initial sigma.
+      samples: the number of networks to draw per step.
 
     Returns:
-      A `Learner`, which reads the rows of a batch and needs a key.
+      A `Learner`. It uses the rows of a `StreamBatch`, and its `step` needs a key.
 
     Example:
       >>> learner = bgd(lambda w, x: jnp.mean((w - x) ** 2), learning_rate=10.0)
@@ -219,15 +222,15 @@ def metabgd(
 
     Args:
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
-      learning_rate: eta, of the means.
+      learning_rate: eta, for the means.
       inner_lr: the step size of every parameter that the inner loop adapts.
       inner_steps: K.
-      initial_std: sigma at the start.
-      samples: the networks drawn for a step.
-      inner_params: whether the inner loop adapts the leaf of this path; None: all of them.
+      initial_std: the initial sigma.
+      samples: the number of networks to draw per step.
+      inner_params: `(path of a leaf) -> bool`, True if the inner loop adapts it; None: all leaves.
 
     Returns:
-      A `Learner`, which reads the rows of a batch and needs a key.
+      A `Learner`. It uses the rows of a `StreamBatch`, and its `step` needs a key.
 
     Example:
       >>> learner = metabgd(
@@ -268,11 +271,11 @@ def frozen_maml(
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
       inner_lr: the step size of every parameter that the inner loop adapts.
       inner_steps: K.
-      inner_params: whether the inner loop adapts the leaf of this path, for ANIL the head's; None:
-        all of them.
+      inner_params: `(path of a leaf) -> bool`, True if the inner loop adapts it (for ANIL, the
+        leaves of the head); None: all leaves.
 
     Returns:
-      A `Learner`, which reads the rows of a batch; theta stays as `init` was given it.
+      A `Learner`. It uses the rows of a `StreamBatch`. Its theta never changes.
 
     Example:
       >>> learner = frozen_maml(

@@ -1,4 +1,4 @@
-"""Meta-experience replay: Reptile over the newest example and replayed ones."""
+"""Meta-experience replay (MER): Reptile on the newest example and replayed ones."""
 
 import functools
 from collections.abc import Callable
@@ -41,36 +41,36 @@ def mer_step(
     across_batch_rate: jax.Array | float,
     clip_norm: float | None = None,
 ) -> tuple[OnlineState, dict[str, jax.Array]]:
-    """One example's turn in MER: SGD row by row, Reptile within each batch and across batches.
+    """One step of MER on one example: SGD row by row, Reptile within each batch and across batches.
 
-    For the batches i = 1 .. s, each the example and then its r replayed rows, from theta_0 = theta,
+    There are s batches. Each consists of the example, row 0, and its own r replayed rows. From
+    theta_0 = theta, for i = 1 .. s:
     ``w <- w - alpha * weight_j * grad L(w; row_j),   j = 0 .. r,   from w = theta_{i-1}``
     ``theta_i = theta_{i-1} + beta (w - theta_{i-1})``
-    and at last ``theta <- theta + gamma (theta_s - theta)``.
+    Finally, ``theta <- theta + gamma (theta_s - theta)``.
 
-    Where the loss tells its first layer (as `cross_entropy` of `nn.mlp` does) and the rows are few,
-    that layer's kernel is not touched from row to row: what changes it are the rows' inputs, and
-    the steps are taken on their coefficients.
+    If the loss has a `split` (such as `cross_entropy` of `nn.mlp`) and there are few rows, the
+    kernel of the first layer is not updated after each row. It changes only by linear combinations
+    of the rows' inputs, so the steps update their coefficients instead. This is faster.
 
     Args:
-      state: an `OnlineState`, made without an optimiser; its arrays are not donated.
-      example: the newest row of the stream, a tree whose leaves lead with an axis of length 1.
+      state: an `OnlineState`, created without an optimiser; its arrays are not donated.
+      example: the newest row of the stream, a tree whose leaves have a leading axis of length 1.
       replay: rows drawn from memory, a tree like `example`, [s, r, ...].
-      replay_weights: [s, r], floating: what each replayed row's step is multiplied by, the
-        example's by 1; 0 leaves the weights exactly as they are (what lies there must be finite).
-        None: all 1.
+      replay_weights: [s, r], floating: the factor of each replayed row's step; the example has
+        factor 1. Use 0 for empty memory slots, which must hold finite values. None: all 1.
       loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`; called with one row.
-      learning_rate: alpha, of the SGD steps.
+      learning_rate: alpha, the learning rate of SGD.
       within_batch_rate: beta.
       across_batch_rate: gamma.
       clip_norm: c: each gradient is scaled by ``min(1, c / (norm + 1e-6))``; None does not clip.
 
     Returns:
-      The new state, and metrics: the example's "loss" (and the loss function's metrics) at theta,
-      before all steps.
+      The new state, and metrics: the "loss" of the example and the loss function's metrics at the
+      old theta.
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> from jaxsparse.continual.er import init_online_state
@@ -94,7 +94,7 @@ def mer_step(
     check_weights("replay_weights", replay_weights, batches)
     rows = jax.tree.map(lambda e, x: jnp.concatenate([e, joined(x)]), example, replay)
     count = 1 + batches[0] * batches[1]
-    # In each batch the example, which is row 0, and then the rows that are the batch's own.
+    # Each batch is the example (row 0) and the replayed rows of that batch.
     order = jnp.pad(jnp.arange(1, count).reshape(batches), ((0, 0), (1, 0)))
     weights = jnp.pad(replay_weights, ((0, 0), (1, 0)), constant_values=1)
     split = usable_split(loss_fn, state.params, count)
@@ -118,11 +118,11 @@ def mer_step(
 
 
 class _Form(NamedTuple):
-    """What is carried from row to row in place of theta, which is affine in it.
+    """A representation of the parameters during the steps; they are an affine function of it.
 
     Attributes:
-      start: the carry at theta.
-      sgd: (carry, index of a row, rate) -> (the carry after a step on the row, (loss, metrics)).
+      start: the representation of theta.
+      sgd: (carry, index of a row, rate) -> (carry after a step on the row, (loss, metrics)).
       params: carry -> parameters.
     """
 
@@ -132,7 +132,7 @@ class _Form(NamedTuple):
 
 
 def _whole(loss_fn, params, rows, clip_norm) -> _Form:
-    """The parameters themselves, in float32 where halves would lose steps as small as these."""
+    """The parameters in float32 or wider: half precision would lose small steps."""
     value_and_grad = jax.value_and_grad(scalar_loss(loss_fn), has_aux=True)
 
     def sgd(carry, index, rate):
@@ -146,8 +146,8 @@ def _whole(loss_fn, params, rows, clip_norm) -> _Form:
 def _in_factors(split, params, rows, clip_norm) -> _Form:
     """The first kernel as ``W + X' C``, with X the inputs of all rows; only C changes.
 
-    At row j the kernel's gradient is ``x_j d'``, with d the derivative by the row's products
-    ``x_j W + (X X')_j C``: a step changes a row of C, and no matrix as large as W is read.
+    The gradient of the kernel on row j is ``x_j d'``, with d the derivative by the row's products
+    ``x_j W + (X X')_j C``. So a step changes one row of C and does not read the large matrix W.
     """
     kernel, rest, join = cut_leaf(params, split.kernel)
     inputs, others = split.split(rows)
@@ -164,7 +164,7 @@ def _in_factors(split, params, rows, clip_norm) -> _Form:
         value_and_grad = jax.value_and_grad(loss, (0, 1), has_aux=True)
         value, (d_rest, delta) = value_and_grad(cast(steps, rest), at, other)
         if clip_norm is not None:
-            length = jnp.sqrt(gram[index, index])  # the kernel's gradient is |x| |d| long
+            length = jnp.sqrt(gram[index, index])  # the norm of the kernel's gradient is |x| |d|
             scale = clip_scale(global_norm((d_rest, length * delta)), clip_norm)
             d_rest, delta = jax.tree.map(lambda x: x * scale.astype(x.dtype), (d_rest, delta))
         own = _row(coefficients, index) - rate.astype(delta.dtype) * delta

@@ -1,7 +1,7 @@
-"""What C-MAML is compared with on a switching stream, beside `er_step` and `bgd_step`.
+"""Baselines of C-MAML on a switching stream: MAML and ANIL without retraining, MetaBGD, MetaCOG.
 
-Online Adam and fine-tuning are `er_step` without replay, one from random weights and one from
-meta-learned weights.
+BGD is `bgd_step`. Online Adam and fine-tuning are `er_step` without replay, starting from random
+weights and from meta-learned weights.
 """
 
 import functools
@@ -30,12 +30,12 @@ Tree = Any
 
 
 class FrozenState(NamedTuple):
-    """What a meta-learned network that is no longer trained carries along a stream.
+    """The state of MAML or ANIL without retraining.
 
     Attributes:
-      params: theta, which stays.
-      fast_params: phi, which predicts: the part of `params` that the inner loop adapts, as
-        `partition` makes it. At first that part itself.
+      params: theta, which does not change.
+      fast_params: phi, which is used for predictions: the tree of `params` with None for every leaf
+        that the inner loop does not adapt.
 
     Example:
       >>> params = {"norm": jnp.ones(3), "head": jnp.ones(2)}
@@ -55,7 +55,8 @@ def init_frozen_state(
 
     Args:
       params: theta, any pytree of floating arrays; copied.
-      inner_params: as in `partition`; for ANIL the head's.
+      inner_params: `(path of a leaf) -> bool`, True if the inner loop adapts it (for ANIL, the
+        leaves of the head); None: all leaves.
 
     Returns:
       A `FrozenState`.
@@ -82,16 +83,15 @@ def frozen_maml_step(
     step_sizes: Tree,
     inner_steps: int,
 ) -> tuple[FrozenState, dict[str, jax.Array]]:
-    """One timestep of MAML or ANIL without retraining: predict, then adapt to what was seen.
+    """One timestep of MAML or ANIL without retraining: predict, then adapt to the batch.
 
     ``l = L(phi; B_t),  phi <- theta adapted to B_t with K steps``
 
     Args:
       state: a `FrozenState`; its arrays are not donated.
-      batch: B_t, what `loss_fn` takes.
+      batch: B_t, a batch for `loss_fn`.
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
-      step_sizes: a tree like `state.fast_params`; a scalar leaf is shared by the whole tensor. For
-        ANIL 0 in all but the head.
+      step_sizes: a tree like `state.fast_params`; a scalar leaf is shared by the whole tensor.
       inner_steps: K.
 
     Returns:
@@ -99,7 +99,7 @@ def frozen_maml_step(
       "inner_loss" [K] (before each inner step).
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> state, metrics = frozen_maml_step(
@@ -121,7 +121,7 @@ def frozen_maml_step(
 
 
 def fixed_rates(params: Tree, inner_lr: float) -> Tree:
-    """The same step size for every tensor of `params`, None where it has none."""
+    """`inner_lr` as the step size of every tensor; None where `params` has None."""
     return jax.tree.map(lambda _: jnp.float32(inner_lr), params)
 
 
@@ -130,9 +130,10 @@ class MetaBGDState(NamedTuple):
 
     Attributes:
       params: the `Gaussian` over the slow weights theta.
-      fast_params: phi, which predicts: a part of a tree like the mean, as `partition` makes it.
+      fast_params: phi, which is used for predictions: the tree of the mean with None for every leaf
+        that the inner loop does not adapt.
       opt_state: the optax state for the Gaussian.
-      step: int32, the number of timesteps taken.
+      step: int32, the number of timesteps so far.
 
     Example:
       >>> from jaxsparse.continual.bgd import bgd, gaussian
@@ -156,9 +157,9 @@ def init_metabgd_state(
     ``phi_0 = mu``
 
     Args:
-      distribution: the `Gaussian` over theta, copied.
+      distribution: the `Gaussian` over theta; copied.
       optimizer: `bgd(eta)`.
-      inner_params: as in `partition`.
+      inner_params: `(path of a leaf) -> bool`, True if the inner loop adapts it; None: all leaves.
 
     Returns:
       A `MetaBGDState`.
@@ -193,32 +194,32 @@ def metabgd_step(
     optimizer: optax.GradientTransformation,
     samples: int = 5,
 ) -> tuple[MetaBGDState, dict[str, jax.Array]]:
-    """One timestep of MetaBGD: MAML to first order, whose outer optimiser is BGD.
+    """One timestep of MetaBGD: first-order MAML with BGD as the outer optimiser.
 
-    With samples ``theta_j`` of the Gaussian and phi from the timestep before, the gradient is taken
-    at phi for the leaves that the inner loop adapts and at ``theta_j`` for the others:
-    ``g_j = n grad L(phi, rest of theta_j; B_t)``,  then BGD's step with them, and
-    ``phi <- theta_J adapted to B_t with K steps``, from the last of the samples.
+    With J samples ``theta_j`` of the Gaussian and phi from the last timestep:
+    ``g_j = n grad L(phi, rest of theta_j; B_t)``, where the rest are the leaves that the inner loop
+    does not adapt. BGD makes a step with these gradients. Then
+    ``phi <- theta_J adapted to B_t with K steps``, from the last sample.
 
-    The first timestep only makes phi.
+    The first timestep only computes phi.
 
     Args:
       state: a `MetaBGDState`; its arrays are not donated.
-      batch: B_t, a tree whose leaves lead with a row axis [n, ...].
+      batch: B_t, a tree whose leaves have a leading row axis [n, ...].
       key: a PRNG key.
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`: the mean loss of the
         rows.
       step_sizes: a tree like `state.fast_params`; a scalar leaf is shared by the whole tensor.
       inner_steps: K.
       optimizer: `bgd(eta)`.
-      samples: J, the networks drawn.
+      samples: J, the number of networks to draw.
 
     Returns:
-      The new state, and metrics: the mean "loss" (and `loss_fn`'s metrics) over the samples before
+      The new state, and metrics: the mean "loss" (and `loss_fn`'s metrics) over the samples, before
       adapting to the batch, and "inner_loss" [K] (before each inner step).
 
     Raises:
-      TypeError, ValueError: trees, shapes or dtypes that do not fit; the message names them.
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
     Example:
       >>> from jaxsparse.continual.bgd import bgd, gaussian
@@ -231,7 +232,7 @@ def metabgd_step(
       1
 
     Source: He et al. 2019, Task agnostic continual learning via meta learning, as in the public
-    code of Caccia et al. 2020 but for the order of the derivatives.
+    code of Caccia et al. 2020, but to first order.
     """
     check_floating("state.params", state.params)
     check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
@@ -255,22 +256,23 @@ def metabgd_step(
 
 
 def self_masked_loss(loss_fn: Callable, masked: Callable[[str], bool]) -> Callable:
-    """The loss of a network whose weights are their own soft masks; with `bgd_step`: MetaCOG.
+    """The loss of a network whose weights are also their soft masks. With `bgd_step`: MetaCOG.
 
-    ``L(theta * sigmoid(theta))`` for the masked leaves, the others as they are.
+    ``L(theta * sigmoid(theta))`` for the masked leaves; other leaves are used as they are.
 
-    The public code of Caccia et al. 2020 adapts masks of MetaCOG's but predicts with masks that it
-    makes from the weights themselves, so its results are those of this network under BGD.
+    The public code of Caccia et al. 2020 adapts masks for MetaCOG, but predicts with masks that it
+    computes from the weights. So its results are those of this network trained by BGD.
 
     Args:
       loss_fn: `(params, batch) -> scalar`, or `-> (scalar, dict of scalars)`.
-      masked: whether the leaf of this path is masked; there, the convolutions' weights and biases.
+      masked: `(path of a leaf) -> bool`, True if the leaf is masked. In the public code, these are
+        the weights and biases of the convolutions.
 
     Returns:
       A loss function of the same form.
 
     Raises:
-      ValueError: (from the loss) `masked` selects no leaf.
+      ValueError: from the returned loss: `masked` selects no leaf.
 
     Example:
       >>> loss_fn = jaxsparse.cross_entropy(jaxsparse.nn.conv4(width=8, blocks="xla"))

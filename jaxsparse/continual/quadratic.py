@@ -10,7 +10,7 @@ from jaxsparse.nn.products import exact_product
 
 
 class _Iterate(NamedTuple):
-    """Where the search stands; variables that are not free lie at their bound."""
+    """The state of the search. Variables that are not free are at their bound."""
 
     point: jax.Array
     free: jax.Array
@@ -25,31 +25,18 @@ def solve_bounded_qp(
 
     ``argmin_v 1/2 v' P v + q' v   such that v >= lower``
 
-    An active-set search: the variable whose bound holds the function up most is freed and the
-    minimum over the free ones approached, up to the first of them that meets its bound, until no
-    bound holds the function up. At most 3 T + 3 steps of one factorisation each; usually about as
-    many as variables end up free. No step leaves the bounds or ascends.
+    P is [T, T], floating, symmetric and positive definite; q is [T]; lower is [T] or a scalar. If
+    `active` [T] is False for an entry, the entry is ignored as if it were deleted from P and q, and
+    its v is 0.
 
-    In float32 all conditions of optimality hold to about 1e-5 of the terms that they are sums of.
-    Where P in some direction is less than about 1e-7 T of its diagonal, such a v need not be near
-    the exact one in that direction.
+    An active-set method. It frees the variable at its bound with the steepest descent, then moves
+    towards the minimum over the free variables until one of them reaches its bound. It stops when
+    no variable at its bound has a descent direction. Every step needs one factorisation, stays
+    within the bounds and does not increase the function. There are at most 3 T + 3 steps, usually
+    about as many as there are free variables at the end.
 
-    Args:
-      P: [T, T], floating, symmetric positive definite.
-      q: [T], floating.
-      lower: [T] or a scalar, the bounds.
-      active: bool [T]: False takes an entry out, as if its rows and columns were deleted; what
-        stands there does not matter. None: all take part.
-
-    Returns:
-      v [T], exactly 0 where not active.
-
-    Raises:
-      TypeError, ValueError: shapes or dtypes that do not fit; the message names them.
-
-    Example:
-      >>> solve_bounded_qp(jnp.eye(2), jnp.array([-3.0, 1.0]), 0.0).round().tolist()
-      [3.0, 0.0]
+    In float32, the optimality conditions hold to about 1e-5, relative to the terms in them. Along
+    directions in which P is below about 1e-7 T of its diagonal, v may be far from the exact v.
 
     Source: Lawson & Hanson 1974, Solving least squares problems, Algorithm NNLS (23.10).
     """
@@ -57,7 +44,7 @@ def solve_bounded_qp(
     active = jnp.ones(q.shape, bool) if active is None else active
     P = jnp.where(active[:, None] & active[None, :], P, jnp.eye(len(q), dtype=P.dtype))
     lower = jnp.where(active, jnp.asarray(lower, P.dtype), 0)
-    # As y >= 0 from the bounds on, in units that make the diagonal of P one.
+    # Substitute v = lower + unit * y with y >= 0; unit scales the diagonal of P to one.
     unit = 1 / jnp.sqrt(jnp.diagonal(P))
     A = P * unit[:, None] * unit[None, :]
     b = jnp.where(active, unit * (q + exact_product(P, lower)), 0)
@@ -71,7 +58,7 @@ def solve_bounded_qp(
 
 
 def _step(A, b, at):
-    """Towards the minimum over the free variables; there, one more is freed."""
+    """Move towards the minimum over the free variables; if it is reached, free one more."""
     direction = _newton_direction(A, b, at.point, at.free)
     room = jnp.where(at.free & (direction < 0), at.point / -direction, jnp.inf)
     length = jnp.minimum(1, jnp.min(room))
@@ -79,15 +66,15 @@ def _step(A, b, at):
     point = jnp.where(blocked, 0, jnp.maximum(at.point + length * direction, 0))
     free = at.free & ~blocked
     entering = (length == 1) & _entering(A, b, point, free)
-    # A freed variable cannot be blocked at once but by rounding, and would be so for ever.
+    # Only rounding can block a variable that was just freed, and this would repeat forever.
     stuck = length == 0
     done = ((length == 1) & ~jnp.any(entering)) | stuck
     return _Iterate(point, free | entering, at.iteration + 1, done)
 
 
 def _newton_direction(A, b, point, free):
-    # The diagonal is raised by what rounding may take from the factor. The gradient is exact and
-    # every step solves anew, so that leaves no error of its own.
+    # Add to the diagonal what rounding may subtract in the factorisation. This causes no error in
+    # the result, as the gradient is exact and computed again in every step.
     raised = jnp.where(free[:, None] & free[None, :], A, 0)
     raised += jnp.diag(jnp.where(free, len(b) * jnp.finfo(b.dtype).eps, 1))
     factor = jnp.linalg.cholesky(raised, symmetrize_input=False)
@@ -96,7 +83,7 @@ def _newton_direction(A, b, point, free):
 
 
 def _entering(A, b, point, free):
-    """One-hot: the variable at its bound that the function falls steepest in; none: all False."""
+    """One-hot: the variable at its bound with the steepest descent; all False if there is none."""
     gradient = exact_product(A, point) + b
     rounding = 4 * jnp.finfo(b.dtype).eps * (exact_product(jnp.abs(A), point) + jnp.abs(b))
     falls = jnp.where(~free & (gradient < -rounding), gradient, 0)

@@ -1,8 +1,9 @@
-"""The gradients of earlier tasks' memories, a task a row of a matrix M: what GEM asks of them.
+"""The matrix M of GEM: row t is the gradient of the loss on the memory of task t.
 
-A kernel's gradient is a product of the layer's inputs and of derivatives by its outputs. Where few
-rows of a task are kept and the loss tells its first layer, M holds these two factors in place of
-the first kernel's gradients: neither is that large matrix written, nor read again for M M'.
+The gradient of a kernel is a product of two factors: the inputs of the layer and the derivatives by
+its outputs. If the loss has a `split` and there are few rows per task, M holds these two factors
+for the first kernel, instead of its large gradients. So these are neither written nor read again
+for M M'.
 """
 
 import functools
@@ -23,20 +24,20 @@ from jaxsparse.nn.products import exact_product
 
 Tree = Any
 
-# Tasks that are taken together, at least, and parts of the stream that pay for themselves: one
-# that has come half its way pays little more than a quarter of M M'.
+# Tasks are processed in at most PARTS blocks of at least BLOCK tasks. Only blocks with observed
+# tasks are computed: halfway through the stream, little more than a quarter of M M'.
 BLOCK, PARTS = 10, 5
-# What a gradient of rows may save for its way back: 25 images of Split-CIFAR-10's. 200 of them in
-# such pieces take 0.7 of the time on two cores that share 32 MB of cache (benchmarks/NOTES.md).
+# The most bytes of residuals of a gradient: those of 25 images of Split-CIFAR-10. For 200 images,
+# such pieces take 0.7 of the time, on two cores that share 32 MB of cache (benchmarks/NOTES.md).
 CACHE_BYTES = 20 * 2**20
 
 
 class Factors(NamedTuple):
-    """A kernel's gradients as products: task t's is ``inputs[t]' deltas[t]``.
+    """The gradients of a kernel as products; that of task t is ``inputs[t]' deltas[t]``.
 
     Attributes:
-      inputs: [T, k, in], of the layer, for the k rows kept of each task.
-      deltas: [T, k, out], the derivatives of the task's loss by the layer's outputs.
+      inputs: [T, k, in], the inputs of the layer for the k stored rows of each task.
+      deltas: [T, k, out], the derivatives of the task's loss by the outputs of the layer.
     """
 
     inputs: Array
@@ -48,15 +49,8 @@ def task_gradients(
 ) -> list[Array | Factors]:
     """M, whose row t is the gradient of ``L_t(params) = L(params; memory of task t)``.
 
-    Args:
-      loss_fn: `(params, rows) -> scalar`, or `-> (scalar, dict of scalars)`.
-      params: floating arrays.
-      memory: the rows kept of each task, a tree whose leaves are [T, k, ...].
-      observed: how many tasks, from the first on, count; what is kept of others is not looked at.
-
-    Returns:
-      M in parts, one for each leaf of params: [T', size of the leaf], or `Factors`, where T' is T
-      or more. Rows of tasks that do not count are 0.
+    M is a list with one part per leaf of params: [T', size of the leaf] or `Factors`, with T' >= T.
+    Rows from `observed` on are 0.
 
     Example:
       >>> memory = jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]])
@@ -74,19 +68,9 @@ def task_gradients(
 
 
 def alignments(rows: list[Array | Factors], direction: Tree, observed: Array | int) -> Array:
-    """M g: below 0 where a step along -g would raise a task's loss.
+    """M g [T']: an entry is negative if a step along -g would increase the loss of that task.
 
-    Args:
-      rows: M, as `task_gradients` makes it, for T' tasks.
-      direction: g, a tree like params.
-      observed: how many tasks count.
-
-    Returns:
-      [T'], 0 where a task does not count.
-
-    Example:
-      >>> alignments([jnp.array([[3.0, 4.0], [0.0, 1.0]])], jnp.array([1.0, -1.0]), 2).tolist()
-      [-1.0, -1.0]
+    Entries from `observed` on are 0.
 
     Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 8.
     """
@@ -103,18 +87,7 @@ def alignments(rows: list[Array | Factors], direction: Tree, observed: Array | i
 
 
 def gram_matrix(rows: list[Array | Factors], observed: Array | int) -> Array:
-    """M M', block by block of the lower triangle, as far as tasks were observed.
-
-    Args:
-      rows: M, as `task_gradients` makes it, for T' tasks.
-      observed: how many tasks count.
-
-    Returns:
-      [T', T'], symmetric, 0 where a task does not count.
-
-    Example:
-      >>> gram_matrix([jnp.array([[3.0, 4.0], [0.0, 1.0]])], 2).tolist()
-      [[25.0, 4.0], [4.0, 1.0]]
+    """M M' [T', T'], computed in blocks of the lower triangle; 0 for tasks not observed.
 
     Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 11.
     """
@@ -134,19 +107,7 @@ def gram_matrix(rows: list[Array | Factors], observed: Array | int) -> Array:
 
 
 def combination(rows: list[Array | Factors], weights: Array, params: Tree) -> Tree:
-    """M' v: the sum of the tasks' gradients, each by its weight.
-
-    Args:
-      rows: M, as `task_gradients` makes it.
-      weights: v, [T].
-      params: what M was made for.
-
-    Returns:
-      A tree with the shapes of `params`.
-
-    Example:
-      >>> combination([jnp.array([[3.0, 4.0], [0.0, 1.0]])], jnp.array([1.0, 2.0]), jnp.zeros(2))
-      Array([3., 6.], dtype=float32)
+    """M' v, the weighted sum of the tasks' gradients, as a tree with the shapes of `params`.
 
     Source: Lopez-Paz & Ranzato 2017, GEM, Eq. 12.
     """
@@ -164,16 +125,10 @@ def combination(rows: list[Array | Factors], weights: Array, params: Tree) -> Tr
 
 
 def usable_split(loss_fn: Callable, params: Tree, rows: int) -> SplitLoss | None:
-    """The loss's first layer, where the factors of its kernel's gradients are exact and pay.
+    """The loss's `split`, if it has one and factors are faster than the gradients of the kernel.
 
-    Args:
-      loss_fn: as in `task_gradients`.
-      params: floating arrays.
-      rows: with how many rows' inputs and outputs each product of the kernel's is replaced; it pays
-        where ``rows (in + out) <= 2 in out``.
-
-    Returns:
-      The loss's `split`; None where it has none, or the whole kernel is the better choice.
+    Factors replace a product with the gradient, ``in out`` operations, by products with the inputs
+    and deltas of `rows` rows. They are faster if ``rows (in + out) <= 2 in out``.
 
     Example:
       >>> model = jaxsparse.nn.mlp(ways=5)
@@ -186,19 +141,19 @@ def usable_split(loss_fn: Callable, params: Tree, rows: int) -> SplitLoss | None
         return None
     kernel, _, _ = cut_leaf(params, split.kernel)
     inputs, outputs = kernel.shape
-    # Operations, half of which read from memory would cost as much.
+    # The factor 2: products with the whole gradient read more memory per operation.
     if rows * (inputs + outputs) > 2 * inputs * outputs:
         return None
     return split
 
 
 def _in_factors(split, params, memory, observed):
-    """M with the first kernel's gradients as factors, a block of tasks at a time."""
+    """M with the gradients of the first kernel as `Factors`, one block of tasks at a time."""
     kernel, rest, join = cut_leaf(params, split.kernel)
     tasks, kept = _shape(memory)
     padded, size = _padded(tasks), _block(tasks)
     seen = jnp.arange(padded) < observed
-    # Zeros, for what is kept of other tasks may be anything: no weight would take a NaN away.
+    # The memory of other tasks may hold NaN, which a weight 0 would not remove.
     memory = jax.tree.map(lambda x: _masked(_lengthened(x, padded), seen), memory)
     inputs, others = split.split(jax.tree.map(joined, memory))
     inputs = inputs.astype(kernel.dtype)
@@ -231,13 +186,13 @@ def _in_factors(split, params, memory, observed):
 
 
 def _whole(loss_fn, params, memory, observed):
-    """M, a task at a time, and of a task's rows a piece at a time."""
+    """M, one task at a time, and one piece of a task's rows at a time."""
     leaves = jax.tree.leaves(params)
     tasks, kept = _shape(memory)
     size, dtype = _piece(loss_fn, params, memory, kept), sum_dtype(common_dtype(*leaves))
     own_loss = scalar_loss(loss_fn)
 
-    def gradient(rows):  # of the mean loss, in proportion to the memory that these rows are
+    def gradient(rows):  # the contribution of these rows to the gradient of the mean loss
         share = len(jax.tree.leaves(rows)[0]) / kept
         own = jax.grad(lambda p: share * own_loss(p, rows)[0])(params)
         return [g.astype(dtype) for g in jax.tree.leaves(own)]
@@ -263,10 +218,9 @@ def _whole(loss_fn, params, memory, observed):
 
 
 def _piece(loss_fn, params, memory, kept):
-    """How many rows at a time: of so many a CPU's cache holds what a gradient saves.
+    """The number of rows per piece, so that the residuals of a gradient fit into the CPU's cache.
 
-    A device that is not a CPU takes all rows kept; so does a loss whose rows may count in one
-    another's, as with batch norm: of a piece it has other statistics.
+    All rows on other devices, and for a loss whose rows may depend on each other (batch norm).
     """
     if default_platform() != "cpu" or not getattr(loss_fn, "rowwise", None):
         return kept
@@ -280,13 +234,13 @@ def _piece(loss_fn, params, memory, kept):
         )
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pullback))
 
-    row = max(saved(2) - saved(1), 1)  # what does not grow with the rows is no matter
+    row = max(saved(2) - saved(1), 1)  # only what grows with the number of rows
     pieces = -(-kept // max(CACHE_BYTES // row, 1))
     return -(-kept // pieces)
 
 
 def _along(part, direction):
-    """The entries of M g that one leaf gives."""
+    """The contribution of one leaf to M g."""
     if _is_factors(part):
         kernel = direction.reshape(part.inputs.shape[-1], -1)
         return jnp.sum(_times(part.inputs, kernel) * part.deltas, (1, 2))
@@ -294,7 +248,7 @@ def _along(part, direction):
 
 
 def _block_product(part, i, j, size):
-    """A block of M M', rows i, i+1, ... and columns j, j+1, ..., of one leaf."""
+    """The contribution of one leaf to a block of M M': rows from i on, columns from j on."""
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
     if not _is_factors(part):
         return exact_product(cut(part, i), cut(part, j).T)
@@ -307,7 +261,7 @@ def _is_factors(part):
 
 
 def joined(x):
-    """The first two axes, of tasks (or batches) and of their rows, as one."""
+    """Merge the first two axes: tasks (or batches) and rows."""
     return x.reshape(-1, *x.shape[2:])
 
 
@@ -324,7 +278,7 @@ def _masked(x, seen):
 
 
 def _shape(memory):
-    """How many tasks, and rows of each."""
+    """The number of tasks, and of rows per task."""
     return jax.tree.leaves(memory)[0].shape[:2]
 
 
@@ -333,7 +287,7 @@ def _tasks(rows):
 
 
 def _block(tasks):
-    """How many tasks are taken together; the same for the number they are padded to."""
+    """The number of tasks in a block; the same for the padded number of tasks."""
     return min(max(BLOCK, -(-tasks // PARTS)), tasks)
 
 

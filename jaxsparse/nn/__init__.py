@@ -1,4 +1,4 @@
-"""Networks, each a `Model(init, apply)` on a plain dict of arrays."""
+"""Networks. Each is a `Model(init, apply)` whose parameters are a plain dict of arrays."""
 
 from jaxsparse.nn.model import Model
 from jaxsparse.nn.models import conv4, mlp, normalised, resnet12, strided_cnn

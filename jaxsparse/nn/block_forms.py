@@ -1,7 +1,7 @@
-"""The forms of a block of Conv4 in XLA's operations: the same values, computed differently.
+"""Three implementations of a Conv4 block with XLA operations. They compute the same values.
 
-Each saves passes over the convolution's output, and none uses XLA's own gradient of a convolution,
-slow in a loop (jax-ml/jax issue 12868).
+They pass over the output of the convolution less often than the plain implementation. None uses
+XLA's gradient of a convolution, which is slow in a loop on the CPU (jax-ml/jax issue 12868).
 """
 
 from functools import partial
@@ -15,11 +15,12 @@ from jaxsparse.precision import custom_vjp
 
 
 def gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """For few input channels: the statistics come from the inputs, y = P k being linear in them.
+    """For few input channels: batch-norm statistics from the patches P of the images.
 
-    mean(y) = mean(P) k and var(y) = diag(kᵀ cov(P) k), so the normalisation folds into the kernel
-    before the product and its output is read only once, by the pooling. P and cov(P) depend on
-    the images alone: in an inner loop, whose images stay the same, XLA computes them once.
+    The output y = P k is linear in P, so mean(y) = mean(P) k and var(y) = diag(kᵀ cov(P) k). The
+    norm is folded into the kernel before the product, and only the pooling reads the product.
+    P and cov(P) depend only on the images. In an inner loop on the same images, XLA computes them
+    once.
     """
     n, h, w, _ = images.shape
     weights = kernel.reshape(-1, kernel.shape[-1])
@@ -27,15 +28,16 @@ def gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) ->
     mean = jnp.mean(patches, (0, 1, 2))
     rows = (patches - ops.of_rank(4, mean)).reshape(-1, len(weights))
     covariance = rows.T @ rows / len(rows)
-    # In this order: it is that in which the parts of the gradient are added up.
+    # This order fixes the order in which the parts of the gradient are summed.
     scaled = weights * ops.of_rank(2, scale)
     variance = jnp.sum(weights * (covariance @ weights), 0)
     weights = scaled * ops.of_rank(2, ops.inverse_deviation(variance, eps))
-    # What such weights give in one place is no number, and the pooling could choose another.
+    # If a weight is not finite, only some outputs may be NaN, and the pooling could pick another.
+    # The NaN in the shift makes the whole channel NaN.
     shift = bias + jnp.where(jnp.isfinite(jnp.sum(weights, 0)), 0, jnp.nan)
     quads = winograd.split(patches[:, : h // 2 * 2, : w // 2 * 2])
     pieces = _pieces(n, (h // 2) * (w // 2), weights.shape[1])
-    # Centred one by one: XLA moves a difference out of an inner loop, a mere slice it does not.
+    # Centred after slicing: XLA moves a subtraction out of an inner loop, but not a mere slice.
     cut = [
         (q - ops.of_rank(4, mean)).reshape(pieces, -1, len(weights)) for row in quads for q in row
     ]
@@ -43,8 +45,11 @@ def gram(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) ->
 
 
 def _pieces(images: int, windows: int, channels: int) -> int:
-    """Into how many equal pieces to cut a batch: the products of one stay in a core's cache, and
-    XLA does not divide what is done with them among the cores."""
+    """The number of equal pieces to split a batch into.
+
+    The products of a piece then fit into a core's cache, and XLA does not divide operations on them
+    among the cores.
+    """
     rows = winograd.undivided_rows(channels)
     fits = [p for p in range(1, images + 1) if images % p == 0 and images // p * windows <= rows]
     return min(fits, default=images)
@@ -54,9 +59,9 @@ def _pieces(images: int, windows: int, channels: int) -> int:
 def _product_relu_max(quads: list[Array], weights: Array, shift: Array) -> Array:
     """max over the four quads of relu(quad @ weights + shift).
 
-    quads: four arrays [pieces, rows, k], one per place in the pooling window.
-    The products are four times the result: they are made and pooled piece by piece, and only the
-    place of the maximum is kept of them, one byte for each.
+    quads: four arrays [pieces, rows, k], one per position in the pooling window.
+    The products are four times as large as the result, so they are computed and pooled piece by
+    piece. For the gradient, only the position of each maximum is stored, in one byte.
     """
     return _product_relu_max_forward(quads, weights, shift)[0]
 
@@ -105,7 +110,7 @@ def by_patches(images: Array, kernel: Array, scale: Array, bias: Array, eps: flo
 
 
 def _first_hits(quads: list[Array], top: Array, free: Array) -> list[Array]:
-    """For each quadrant, where it is the first to equal `top`, among the places that are free."""
+    """For each quadrant, where it is the first that equals `top`, among the positions in `free`."""
     hits = []
     for q in quads:
         hits.append(free & (q == top))
@@ -126,8 +131,8 @@ def _sum(x: Array) -> Array:
 def _statistics(quads: list[Array], count: int) -> tuple[Array, Array]:
     """Mean and biased variance of each channel in one pass.
 
-    The mean of squares loses accuracy when the mean is large against the deviation; measuring
-    from any value of the channel itself removes that.
+    mean(y²) - mean(y)² loses accuracy if the mean is much larger than the deviation. So one value
+    of the channel is subtracted first.
     """
     origin = quads[0][:1, :1, :1]
     mean = sum(_sum(q - origin) for q in quads) / count
@@ -136,7 +141,7 @@ def _statistics(quads: list[Array], count: int) -> tuple[Array, Array]:
 
 
 def _chosen(quads: list[Array], scale: Array) -> Array:
-    """The entry of each pooling window that has the largest value after the normalisation."""
+    """The entry of each pooling window with the largest value after the norm."""
     a, b, c, d = quads
     high = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
     low = jnp.minimum(jnp.minimum(a, b), jnp.minimum(c, d))
@@ -166,8 +171,11 @@ def _norm_pool_forward(
 def _norm_pool_backward(
     size: tuple[int, int], eps: float, saved: tuple, gradient: Array
 ) -> tuple[Grid, Array, Array]:
-    """dy = gain * (dz - mean(dz) - ŷ mean(dz ŷ)): dz is zero except where a maximum was taken,
-    so both means are sums over the pooled array, a quarter of the size."""
+    """dy = gain * (dz - mean(dz) - ŷ mean(dz ŷ)).
+
+    dz is zero except at the maxima, so both means are sums over the pooled array, which is a
+    quarter of the size.
+    """
     quads, scale, mean, inverse, chosen, unit, out = saved
     _, h, w, _ = out.shape
     count = out.shape[0] * size[0] * size[1]

@@ -1,7 +1,8 @@
-"""Convolution, batch norm, ReLU and 2x2 max-pool as one operation: a block of Conv4.
+"""A block of Conv4, convolution, batch norm, ReLU and 2x2 max-pool, as one operation.
 
-Inside a compiled loop on the CPU the convolution is the smaller part of a block; passing over its
-output costs more. The forms save passes; here the form is chosen.
+Inside a compiled loop on the CPU, reading and writing the output of the convolution takes longer
+than the convolution itself. There are several implementations ("forms") that do so less often.
+This module chooses between them.
 """
 
 import functools
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def _xla(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """The fastest known form in XLA's operations; the platform is known when it is lowered."""
+    """The fastest known form with XLA operations, chosen for the platform at lowering."""
     fastest = _FORMS[ops.fastest_on_cpu(images.shape, kernel.shape)]
     args = (images, kernel, scale, bias)
     if fastest is block_forms.by_patches:
@@ -43,22 +44,9 @@ BLOCKS: tuple[str, ...] = get_args(Blocks)
 
 
 def choose_blocks(blocks: Blocks) -> Literal["native", "xla"]:
-    """Decide what computes the blocks of Conv4, compiling it where that is still to be done.
+    """Resolve `blocks` to "native" or "xla", as `conv4` documents it; compile the C++ if needed.
 
-    Args:
-      blocks: "native", by C++ compiled for this machine's processor; "xla", by XLA's operations, on
-        any platform; "auto", "native" where JAX's default device is the CPU and there is a C++
-        compiler that works, else "xla".
-
-    Returns:
-      "native" or "xla".
-
-    Raises:
-      ValueError: blocks is none of these, or "native" and cannot be had.
-
-    Example:
-      >>> choose_blocks("xla")
-      'xla'
+    ValueError if `blocks` is unknown, or "native" and not available.
     """
     if blocks not in BLOCKS:
         raise ValueError(f"blocks: got {blocks!r}, want one of {BLOCKS}")
@@ -71,13 +59,13 @@ def choose_blocks(blocks: Blocks) -> Literal["native", "xla"]:
     if reason is None:
         return "native"
     if blocks == "native":
-        raise ValueError(f"blocks: 'native' cannot be had, as {reason}")
-    _tell_once(f"the convolution blocks are XLA's, which take nearly twice the time, as {reason}")
+        raise ValueError(f"blocks: 'native' is not available because {reason}")
+    _warn_once(f"using XLA's convolution blocks, which take almost twice as long, because {reason}")
     return "xla"
 
 
 @functools.cache
-def _tell_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     _log.warning(message)
 
 
@@ -95,10 +83,10 @@ def conv_norm_pool(
 
     out = maxpool(relu(scale * (y - mean(y)) / sqrt(var(y) + eps) + bias)),  y = images * kernel,
 
-    with mean and biased variance over images and positions. A constant added to y, such as the
-    bias of the convolution, changes nothing and is not taken. Among equal entries of a pooling
-    window the first in row order receives the gradient (PyTorch's rule). NaN and infinity go on to
-    all that follows from them; ReLU lets NaN through. A variance that overflows gives NaN.
+    with mean and biased variance over images and positions. There is no bias of the convolution, as
+    the norm would cancel it. Among equal entries of a pooling window, the first in row order
+    receives the gradient, as in PyTorch. NaN and infinity propagate, also through ReLU. A variance
+    that overflows gives NaN.
 
     Args:
       images: [n, h, w, c], float; h, w >= 2.
@@ -106,20 +94,16 @@ def conv_norm_pool(
       scale: [o], float.
       bias: [o], float.
       eps: added to the variance.
-      form: "gram", "winograd", "patches", "native" or "xla": the same values, computed differently,
-        "native" by compiled C++ on the CPU only. "xla": on the CPU the fastest of the first three
-        for the shape, elsewhere "patches". Default: `choose_blocks("auto")`.
+      form: the implementation: "gram", "winograd", "patches", "native" or "xla". They compute the
+        same values up to rounding. "native" is compiled C++, only on the CPU. "xla" is, on the CPU,
+        the fastest of the first three for the shape; elsewhere, "patches". Default:
+        `choose_blocks("auto")`.
 
     Returns:
-      [n, h // 2, w // 2, o], in the dtype of images. Computed in float32 throughout.
+      [n, h // 2, w // 2, o], in the dtype of images, computed in float32.
 
     Raises:
-      ValueError: for shapes that do not fit, or a form that is unknown or not to be had.
-
-    Example:
-      >>> images, kernel = jnp.ones((2, 7, 7, 3)), jnp.ones((3, 3, 3, 8))
-      >>> conv_norm_pool(images, kernel, jnp.ones(8), jnp.zeros(8)).shape
-      (2, 3, 3, 8)
+      ValueError: shapes do not fit, or the form is unknown or not available.
 
     Source: Ioffe & Szegedy, Batch Normalization, 2015, Algorithm 1; the forms are our own.
     """

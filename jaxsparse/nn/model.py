@@ -1,4 +1,4 @@
-"""A network as a pair of pure functions on a plain dict, made of a flax.nnx module."""
+"""A network as a pair of pure functions on a plain dict, built from a flax.nnx module."""
 
 import math
 from collections.abc import Callable
@@ -24,9 +24,9 @@ class Model(NamedTuple):
     Args:
       init: key -> params, float32.
       apply: (params, images float [n, h, w, c]) -> logits [n, ways], in the dtype of params.
-      input_layer: the first layer, where that is linear; None: no such layer is known.
-      rowwise: whether an image's logits depend on that image alone; not with batch norm, whose
-        statistics are the batch's. None: not known.
+      input_layer: the first layer, if it is linear; None if it is not linear or not known.
+      rowwise: True if the logits of an image depend on that image alone; False with batch norm,
+        which uses statistics of the batch; None if not known.
 
     Example:
       >>> model = jaxsparse.nn.mlp(ways=5)
@@ -41,13 +41,14 @@ class Model(NamedTuple):
 
 
 class InputLayer(NamedTuple):
-    """A network cut behind its first products: they are linear in a kernel and in the images.
+    """A network split after its first matrix product.
 
     model.apply(params, images) = apply(params, inputs(images) @ kernel)
 
     Args:
-      kernel: where the kernel [in, out] lies in params, such as "dense1/kernel"; used nowhere else.
-      inputs: images [n, h, w, c] -> [n, in], each row made of its own image.
+      kernel: the path of the kernel [in, out] in params, such as "dense1/kernel". The network does
+        not use it elsewhere.
+      inputs: images [n, h, w, c] -> [n, in], one row per image.
       apply: (params, products [n, out]) -> logits [n, ways].
 
     Example:
@@ -64,7 +65,7 @@ class InputLayer(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """A distribution around zero, float32: uniform within +-scale, or normal of that deviation."""
+    """A float32 distribution around zero: uniform in +-scale, or normal with deviation `scale`."""
 
     scale: float
     normal: bool = False
@@ -72,7 +73,7 @@ class Spread(NamedTuple):
 
 ZERO = Spread(0.0)
 
-# (shape, spread) -> float32 values; the modules ask in a fixed order.
+# (shape, spread) -> float32 values. A module calls it in a fixed order.
 Draw = Callable[[tuple[int, ...], Spread], Array]
 
 
@@ -83,7 +84,7 @@ def make_model(
     *,
     rowwise: bool,
 ) -> Model:
-    """The functions of a module; `first` names its first layer where it has `after_products`."""
+    """A `Model` from a module; `first` names its first layer if it has `after_products`."""
     asked: list[tuple[tuple[int, ...], Spread]] = []
 
     def note(shape: tuple[int, ...], spread: Spread) -> Array:
@@ -95,7 +96,7 @@ def make_model(
     wanted = nnx.to_pure_dict(state)
 
     def init(key: Array) -> Params:
-        # One key per tensor, as nnx.Rngs makes them; drawn together, as that compiles faster.
+        # One key per tensor, as with nnx.Rngs; drawn together, which compiles faster.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(asked)))
         values = iter(draw_each(_drawn, keys, asked))
         return nnx.to_pure_dict(nnx.state(build(lambda shape, spread: next(values))))
@@ -124,7 +125,7 @@ def make_model(
 
 
 def _fitted(params: Any, wanted: Params) -> Params:
-    """The arrays of any mapping in a dict like `wanted`, whose names and shapes they must have."""
+    """`params`, any mapping, as a dict like `wanted`; ValueError if names or shapes differ."""
     leaves, names = leaves_by_name(params), leaf_names(wanted)
     if sorted(leaves) != sorted(names):
         got = ", ".join(leaves) or described(params)
@@ -149,6 +150,6 @@ def _drawn(key: Array, wanted: tuple[tuple[int, ...], Spread]) -> Array:
         return jnp.zeros(shape, jnp.float32)
     if not normal:
         return uniform(key, shape, jnp.float32, -scale, scale)
-    # Flat for the reason `uniform` is.
+    # Drawn as a vector, which compiles faster; see `uniform`.
     flat = scale * jax.random.normal(key, (math.prod(shape),), jnp.float32)
     return jax.lax.optimization_barrier(flat.reshape(shape))

@@ -35,33 +35,32 @@ def conv4(
     use_bias: bool = True,
     blocks: Blocks = "auto",
 ) -> Model:
-    """Build Conv4: four blocks of convolution, batch norm, ReLU and max-pool; then a linear head.
+    """Build Conv4: four blocks of convolution, batch norm, ReLU and max-pool, then a linear head.
 
-    The statistics of the batch norm are those of the batch at hand. Initialised as PyTorch's layers
-    are: U(-1, 1) / sqrt(fan_in) for kernels and biases, gains 1 and shifts 0 for the norms.
+    Batch norm always uses the statistics of the current batch. The initialisation is that of
+    PyTorch's layers: U(-1, 1) / sqrt(fan_in) for kernels and biases, scale 1 and bias 0 for norms.
 
     Args:
       ways: number of classes.
       width: channels of every convolution.
       image_shape: (h, w, c) in pixels and channels; h, w >= 16.
-      use_bias: whether convolutions and head have biases. The norms cancel the convolutions' and
-        their gradients are zero; they are there to be counted and masked as in the literature.
-        The norms have their shifts in any case.
-      blocks: what computes the blocks; it is decided here, once: "native", C++ compiled for this
-        machine's processor (at first use, which takes about ten seconds and is said on stderr);
-        "xla", XLA's operations, which also run elsewhere: on GPUs, or exported by `jax.export`;
-        "auto", "native" where JAX's default device is the CPU and there is a C++ compiler, else
-        "xla". Their results differ by rounding.
+      use_bias: True if convolutions and head have biases. Batch norm cancels the biases of the
+        convolutions, so their gradients are zero. They exist to be counted and masked as in the
+        literature. The norms always have biases.
+      blocks: the implementation of the blocks, chosen once, here. "native" is C++, compiled for
+        this processor at first use (about ten seconds, announced on stderr). "xla" uses XLA
+        operations and also works on GPUs and with `jax.export`. "auto" is "native" if JAX's default
+        device is the CPU and a C++ compiler works, else "xla". The results differ by rounding.
 
     Returns:
       A `Model` with params {"conv1": {"kernel": [3, 3, c, width], "bias": [width]},
       "norm1": {"scale": [width], "bias": [width]}, ..., "norm4",
-      "head": {"kernel": [(h // 16) (w // 16) width, ways], "bias": [ways]}}, without the biases of
-      convolutions and head where use_bias is False.
+      "head": {"kernel": [(h // 16) (w // 16) width, ways], "bias": [ways]}}. If use_bias is False,
+      convolutions and head have no "bias".
 
     Raises:
-      ValueError: for sizes that are not positive, images too small to be pooled four times, or
-        blocks that are unknown or cannot be had.
+      ValueError: a size is not positive, the images are too small to be pooled four times, or
+        `blocks` is unknown or not available.
 
     Example:
       >>> model = conv4(ways=5, width=8, image_shape=(28, 28, 1))
@@ -88,9 +87,9 @@ def mlp(
     image_shape: Shape = (28, 28, 1),
     init: str = "pytorch",
 ) -> Model:
-    """Build a multi-layer perceptron: linear layers with ReLU between, on the flattened image.
+    """Build a multi-layer perceptron: linear layers with ReLU between them, on the flattened image.
 
-    | init | kernels, the head's too | biases |
+    | init | kernels (also the head's) | biases |
     |---|---|---|
     | "pytorch" | U(-1, 1) / sqrt(fan_in) | U(-1, 1) / sqrt(fan_in) |
     | "kaiming" | N(0, 2 / fan_in) | 0 |
@@ -100,14 +99,14 @@ def mlp(
       ways: number of classes.
       hidden: units of each hidden layer.
       image_shape: (h, w, c) in pixels and channels.
-      init: how parameters are drawn, as above.
+      init: the initialisation, see the table.
 
     Returns:
       A `Model` with params {"dense1": {"kernel": [h w c, hidden[0]], "bias": [hidden[0]]}, ...,
       "head": {"kernel": [hidden[-1], ways], "bias": [ways]}}.
 
     Raises:
-      ValueError: for sizes that are not positive, or an unknown init.
+      ValueError: a size is not positive, or `init` is unknown.
 
     Example:
       >>> sorted(mlp(ways=2, hidden=(10,)).init(jax.random.key(0)))
@@ -132,25 +131,25 @@ def strided_cnn(
     image_shape: Shape = (32, 32, 3),
     init: str = "kaiming",
 ) -> Model:
-    """Build a network of 3x3 convolutions of stride 2, then linear layers; ReLU after each.
+    """Build a network of 3x3 convolutions with stride 2 and linear layers, with ReLU between them.
 
-    No norm and no pooling: every convolution has padding 1 and halves the image, rounding up.
-    The form for 100 classes of CIFAR is `layers=3, hidden=(320, 320)`.
+    There is no norm and no pooling. Every convolution has padding 1 and halves the image, rounding
+    up. La-MAML's network for CIFAR-100 is `layers=3, hidden=(320, 320)`.
 
     Args:
       ways: number of classes.
-      channels: of every convolution.
+      channels: channels of every convolution.
       layers: number of convolutions.
       hidden: units of each hidden linear layer.
       image_shape: (h, w, c) in pixels and channels.
-      init: how parameters are drawn, see `mlp`; the fan of a convolution is 9 channels.
+      init: the initialisation, see `mlp`. The fans of a convolution are 9 times its channels.
 
     Returns:
       A `Model` with params {"conv1": {"kernel": [3, 3, c, channels], "bias": [channels]}, ...,
       "dense1": {"kernel", "bias"}, ..., "head": {"kernel": [hidden[-1], ways], "bias": [ways]}}.
 
     Raises:
-      ValueError: for sizes that are not positive, or an unknown init.
+      ValueError: a size is not positive, or `init` is unknown.
 
     Example:
       >>> params = strided_cnn(ways=10, channels=8, hidden=(16,)).init(jax.random.key(0))
@@ -171,21 +170,21 @@ def strided_cnn(
 
 
 def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Model:
-    """Make a model take images as they are stored, with pixels from 0 to 255.
+    """Add input normalisation to a model; its images then have pixels from 0 to 255.
 
     apply(params, images) = model.apply(params, (images / 255 - mean) / std)
 
     Args:
-      model: takes images [n, h, w, c].
-      mean: one number per channel, on the scale [0, 1].
-      std: one number per channel, on the scale [0, 1], above zero.
+      model: a `Model` for images [n, h, w, c].
+      mean: one number per channel, for pixels in [0, 1].
+      std: one number per channel, for pixels in [0, 1]; not 0.
 
     Returns:
-      A `Model` with the params of `model`, whose images are uint8 or float.
+      A `Model` with the params of `model`, for uint8 or float images.
 
     Raises:
-      ValueError: mean and std are not of one length, std is not above zero, or images have another
-        number of channels.
+      ValueError: mean and std have different lengths, an entry is not finite, or std contains 0.
+        From `apply`: the images have another number of channels.
 
     Example:
       >>> model = normalised(mlp(ways=10), mean=(0.0,), std=(1.0,))
@@ -219,14 +218,14 @@ def resnet12(
     channels: Sequence[int] = (64, 128, 256, 512),
     image_shape: Shape = (84, 84, 3),
 ) -> Model:
-    """Build ResNet-12: four residual blocks of three convolutions, then mean and linear head.
+    """Build ResNet-12: four residual blocks of three convolutions, mean pooling, a linear head.
 
-    2x2 max-pooling follows the first three blocks (the third with padding 1). The statistics of the
-    batch norm are those of the batch at hand; leaky ReLU with slope 0.01. Kernels Xavier-uniform.
+    2x2 max-pooling follows the first three blocks (the third with padding 1). Batch norm always
+    uses the statistics of the current batch. Leaky ReLU has slope 0.01. Kernels are Xavier-uniform.
 
     Args:
       ways: number of classes.
-      channels: of the four blocks; (64, 160, 320, 640) is the large network of the literature.
+      channels: channels of the four blocks; (64, 160, 320, 640) is the literature's large network.
       image_shape: (h, w, c) in pixels and channels; h, w >= 8.
 
     Returns:
@@ -234,7 +233,7 @@ def resnet12(
       "conv3", "skip"}, ..., "block4", "head": {"kernel": [channels[3], ways], "bias": [ways]}}.
 
     Raises:
-      ValueError: for sizes that are not positive, or other than four channel counts.
+      ValueError: a size is not positive, `channels` has not four entries, or images are too small.
 
     Example:
       >>> model = resnet12(ways=5, channels=(2, 4, 4, 8), image_shape=(16, 16, 3))

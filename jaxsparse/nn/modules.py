@@ -15,7 +15,7 @@ INITS = ("pytorch", "kaiming", "xavier")
 
 
 def _spreads(init: str, fan_in: int, fan_out: int) -> tuple[Spread, Spread]:
-    """How a layer's kernel and bias are drawn."""
+    """The initial distributions of a layer's kernel and bias."""
     if init == "kaiming":
         return Spread(math.sqrt(2 / fan_in), normal=True), ZERO
     if init == "xavier":
@@ -36,7 +36,7 @@ class Conv(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Normalisation by the batch at hand; no running statistics."""
+    """Batch norm with the statistics of the current batch; no running statistics."""
 
     def __init__(self, features: int):
         self.scale = nnx.Param(jnp.ones(features, jnp.float32))
@@ -47,7 +47,7 @@ class BatchNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """An affine map, or a linear one."""
+    """A linear layer."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Linear(nnx.Module):
         return self.shifted(x @ self.kernel[...])
 
     def shifted(self, products: Array) -> Array:
-        """The outputs, from the products of the input and the kernel."""
+        """The outputs, given the products of the input and the kernel."""
         return products if self.bias is None else products + ops.of_rank(2, self.bias[...])
 
 
@@ -77,7 +77,7 @@ class Conv4(nnx.Module):
         self, ways: int, width: int, image_shape: Shape, use_bias: bool, form: str, draw: Draw
     ):
         h, w, c = image_shape
-        self.form = form  # of the blocks
+        self.form = form
         for i in range(1, 5):
             setattr(self, f"conv{i}", Conv(c if i == 1 else width, width, use_bias, draw=draw))
             setattr(self, f"norm{i}", BatchNorm(width))
@@ -86,8 +86,8 @@ class Conv4(nnx.Module):
     def __call__(self, x: Array) -> Array:
         for i in range(1, 5):
             conv, norm = getattr(self, f"conv{i}"), getattr(self, f"norm{i}")
-            # The bias of the convolution is left out: the norm subtracts any constant, so neither
-            # the logits nor any derivative depends on it, and its gradient is exactly zero.
+            # The bias of the convolution is not used: the norm subtracts any constant, so neither
+            # the logits nor their derivatives depend on it, and its gradient is exactly zero.
             params = (conv.kernel[...], norm.scale[...], norm.bias[...])
             x = conv_norm_pool(x, *params, form=self.form)
         return self.head(x.reshape(x.shape[0], -1))
@@ -109,7 +109,7 @@ class MLP(nnx.Module):
         return self.after_products(x.reshape(x.shape[0], -1) @ first.kernel[...])
 
     def after_products(self, x: Array) -> Array:
-        """The logits, from the products of the input and the first kernel."""
+        """The logits, given the products of the input and the first kernel."""
         first, *others = self._layers()
         x = first.shifted(x)
         for layer in others:
@@ -121,7 +121,7 @@ class MLP(nnx.Module):
 
 
 class StridedCNN(MLP):
-    """Convolutions of stride 2 with ReLU after each, then a multi-layer perceptron."""
+    """Convolutions with stride 2, each followed by ReLU, then a multi-layer perceptron."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class StridedCNN(MLP):
 
 
 class ResidualConv(nnx.Module):
-    """Convolution without bias, Xavier-uniform, then batch norm."""
+    """A convolution without bias, then batch norm."""
 
     def __init__(self, size: int, inputs: int, features: int, *, draw: Draw):
         bound = math.sqrt(6 / (size * size * (inputs + features)))
@@ -162,7 +162,7 @@ class ResidualConv(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """Three convolutions and a 1x1 skip; the last activation follows the sum."""
+    """Three convolutions and a 1x1 skip connection; the last activation is after the sum."""
 
     def __init__(self, inputs: int, features: int, *, draw: Draw):
         self.conv1 = ResidualConv(3, inputs, features, draw=draw)
@@ -177,7 +177,7 @@ class Residual(nnx.Module):
 
 
 class ResNet12(nnx.Module):
-    """Four residual blocks, pooled after the first three, and a linear head on the mean."""
+    """Four residual blocks with max-pooling after the first three, mean pooling, a linear head."""
 
     def __init__(self, ways: int, channels: Sequence[int], image_shape: Shape, draw: Draw):
         inputs = (image_shape[2], *channels)

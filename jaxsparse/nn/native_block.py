@@ -1,4 +1,4 @@
-"""The compiled block of Conv4 as a function with derivatives of every order."""
+"""The compiled Conv4 block as a JAX function with derivatives of every order."""
 
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from jaxsparse.precision import custom_vjp
 
 
 class Inputs(NamedTuple):
-    """What the block is a function of, beside eps."""
+    """The arguments of the block, without eps."""
 
     images: Array
     kernel: Array
@@ -22,19 +22,19 @@ class Inputs(NamedTuple):
 
 
 def block(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """What `block_forms` computes, by `native.forward` and `native.backward`."""
+    """The block of `block_forms`, computed by `native.forward` and `native.backward`."""
     return _with_residuals(eps, Inputs(images, kernel, scale, bias))[0]
 
 
 @partial(custom_vjp, nondiff_argnums=(0,))
 def _with_residuals(eps: float, inputs: Inputs) -> tuple[Array, tuple[Array, ...]]:
-    """The block's output, and residuals of which no derivative is taken."""
+    """The output of the block, and residuals, which are not differentiated."""
     return native.forward(*inputs, eps=eps)
 
 
 def _with_residuals_forward(eps: float, inputs: Inputs) -> tuple:
-    # By the operation itself, not by the call in it: where a gradient is differentiated again, this
-    # is differentiated, and the call has no derivative.
+    # Calls the custom_vjp function, not `native.forward`: a second derivative differentiates this
+    # function, and `native.forward` has no derivative.
     out, saved = _with_residuals(eps, inputs)
     return (out, saved), (inputs, saved)
 
@@ -44,7 +44,7 @@ def _with_residuals_backward(eps: float, residuals: tuple, gradients: tuple) -> 
     gradient = gradients[0]
     d_kernel, d_scale, d_bias, *d_images = _gradient(eps, inputs, saved, gradient)
     if not d_images:
-        # By XLA, which drops it where nobody asks for it, as nobody does at a first layer.
+        # Computed by XLA, which removes it if it is not used, as for the first layer.
         _, kernel, scale, bias = inputs
         pull = jax.vjp(lambda x: block_forms.gram(x, kernel, scale, bias, eps), inputs.images)[1]
         d_images = pull(gradient)
@@ -58,7 +58,7 @@ _with_residuals.defvjp(_with_residuals_forward, _with_residuals_backward)
 def _gradient(
     eps: float, inputs: Inputs, saved: tuple[Array, ...], gradient: Array
 ) -> tuple[Array, ...]:
-    """The gradients of kernel, scale, bias and, where there is one, of the images."""
+    """The gradients of kernel, scale, bias and, if `native.backward` has it, images."""
     images, kernel, scale, _ = inputs
     d_images, *others = native.backward(images, kernel, scale, saved, gradient)
     return tuple(others) if d_images is None else (*others, d_images)
@@ -71,7 +71,7 @@ def _gradient_forward(
 
 
 def _gradient_backward(eps: float, residuals: tuple, cotangents: tuple) -> tuple:
-    """The second derivative, by XLA: of what the residuals were made from, not of them."""
+    """The second derivative, by XLA, with respect to the inputs rather than the residuals."""
     inputs, saved, gradient = residuals
 
     def block(inputs: Inputs) -> Array:

@@ -1,8 +1,8 @@
-"""Convolution, normalisation and pooling whose gradients stay fast inside a compiled loop.
+"""Convolution, norm and pooling with gradients that are fast inside a compiled loop.
 
-XLA's own convolution gradient falls to a naive form in a loop on the CPU (jax-ml/jax issue 12868),
-and a convolution with one kernel per task, which `vmap` makes of it, is slow on every platform.
-Here all arithmetic is matrix products and sums of slices, and stays so in every derivative.
+On the CPU, XLA computes the gradient of a convolution in a loop by a naive algorithm (jax-ml/jax
+issue 12868). `vmap` over tasks makes a convolution with one kernel per task, which is slow on every
+platform. Here convolutions and all their derivatives consist of matrix products and sums of slices.
 """
 
 import math
@@ -15,24 +15,24 @@ from jaxsparse.nn import winograd
 from jaxsparse.nn.products import matmul, transposed_product
 from jaxsparse.precision import custom_vjp, float32_by_default
 
-# Below this many output positions sixteen small products cost more than one over patches.
+# With fewer output positions, the sixteen small products are slower than a single one over patches.
 _WINOGRAD_POSITIONS = 2000
 
 
 def has_few_channels(kernel: tuple[int, ...]) -> bool:
-    """Whether a kernel [k, k, c, o] has as many outputs as taps, k² c, or more."""
+    """True if a kernel [k, k, c, o] has at least as many outputs o as taps k² c."""
     return math.prod(kernel[:3]) <= kernel[3]
 
 
 def fastest_on_cpu(images: tuple[int, ...], kernel: tuple[int, ...]) -> str:
-    """Name the fastest of XLA's forms of a block with a 3x3 convolution, for these shapes."""
+    """The name of the fastest XLA form of a block with a 3x3 convolution, for these shapes."""
     if has_few_channels(kernel):
         return "gram"
     return "winograd" if math.prod(images[:3]) >= _WINOGRAD_POSITIONS else "patches"
 
 
 def patches(images: Array, size: int, stride: int, padding: int) -> Array:
-    """[n, h, w, c] -> [n, h', w', size² c]: what each output position of a convolution sees."""
+    """[n, h, w, c] -> [n, h', w', size² c]: the input patch of each output position (im2col)."""
     pad = (padding, padding)
     images = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))
     h, w = images.shape[1] - size + 1, images.shape[2] - size + 1
@@ -43,7 +43,7 @@ def patches(images: Array, size: int, stride: int, padding: int) -> Array:
 
 
 def of_rank(rank: int, x: Array) -> Array:
-    """`x` with leading axes of length 1: JAX can be told to broadcast no array of lower rank."""
+    """`x` with leading axes of length 1, as `jax_numpy_rank_promotion` may forbid broadcasting."""
     return jnp.expand_dims(x, tuple(range(rank - x.ndim)))
 
 
@@ -56,7 +56,7 @@ def _by_patches(images: Array, kernel: Array, stride: int, padding: int) -> Arra
 
 @custom_vjp
 def _by_patches_same(images: Array, kernel: Array) -> Array:
-    """Stride 1, odd size, same padding: the input gradient is again such a convolution."""
+    """Stride 1, odd size, same padding: the gradient of the images is such a convolution, too."""
     return _by_patches(images, kernel, 1, kernel.shape[0] // 2)
 
 
@@ -87,30 +87,17 @@ def conv(
     padding: int | None = None,
     form: str | None = None,
 ) -> Array:
-    """Convolve images with a square kernel (as networks do it: without flipping the kernel).
+    """Convolve images with a square kernel, which is not flipped.
 
     out[n, y, x, o] = Σ_ijc images[n, stride y + i - padding, stride x + j - padding, c]
                            kernel[i, j, c, o],  zero outside the image.
 
-    Args:
-      images: [n, h, w, c], float.
-      kernel: [k, k, c, o], of the dtype of images.
-      stride: in pixels, both ways.
-      padding: in pixels, on all sides; k // 2 by default.
-      form: "winograd" (3x3, stride 1, padding 1 only) or "patches": the same values, computed
-        differently; NaN and infinity in an image reach some pixels more by "winograd". Default:
-        the fastest known for the shape on the CPU, "patches" elsewhere, chosen when the program
-        is compiled for a platform.
+    images is [n, h, w, c]; kernel is [k, k, c, o], of the same dtype; padding is k // 2 by default.
+    Returns [n, h', w', o] with h' = (h + 2 padding - k) // stride + 1.
 
-    Returns:
-      [n, h', w', o] with h' = (h + 2 padding - k) // stride + 1, in the dtype of images.
-
-    Raises:
-      ValueError: for shapes that do not fit, or a form that cannot do them.
-
-    Example:
-      >>> conv(jnp.ones((2, 9, 9, 3)), jnp.ones((3, 3, 3, 8)), stride=2).shape
-      (2, 5, 5, 8)
+    form is "patches" or, for 3x3 kernels with stride 1 and padding 1, "winograd". They compute the
+    same values, but with "winograd" a NaN or infinity in an image affects a few more pixels. By
+    default, it is the fastest for the shape on the CPU and "patches" elsewhere.
 
     Source: Dumoulin & Visin, A guide to convolution arithmetic for deep learning, 2016.
     """
@@ -140,25 +127,9 @@ def _by_winograd(images: Array, kernel: Array) -> Array:
 
 
 def batch_norm(x: Array, scale: Array, bias: Array, *, eps: float = 1e-5) -> Array:
-    """Normalise each channel by the statistics of the batch at hand.
+    """Normalise each channel of x [..., c] by the statistics of this batch.
 
-    out = scale (x - mean(x)) / sqrt(var(x) + eps) + bias, with the biased variance.
-
-    Args:
-      x: [..., c], float; the statistics are over all axes but the last, in float32.
-      scale: [c], float.
-      bias: [c], float.
-      eps: added to the variance.
-
-    Returns:
-      [..., c], in the dtype of x.
-
-    Raises:
-      ValueError: for shapes that do not fit.
-
-    Example:
-      >>> batch_norm(jnp.array([[1.0], [3.0]]), jnp.ones(1), jnp.zeros(1)).round(3).tolist()
-      [[-1.0], [1.0]]
+    out = scale (x - mean(x)) / sqrt(var(x) + eps) + bias, with the biased variance, in float32.
 
     Source: Ioffe & Szegedy, Batch Normalization, 2015, Algorithm 1.
     """
@@ -175,29 +146,15 @@ def batch_norm(x: Array, scale: Array, bias: Array, *, eps: float = 1e-5) -> Arr
 
 
 def inverse_deviation(variance: Array, eps: float) -> Array:
-    """1 / sqrt(variance + eps); NaN where the variance is infinite, for zero would hide that."""
+    """1 / sqrt(variance + eps); NaN if the variance is infinite, as zero would hide that."""
     return jax.lax.rsqrt(jnp.where(jnp.isinf(variance), jnp.nan, variance) + eps)
 
 
 def max_pool(x: Array, *, padding: int = 0) -> Array:
-    """Take the largest of each 2x2 window, at stride 2; an odd last row or column is dropped.
+    """2x2 max-pooling of x [n, h, w, c] with stride 2; an odd last row or column is dropped.
 
-    Among equal entries the first in row order receives the gradient (PyTorch's rule). NaN counts as
-    the largest.
-
-    Args:
-      x: [n, h, w, c], float.
-      padding: in pixels, on all sides, with what is never the largest.
-
-    Returns:
-      [n, (h + 2 padding) // 2, (w + 2 padding) // 2, c], in the dtype of x.
-
-    Raises:
-      ValueError: if x is not of rank 4 or smaller than one window.
-
-    Example:
-      >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1)).ravel().tolist()
-      [5.0, 7.0, 13.0, 15.0]
+    Among equal entries, the first in row order receives the gradient, as in PyTorch. NaN counts as
+    the largest. The padding is -inf.
     """
     if x.ndim != 4 or min(x.shape[1:3]) + 2 * padding < 2:
         raise ValueError(f"x: got shape {x.shape}, want [n, h, w, c] of at least one 2x2 window")
@@ -207,6 +164,6 @@ def max_pool(x: Array, *, padding: int = 0) -> Array:
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     a, b, c, d = (x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1))
     top = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
-    # Selecting makes the gradient follow the rule above; that of `maximum` is shared among equals.
+    # `where` sends the gradient to the first maximum; `jnp.maximum` would divide it among equals.
     a_top, b_top, c_top = ((q == top) | jnp.isnan(q) for q in (a, b, c))
     return jnp.where(a_top, a, jnp.where(b_top, b, jnp.where(c_top, c, d)))

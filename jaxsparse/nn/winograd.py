@@ -1,9 +1,9 @@
-"""3x3 convolution by Winograd's F(2x2, 3x3), in quadrants: 2.25 times fewer multiplications.
+"""3x3 convolution by Winograd's F(2x2, 3x3), with 2.25 times fewer multiplications.
 
-The output is cut into 2x2 tiles, Y = Aᵀ [(G k Gᵀ) ∘ (Bᵀ x B)] A per tile, and kept as four
-*quadrants*, one per place in the tile: `quads[i][j]` holds output rows i, i+2, ... and columns
-j, j+2, .... That is the form 2x2 pooling wants, so nothing is put back in order in between, and
-every transform is a sum of whole arrays with the channels contiguous, which XLA vectorises.
+The output is split into 2x2 tiles, Y = Aᵀ [(G k Gᵀ) ∘ (Bᵀ x B)] A per tile. It is stored as four
+*quadrants*, one per position in the tile: `quads[i][j]` holds output rows i, i+2, ... and columns
+j, j+2, .... The 2x2 pooling that follows uses the quadrants directly. In this layout every
+transform is a sum of whole arrays with contiguous channels, which XLA vectorises.
 
 Source: Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, Sec. 4.1.
 """
@@ -53,7 +53,7 @@ def _kernel_transposed(u: Sequence[Array]) -> list[Array]:  # Gᵀ
 
 
 def _kernel_to_tile(kernel: Array) -> Grid:
-    """G k Gᵀ: a 4x4 grid of [c, o]. As sums: a product with so small a matrix is slow."""
+    """G k Gᵀ: a 4x4 grid of [c, o]. Written as sums, as products with small matrices are slow."""
     return _both_ways(_kernel, [[kernel[i, j] for j in range(3)] for i in range(3)])
 
 
@@ -68,7 +68,7 @@ def _tiles(x: Array) -> Grid:
     _, h, w, _ = x.shape
     rows, columns = h + h % 2, w + w % 2
     x = jnp.pad(x, ((0, 0), (1, 1 + h % 2), (1, 1 + w % 2), (0, 0)))
-    # Without the barrier each of the sixteen sums would redo the padding for itself.
+    # Without the barrier, each of the sixteen sums would compute the padding again.
     x = lax.optimization_barrier(x)
     cuts = [
         [x[:, i : i + rows - 1 : 2, j : j + columns - 1 : 2] for j in range(4)] for i in range(4)
@@ -77,7 +77,7 @@ def _tiles(x: Array) -> Grid:
 
 
 def _moved(x: Array, axis: int, by: int) -> Array:
-    """y[k] = x[k - by] along one axis, zero where there is no such k; by is 1 or -1."""
+    """y[k] = x[k - by] along one axis, zero outside the array; by is 1 or -1."""
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (by, -by, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), config)
@@ -96,12 +96,12 @@ def _images_gradient(tiles: Grid) -> Grid:
 
 
 def split(x: Array) -> Grid:
-    """Cut images [n, h, w, c] into quadrants, rows i::2 and columns j::2 for i, j in {0, 1}."""
+    """Split images [n, h, w, c] into quadrants: rows i::2 and columns j::2 for i, j in {0, 1}."""
     return [[x[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)]
 
 
 def join(quads: Grid, h: int, w: int) -> Array:
-    """Put four quadrants of one shape back in order and cut to [n, h, w, c]."""
+    """Interleave four quadrants of equal shape and crop to [n, h, w, c]."""
     n, a, b, c = quads[0][0].shape
     rows = [jnp.stack(row, 3).reshape(n, a, 2 * b, c) for row in quads]
     return jnp.stack(rows, 2).reshape(n, 2 * a, 2 * b, c)[:, :h, :w]
@@ -109,46 +109,37 @@ def join(quads: Grid, h: int, w: int) -> Array:
 
 @custom_vjp
 def conv_quads(images: Array, kernel: Array) -> Grid:
-    """Convolve with a 3x3 kernel, stride 1 and padding 1, into quadrants.
+    """Convolve images [n, h, w, c] with a 3x3 kernel [3, 3, c, o], stride 1 and padding 1.
 
-    Args:
-      images: [n, h, w, c], float32.
-      kernel: [3, 3, c, o], float32.
-
-    Returns:
-      A 2x2 grid of arrays [n, ceil(h/2), ceil(w/2), o]; where h or w is odd, the last row or column
-      of a second quadrant lies outside the image, and holds no meaning.
-
-    Example:
-      >>> quads = conv_quads(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5)))
-      >>> quads[0][1].shape
-      (1, 2, 2, 5)
+    Returns four quadrants [n, ceil(h/2), ceil(w/2), o]. If h or w is odd, the last row or column of
+    some quadrants is outside the image and must not be used.
     """
     return _forward(images, kernel)[0]
 
 
-# Floats of all sixteen tile arrays of a piece of the batch: what a processor's cache holds.
+# At most so many floats in the sixteen tile arrays of a piece of the batch, to fit into the cache.
 _PIECE = 1_000_000
-# Tiles below which a piece's products cost more to start than cutting the batch saves.
+# At least so many tiles per piece; with fewer, splitting the batch costs more than it saves.
 _PIECE_TILES = 200
-# Bytes that an operation reads and writes from which on XLA divides it among the cores.
+# XLA divides an operation among the cores if it reads and writes at least so many bytes.
 _DIVIDED = 512 * 1024
 
 
 def undivided_rows(channels: int) -> int:
-    """Rows of a float32 array that an operation can make of four such without being divided.
+    """The most rows for which XLA does not divide an operation among the cores.
 
-    Where tasks or seeds have a core each, a divided operation waits for a core that is taken.
+    The operation reads four float32 arrays [rows, channels] and writes one. If every core computes
+    its own task or seed, a divided operation would wait for busy cores.
     """
     return (_DIVIDED - 1) // (5 * 4 * channels)
 
 
 def _pieces(images: Array) -> int:
-    """Into how many equal pieces to cut a batch, so that the tiles of one stay in the cache.
+    """The number of equal pieces to split a batch into, so that the tiles of one fit the cache.
 
-    Two or more wherever they are large enough: what a loop returns is an array, and is not worked
-    out again, entry by entry, inside the operation that reads it. So small that their sums are not
-    divided among the cores, where they are large enough then, too.
+    Two or more, if the pieces are large enough: the result of a loop is stored, so XLA cannot
+    recompute it inside the operations that read it. If possible, pieces are so small that XLA does
+    not divide their sums among the cores.
     """
     n, h, w, c = images.shape
     tiles = ((h + 1) // 2) * ((w + 1) // 2)
@@ -196,12 +187,12 @@ def _backward(saved: tuple, gradients: Grid) -> tuple[Array, Array]:
 
     zeros = jax.tree.map(jnp.zeros_like, weights)
     d_weights, d_images = lax.scan(piece, zeros, _cut((images, gradients), pieces))
-    # Quadrants are put in order here, for inside the loop it would be done entry by entry.
+    # Joined after the loop; inside it, XLA would do this entry by entry.
     return join(_whole(d_images), *size), _tile_to_kernel(d_weights)
 
 
 def _backward_piece(tiles: Grid, weights: Grid, gradients: Grid) -> tuple[Grid, Grid]:
-    gradients = lax.optimization_barrier(gradients)  # read sixteen times, made once
+    gradients = lax.optimization_barrier(gradients)  # computed once, read sixteen times
     products = lax.optimization_barrier(_both_ways(_output_transposed, gradients))
     inputs, outputs = weights[0][0].shape
 

@@ -1,7 +1,7 @@
-"""The block of Conv4 in C++, compiled on the user's machine for its processor.
+"""The Conv4 block in C++, compiled on the user's machine for its processor.
 
-XLA's CPU client passes over arrays between operations, and calls two libraries for the products.
-Written by hand, a piece of the batch stays in the cache from its images to its outputs.
+XLA writes the result of each operation to memory. In this code, a piece of the batch stays in the
+cache from the images to the outputs.
 """
 
 from jaxsparse.nn.native.calls import backward, forward, has_few_channels

@@ -1,11 +1,11 @@
-// Convolution, batch norm, ReLU and 2x2 max-pool as one operation, by Winograd's tiles, which are
-// the windows of the pooling.
+// Convolution, batch norm, ReLU and 2x2 max-pool as one operation. The convolution uses Winograd's
+// 2x2 tiles, which are also the windows of the pooling.
 //
 //   out = maxpool(relu(scale (y - mean(y)) / sqrt(var(y) + eps) + bias)),  y = images * kernel
 //
 // images [n, height, width, inputs], kernel [3, 3, inputs, outputs], stride 1, padding 1. Among
-// equal entries of a window the first in row order receives the gradient. NaN and infinity go on to
-// all that follows from them: ReLU cuts off what is not above zero, and NaN it lets through.
+// equal entries of a window, the first in row order receives the gradient. NaN and infinity
+// propagate, also through ReLU.
 
 #pragma once
 
@@ -16,25 +16,25 @@
 
 namespace jaxsparse {
 
-constexpr int kQuads = 4;    // outputs of a tile, which is also a window of the pooling
-constexpr uint8_t kOff = 4;  // the place in a window of a maximum that ReLU has cut off
+constexpr int kQuads = 4;    // outputs per tile, which is also a window of the pooling
+constexpr uint8_t kOff = 4;  // stored instead of the place of a maximum that ReLU sets to zero
 
-// What the way back needs of the way there.
+// Residuals for the backward pass.
 struct Saved {
   float* y;        // [n, tiles, 4, out()]
-  float* unit;     // [n, windows, out()]: the normalised maximum of each window,
-  uint8_t* place;  // [n, windows, out()]: and where in the window it is
+  float* unit;     // [n, windows, out()]: the normalised maximum of each window
+  uint8_t* place;  // [n, windows, out()]: its place in the window, 0 to 3, or kOff
   float* mean;     // [outputs]
   float* inverse;  // [outputs]: 1 / sqrt(var(y) + eps)
 };
 
-// Into how many shares to divide the images: it decides the order of sums, so it follows from the
-// sizes alone. More would cost more in memory for sums than they save.
+// The number of shares to divide the images into. It decides the order of sums, so it depends only
+// on the sizes. More shares would need too much memory for partial sums.
 inline int shares_of(int64_t images, int64_t pieces_of_work) {
   return std::clamp<int64_t>(pieces_of_work, 1, std::min<int64_t>(images, 4));
 }
 
-// The four outputs of each tile of an image, to [tiles, 4, out()], zero outside the image.
+// Writes the four outputs of each tile of an image to [tiles, 4, out()], zero outside the image.
 inline void transform_outputs(Shape s, const float* from, int64_t first, int64_t rows, float* to) {
   for (int64_t i = 0, t = 0; i < s.tile_rows(); ++i) {
     for (int64_t j = 0; j < s.tile_columns(); ++j, ++t) {
@@ -57,12 +57,12 @@ inline void transform_outputs(Shape s, const float* from, int64_t first, int64_t
   }
 }
 
-// An image's mean, and its sum of squared differences from that: [2, out()]. What lies outside the
-// image is not counted.
+// The mean of an image and the sum of squared differences from it: [2, out()]. Outputs outside the
+// image are not counted.
 inline void image_statistics(Shape s, const float* y, double* to) {
   const double count = s.height * s.width;
   for (int64_t o = 0; o < s.out(); o += kLanes) {
-    // Measured from a value of its own: no cancellation where the mean is large.
+    // A value of the channel is subtracted first, to avoid cancellation if the mean is large.
     const Vec start = load(y + o);
     Vec sum = {}, square = {};
     for (int64_t i = 0, t = 0; i < s.tile_rows(); ++i) {
@@ -109,7 +109,7 @@ inline void convolve(Shape s, Range range, const float* images, const float* wei
   }
 }
 
-// 1 / deviation. NaN where the variance is beyond all numbers: zero would hide that.
+// 1 / deviation; NaN if the variance is not finite, as zero would hide that.
 inline double inverse_deviation(double variance, float eps) {
   return std::isfinite(variance) ? 1 / std::sqrt(variance + eps) : NAN;
 }
@@ -131,8 +131,8 @@ inline void finish_statistics(Shape s, const double* statistics, float eps, floa
   }
 }
 
-// The largest of each window after norm and ReLU: its place decides before the norm, by the sign of
-// the scale.
+// The largest entry of each window after norm and ReLU. It is found before the norm: the maximum,
+// or the minimum if the scale is negative.
 inline void pool(Shape s, Range range, const float* scale, const float* bias, float* out,
                  const Saved& saved) {
   const int64_t height = s.height / 2, width = s.width / 2;
@@ -181,7 +181,7 @@ inline void block_forward(Shape s, const float* images, const float* kernel, con
               [&](int k) { pool(s, share_of(s.images, k, shares), scale, bias, out, saved); });
 }
 
-// Sums of the gradient and of gradient * unit by channel, where ReLU lets it pass.
+// Sums of gradient and of gradient * unit per channel, where ReLU is active.
 inline void gradient_sums(Shape s, const float* gradient, const Saved& saved, float* d_bias,
                           float* d_scale) {
   const int64_t windows = (s.height / 2) * (s.width / 2);
@@ -201,8 +201,8 @@ inline void gradient_sums(Shape s, const float* gradient, const Saved& saved, fl
   }
 }
 
-// dy of each tile by the norm's rule, dy = gain (dz - mean(dz) - unit mean(dz unit)) with dz zero
-// but where a maximum was taken, transformed to sixteen matrices: A dy A^T.
+// A dy A^T of each tile, as sixteen matrices. dy = gain (dz - mean(dz) - unit mean(dz unit)) is the
+// gradient of batch norm; dz is zero except at the maxima.
 inline void transform_gradient(Shape s, const float* y, const float* gradient, const uint8_t* place,
                                const float* factors, int64_t first, int64_t rows, float* to) {
   const int64_t height = s.height / 2, width = s.width / 2;
@@ -257,7 +257,7 @@ inline void norm_factors(Shape s, const float* scale, const Saved& saved, const 
   }
 }
 
-// The gradients of some images, and what they add to that of the kernel's sixteen matrices.
+// The gradients of some images, and their part of the gradient of the transformed kernel.
 inline void convolve_back(Shape s, Range range, const float* images, const float* weights,
                           const Saved& saved, const float* gradient, const float* factors,
                           float* d_images, float* d_weights) {

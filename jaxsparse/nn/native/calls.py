@@ -1,7 +1,7 @@
-"""Calls of the compiled blocks: arrays in, arrays out, no derivatives of their own.
+"""JAX functions that call the compiled blocks. They have no derivatives.
 
-Where a kernel has as many outputs as taps (9 c) or more, as a network's first has, the block is
-the one of gram.h, else that of block.h.
+If a kernel has at least as many outputs as taps (9 c), like the first of a network, the block of
+gram.h is used, else that of block.h.
 """
 
 from collections.abc import Sequence
@@ -16,24 +16,16 @@ from jaxsparse.nn.native.library import Library, NoLibrary, load
 
 
 def has_few_channels(kernel: Array) -> bool:
-    """Whether the block is that of gram.h, which gives no gradient of the images."""
+    """True if the block of gram.h is used, which does not compute the gradient of the images."""
     return ops.has_few_channels(kernel.shape)
 
 
 def forward(
     images: Array, kernel: Array, scale: Array, bias: Array, eps: float
 ) -> tuple[Array, tuple[Array, ...]]:
-    """The block's output, and what `backward` needs of the way to it.
+    """The output [n, h // 2, w // 2, o] of the block, and the residuals for `backward`.
 
-    Args:
-      images: [n, h, w, c], float32; h, w >= 2.
-      kernel: [3, 3, c, o], float32.
-      scale: [o], float32.
-      bias: [o], float32.
-      eps: added to the variance.
-
-    Returns:
-      out [n, h // 2, w // 2, o], and the residuals, which only `backward` can read.
+    All arguments are float32: images [n, h, w, c], kernel [3, 3, c, o], scale and bias [o].
     """
     n, h, w, c = images.shape
     o = kernel.shape[3]
@@ -52,18 +44,9 @@ def forward(
 def backward(
     images: Array, kernel: Array, scale: Array, saved: tuple[Array, ...], gradient: Array
 ) -> tuple[Array | None, Array, Array, Array]:
-    """The gradients of images, kernel, scale and bias, from that of the output.
+    """The gradients of images (None if `has_few_channels`), kernel, scale and bias.
 
-    Args:
-      images: [n, h, w, c], float32.
-      kernel: [3, 3, c, o], float32.
-      scale: [o], float32.
-      saved: the residuals of `forward`.
-      gradient: [n, h // 2, w // 2, o], float32.
-
-    Returns:
-      Four arrays, of the shapes of images, kernel, scale and of bias; None for the first where
-      `has_few_channels`.
+    `saved` are the residuals of `forward`; `gradient` is that of its output.
     """
     shapes = [_float(*x.shape) for x in (images, kernel, scale, scale)]
     args = (images, kernel, scale, *saved, gradient)
@@ -78,7 +61,7 @@ def _call(
     handler: str, results: Sequence[jax.ShapeDtypeStruct], *args: Array | np.float32
 ) -> Sequence[Array]:
     target = _loaded().targets[handler]
-    # Under vmap one after the other: side by side they would only share the core's cache.
+    # Under vmap, one call after the other: parallel calls would compete for the core's cache.
     return jax.ffi.ffi_call(target, results, vmap_method="sequential")(*args)
 
 

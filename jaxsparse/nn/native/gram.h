@@ -1,9 +1,9 @@
-// The block of `block.h` for images of few channels, such as the first layer's.
+// The block of `block.h` for images with few channels, as in the first layer.
 //
-// With P the patches of the images, [positions, taps], y = P k is linear in them: mean(y) = mean(P)
-// k and var(y) = diag(k^T cov(P) k). So the norm folds into the kernel before the product, whose
-// rows are pooled at once; neither y nor P is ever stored, and the way back needs, beside the
-// moments, only the patches at which a maximum was taken.
+// With P the patches of the images, [positions, taps], y = P k is linear in P:
+// mean(y) = mean(P) k and var(y) = diag(k^T cov(P) k). So the norm is folded into the kernel before
+// the product, and the rows of the product are pooled immediately. Neither y nor P is stored. The
+// backward pass needs only the moments of P and the patches at the maxima.
 
 #pragma once
 
@@ -13,28 +13,28 @@ namespace jaxsparse {
 
 struct GramShape : Shape {
   int64_t taps() const { return 9 * inputs; }
-  int64_t wide() const { return padded(taps()); }  // of a row of patches
-  int64_t line() const { return (width + 2) * inputs; }
-  // Of an image with its border, and what the last vector of its last patch reads beyond.
+  int64_t wide() const { return padded(taps()); }        // floats per patch
+  int64_t line() const { return (width + 2) * inputs; }  // floats per row of a bordered image
+  // Floats of an image with its border. The last vector of the last patch reads beyond its end.
   int64_t bordered() const { return (height + 2) * line() + kLanes; }
   int64_t positions() const { return images * height * width; }
   int shares() const { return shares_of(images, positions() / 8192); }
 };
 
-// What the way back needs of the way there.
+// Residuals for the backward pass.
 struct GramSaved {
   float* moments;  // [taps + 1, taps]: cov(P), then mean(P)
-  float* level;    // [inputs]: subtracted from the images before all, which changes no output
+  float* level;    // [inputs]: subtracted from the images first, which changes no output
   uint8_t* place;  // [n, windows, out()]
   float* inverse;  // [outputs]
 };
 
-// The level of each number in a line of an image with its border.
+// The level of each float in a row of a bordered image.
 inline void repeat_level(GramShape s, const float* level, float* to) {
   for (int64_t k = 0; k < s.line(); ++k) to[k] = level[k % s.inputs];
 }
 
-// An image less its level, with what a border of zeros becomes.
+// An image with a border of zeros, minus its level.
 inline void add_level_border(GramShape s, const float* image, const float* levels, float* to) {
   for (int64_t y = -1; y <= s.height; ++y, to += s.line()) {
     for (int64_t k = 0; k < s.line(); ++k) to[k] = -levels[k];
@@ -44,8 +44,8 @@ inline void add_level_border(GramShape s, const float* image, const float* level
   }
 }
 
-// The patch around a pixel, in whole vectors: what lies behind its taps is of no meaning, and may
-// be the beginning of the next patch, which is to be written after this one.
+// The patch around a pixel, written in whole vectors. The floats after its taps are not used; they
+// may overlap the next patch, which must be written after this one.
 inline void patch(GramShape s, const float* bordered, int64_t y, int64_t x, float* to) {
   const float* corner = bordered + y * s.line() + x * s.inputs;
   for (int64_t i = 0; i < 3; ++i, corner += s.line(), to += 3 * s.inputs)
@@ -67,8 +67,8 @@ inline void find_level(GramShape s, const float* images, float* level) {
   for (int64_t c = 0; c < s.inputs; ++c) level[c] = total[c] / s.positions();
 }
 
-// Sums over the patches of some images, [taps + 1, wide()]: P^T P, then P. Those of an image in
-// single, all others in double precision.
+// Adds P^T P and the sum of P over the patches of some images to [taps + 1, wide()]. Sums within an
+// image are in single precision, sums over images in double precision.
 inline void sum_moments(GramShape s, Range range, const float* images, const float* levels,
                         double* to) {
   const int64_t taps = s.taps(), wide = s.wide();
@@ -92,7 +92,7 @@ inline void sum_moments(GramShape s, Range range, const float* images, const flo
   }
 }
 
-// Mean and covariance, from such sums of each share.
+// Mean and covariance, from the sums of all shares.
 inline void finish_moments(GramShape s, int shares, const double* parts, float* moments) {
   const int64_t taps = s.taps(), wide = s.wide();
   const double count = s.positions();
@@ -119,9 +119,8 @@ inline std::vector<double> covariance_product(GramShape s, const float* covarian
   return product;
 }
 
-// The kernel with the norm in it, [taps, out()], and the shift that goes with it, [out()]: NaN where
-// a weight is not finite. What it gives in one place is no number, and the pooling could choose
-// another.
+// The kernel with the norm folded in, [taps, out()], and the shift, [out()]. The shift is NaN if a
+// weight is not finite: otherwise only some outputs may be NaN, and the pooling could pick another.
 inline void fold_norm(GramShape s, const float* kernel, const float* scale, const float* bias,
                       float eps, const GramSaved& saved, float* weights, float* shift) {
   const auto spread = covariance_product(s, saved.moments, kernel);
@@ -144,7 +143,7 @@ inline void fold_norm(GramShape s, const float* kernel, const float* scale, cons
   }
 }
 
-// The largest of each window's four rows of `values`, after the ReLU, and its place.
+// The largest of each window's four rows of `values`, after ReLU, and its place.
 inline void pool_windows(GramShape s, int64_t windows, const float* values, const float* shift,
                          float* out, uint8_t* place) {
   for (int64_t w = 0; w < windows; ++w) {
@@ -206,7 +205,7 @@ inline void gram_forward(GramShape s, const float* images, const float* kernel, 
   });
 }
 
-// The gradient of each window laid to the place of its maximum: [windows, 4, out()].
+// Writes the gradient of each window to the place of its maximum: [windows, 4, out()].
 inline void place_gradient(GramShape s, int64_t windows, const float* gradient,
                            const uint8_t* place, float* to, float* sums) {
   for (int64_t o = 0; o < s.out(); o += kLanes) {
@@ -223,7 +222,7 @@ inline void place_gradient(GramShape s, int64_t windows, const float* gradient,
   }
 }
 
-// Adds P^T dz of some images to [taps, out()], and the sum of dz to [out()] behind it.
+// Adds P^T dz of some images to [taps, out()], and the sum of dz to the [out()] after it.
 inline void sum_products_back(GramShape s, Range range, const float* images, const float* levels,
                               const float* gradient, const uint8_t* place, double* to) {
   const int64_t across = s.width / 2, down = s.height / 2, cells = (s.taps() + 1) * s.out();
@@ -246,8 +245,8 @@ inline void sum_products_back(GramShape s, Range range, const float* images, con
   }
 }
 
-// The gradients of kernel, scale and bias. With S = P^T dz, dz the gradient where a maximum was
-// taken, the norm's rule becomes
+// The gradients of kernel, scale and bias. With dz the gradient at the maxima and S = P^T dz, the
+// gradients of batch norm become
 //
 //   d_kernel = gain (S - mean(P)^T d_bias - cov(P) k inverse d_scale),
 //   d_scale = inverse (diag(k^T S) - mean(P) k d_bias).

@@ -1,10 +1,10 @@
-// What XLA's CPU client calls. Shapes are checked in Python, where the calls are made.
+// The functions that XLA's CPU client calls. Python checks the shapes before the calls.
 
 #include "block.h"
 #include "gram.h"
 #include "xla/ffi/api/ffi.h"
 
-// So that a handler's parameters name all there is to bind.
+// Lets a handler take the thread pool as a parameter.
 template <>
 struct xla::ffi::CtxBinding<xla::ffi::ThreadPool> {
   using Ctx = xla::ffi::ThreadPool;

@@ -1,4 +1,4 @@
-"""Compiles the C++ sources of this folder, once for each kind of processor, and loads them."""
+"""Compile the C++ sources of this folder, once per kind of processor, and load the library."""
 
 import ctypes
 import functools
@@ -27,16 +27,16 @@ _FOLDER = Path(__file__).parent
 _HANDLERS = ("BlockForward", "BlockBackward", "GramForward", "GramBackward")
 _log = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()
-_BUILD_SECONDS = 180  # it takes about ten
+_BUILD_SECONDS = 180  # compiling takes about ten
 
 
 class Library(NamedTuple):
-    """What was loaded.
+    """The loaded library.
 
     Attributes:
-      targets: the name that XLA knows each handler by. It tells versions apart, so that a program
-        compiled with one is not run with another.
-      lanes: numbers in a vector of the processor; residuals have channels in multiples of it.
+      targets: the XLA target name of each handler. It contains the version of the library, so a
+        program compiled with one version does not run with another.
+      lanes: floats per vector register; the channels of residuals are padded to a multiple of it.
     """
 
     targets: dict[str, str]
@@ -44,16 +44,16 @@ class Library(NamedTuple):
 
 
 class NoLibrary(Exception):
-    """The library cannot be had here; the message says why, on one line."""
+    """The library is not available; the message says why, on one line."""
 
 
 def available() -> bool:
-    """Whether the operations can be had here: that takes a C++ compiler."""
+    """True if the library is available, which needs a C++ compiler."""
     return why_not() is None
 
 
 def why_not() -> str | None:
-    """Why the operations cannot be had here, on one line; None where they can."""
+    """The reason, on one line, why the library is not available; None if it is."""
     try:
         load()
     except NoLibrary as reason:
@@ -62,11 +62,7 @@ def why_not() -> str | None:
 
 
 def load() -> Library:
-    """Build where that is still to be done, load, and tell XLA, once in a process.
-
-    Raises:
-      NoLibrary: there is no compiler that works.
-    """
+    """Compile the library if needed, load it and register it with XLA, once per process."""
     with _one_at_a_time:
         found = _load()
     if isinstance(found, str):
@@ -76,7 +72,7 @@ def load() -> Library:
 
 @functools.lru_cache(maxsize=1)
 def _load() -> Library | str:
-    """The library, or why there is none, which is not tried again."""
+    """The library, or the reason why there is none. A failure is cached, too."""
     try:
         path, loaded = built()
     except NoLibrary as reason:
@@ -90,17 +86,11 @@ def _load() -> Library | str:
 
 
 def built() -> tuple[Path, ctypes.CDLL]:
-    """The library of these sources for this machine, from the user's cache or built into it.
+    """The library for this machine and its file, from the user's cache; compiled if needed.
 
-    The compiler is $CXX, which may have arguments, or the first to be found of c++, g++ and
-    clang++.
-
-    Returns:
-      Its file, named by a digest of all that decides what is in it and one of its bytes, and the
-      library.
-
-    Raises:
-      NoLibrary: there is no compiler that works.
+    The compiler is $CXX, which may include arguments, or the first of c++, g++ and clang++ that is
+    found. The file name consists of a digest of everything that the library depends on, and a
+    digest of its bytes.
     """
     command = [*_compiler(), *_flags()]
     digest = hashlib.sha256(repr((command, _processor(), jaxlib.__version__)).encode())
@@ -117,12 +107,12 @@ def built() -> tuple[Path, ctypes.CDLL]:
         where = error.filename or "the cache"
         raise NoLibrary(f"{where} cannot be written: {error.strerror}") from error
     if found is None:
-        raise NoLibrary(f"what {command[0]} wrote cannot be read")
+        raise NoLibrary(f"the library that {command[0]} wrote cannot be read")
     return found
 
 
 def _compiler() -> list[str]:
-    """The compiler and its first arguments."""
+    """The compiler, and the arguments in $CXX."""
     named = os.environ.get("CXX", "").strip()
     if not named:
         found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
@@ -130,7 +120,7 @@ def _compiler() -> list[str]:
             raise NoLibrary("there is no C++ compiler")
         return [found]
     words = [named]
-    if not shutil.which(named):  # which may be the name of a file with spaces in it
+    if not shutil.which(named):  # a path may contain spaces
         with suppress(ValueError):
             words = shlex.split(named)
     found = shutil.which(words[0])
@@ -142,13 +132,13 @@ def _compiler() -> list[str]:
 def _flags() -> list[str]:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     native = "-march=native" if x86 else "-mcpu=native"
-    hidden = "-fvisibility-inlines-hidden"  # so that calls within the library are direct
+    hidden = "-fvisibility-inlines-hidden"  # makes calls within the library direct
     headers = ["-isystem", jax.ffi.include_dir()]
     return ["-std=c++17", "-O3", native, "-fPIC", "-shared", hidden, *headers]
 
 
 def _processor() -> str:
-    """What decides the machine code that may run here: one folder may serve several machines."""
+    """The processor's features and model, as several machines may share one cache folder."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return str(sorted({x for x in lines if x.startswith(("flags", "Features", "model name"))}))
@@ -156,18 +146,18 @@ def _processor() -> str:
 
 
 def _open(folder: Path, key: str) -> tuple[Path, ctypes.CDLL] | None:
-    """The library, if there is a whole one: of half a one, or another's, the system may crash."""
+    """The library and its file, or None. Incomplete files are removed: loading one may crash."""
     for path in sorted(folder.glob(f"{key}-*.so")):
         if path.name != _name(key, path):
             remove(path)
             continue
-        with suppress(OSError):  # of another machine's system
+        with suppress(OSError):  # compiled on another operating system
             return path, ctypes.CDLL(str(path))
     return None
 
 
 def _name(key: str, path: Path) -> str | None:
-    """What a library is called: it tells what its bytes are. None for what is no readable file."""
+    """The file name of a library, with a digest of its bytes; None if it cannot be read."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return None
@@ -178,25 +168,25 @@ def _name(key: str, path: Path) -> str | None:
 
 
 def _build(command: Sequence[str], folder: Path, key: str) -> None:
-    """Compile into the folder, where a whole library appears or none."""
-    # A warning, since that is seen where nobody has set up logging: it takes a while.
+    """Compile the library and move it to the folder atomically."""
+    # A warning is shown even if logging is not set up.
     compiler = Path(command[0]).name
     _log.warning("compiling the convolution blocks with %s (once per machine) ...", compiler)
-    with partial(folder / key) as beside:
-        beside.mkdir()
-        library = beside / "library.so"
+    with partial(folder / key) as temporary:
+        temporary.mkdir()
+        library = temporary / "library.so"
         sources = [str(_FOLDER / "handlers.cc"), "-o", str(library)]
-        trouble = _compile([*command, *sources], beside) or _try(library)
+        trouble = _compile([*command, *sources], temporary) or _try(library)
         if trouble:
             raise NoLibrary(f"{command[0]} failed: {trouble}")
         with library.open("rb") as file:
             os.fsync(file.fileno())
         if name := _name(key, library):
-            library.replace(folder / name)  # at once, for several processes may build
+            library.replace(folder / name)  # atomic, as several processes may compile at once
 
 
-# Runs its arguments, and ends whatever they started when its input ends: that does when this
-# process ends, however it does.
+# Runs its arguments as a command. When stdin is closed, it kills the whole process group. That
+# happens when this process ends, even if it is killed.
 _GUARD = """
 exec 3<&0
 { read -r _ <&3; kill -9 0; } &
@@ -209,11 +199,7 @@ exit $status
 
 
 def _compile(command: Sequence[str], folder: Path) -> str | None:
-    """Run a compiler, with its temporary files in `folder`.
-
-    Returns:
-      None, or in one line what went wrong.
-    """
+    """Run a compiler with its temporary files in `folder`; return an error on one line, or None."""
     ends = os.pipe()
     with (
         os.fdopen(ends[0]) as alive,
@@ -226,12 +212,12 @@ def _compile(command: Sequence[str], folder: Path) -> str | None:
             stdout=messages,
             stderr=messages,
             env={**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"},
-            start_new_session=True,  # a group of processes, to be ended as one
+            start_new_session=True,  # a process group, which can be killed as a whole
         )
         try:
             status = process.wait(_BUILD_SECONDS)
         except subprocess.TimeoutExpired:
-            return f"it had not ended after {_BUILD_SECONDS} s"
+            return f"it did not finish within {_BUILD_SECONDS} s"
         finally:
             own.close()
             process.wait()
@@ -241,7 +227,7 @@ def _compile(command: Sequence[str], folder: Path) -> str | None:
 
 
 def _first_error(messages: str) -> str:
-    """The first line that tells of an error, else the first, without colours."""
+    """The first line with the word "error", else the first line, without colours."""
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", messages)
     lines = [text for line in plain.splitlines() if (text := " ".join(line.split()))]
     first = next(
@@ -254,11 +240,7 @@ _TRIAL = "import ctypes, sys; [getattr(ctypes.CDLL(sys.argv[1]), name) for name 
 
 
 def _try(library: Path) -> str | None:
-    """Load a library in another process, for of half a one it may crash.
-
-    Returns:
-      None, or in one line what is wrong with it.
-    """
+    """Load a library in another process, as loading may crash; returns an error, or None."""
     if not library.is_file():
         return "it wrote no library"
     names = ["JaxsparseLanes", *(f"Jaxsparse{name}" for name in _HANDLERS)]
@@ -267,4 +249,4 @@ def _try(library: Path) -> str | None:
     if done.returncode == 0:
         return None
     said = "".join(done.stderr.splitlines()[-1:])
-    return f"what it wrote cannot be loaded: {said or f'exit status {done.returncode}'}"
+    return f"its library cannot be loaded: {said or f'exit status {done.returncode}'}"

@@ -1,4 +1,4 @@
-// Dividing work among the threads that have nothing to do.
+// Dividing work among idle threads.
 
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace jaxsparse {
 
-// Which images a share of the work is about: [first, last).
+// The images of one share of the work: [first, last).
 struct Range {
   int64_t first, last;
 };
@@ -21,7 +21,7 @@ inline Range share_of(int64_t images, int share, int shares) {
   return {images * share / shares, images * (share + 1) / shares};
 }
 
-// Threads that may be idle. What is computed does not depend on how many are.
+// A thread pool. The results do not depend on the number of idle threads.
 class Helpers {
  public:
   using Task = std::function<void()>;
@@ -29,8 +29,8 @@ class Helpers {
   Helpers(int64_t threads, std::function<void(Task)> schedule)
       : threads_(threads), schedule_(std::move(schedule)) {}
 
-  // Calls part(0), ..., part(count - 1): here, and on helpers that take some before they are done
-  // here. Nobody waits for a helper that has not begun, so that this ends where all are busy.
+  // Calls part(0), ..., part(count - 1) on this thread and on idle threads. It does not wait for
+  // threads that have not started, so it also finishes if all other threads are busy.
   void run(int count, const std::function<void(int)>& part) const {
     const auto work = std::make_shared<Work>(count, part);
     for (int64_t k = 1; k < std::min<int64_t>(count, threads_); ++k)

@@ -1,4 +1,4 @@
-// Vectors of the processor, products of matrices small enough for its caches, and memory for them.
+// SIMD vectors, products of matrices that fit into the cache, and memory for them.
 
 #pragma once
 
@@ -23,7 +23,7 @@ constexpr int kTileVectors = 4;
 constexpr int kTileRows = 6;
 constexpr int kLine = 64;  // bytes of a cache line
 
-// Aligned as floats are: rows of a buffer begin anywhere.
+// Only aligned like a float, as rows of a buffer may begin anywhere.
 typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef uint16_t ShortVec __attribute__((vector_size(kLanes * 2)));
@@ -35,7 +35,7 @@ inline Vec load(const float* p) {
 inline void store(float* p, Vec x) {
   *reinterpret_cast<Vec*>(p) = x;
 }
-// By way of 16 bits: at once, GCC 12 would convert number by number.
+// Converted in two steps, through 16 bits: in one step, GCC 12 converts each number separately.
 inline IntVec load_bytes(const uint8_t* p) {
   const ByteVec bytes = *reinterpret_cast<const ByteVec*>(p);
   return __builtin_convertvector(__builtin_convertvector(bytes, ShortVec), IntVec);
@@ -55,11 +55,11 @@ struct Strided {
   int64_t row_step, step;
 };
 
-// c[Rows, Vectors * kLanes] (+)= a[Rows, depth] b[depth, Vectors * kLanes], held in registers.
+// c[Rows, Vectors * kLanes] (+)= a[Rows, depth] b[depth, Vectors * kLanes]; c stays in registers.
 template <int Rows, int Vectors, bool Add>
 inline void multiply_tile(Strided a, const float* b, float* c, int64_t width, int64_t depth) {
   Vec sum[Rows][Vectors];
-  // Unrolled by request: otherwise the sums are written to the stack before they get to c.
+  // Without the pragmas, the sums are first written to the stack and then to c.
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
@@ -118,14 +118,14 @@ inline void multiply_columns(int vectors, int rows, Strided a, const float* b, f
   }
 }
 
-// c[rows, width] (+)= a[rows, depth] b[depth, width]; width is of whole vectors.
+// c[rows, width] (+)= a[rows, depth] b[depth, width]; width is a multiple of kLanes.
 template <bool Add>
 inline void multiply(int64_t rows, int64_t depth, int64_t width, Strided a, const float* b,
                      float* c) {
   const int64_t groups = (rows + kTileRows - 1) / kTileRows;
   for (int64_t column = 0; column < width; column += kTileVectors * kLanes) {
     const int vectors = std::min<int64_t>(kTileVectors, (width - column) / kLanes);
-    for (int64_t g = 0; g < groups; ++g) {  // groups of nearly one size: no narrow last one
+    for (int64_t g = 0; g < groups; ++g) {  // of almost equal size, to avoid a small last group
       const int64_t first = rows * g / groups, last = rows * (g + 1) / groups;
       const Strided left = {a.data + first * a.row_step, a.row_step, a.step};
       multiply_columns<Add>(vectors, last - first, left, b + column, c + first * width + column,
@@ -134,8 +134,8 @@ inline void multiply(int64_t rows, int64_t depth, int64_t width, Strided a, cons
   }
 }
 
-// Memory that a thread keeps for its next call. Begins at a cache line: vectors that lie across two
-// cost twice.
+// Memory that a thread keeps for its next call. Aligned to a cache line, as loading a vector that
+// spans two lines takes twice as long.
 struct Scratch {
   float* data = nullptr;
   int64_t size = 0;
@@ -155,7 +155,7 @@ struct Scratch {
   }
 };
 
-// What for; two of a kind are never in use at once on a thread.
+// The purpose of a buffer. A thread never needs two buffers for the same purpose at once.
 enum class Slot {
   kKernel,
   kWeights,

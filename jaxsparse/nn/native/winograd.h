@@ -1,9 +1,9 @@
-// 3x3 convolution by Winograd's F(2x2, 3x3), stride 1, padding 1, in pieces that stay in the cache.
+// 3x3 convolution by Winograd's F(2x2, 3x3), stride 1, padding 1, in pieces that fit the cache.
 //
 // Y = A^T [(G k G^T) o (B^T x B)] A for each 2x2 tile of the output. A piece of the batch is
 // transformed to sixteen matrices [tiles, channels], multiplied and transformed back before the
-// next one is read, so that memory sees only images and outputs. Channels lie contiguous and are
-// padded with zeros to whole vectors.
+// next piece is read. So only images and outputs are read from and written to main memory. Channels
+// are contiguous and padded with zeros to whole vectors.
 //
 // Source: Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, Sec. 4.1.
 
@@ -13,7 +13,7 @@
 
 namespace jaxsparse {
 
-constexpr int kPlaces = 16;  // of a transformed tile
+constexpr int kPlaces = 16;  // entries of a transformed tile
 
 // The one-dimensional transforms; `Step` is the distance between the entries of x.
 template <int Step>
@@ -40,19 +40,18 @@ inline void output_transform_transposed(Vec* y) {  // A
   y[Step] = a + b, y[2 * Step] = a - b, y[3 * Step] = -b;
 }
 
-// Sizes of a convolution, and of a piece of its batch.
+// The sizes of a convolution and of its intermediate arrays.
 struct Shape {
   int64_t images, height, width, inputs, outputs;
 
   int64_t tile_rows() const { return (height + 1) / 2; }
   int64_t tile_columns() const { return (width + 1) / 2; }
-  int64_t tiles() const { return tile_rows() * tile_columns(); }  // of an image
+  int64_t tiles() const { return tile_rows() * tile_columns(); }  // per image
   int64_t in() const { return padded(inputs); }
   int64_t out() const { return padded(outputs); }
   int64_t bordered_width() const { return 2 * tile_columns() + 2; }
   int64_t bordered() const { return (2 * tile_rows() + 2) * bordered_width() * in(); }
-  // Images whose tiles are enough rows to keep the products busy, and few enough to stay in the
-  // cache.
+  // The number of images in a piece: enough tiles for fast products, few enough to fit the cache.
   int64_t piece() const { return std::clamp<int64_t>(48 / tiles(), 1, images); }
 };
 
@@ -69,8 +68,7 @@ inline void kernel_transform_transposed(const Vec* u, Vec* k) {  // G^T
   k[0] = u[0] + sum, k[Step] = 0.5f * (u[Step] - u[2 * Step]), k[2 * Step] = u[3 * Step] + sum;
 }
 
-// G k G^T of nine matrices [rows, columns], to sixteen [rows, padded(columns)], zero in the
-// padding.
+// G k G^T, from nine matrices [rows, columns] to sixteen [rows, padded(columns)].
 inline void transform_kernel(int64_t rows, int64_t columns, const float* kernel, float* to) {
   const int64_t wide = padded(columns);
   for (int64_t r = 0; r < rows; ++r) {
@@ -110,7 +108,7 @@ inline void transform_kernel_back(int64_t rows, int64_t columns, const float* fr
 
 // Nine matrices [rows, columns] to [columns, rows].
 inline void transpose_kernel(int64_t rows, int64_t columns, const float* from, float* to) {
-  constexpr int64_t kBlock = 16;  // rows that stay in the cache while columns go by
+  constexpr int64_t kBlock = 16;  // rows that stay in the cache during the loop over columns
   for (int64_t p = 0; p < 9; ++p, from += rows * columns, to += rows * columns)
     for (int64_t first = 0; first < rows; first += kBlock)
       for (int64_t c = 0; c < columns; ++c)
@@ -123,8 +121,7 @@ inline void copy(const float* from, int64_t count, float* to) {
     store_some(to + k, load_some(from + k, count - k), count - k);
 }
 
-// An image [height, width, inputs] into the middle of a field of zeros with whole vectors of
-// channels.
+// Copies an image [height, width, inputs] to the middle of an array of zeros, with padded channels.
 inline void add_border(Shape s, const float* image, float* to) {
   for (int64_t y = 0; y < s.height; ++y)
     for (int64_t x = 0; x < s.width; ++x)
@@ -139,7 +136,7 @@ inline void drop_border(Shape s, const float* from, float* image) {
            image + (y * s.width + x) * s.inputs);
 }
 
-// B^T x B of an image's tiles, to rows `first` and on of sixteen matrices [rows, in()].
+// B^T x B of an image's tiles, to the rows from `first` on of sixteen matrices [rows, in()].
 inline void transform_image(Shape s, const float* bordered, int64_t first, int64_t rows,
                             float* to) {
   for (int64_t i = 0, t = first; i < s.tile_rows(); ++i) {
@@ -161,7 +158,7 @@ inline void transform_image(Shape s, const float* bordered, int64_t first, int64
   }
 }
 
-// The gradient of an image from those of its tiles: B v B^T, added where tiles overlap.
+// The gradient of an image from those of its tiles: B v B^T, summed where tiles overlap.
 inline void transform_image_back(Shape s, const float* from, int64_t first, int64_t rows,
                                  float* bordered) {
   std::memset(bordered, 0, s.bordered() * sizeof(float));
