@@ -581,7 +581,7 @@ def test_a_damaged_pretraining_says_what_to_delete(small_network, tmp_path, monk
     (folder,) = (tmp_path / "cache" / "pretrained").iterdir()
     for path in (folder / "checkpoints").rglob("manifest.ocdbt"):
         path.write_bytes(b"")
-    with pytest.raises(RunError, match=f"none of the checkpoints.*pretrain anew, delete {folder}"):
+    with pytest.raises(RunError, match=f"none of the checkpoints.*pretrain again, delete {folder}"):
         pretrain(config, DATA, Hooks())
 
 
@@ -601,7 +601,7 @@ def test_a_second_pretraining_waits_for_the_first(small_network, tmp_path, monke
         found = pretrain(config, DATA, Hooks(warn=lines.append, row=again.append))
     chex.assert_trees_all_equal(found, first)
     assert not again  # what the first had finished was read
-    assert lines == ["another run is pretraining what this one starts from; waiting for it"] * 2
+    assert lines == ["another run is pretraining the network that this run needs; waiting"] * 2
 
 
 # The command line
