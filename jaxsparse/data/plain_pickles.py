@@ -153,7 +153,7 @@ def _named() -> dict[tuple[str, str], Any]:
 
 
 class _Dict(dict):
-    """A dict that refuses tuples as keys: hashing one that is nested a million deep would crash."""
+    """A dict with plain keys only: hashing a tuple that is nested a million deep would crash."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(key, str | bytes | int):

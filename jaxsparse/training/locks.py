@@ -117,7 +117,7 @@ def _lives(process: tuple[int, str]) -> bool:
 
 
 def _hint(folder: Path) -> str:
-    """What to do if a process on another machine, or of another user, holds the lock."""
+    """The process that the lock file names, and what to do if it has ended."""
     number, host = _read(folder / HOLDER)
     if not host:
         return ""
