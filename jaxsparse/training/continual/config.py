@@ -54,7 +54,7 @@ class ContinualConfig:
     memories: int = 200
     """capacity of the replay memory, in images, for all tasks together"""
     memory_per_task: int | None = None
-    """images that gem and agem store per task, instead of memories / tasks"""
+    """images that gem and agem store per task; none: memories / tasks"""
     replay_batch_size: int = 10
     """replayed images per batch"""
     network: Literal["mlp", "cnn4", "cnn3"] = "mlp"
