@@ -170,10 +170,10 @@ def test_a_run_goes_on_under_the_other_form_with_one_line(
     compiler(False)
     capsys.readouterr()
     fewshot.main([f"--resume={run}"])
-    lines = [x for x in capsys.readouterr().err.splitlines() if "goes on with" in x]
+    lines = [x for x in capsys.readouterr().err.splitlines() if "is resumed with" in x]
     other = begun in ("native", "C++")
     assert len(lines) == other
-    assert all("goes on with blocks xla (begun with native): its numbers" in x for x in lines)
+    assert all("is resumed with blocks xla (started with native): its numbers" in x for x in lines)
 
 
 def test_native_without_a_compiler_is_refused(flags, compiler, tmp_path, capsys):

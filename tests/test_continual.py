@@ -399,7 +399,7 @@ def test_a_point_of_a_scan_that_diverges_retains_nothing(stream, tmp_path):
     config = dataclasses.replace(PLAIN, validation=True)
     grid = [Rates(0.1, 1.0, 0.05), Rates(0.1, 1.0, 1e39)]
     folder = new_folder(tmp_path / "scan")
-    with pytest.warns(match="null for what is not finite"):
+    with pytest.warns(match="null for non-finite numbers"):
         points = scan_stream(config, grid, stream, folder, Hooks())["points"]
     good, bad = (point["retained_accuracy"]["mean"] for point in points)
     assert good > 0.3 and bad == 0

@@ -143,7 +143,7 @@ def test_places_for_a_run_that_cannot_be_used_are_one_line(name, tmp_path, capsy
     (tmp_path / "full" / "thesis.tex").write_text("")
     places = {
         tmp_path / "file": "is a file",
-        tmp_path / "link": "is a link to nothing",
+        tmp_path / "link": "is a broken link",
         tmp_path / "pipe": "want a folder",
         tmp_path / "full": "is not empty",
         "/dev/null": "want a folder",

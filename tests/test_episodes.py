@@ -230,7 +230,7 @@ def test_traced_counts_are_checked_against_the_largest_class():
 
 
 def test_numbers_that_are_traced_are_named():
-    with pytest.raises(DataError, match="tasks sets shapes, so it must be static under jit"):
+    with pytest.raises(DataError, match="tasks determines shapes, so it must be static under jit"):
         jax.jit(sample_tasks)(jax.random.key(0), numbered(), 1, 2, 1, 1)
 
 
@@ -248,8 +248,8 @@ def test_numbers_that_are_traced_are_named():
         ("counts", np.array([7, 0, 9, 5, 6, 12]), "class 'class 1' has no images"),
         ("counts", np.array([7, -4, 9, 5, 6, 12]), "class 'class 1' has no images"),
         ("counts", np.array([7, 4, 9, 5, 6, 13]), "class 'class 5' has more images than `largest`"),
-        ("starts", np.arange(1, 7) * 12, "class 'class 5' ends behind the 72 images"),
-        ("starts", np.array([-1, 4, 9, 5, 6, 13]), "class 'class 0' ends behind the 72 images"),
+        ("starts", np.arange(1, 7) * 12, "class 'class 5' ends beyond the 72 images"),
+        ("starts", np.array([-1, 4, 9, 5, 6, 13]), "class 'class 0' ends beyond the 72 images"),
         ("mean", (0.0,), "data.mean must have 2 values"),
         ("std", (1.0, 1.0, 1.0), "data.std must have 2 values"),
         ("mean", (0.0, np.nan), "data.mean must be finite, got"),

@@ -345,9 +345,9 @@ def test_a_machine_that_gives_other_bits_is_a_line(flags, small_network, tmp_pat
     (run / "config.json").write_text(json.dumps(record))
     capsys.readouterr()
     fewshot.main([f"--resume={run}"])
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if "goes on with" in x]
-    assert "jax" in line and "(begun with 0.9.9)" in line and "(begun with 977)" in line
-    assert "device" not in line.split("goes on with")[1].split(":")[0].replace("devices", "")
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "is resumed with" in x]
+    assert "jax" in line and "(started with 0.9.9)" in line and "(started with 977)" in line
+    assert "device" not in line.split("is resumed with")[1].split(":")[0].replace("devices", "")
 
 
 def test_a_run_with_rows_and_no_checkpoint_is_left_alone(flags, small_network, tmp_path, capsys):

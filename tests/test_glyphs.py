@@ -264,7 +264,7 @@ def test_missing_fonts_are_named(monkeypatch, tmp_path):
         glyphs._charmaps.__wrapped__()
     monkeypatch.undo()
     monkeypatch.setattr(glyphs.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="matplotlib, whose fonts are drawn, is not installed"):
+    with pytest.raises(DataError, match="matplotlib is not installed; its fonts are needed"):
         glyphs.fonts.__wrapped__()
 
 

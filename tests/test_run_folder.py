@@ -237,7 +237,7 @@ def test_places_that_cannot_hold_a_new_run(folder, tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for place, why in (
-        (link, "is a link to nothing"),
+        (link, "is a broken link"),
         (pipe, "want a folder"),
         (Path("/dev/null"), "want a folder"),
         (file / "run", "Not a directory"),
@@ -312,7 +312,7 @@ def test_folders_without_a_name_are_never_shared(tmp_path):
 
 def test_a_folder_whose_making_was_cut_off_is_said_to_be_one(tmp_path):
     (tmp_path / ".lock").write_text("")
-    with pytest.raises(RunError, match=r"its making was cut off; begin it anew with --out"):
+    with pytest.raises(RunError, match=r"its creation was interrupted, start it again with --out"):
         RunFolder.open(tmp_path)
 
 

@@ -223,7 +223,7 @@ def test_unknown_streams_and_shapes(tmp_path):
     with pytest.raises(DataError, match=r"^omniglot: not prepared in"):
         load_switching("omniglot-mnist-fashion", tmp_path)
     square = ImageSet(np.zeros((1, 1, 2, 2, 1), np.uint8), np.ones(1), ("a",), (0.0,), (1.0,))
-    with pytest.raises(DataError, match=r"^sets must be of images of one shape, got \[\(1, 2, 1\)"):
+    with pytest.raises(DataError, match=r"^sets must have one image shape, got \[\(1, 2, 1\)"):
         side_by_side({"a": square, "b": numbered(1, [1], 0)})
-    with pytest.raises(DataError, match=r"^sets must be of images of one shape, got no sets"):
+    with pytest.raises(DataError, match=r"^sets must have one image shape, got no sets"):
         side_by_side({})

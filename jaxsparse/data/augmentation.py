@@ -1,4 +1,4 @@
-"""Random shifts, flips and changes of brightness of a stream's images."""
+"""Random shifts, flips and brightness changes."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ BRIGHTNESS = 63 / 255  # largest relative change
 
 
 def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Shift, mirror and brighten each image at random, in whole steps of a pixel and of 1 / 255.
+    """Crop, flip and change the brightness of each image at random.
 
-    A crop of the original size out of the image with 4 black pixels on every side; mirrored left
-    to right with probability 1/2; then min(255, floor(f x)), f ~ U[1 - 63/255, 1 + 63/255].
+    The image is padded with 4 black pixels on every side and cropped to its original size; flipped
+    left to right with probability 1/2; then min(255, floor(f x)), f ~ U[1 - 63/255, 1 + 63/255].
 
     Args:
         key: a jax.random key.
@@ -23,7 +23,7 @@ def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         uint8 [b, h, w, c].
 
     Raises:
-        DataError: images are not such an array.
+        DataError: `images` has another dtype or number of axes.
 
     Example:
         >>> augment(jax.random.key(0), jnp.zeros((2, 32, 32, 3), jnp.uint8)).shape
@@ -44,7 +44,7 @@ def augment(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def _shifted(images: jax.Array, places: jax.Array, flips: jax.Array) -> jax.Array:
-    """Cut each image out of its padded self at `places` [b, 2], then mirror where `flips` [b]."""
+    """Crop each padded image at `places` [b, 2], then flip it if `flips` [b] is true."""
     pad = (CROP_PADDING, CROP_PADDING)
     padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))
     _, height, width, _ = images.shape

@@ -1,4 +1,4 @@
-"""Decoded images, written once and memory-mapped ever after."""
+"""A cache of decoded images: written once, then memory-mapped."""
 
 import hashlib
 import json
@@ -20,25 +20,21 @@ from jaxsparse.errors import DataError
 from jaxsparse.user_cache import cache_dir, partial
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_CACHE_VERSION = 2  # raise it whenever the same source would give other bytes
-_WHOLE = 64 * 2**20  # caches up to this size, in bytes, are checked whole; larger ones in samples
+_CACHE_VERSION = 2  # increase it whenever the same source would give other bytes
+_WHOLE = 64 * 2**20  # bytes; up to this size the checksum covers all pixels, above it samples
 _HEADER = 128  # bytes of images.npy before the first pixel
 
 Shape = tuple[int, int, int]
 
 
 class Rows(NamedTuple):
-    """A split about to be decoded: what it holds, and its images one by one.
+    """A split that is being decoded.
 
-    Args:
+    Attributes:
         names: one name per class.
         counts: number of images in each class, all above zero.
         shape: (height, width, channels) of every image.
-        images: yields uint8 `shape` arrays, all of the first class, then all of the second, ...
-
-    Example:
-        >>> Rows(["a"], [2], (8, 8, 1), iter(np.zeros((2, 8, 8, 1), np.uint8))).counts
-        [2]
+        images: yields uint8 arrays of `shape`: all images of the first class, then of the second...
     """
 
     names: list[str]
@@ -48,26 +44,19 @@ class Rows(NamedTuple):
 
 
 def cached(stem: str, key: Any, rows: Callable[[], Rows]) -> ImageSet:
-    """The decoded images of `rows()`, memory-mapped from the cache; decoded only the first time.
+    """The images of `rows()`, memory-mapped from the cache; decoded only the first time.
 
-    Several processes may ask at once: each writes a folder of its own and renames it when it is
-    whole. A cache that is damaged (see `_checksum` for how far that is seen) is built anew.
+    Several processes may call it at once: each writes its own folder and renames it when it is
+    complete. A damaged cache (as far as `_checksum` finds damage) is built again.
 
     Args:
         stem: start of the cache folder's name.
-        key: anything whose `repr` changes when the images do.
-        rows: called when the cache has no such images.
-
-    Returns:
-        An ImageSet whose images are read from disk as they are used.
+        key: any value whose `repr` changes when the images change.
+        rows: called if the images are not in the cache.
 
     Raises:
-        DataError: the cache cannot be written, the images exceed the disk or the memory, or
-            whatever `rows` raises.
-
-    Example:
-        >>> cached("zeros", 1, lambda: Rows(["a"], [1], (8, 8, 1), iter(np.zeros((1, 8, 8, 1)))))
-        ImageSet(...)
+        DataError: the cache cannot be written, or the images are too large for the disk or the
+            memory. Errors of `rows` are passed on.
     """
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     path = cache_dir() / f"{stem}-v{_CACHE_VERSION}-{digest}"
@@ -80,7 +69,7 @@ def cached(stem: str, key: Any, rows: Callable[[], Rows]) -> ImageSet:
             new.mkdir()
             _write(new, rows())
             if _open(path) is None:  # else another process was first
-                with suppress(OSError):  # or comes first now
+                with suppress(OSError):  # another process may still be first
                     put(new, path)
     except OSError as error:
         raise DataError(
@@ -97,7 +86,7 @@ def _write(folder: Path, rows: Rows) -> None:
     shape = (sum(rows.counts), *rows.shape)
     _check_room(folder, shape)
     digest = hashlib.sha256()
-    # Plain writes and no memory map: on a full disk those raise, a map kills the process.
+    # Plain writes, not a memory map: on a full disk a memory map would kill the process.
     with (folder / "images.npy").open("wb") as file:
         file.write(_header(shape))
         for image in islice(rows.images, shape[0]):
@@ -111,7 +100,7 @@ def _write(folder: Path, rows: Rows) -> None:
 
 
 def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
-    """Raise DataError where so many pixels fit neither on the disk nor into the memory."""
+    """Raise DataError unless the pixels fit on the disk and into the memory."""
     size, text = math.prod(shape), " x ".join(map(str, shape))
     for there, where in (
         (shutil.disk_usage(folder).free, "free in the cache; set JAXSPARSE_CACHE to a larger disk"),
@@ -125,22 +114,22 @@ def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
 
 
 def _memory() -> float:
-    """Bytes of memory that this machine has."""
+    """The memory of this machine in bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # a system that does not say
+    except (AttributeError, OSError, ValueError):  # unknown on this system
         return math.inf
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """The start of a .npy file of uint8, the same whichever NumPy is there."""
+    """The header of a uint8 .npy file; it does not depend on NumPy's version."""
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
     text = text.ljust(_HEADER - 11) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The pixels of such a file, read from the disk as they are used; ValueError if it differs."""
+    """The memory-mapped pixels of a .npy file; ValueError unless it has this shape."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != _HEADER + math.prod(shape) or file.read(_HEADER) != _header(shape):
@@ -149,7 +138,7 @@ def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _open(path: Path) -> ImageSet | None:
-    """The set that was written at `path`; None where there is none, or it is not as written."""
+    """The set stored at `path`; None if there is none or it is damaged."""
     try:
         with open_file(path / "meta.json") as file:
             meta = json.loads(file.read())
@@ -157,7 +146,7 @@ def _open(path: Path) -> ImageSet | None:
         images = _map(path / "images.npy", (sum(counts), *meta["shape"]))
         if checksum != _checksum(images, meta):
             return None
-    # Whatever a damaged file makes a parser say; reading it again would not help.
+    # All errors that parsing a damaged file may raise.
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
     colour = images.shape[-1] == 3
@@ -166,8 +155,8 @@ def _open(path: Path) -> ImageSet | None:
 
 
 def _checksum(images: np.ndarray, meta: dict[str, Any]) -> int:
-    # Of everything up to _WHOLE bytes; beyond, of 512 samples: enough to see a file cut short,
-    # zeroed or overwritten, and it keeps opening a gigabyte well under half a second.
+    # Above _WHOLE bytes only 512 samples are read: enough to detect a truncated, zeroed or
+    # overwritten file, and opening a gigabyte takes well under half a second.
     flat = images.reshape(-1)
     total = zlib.crc32(repr((images.shape, meta)).encode())
     if flat.size <= _WHOLE:

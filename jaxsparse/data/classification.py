@@ -1,4 +1,4 @@
-"""Labelled images in the order they were recorded in: what a continual stream is made of."""
+"""Data sets of ten classes, from which continual-learning streams are made."""
 
 import io
 import os
@@ -28,7 +28,7 @@ _SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 3
 def load_labelled(
     name: str, split: str, data_dir: str | os.PathLike[str] | None = None
 ) -> LabelledSet:
-    """Load one split of a data set of ten classes, in the order of its records.
+    """Load one split of a data set with ten classes, in the order of its records.
 
     | name | what | images, train and test | shape |
     |---|---|---|---|
@@ -37,20 +37,20 @@ def load_labelled(
     | cifar10 | photographs of animals and vehicles | 50,000 and 10,000 | 32, 32, 3 |
     | glyphs | digits rendered by this package, nothing to download | 6,000 and 1,000 | 28, 28, 1 |
 
-    The first call decodes into the cache (see `cache_dir`), later ones open it in a moment.
+    The first call decodes the images into the cache (see `cache_dir`); later calls open the cache.
 
     Args:
         name: one of the above.
         split: "train" or "test".
-        data_dir: TFDS's data folder, default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        data_dir: TFDS's data folder; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
     Returns:
-        A LabelledSet of NumPy arrays, its images read from disk as they are used. Mean 0 and std 1
-        but for cifar10, which has its own, channel by channel.
+        A LabelledSet of NumPy arrays; images are read from disk when they are used. Mean 0 and std
+        1, except for cifar10, which has its own mean and std per channel.
 
     Raises:
-        DataError: no such data set or split, or the data are missing or damaged; the message is
-            one line that says what to do.
+        DataError: there is no such data set or split, or the data are missing or damaged; the
+            message is one line that says what to do.
 
     Example:
         >>> load_labelled("mnist", "test").images.shape
@@ -78,7 +78,7 @@ def load_labelled(
 
 
 def _rows(name: str, split: str, data_dir: Path) -> Rows:
-    """Every record as a class of one image that is named by its label: this keeps their order."""
+    """Each record as a class with one image, named by its label: this keeps their order."""
     found = list(records(name, split, data_dir))
     if not found:
         raise DataError(f"{name}: no {split} images in {data_dir}; prepare it again")

@@ -1,4 +1,4 @@
-"""One digest for everything that a data object holds, wherever it came from."""
+"""A digest of everything that a data object holds."""
 
 import dataclasses
 import hashlib
@@ -12,11 +12,11 @@ import numpy as np
 
 
 def fingerprint(data: Any) -> str:
-    """A digest of what was read: pixels, labels, counts, names, scales.
+    """A digest of the data: pixels, labels, counts, names, scales.
 
-    It is the same for the same content on every machine, whichever folder the content came from;
-    a changed pixel or name gives another. Images that lie in the cache are not read again: their
-    digest was stored when they were decoded.
+    Equal data have the same digest on every machine and in every folder; one changed pixel or name
+    changes it. Images in the cache are not read again, because their digest was stored when they
+    were decoded.
 
     Args:
         data: an ImageSet, LabelledSet, TaskStream or SwitchingData, or dicts, lists and tuples of
@@ -26,7 +26,7 @@ def fingerprint(data: Any) -> str:
         64 hexadecimal digits.
 
     Raises:
-        TypeError: something in it is none of these, an array, a string, a number or None.
+        TypeError: `data` contains something other than these, arrays, strings, numbers and None.
 
     Example:
         >>> load = jaxsparse.data.load
@@ -38,7 +38,7 @@ def fingerprint(data: Any) -> str:
 
 
 def _content(value: Any) -> Any:
-    """`value` as JSON can hold it, arrays as their digests."""
+    """`value` in a form that JSON can hold; arrays become their digests."""
     if value is None or isinstance(value, str | bool | np.bool_):
         return value if not isinstance(value, np.bool_) else bool(value)
     if isinstance(value, numbers.Integral):
@@ -66,7 +66,7 @@ def digest(array: np.ndarray) -> str:
 
 
 def stored_digest(array: np.ndarray) -> str | None:
-    """The digest that the cache stored beside the file which `array` is a view of the whole of."""
+    """The digest that the cache stored, if `array` is the whole memory-mapped file; else None."""
     mapped: Any = array
     while isinstance(mapped.base, np.ndarray):
         mapped = mapped.base

@@ -1,4 +1,4 @@
-"""A labelled set that needs no download: the digits of the fonts matplotlib ships."""
+"""A labelled set that needs no download: digits in the fonts that matplotlib ships."""
 
 import hashlib
 from pathlib import Path
@@ -11,11 +11,11 @@ from jaxsparse.data.labelled import LabelledSet
 from jaxsparse.errors import DataError
 from jaxsparse.user_cache import cache_dir
 
-VERSION = 1  # raise whenever the same arguments would give other images
+VERSION = 1  # increase it whenever the same arguments would give other images
 IMAGES_PER_CLASS = {"train": 600, "test": 100}
 IMAGE_SIZE = 28  # pixels
 
-# Far milder than the letters': a 6 must not turn into a 9, nor a 1 into a 7.
+# Milder than for letters: a 6 must not turn into a 9, nor a 1 into a 7.
 DISTORTION = glyphs.Distortion(turn=0.3, shear=0.3, stretch=0.25, shift=0.12, bend=0.08)
 
 
@@ -24,21 +24,21 @@ def load_digits(
 ) -> LabelledSet:
     """Digits 0 to 9, white on black, as a labelled set like MNIST.
 
-    Each image is one of 16 faces under its own rotation, shear, stretch, shift and elastic warp.
-    Both splits use all faces; their distortions are drawn independently. The labels run 0, 1, ..,
-    9, 0, 1, ..; the images depend only on the arguments and on the versions of the fonts and of
-    FreeType. Rendering takes some seconds on first use; the result is kept in the cache folder.
+    Each image is a digit in one of 16 font faces with a random rotation, shear, stretch, shift and
+    elastic warp. Both splits use all faces; their distortions are independent. The labels are 0, 1,
+    .., 9, 0, 1, .. The images depend only on the arguments and on the versions of the fonts and of
+    FreeType. The first call renders them in some seconds and stores them in the cache folder.
 
     Args:
         split: "train" or "test".
-        folder: where to keep the images; None for `jaxsparse.user_cache.cache_dir()`.
-        images_per_class: None for 600 in "train" and 100 in "test".
+        folder: where to store the images; None: `jaxsparse.user_cache.cache_dir()`.
+        images_per_class: None: 600 in "train" and 100 in "test".
 
     Returns:
         LabelledSet with images uint8 [10 images_per_class, 28, 28, 1], mean 0 and std 1.
 
     Raises:
-        DataError: an unknown split, fewer than one image, or fonts missing.
+        DataError: an unknown split, fewer than one image per class, or missing fonts.
 
     Example:
         >>> data = load_digits("test")
@@ -61,7 +61,7 @@ def load_digits(
 
 def _render(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [10 count, 28, 28, 1] and their code points int32 [10 count]."""
-    glyphs._charmaps()  # names a font that is missing
+    glyphs._charmaps()  # raises DataError if a font is missing
     side = 2 * IMAGE_SIZE
     fonts = [glyphs._font(face, side) for face in glyphs.FACES]
     classes = []
@@ -75,7 +75,7 @@ def _render(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _file_name(split: str, count: int) -> str:
-    """A name that changes with whatever changes the pixels."""
+    """A name that depends on everything that the pixels depend on."""
     made_of = (
         *(VERSION, glyphs.FACES, glyphs.LETTER, glyphs.BEND_POINTS, DISTORTION, IMAGE_SIZE),
         *(glyphs.fonts()[1], features.version("freetype2")),

@@ -1,4 +1,4 @@
-"""Few-shot tasks drawn on the device, inside compiled code."""
+"""Few-shot tasks, sampled on the device inside compiled code."""
 
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ from jaxsparse.errors import DataError
 
 
 class Task(NamedTuple):
-    """What a learner adapts on, and what it is judged on.
+    """A few-shot task, or a batch of tasks.
 
     Args:
-        support: batch the inner loop sees, any tree of arrays.
-        query: batch the outer loss is taken on, a tree like `support`.
+        support: the batch of the inner loop, any tree of arrays.
+        query: the batch of the outer loss, a tree like `support`.
 
     Example:
         >>> Task(support=(1.0, 2), query=(3.0, 4)).query
@@ -30,30 +30,31 @@ class Task(NamedTuple):
 def sample_tasks(
     key: jax.Array, data: ImageSet, tasks: int, ways: int, shots: int, query_shots: int
 ) -> Task:
-    """Draw few-shot classification tasks.
+    """Sample few-shot classification tasks.
 
-    For each task, `ways` classes without replacement, in random order: the i-th drawn is label
-    i. For each class, `shots + query_shots` of its valid images without replacement, the first
-    `shots` of them support. Pixels become (x / 255 - mean) / std.
+    For each task it samples `ways` classes without replacement; the i-th class gets label i. For
+    each class it samples `shots + query_shots` images without replacement; the first `shots` are
+    the support images. Pixels become (x / 255 - mean) / std.
 
-    Pure; works under jit, vmap and scan with `data` as a traced argument and the four numbers
-    static. Batches are ordered by label. If `data.counts` is traced, classes can only be checked
+    Pure; works under jit, vmap and scan, with `data` traced and the four numbers static. Batches
+    are ordered by label. If `data.counts` is traced, the number of images can only be checked
     against the largest class: call `check_episode` before compiling.
 
     Args:
         key: a jax.random key.
-        data: the classes to draw from.
+        data: the classes to sample from.
         tasks: number of tasks.
         ways: classes per task.
         shots: support images per class.
         query_shots: query images per class.
 
     Returns:
-        Task of two batches: images float32 [tasks, ways * shots, h, w, c] and labels int32
-        [tasks, ways * shots]; for the query with query_shots in place of shots.
+        A Task of two batches (images, labels). Support: images float32
+        [tasks, ways * shots, h, w, c] and labels int32 [tasks, ways * shots]; query: the same with
+        `query_shots`.
 
     Raises:
-        DataError: a number below one, or more classes or images asked for than there are.
+        DataError: a number is below 1, or the data have too few classes or images.
 
     Example:
         >>> draw = jax.jit(sample_tasks, static_argnums=(2, 3, 4, 5))
@@ -73,18 +74,18 @@ def sample_tasks(
 
 
 def check_episode(data: ImageSet, ways: int, shots: int, query_shots: int) -> None:
-    """Check that tasks of this size can be drawn from a data set.
+    """Check that tasks of this size can be sampled from a data set.
 
-    There must be ways <= classes and shots + query_shots <= counts of the smallest class.
+    ``ways <= classes,  shots + query_shots <= images of the smallest class``
 
     Args:
-        data: the classes to draw from.
+        data: the classes to sample from.
         ways: classes per task.
         shots: support images per class.
         query_shots: query images per class.
 
     Raises:
-        DataError: one line that says what was asked for and what there is.
+        DataError: the data have too few classes or images; the message is one line.
 
     Example:
         >>> check_episode(load_glyphs("test"), ways=5, shots=5, query_shots=15)
@@ -114,13 +115,13 @@ def check_episode(data: ImageSet, ways: int, shots: int, query_shots: int) -> No
 
 def _check_number(name: str, value: Any) -> None:
     if isinstance(value, jax.core.Tracer):
-        raise DataError(f"{name} sets shapes, so it must be static under jit; got {value}")
+        raise DataError(f"{name} determines shapes, so it must be static under jit; got {value}")
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise DataError(f"{name} must be a whole number >= 1, got {value!r}")
 
 
 def _valid(data: ImageSet, classes: jax.Array) -> jax.Array:
-    """Which of the largest class's places the drawn classes have, bool [tasks, ways, largest]."""
+    """Which image numbers exist in each sampled class, bool [tasks, ways, largest]."""
     position = jax.lax.broadcasted_iota(jnp.int32, (*classes.shape, data.largest), 2)
     return position < jnp.asarray(data.counts, jnp.int32)[classes][..., None]
 
@@ -128,7 +129,7 @@ def _valid(data: ImageSet, classes: jax.Array) -> jax.Array:
 def _batch(data: ImageSet, classes: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Scaled pixels [tasks, ways * n, h, w, c] and labels of images [tasks, ways, n]."""
     tasks, ways, shots = images.shape
-    # In bounds by construction; saying so spares a masking pass over every pixel.
+    # The indices are in bounds; "promise_in_bounds" saves a masking pass over every pixel.
     places = jnp.asarray(data.starts, jnp.int32)[classes][..., None] + images
     where = jnp.asarray(data.images).at[places]
     pixels = where.get(mode="promise_in_bounds").reshape(tasks, ways * shots, *data.image_shape)

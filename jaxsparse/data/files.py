@@ -1,4 +1,4 @@
-"""Files that may be anything, opened with care; and what is moved to its place whole."""
+"""Open only regular files, print their names on one line, and write files atomically."""
 
 import os
 import stat
@@ -16,28 +16,23 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of what would break a line
+_CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories of characters that would break a line
 
 
 def not_a_file(mode: int) -> str | None:
-    """What `st_mode` says is there instead of a file; None for a file."""
+    """What kind of thing has this `st_mode`, if it is not a regular file; None for a file."""
     if stat.S_ISREG(mode):
         return None
     return f"it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file"
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading; OSError for pipes, devices and the like, which could wait for ever.
-
-    Example:
-        >>> with open_file("images.npy") as file:
-        ...     start = file.read(6)
-    """
+    """Open a regular file for reading; OSError for a pipe, device etc., which could block."""
     return open(path, "rb", opener=_open_regular)
 
 
 def _open_regular(path: str, flags: int) -> int:
-    # Looked at before it is opened, too: opening alone may change a device.
+    # Checked before opening as well, because opening a device may change it.
     if reason := not_a_file(Path(path).stat().st_mode):
         raise OSError(0, reason, path)
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
@@ -48,33 +43,33 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def one_line(text: str | os.PathLike[str]) -> str:
-    """A name as it is where it can be printed on one line, else with escapes, in quotes."""
+    """A file name for a message: unchanged if it prints on one line, else quoted with escapes."""
     text = os.fspath(text)
     return repr(text) if has_control_characters(text) else text
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether a name holds line breaks, other control characters, or bytes that are no UTF-8."""
-    # Most names are printable, and few of the others have these: joiners of some scripts are none.
+    """Whether a name has line breaks, other control characters, or bytes that are not UTF-8."""
+    # Not only `isprintable`: some scripts need characters (joiners) that are not printable.
     return not text.isprintable() and any(unicodedata.category(c) in _CONTROL for c in text)
 
 
 def put(new: Path, path: Path) -> None:
-    """Move a new file or folder to `path`, once all of it is on the disk.
+    """Move a new file or folder to `path`, after all of it has been written to the disk.
 
-    Where another kind of thing is in the way it is removed: `path` is a place of the cache.
+    `path` is in the cache; whatever is there is replaced.
     """
     for part in [new, *new.iterdir()] if new.is_dir() else [new]:
         to_disk(part)
     if new.is_dir() or path.is_dir():
         remove(path)
     new.replace(path)
-    with suppress(OSError):  # some file systems cannot; what was moved is whole either way
+    with suppress(OSError):  # some file systems cannot sync folders; what was moved is whole
         to_disk(path.parent)
 
 
 def to_disk(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Trees of class folders."""
+"""Data sets in folders: one folder per class."""
 
 import filecmp
 import os
@@ -22,17 +22,13 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 
 
 class ImageFile(NamedTuple):
-    """An image that has been found but not opened.
+    """An image file that has not been opened.
 
-    Args:
-        path: where it is.
+    Attributes:
+        path: its path.
         version: its size and the time of its last change.
-        identity: the numbers of its disk and of its place there.
-        links: the number of names that the file has.
-
-    Example:
-        >>> scan(Path("birds"), "train")["crow"][0].path
-        'birds/train/crow/1.png'
+        identity: its device and inode numbers.
+        links: its number of hard links.
     """
 
     path: str
@@ -47,22 +43,22 @@ Classes = dict[str, list[ImageFile]]
 def load_folder(data_dir: Path, split: str, image_size: int | None = None) -> ImageSet:
     """Read one split of a tree `data_dir/{train, val or validation, test}/<class>/<image>`.
 
-    Images have one channel where all training images are greyscale, else three (without a train
-    folder, as in a test set from another domain, the split itself decides). They are resized to
-    a square, whatever their shape. Hidden files and files that are no images are passed over.
-    How pixels of each kind become 8 bits is described in `jaxsparse.data.pictures.fit`.
+    Images have one channel if all training images are greyscale, else three. Without a train folder
+    (a test set from another domain) the images of the split itself decide. Images are resized to a
+    square. Hidden files, and files with other endings than those of images, are ignored. See
+    `jaxsparse.data.pictures.fit` for the conversion to 8-bit pixels.
 
     Args:
-        data_dir: the folder that holds the splits.
+        data_dir: the folder of the splits.
         split: "train", "validation" or "test".
-        image_size: height and width in pixels; default 84.
+        image_size: height and width in pixels; default: 84.
 
     Returns:
-        An ImageSet on the host, normalised with ImageNet's mean and std where it has colour.
+        An ImageSet on the host; colour images are normalised with ImageNet's mean and std.
 
     Raises:
-        DataError: a folder is missing, empty or unreadable, an image is broken, a class or a file
-            is in two splits, or nothing is to be seen in the images of a class.
+        DataError: a folder is missing, empty or unreadable; an image is damaged; a class or file is
+            in two splits; or all images of a class are blank after conversion.
 
     Example:
         >>> load_folder(Path("birds"), "train").image_shape
@@ -85,18 +81,10 @@ def load_folder(data_dir: Path, split: str, image_size: int | None = None) -> Im
 
 
 def scan(root: Path, split: str) -> Classes:
-    """List the images in every class folder of a split, without opening them.
+    """List the images in every class folder of a split, without opening them; both sorted.
 
-    Args:
-        root: the folder that holds the splits' folders.
-        split: "train", "validation" (in the folder val or validation) or "test".
-
-    Returns:
-        Sorted class names -> sorted files.
-
-    Raises:
-        DataError: no such folder, no class folders in it, a class folder without images, something
-            unreadable or that is no file, or one file twice.
+    DataError for a missing split, no class folders, a class folder without images, something
+    unreadable, or one file under two names.
 
     Example:
         >>> list(scan(Path("birds"), "train"))
@@ -113,10 +101,7 @@ def scan(root: Path, split: str) -> Classes:
 
 
 def versions(classes: Classes) -> list[tuple[str, str, str]]:
-    """What changes when the images do, but not with the way that leads to them.
-
-    Args:
-        classes: what `scan` found.
+    """A key that changes when the images change, but not if they are reached by another path.
 
     Example:
         >>> versions(scan(Path("birds"), "train"))[1]
@@ -131,10 +116,11 @@ def versions(classes: Classes) -> list[tuple[str, str, str]]:
 
 
 def check_apart(root: Path, split: str) -> None:
-    """Raise DataError where a class of this split is in another one, too.
+    """Raise DataError if a class of this split is also in another split.
 
-    Names alone do not tell where two splits have all of them in common: they may be numbers,
-    counted anew in each. Then one image that is in both tells; without one the test split warns.
+    If two splits have exactly the same class names, the classes may still differ: each split may
+    number its classes from 0. Then they count as the same only if they share an image; without
+    one, the test split only gives a warning.
     """
     folder = _split_folder(root, split)
     if folder is None:
@@ -145,13 +131,13 @@ def check_apart(root: Path, split: str) -> None:
         if same and (split, other) == ("test", "train"):
             warnings.warn(
                 f"{one_line(root)}: the classes of train and test have the same names; if they are"
-                " the same classes, the test measures what was trained on",
+                " the same classes, the test set contains training classes",
                 stacklevel=2,
             )
 
 
 def _share_names(folder: Path, there: Path) -> bool:
-    """Whether two splits have all their classes' names in common; DataError if their classes."""
+    """Whether two splits have exactly the same class names; DataError if they share a class."""
     own, others = _class_names(folder), _class_names(there)
     places = {os.path.realpath(folder / name): name for name in own}
     for name in others:
@@ -161,13 +147,13 @@ def _share_names(folder: Path, there: Path) -> bool:
         if twin is not None:
             raise DataError(
                 f"{one_line(folder / twin)} and {one_line(there / name)}: one class in two splits;"
-                " it may be in one only"
+                " it may be in only one"
             )
     return own == others
 
 
 def _share_an_image(folder: Path, there: Path, name: str) -> bool:
-    """Whether two folders of one class hold an image of the same name and content."""
+    """Whether class `name` of two splits has an image with the same file name and content."""
     own = {Path(file.path).name: file for file in _images(folder / name)}
     for file in _images(there / name):
         twin = own.get(Path(file.path).name)
@@ -178,7 +164,7 @@ def _share_an_image(folder: Path, there: Path, name: str) -> bool:
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
-    """The folder of a split; None where there is none."""
+    """The folder of a split; None if there is none."""
     for name in SPLIT_FOLDERS[split]:
         try:
             if stat.S_ISDIR((root / name).stat().st_mode):
@@ -205,7 +191,7 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # Not entry.is_dir(), to which a dangling link is no folder: its class would go missing.
+    # Not entry.is_dir(): it returns False for a broken link, whose class would be ignored.
     return stat.S_ISDIR(entry.stat().st_mode)
 
 
@@ -230,11 +216,11 @@ def _image_file(path: str, status: os.stat_result) -> ImageFile:
 
 
 def _check_different(classes: Classes) -> None:
-    """Raise DataError where two names lead to one file."""
+    """Raise DataError if two paths lead to the same file."""
     seen: dict[tuple[int, int], ImageFile] = {}
     for file in (file for files in classes.values() for file in files):
         twin = seen.setdefault(file.identity, file)
-        # Some network file systems give two files one number.
+        # Some network file systems give two different files the same inode number.
         if twin is not file and (
             file.links > 1 or os.path.realpath(file.path) == os.path.realpath(twin.path)
         ):
@@ -254,19 +240,10 @@ def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def folder_rows(classes: Classes, shape: tuple[int, int, int]) -> Rows:
-    """What `scan` found, as rows of images of one shape.
+    """The images found by `scan`, converted to `shape`.
 
-    Args:
-        classes: class names -> files.
-        shape: (height, width, channels) to resize and convert to.
-
-    Raises:
-        DataError: while it is read, see `read_image`; or the images of a class turn out blank
-            although there is something in the files, as with white strokes on a transparent ground.
-
-    Example:
-        >>> folder_rows(scan(Path("birds"), "train"), (84, 84, 3)).names
-        ['crow', 'finch']
+    While they are read, DataError is raised for a damaged image, or if all images of a class are
+    blank after conversion but not in the files, for example white strokes on transparent ground.
     """
     counts = [len(files) for files in classes.values()]
     return Rows(list(classes), counts, shape, _decoded(classes, shape))
@@ -282,5 +259,5 @@ def _decoded(classes: Classes, shape: tuple[int, int, int]) -> Iterator[np.ndarr
         if blank and any(has_content(file.path) for file in files):
             raise DataError(
                 f"{one_line(Path(files[0].path).parent)}: on white, at {shape[1]} x {shape[0]}"
-                f" pixels, every image of class {name} is blank: nothing is left of what is in them"
+                f" pixels, every image of class {name} is blank, although the files are not"
             )

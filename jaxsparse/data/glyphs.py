@@ -1,4 +1,4 @@
-"""A few-shot image set that needs no download: letters of the fonts matplotlib ships."""
+"""A few-shot image set that needs no download: letters in the fonts that matplotlib ships."""
 
 import hashlib
 import importlib.metadata
@@ -20,7 +20,7 @@ from jaxsparse.errors import DataError
 from jaxsparse.user_cache import cache_dir as default_cache_dir
 from jaxsparse.user_cache import partial
 
-VERSION = 1  # raise whenever the same arguments would give other images
+VERSION = 1  # increase it whenever the same arguments would give other images
 IMAGES_PER_CLASS = 20
 
 # A split is a set of scripts, so the letters of "validation" and "test" come from alphabets
@@ -31,8 +31,8 @@ SPLITS = {
     "test": ("GREEK", "COPTIC", "GEORGIAN", "ARMENIAN", "HEBREW", "LAO", "OLD"),
 }
 
-# Full text faces. The other files hold symbols and accents, or (cm*) pictures of their own
-# encoding under the code points of letters. Regular faces first: look-alikes are judged on them.
+# Faces with complete alphabets. The other font files have symbols and accents, or (cm*) a custom
+# encoding. Regular faces first: look-alikes are found with them.
 UPRIGHT = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral")
 FACES = (
     *UPRIGHT,
@@ -41,27 +41,27 @@ FACES = (
     *("DejaVuSerif-Bold", "DejaVuSerif-BoldItalic", "DejaVuSerif-Italic"),
     *("STIXGeneralBol", "STIXGeneralBolIta", "STIXGeneralItalic"),
 )
-FEWEST_FACES = 4  # at 8 only Latin, Greek, Cyrillic, Georgian, Armenian and Lao would remain
+FEWEST_FACES = 4  # with 8 only Latin, Greek, Cyrillic, Georgian, Armenian and Lao would remain
 
-DOTS = (0x141D, 0x1427)  # Canadian syllabics that, cut to their ink, are a white square
+DOTS = (0x141D, 0x1427)  # Canadian syllabics that, cropped to their ink, are a white square
 
-SAME = 0.925  # letters that correlate above this, in any regular face, are the same class
+SAME = 0.925  # letters with a higher correlation in any regular face are the same class
 COMPARED_SIDE = 20  # pixels
-COMPARED_BLUR = 0.8  # pixels; a stroke half a pixel aside must not count as a new letter
+COMPARED_BLUR = 0.8  # pixels; a stroke shifted by half a pixel must not count as a new letter
 COMPARED_TURNS = (-0.2, 0.0, 0.2)  # radians; a tilted stroke must not count as a new letter
 
-# Distortions, in units of half the image side unless said otherwise.
+# Distortions, in units of half the image side if no other unit is given.
 LETTER = 0.68  # longer side of a letter / image side, before distortion
-TURN = 0.5  # radians, largest either way
+TURN = 0.5  # radians, in both directions
 SHEAR = 0.5
-STRETCH = 0.4  # natural log, each axis
+STRETCH = 0.4  # natural log, for each axis
 SHIFT = 0.15
 BEND = 0.17  # standard deviation of a control point of the elastic warp
 BEND_POINTS = 5  # control points per axis
 
 
 class Distortion(NamedTuple):
-    """How far an image may be distorted; the units are those of the constants above."""
+    """The largest distortion of an image, in the units of the constants above."""
 
     turn: float
     shear: float
@@ -73,26 +73,26 @@ class Distortion(NamedTuple):
 def load_glyphs(split: str, cache_dir: str | Path | None = None, image_size: int = 28) -> ImageSet:
     """Letters of many scripts, white on black, as a few-shot set like Omniglot.
 
-    Classes are the letters that matplotlib's fonts draw in at least four faces, look-alikes
-    counted once (c and C, Latin A and Greek Α). Each of a class's 20 images is one face under
-    its own rotation, shear, stretch, shift and elastic warp. The three splits share no script.
-    The images depend only on the arguments and on the versions of the fonts and of FreeType.
+    The classes are the letters that at least four faces of matplotlib's fonts have. Look-alikes
+    (c and C, Latin A and Greek Α) are one class. Each class has 20 images; each is one face with a
+    random rotation, shear, stretch, shift and elastic warp. The three splits share no script. The
+    images depend only on the arguments and on the versions of the fonts and of FreeType.
 
-    Rendering takes some seconds on first use; the result is kept in the cache folder. A cache
-    that cannot be read is rendered again, one that cannot be written gives a warning.
+    The first call renders the images in some seconds and stores them in the cache folder. If the
+    cache cannot be read, they are rendered again; if it cannot be written, a warning is given.
 
     Args:
         split: "train" (Latin, Canadian syllabics, Lisu), "validation" (Cyrillic, Arabic) or
             "test" (Greek, Coptic, Georgian, Armenian, Hebrew, Lao, Old Italic and others).
-        cache_dir: where to keep the images; None for `jaxsparse.user_cache.cache_dir()`.
-        image_size: side of the images in pixels, at least 8.
+        cache_dir: where to store the images; None: `jaxsparse.user_cache.cache_dir()`.
+        image_size: height and width of the images in pixels, at least 8.
 
     Returns:
         ImageSet with images uint8 [classes, 20, image_size, image_size, 1], mean 0, std 1, and
-        the letters' Unicode names.
+        the Unicode names of the letters.
 
     Raises:
-        DataError: an unknown split, too small an image size, or fonts missing.
+        DataError: an unknown split, an image size that is too small, or missing fonts.
 
     Example:
         >>> data = load_glyphs("test")
@@ -122,7 +122,7 @@ def load_glyphs(split: str, cache_dir: str | Path | None = None, image_size: int
 def _render(split: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [classes, 20, side, side, 1] and code points int32 [classes] of a split."""
     letters = [code for code in _letters() if _script(code) in SPLITS[split]]
-    # Drawn and warped at twice the size, so that the last step averages four samples a pixel.
+    # Drawn and warped at twice the size; the last step averages four samples per pixel.
     side = 2 * image_size
     fonts = {face: _font(face, side) for face in FACES}
     maps = _charmaps()
@@ -141,7 +141,7 @@ def _draw_class(stamps: np.ndarray, code: int) -> np.ndarray:
 
 
 def distorted(rng: np.random.Generator, stamps: np.ndarray, limits: Distortion) -> np.ndarray:
-    """Each stamp under distortions of its own, halved in size: [n, 2 s, 2 s] -> uint8 [n, s, s]."""
+    """Distort each stamp at random and halve its size: [n, 2 s, 2 s] -> uint8 [n, s, s]."""
     n, side = len(stamps), stamps.shape[-1]
     turn = rng.uniform(-limits.turn, limits.turn, n)
     shear = rng.uniform(-limits.shear, limits.shear, n)
@@ -155,7 +155,7 @@ def distorted(rng: np.random.Generator, stamps: np.ndarray, limits: Distortion) 
 
 
 def _turned(turn: np.ndarray, shear: np.ndarray, stretch: np.ndarray, side: int) -> np.ndarray:
-    """Where each pixel of n affine images reads from: [2, n, side, side], in [-1, 1] units."""
+    """The source position of each pixel of n affine images: [2, n, side, side], from -1 to 1."""
     axis = (2 * np.arange(side) + 1) / side - 1
     y, x = axis[:, None], axis[None, :]
     cos, sin, slant = (a[:, None, None] for a in (np.cos(turn), np.sin(turn), shear))
@@ -165,7 +165,7 @@ def _turned(turn: np.ndarray, shear: np.ndarray, stretch: np.ndarray, side: int)
 
 
 def _spread(control: np.ndarray, side: int) -> np.ndarray:
-    """A smooth field [..., side, side] from control points [..., p, p] (cubic B-splines)."""
+    """Interpolate control points [..., p, p] to [..., side, side] with cubic B-splines."""
     points = control.shape[-1]
     at = np.linspace(0, points - 1, side)
     distance = np.abs(at[:, None] - np.arange(points))
@@ -175,7 +175,7 @@ def _spread(control: np.ndarray, side: int) -> np.ndarray:
 
 
 def _sample(stamps: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Bilinear values of n stamps [n, side, side] at rows, columns in [-1, 1]; 0 outside."""
+    """Sample stamps [n, side, side] bilinearly at rows, columns in [-1, 1]; 0 outside."""
     side = stamps.shape[-1]
     at = (np.stack([rows, columns], 1) + 1) * side / 2 - 0.5
     pairs = zip(stamps.astype(np.float64), at, strict=True)
@@ -184,7 +184,7 @@ def _sample(stamps: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nda
 
 @lru_cache
 def _letters() -> tuple[int, ...]:
-    """Code points of all classes, ascending: letters in enough faces, look-alikes once."""
+    """Code points of all classes, ascending: letters in enough faces, without look-alikes."""
     maps = _charmaps()
     scripts = {script for split in SPLITS.values() for script in split}
     drawn = sorted(frozenset().union(*maps.values()))
@@ -192,7 +192,7 @@ def _letters() -> tuple[int, ...]:
         code
         for code in drawn
         if unicodedata.category(chr(code)) in ("Lu", "Ll", "Lt", "Lo")
-        # compatibility forms (ligatures, superscripts, script capitals) are other letters restyled
+        # no compatibility forms (ligatures, superscripts, script capitals): restyled other letters
         and unicodedata.normalize("NFKC", chr(code)) == chr(code)
         and _script(code) in scripts
         and code not in DOTS
@@ -224,7 +224,7 @@ def _alike(codes: list[int]) -> np.ndarray:
 
 
 def _unit(stamps: np.ndarray) -> np.ndarray:
-    """Blurred, centred images as unit vectors [n, pixels], so a product is a correlation."""
+    """Blurred, centred images as unit vectors [n, pixels]; their products are correlations."""
     flat = ndimage.gaussian_filter(stamps.astype(np.float64), (0, COMPARED_BLUR, COMPARED_BLUR))
     flat = flat.reshape(len(stamps), -1)
     flat -= flat.mean(1, keepdims=True)
@@ -232,7 +232,7 @@ def _unit(stamps: np.ndarray) -> np.ndarray:
 
 
 def _stamp(font: ImageFont.FreeTypeFont, letter: str, side: int) -> np.ndarray:
-    """A letter cut to its ink, scaled to LETTER of the side and centred: uint8 [side, side]."""
+    """A letter cropped to its ink, scaled to LETTER * side and centred: uint8 [side, side]."""
     left, top, right, bottom = (round(edge) for edge in font.getbbox(letter))
     canvas = Image.new("L", (right - left + 2, bottom - top + 2))
     ImageDraw.Draw(canvas).text((1 - left, 1 - top), letter, fill=255, font=font)
@@ -247,10 +247,10 @@ def _stamp(font: ImageFont.FreeTypeFont, letter: str, side: int) -> np.ndarray:
 
 @lru_cache
 def fonts() -> tuple[Path, str]:
-    """The folder of matplotlib's fonts, and its version.
+    """The folder of matplotlib's fonts, and matplotlib's version.
 
-    Matplotlib itself is not imported for them: it takes long, and fails where MPLBACKEND names a
-    backend that is not there, as in what notebooks start.
+    Matplotlib is not imported, because that is slow and fails if MPLBACKEND names a missing
+    backend, as in processes started from a notebook.
     """
     try:
         found = importlib.util.find_spec("matplotlib")
@@ -258,7 +258,7 @@ def fonts() -> tuple[Path, str]:
     except (ImportError, ValueError):
         found = None
     if found is None or not found.submodule_search_locations:
-        raise DataError("glyphs: matplotlib, whose fonts are drawn, is not installed")
+        raise DataError("glyphs: matplotlib is not installed; its fonts are needed")
     return Path(found.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf", version
 
 
@@ -267,14 +267,14 @@ def _font_file(face: str) -> Path:
 
 
 def _font(face: str, pixels: int) -> ImageFont.FreeTypeFont:
-    # The basic layout does no shaping, which would depend on whether Raqm is installed.
+    # The basic layout does no text shaping; that would depend on whether Raqm is installed.
     layout = ImageFont.Layout.BASIC
     return ImageFont.truetype(_font_file(face), 2 * pixels, layout_engine=layout)
 
 
 @lru_cache
 def _charmaps() -> dict[str, frozenset[int]]:
-    """For each face, the code points it has a glyph for."""
+    """The code points of each face."""
     for face in FACES:
         if not _font_file(face).is_file():
             raise DataError(f"glyphs: {_font_file(face)} is missing; reinstall matplotlib")
@@ -292,7 +292,7 @@ def _script(code: int) -> str:
 
 
 def _file_name(split: str, image_size: int) -> str:
-    """A name that changes with whatever changes the pixels."""
+    """A name that depends on everything that the pixels depend on."""
     made_of = (
         *(VERSION, IMAGES_PER_CLASS, SPLITS, FACES, FEWEST_FACES, DOTS, SAME, COMPARED_SIDE),
         *(
@@ -314,17 +314,17 @@ def _file_name(split: str, image_size: int) -> str:
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """The arrays of a cache file, or None where there is no whole one (zip checks its sums)."""
+    """The arrays of a cache file; None if it is missing or damaged (zip has checksums)."""
     try:
-        # Opened here, since np.load leaves its own file open where the zip turns out broken.
+        # Opened here, because np.load leaves a damaged zip file open.
         with open_file(file) as opened, np.load(opened, allow_pickle=False) as arrays:
             return arrays["images"], arrays["letters"]
-    except Exception:  # a byte changed in a zip's directory raises nearly anything
+    except Exception:  # a damaged zip file raises many types of errors
         return None
 
 
 def _write(file: Path, images: np.ndarray, letters: np.ndarray) -> None:
-    """Write a cache file whole or not at all, also where two processes do so at once."""
+    """Write a cache file atomically; several processes may do so at once."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with partial(file) as new:

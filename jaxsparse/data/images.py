@@ -1,4 +1,4 @@
-"""The one form every image data set comes in."""
+"""The form of all few-shot image data sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,17 +14,17 @@ from jaxsparse.errors import DataError
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ImageSet:
-    """Images one after the other, class by class; classes may be of any sizes.
+    """Images in one array, class by class; classes may have different sizes.
 
     Image k of class c is images[starts[c] + k], 0 <= k < counts[c]; a model sees
     (images / 255 - mean) / std.
 
-    Images may also be given as an array [classes, most, height, width, channels] in which only
-    the first counts[c] of a class are of use. It is taken as it is, without a copy.
+    `images` may also be an array [classes, most, height, width, channels], of which the first
+    counts[c] images of each class c are used. It is reshaped without a copy.
 
-    The set is a pytree: `images`, `counts` and `starts` are its leaves, the rest is static. Hand
-    it to compiled functions as an argument (a closure would bake the images into the program),
-    and put it on the device once, with `jax.device_put(data)`.
+    The set is a pytree: `images`, `counts` and `starts` are its leaves, the rest is static. Pass it
+    to compiled functions as an argument (a closure would store the images in the program), and put
+    it on the device once, with `jax.device_put(data)`.
 
     Args:
         images: uint8 [images, height, width, channels], class by class; or with two leading axes,
@@ -33,12 +33,13 @@ class ImageSet:
         names: one name per class.
         mean: one number per channel, on the scale [0, 1].
         std: one number per channel, on the scale [0, 1].
-        starts: int32 [classes], where each class begins; by default each behind the one before.
-        largest: number of images of the largest class; by default what `counts` says. Draws
-            depend on it.
+        starts: int32 [classes], index of the first image of each class; default: directly after the
+            previous class.
+        largest: number of images of the largest class; default: from `counts`. Random draws depend
+            on it.
 
     Raises:
-        DataError: counts that are not whole numbers, or that are traced where they are needed.
+        DataError: `counts` are not whole numbers, or they are traced and `largest` is not given.
 
     Example:
         >>> import numpy as np
@@ -57,19 +58,20 @@ class ImageSet:
     largest: int = field(default=-1, metadata={"static": True})
 
     def __post_init__(self):
-        # JAX rebuilds trees through here with leaves of any kind, but then `largest` is known.
+        # JAX also calls this when it rebuilds the tree, with leaves of any type; then `largest` is
+        # known.
         if self.largest == -1:
             for name, value in self._layout().items():
                 object.__setattr__(self, name, value)
 
     def _layout(self) -> dict[str, Any]:
-        """The fields that follow from the images' and the counts' shapes and values."""
+        """The fields that follow from `images` and `counts`."""
         shape = np.shape(self.images)
         if len(shape) == 5 and self.starts is None:
             starts = np.arange(shape[0], dtype=np.int32) * shape[1]
             return {"images": _joined(self.images), "starts": starts, "largest": shape[1]}
         if isinstance(self.counts, jax.core.Tracer):
-            raise DataError("data.counts: make the set outside of compiled code, or say `largest`")
+            raise DataError("data.counts: make the set outside of compiled code, or give `largest`")
         counts = np.asarray(self.counts)
         if counts.dtype.kind not in "iu":
             raise DataError(f"data.counts must be whole numbers, got {counts.dtype}")
@@ -94,7 +96,7 @@ class ImageSet:
         return self.images[start : start + int(self.counts[index])]
 
     def take(self, classes: Sequence[int]) -> "ImageSet":
-        """The set of some of the classes, in the order given: NumPy arrays, copied.
+        """A set of some of the classes, in the given order; NumPy arrays, copied.
 
         Example:
             >>> jaxsparse.data.load("glyphs", "test").take([4, 2]).num_classes
@@ -108,7 +110,7 @@ class ImageSet:
 
 
 def _joined(images: Any) -> Any:
-    """Images with their two leading axes made one."""
+    """Images with their two leading axes joined."""
     shape = (images.shape[0] * images.shape[1], *images.shape[2:])
     if isinstance(images, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(shape, images.dtype)
@@ -116,7 +118,7 @@ def _joined(images: Any) -> Any:
 
 
 def check_images(data: ImageSet) -> None:
-    """Raise DataError unless the parts of a set go together; traced values are not looked at."""
+    """Raise DataError unless the parts of a set are consistent; traced values are not checked."""
     images, counts, starts = data.images, data.counts, data.starts
     if not is_array(images) or images.ndim != 4 or images.dtype != np.uint8:
         raise DataError(
@@ -134,7 +136,7 @@ def check_images(data: ImageSet) -> None:
 
 
 def check_scales(name: str, data: Any) -> None:
-    """Raise DataError unless the mean and std of a set have one number a channel, std not 0."""
+    """Raise DataError unless mean and std have one number per channel, and std is never 0."""
     channels = data.images.shape[-1]
     try:
         check_scale(f"{name}.mean", data.mean, channels)
@@ -150,7 +152,7 @@ def _check_places(data: ImageSet) -> None:
         (counts > data.largest, f"has more images than `largest`, {data.largest}"),
         (
             (starts < 0) | (starts + counts > len(data.images)),
-            f"ends behind the {len(data.images)} images",
+            f"ends beyond the {len(data.images)} images",
         ),
     ):
         if wrong.any():
@@ -162,7 +164,7 @@ def _check_places(data: ImageSet) -> None:
 
 
 def check_range(name: str, values: Any, low: int, high: int) -> None:
-    """Raise DataError unless all are whole numbers from `low` to `high`; traced ones pass."""
+    """Raise DataError unless `values` are whole numbers in [low, high]; traced ones pass."""
     if isinstance(values, jax.core.Tracer | jax.ShapeDtypeStruct):
         return
     values = np.asarray(values)
@@ -174,19 +176,19 @@ def check_range(name: str, values: Any, low: int, high: int) -> None:
 
 
 def check_not_blank(data: ImageSet) -> None:
-    """Check that no class consists of blank images only, each of one colour all over.
+    """Check that every class has an image that is not blank; a blank image has one colour.
 
     Raises:
-        DataError: one line that names the class.
+        DataError: a class has only blank images; the message is one line that names it.
 
     Example:
         >>> check_not_blank(jaxsparse.data.load("glyphs", "test"))
     """
     for i, name in enumerate(data.names):
         if all(is_blank(image) for image in data.of_class(i)):
-            raise DataError(f"class {name!r}: all its images are blank, each of one colour")
+            raise DataError(f"class {name!r}: all its images are blank (one colour each)")
 
 
 def is_blank(image: np.ndarray) -> bool:
-    """Whether an image [height, width, channels] is of one colour all over."""
+    """Whether all pixels of an image [height, width, channels] have the same colour."""
     return bool((image == image[:1, :1]).all())

@@ -1,4 +1,4 @@
-"""Labelled images in the order they were recorded in."""
+"""Labelled images in the order of their records."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +16,11 @@ Scale = tuple[float, ...]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LabelledSet:
-    """Images with a label each; a model sees (images / 255 - mean) / std.
+    """Images with one label each; a model sees (images / 255 - mean) / std.
 
-    The set is a pytree: `images` and `labels` are its leaves, the rest is static. Hand it to
-    compiled functions as an argument (a closure would bake the images into the program), and
-    put it on the device once, with `jax.device_put(data)`.
+    The set is a pytree: `images` and `labels` are its leaves, the rest is static. Pass it to
+    compiled functions as an argument (a closure would store the images in the program), and put it
+    on the device once, with `jax.device_put(data)`.
 
     Args:
         images: uint8 [n, height, width, channels].
@@ -49,7 +49,7 @@ class LabelledSet:
 
 
 def check_labelled(name: str, data: LabelledSet) -> None:
-    """Raise DataError unless the parts of a set go together; traced labels are not looked at."""
+    """Raise DataError unless the parts of a set are consistent; traced labels are not checked."""
     images, labels = data.images, data.labels
     if not is_array(images) or images.ndim != 4 or images.dtype != np.uint8:
         raise DataError(f"{name}.images must be uint8 [n, h, w, c], got {described(images)}")

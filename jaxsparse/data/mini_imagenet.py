@@ -15,21 +15,21 @@ from jaxsparse.data.pictures import read_image
 def load_mini_imagenet(split: str, data_dir: Path, image_size: int | None = None) -> ImageSet:
     """Read one split of miniImageNet.
 
-    Taken from the first that is there: class folders or pickles in TFDS's manual folder
-    `data_dir/downloads/manual`, or the records that TFDS prepared from them with
-    `jaxsparse.data.mini_imagenet_builder`. Images of other sizes are resized.
+    The source is the pickles or class folders in TFDS's manual folder `data_dir/downloads/manual`;
+    without them, the records that TFDS prepared with `jaxsparse.data.mini_imagenet_builder`. Images
+    of other sizes are resized.
 
     Args:
         split: "train", "validation" or "test".
         data_dir: TFDS's data folder.
-        image_size: height and width in pixels; default 84.
+        image_size: height and width in pixels; default: 84.
 
     Returns:
-        An ImageSet on the host, images uint8 [600 classes, 84, 84, 3], read from disk as they are
-        used; there are 64, 16 or 20 classes, mean and std are ImageNet's.
+        An ImageSet on the host, images uint8 [600 classes, 84, 84, 3], read from disk when they are
+        used. There are 64, 16 or 20 classes; mean and std are ImageNet's.
 
     Raises:
-        DataError: nothing there, or it is damaged.
+        DataError: the data are missing or damaged.
 
     Example:
         >>> load_mini_imagenet("test", Path("~/tensorflow_datasets").expanduser()).num_classes
@@ -45,7 +45,7 @@ def load_mini_imagenet(split: str, data_dir: Path, image_size: int | None = None
 
 
 def _prepared_rows(data_dir: Path, split: str, shape: tuple[int, int, int]) -> Rows:
-    import jaxsparse.data.mini_imagenet_builder  # noqa: F401  makes the data set known to TFDS
+    import jaxsparse.data.mini_imagenet_builder  # noqa: F401  registers the data set
 
     encoded = defaultdict(list)
     for record in records("mini_imagenet", split, data_dir):

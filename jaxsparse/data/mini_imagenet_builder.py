@@ -1,4 +1,4 @@
-"""miniImageNet for TensorFlow Datasets; importing this module makes `mini_imagenet` known to it."""
+"""miniImageNet for TensorFlow Datasets; importing this module registers `mini_imagenet`."""
 
 import io
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from jaxsparse.data.mini_imagenet_files import INSTRUCTIONS, manual_source
 class MiniImagenet(tfds.core.GeneratorBasedBuilder):
     """The 60,000 images of miniImageNet, 84x84, in the split of Ravi & Larochelle.
 
-    Each example is {"image": uint8 [84, 84, 3], "label": the class's name}; no class is in two
-    splits. `jaxsparse.data.load` needs no preparing, it reads the manual folder itself.
+    Each example is {"image": uint8 [84, 84, 3], "label": name of the class}; the splits share no
+    class. `jaxsparse.data.load` does not need it: it can read the manual folder itself.
 
     Example:
         >>> builder = tfds.builder("mini_imagenet", file_format="array_record")
@@ -30,7 +30,7 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: dict[str, str] = {"1.0.0": "First release."}  # noqa: RUF012  TFDS's own form
     MANUAL_DOWNLOAD_INSTRUCTIONS = INSTRUCTIONS
-    # TFDS 4.9.10 works this out with importlib_resources, which it does not install.
+    # TFDS 4.9.10 would find the path with importlib_resources, which it does not install.
     code_path = epath.Path(__file__)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -59,7 +59,7 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder):
 
 
 def _png(image: np.ndarray) -> io.BytesIO:
-    # TFDS takes arrays too, but it encodes those with TensorFlow.
+    # TFDS also accepts arrays, but encodes them with TensorFlow.
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, "PNG", compress_level=1)
     encoded.seek(0)

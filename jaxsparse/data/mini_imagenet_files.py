@@ -27,23 +27,14 @@ _PICKLES = {"train": "train", "validation": "val", "test": "test"}
 def manual_source(
     manual: Path, split: str, shape: tuple[int, int, int] = (84, 84, 3)
 ) -> tuple[Any, Callable[[], Rows]]:
-    """Find one split in TFDS's manual folder; its pickle before its class folders.
-
-    Args:
-        manual: TFDS's manual folder.
-        split: "train", "validation" or "test".
-        shape: (height, width, 3) that the images should have.
+    """Find one split in TFDS's manual folder: its pickle, else its class folders.
 
     Returns:
-        A key that changes when the files do, and a function that opens them as rows of images.
+        A key that changes when the files change, and a function that opens them as `Rows` with
+        images of `shape`.
 
     Raises:
-        DataError: nothing there, or class folders that cannot be read.
-
-    Example:
-        >>> key, rows = manual_source(Path("downloads/manual"), "train")
-        >>> len(rows().names)
-        64
+        DataError: the files are missing, or class folders cannot be read.
     """
     if not is_there(manual):
         raise DataError(f"mini_imagenet: not found in {manual}; {INSTRUCTIONS}")
@@ -68,7 +59,7 @@ def _pickle_rows(file: Path, shape: tuple[int, int, int]) -> Rows:
         content = load_plain(file)
         images, listed = _value(content["image_data"]), content["class_dict"]
         classes = {_name(k): _indices(_value(v)) for k, v in sorted(listed.items())}
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle raises many types of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{one_line(file)}: not a miniImageNet pickle: {reason}") from error
     wanted = isinstance(images, np.ndarray) and images.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""Omniglot as few-shot learning uses it: 28x28, strokes bright, training characters rotated."""
+"""Omniglot for few-shot learning: 28x28, bright strokes, training characters also rotated."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ _EVALUATION = """
 """
 BACKGROUND, EVALUATION = tuple(_BACKGROUND.split()), tuple(_EVALUATION.split())
 VALIDATION = BACKGROUND[5::6]  # 5 of the 30 alphabets, 158 of the 964 characters
-_ALPHABETS = sorted(BACKGROUND + EVALUATION)  # the order TFDS numbers them in
+_ALPHABETS = sorted(BACKGROUND + EVALUATION)  # in the order of TFDS's labels
 _CHARACTERS = 1623
 _DRAWERS = 20
 
@@ -40,25 +40,25 @@ def load_omniglot(
 ) -> ImageSet:
     """Read one split of Omniglot, 20 drawings of every character.
 
-    By default no alphabet is in two splits: test = the 659 characters of the 20 evaluation
-    alphabets, validation = 5 of the 30 background alphabets (158 characters), train = the other
-    25 (806 characters). Much of the literature draws 1,200 of all 1,623 characters for training
-    instead, so that most test characters come from alphabets that were trained on; `mixed` is
-    that easier split: 1,100 train, 100 validation, 423 test, in an order fixed by a hash of the
-    names. Either way every training character also counts as three more, turned by 90, 180 and
-    270 degrees. Images are averaged over areas to the new size and inverted: ink is 255.
+    By default the splits share no alphabet: test has the 659 characters of the 20 evaluation
+    alphabets, validation 5 of the 30 background alphabets (158 characters), and train the other 25
+    (806 characters). Many papers instead choose 1,200 of all 1,623 characters for training, so most
+    test characters are from training alphabets. `mixed` gives this easier split: 1,100 train, 100
+    validation and 423 test characters, in an order given by a hash of their names. In both cases
+    each training character rotated by 90, 180 and 270 degrees counts as three more classes. Images
+    are resized by area averaging and inverted: ink is 255.
 
     Args:
         split: "train", "validation" or "test".
         data_dir: TFDS's data folder, with Omniglot prepared in the array_record format.
-        image_size: height and width in pixels; default 28.
-        mixed: True for the split that mixes alphabets.
+        image_size: height and width in pixels; default: 28.
+        mixed: use the split that mixes alphabets.
 
     Returns:
         An ImageSet on the host, images uint8 [20 classes, size, size, 1].
 
     Raises:
-        DataError: Omniglot is not prepared in `data_dir`, or is not what TFDS makes of it.
+        DataError: Omniglot is not prepared in `data_dir`, or its records are incomplete.
 
     Example:
         >>> load_omniglot("test", Path("~/tensorflow_datasets").expanduser()).images.shape
@@ -84,7 +84,7 @@ def load_omniglot(
 
 def _members(names: Sequence[str], split: str, mixed: bool) -> set[str]:
     if mixed:
-        # A hash, because no random generator promises the same order for ever.
+        # A hash, because no random generator guarantees the same order in all versions.
         order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
         parts = {"train": order[:1100], "validation": order[1100:1200], "test": order[1200:]}
         return set(parts[split])
@@ -119,7 +119,7 @@ def _shrink(png: bytes, size: int) -> np.ndarray:
 
 @cache
 def _area_weights(length: int, size: int) -> np.ndarray:
-    # [size, length]: the share of output pixel i that input pixel j covers, rows sum to 1
+    # [size, length]: the fraction of output pixel i that input pixel j covers; rows sum to 1
     edges = np.arange(size + 1) * (length / size)
     pixels = np.arange(length)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
@@ -127,38 +127,21 @@ def _area_weights(length: int, size: int) -> np.ndarray:
 
 
 def prepared_files(name: str, data_dir: Path) -> list[tuple[str, int, int]]:
-    """The array_record files TFDS prepared for a data set: [(path, bytes, time)], sorted.
+    """The array_record files that TFDS prepared for a data set: [(path, bytes, time)], sorted.
 
-    Args:
-        name: TFDS's name of the data set.
-        data_dir: TFDS's data folder.
-
-    Returns:
-        An empty list where the data set is not prepared, or in another format.
-
-    Example:
-        >>> len(prepared_files("omniglot", Path("~/tensorflow_datasets").expanduser()))
-        2
+    The list is empty if the data set is not prepared, or in another format.
     """
-    # Looked up here and not by TFDS, whose import alone takes longer than opening the cache.
+    # Without TFDS: importing it takes longer than opening the cache.
     files = sorted((data_dir / name).glob(f"*/{name}-*.array_record*"))
     whole = [f for f in files if not f.parent.name.startswith("incomplete")]
     return [(os.path.realpath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in whole]
 
 
 def records(name: str, split: str, data_dir: Path) -> Iterator[dict[str, Any]]:
-    """Read the examples TFDS prepared, images still encoded; needs no TensorFlow.
+    """Read the examples that TFDS prepared, with encoded images; needs no TensorFlow.
 
-    Args:
-        name: TFDS's name of the data set.
-        split: TFDS's name of the split.
-        data_dir: TFDS's data folder.
-
-    Returns:
-        A dict per example, with "image" as the bytes of an image file.
-
-    Raises:
-        DataError: TFDS cannot read them.
+    Yields a dict per example; "image" is the content of an image file. `name` and `split` are
+    TFDS's names.
 
     Example:
         >>> next(records("omniglot", "test", Path("~/tensorflow_datasets").expanduser())).keys()
@@ -171,6 +154,6 @@ def records(name: str, split: str, data_dir: Path) -> Iterator[dict[str, Any]]:
         yield from tfds.data_source(
             name, split=split, data_dir=data_dir, download=False, decoders=decoders
         )
-    except Exception as error:  # TFDS and its readers raise a dozen kinds
+    except Exception as error:  # TFDS and its readers raise many types of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: TFDS cannot read it in {data_dir}: {reason}") from error

@@ -1,4 +1,4 @@
-"""One image file of any kind as 8-bit pixels."""
+"""Decode an image file to 8-bit pixels."""
 
 import os
 import warnings
@@ -11,17 +11,16 @@ from PIL import Image, ImageOps
 from jaxsparse.data.files import one_line, open_file
 from jaxsparse.errors import DataError
 
-# What may be in a file, whatever its name; Pillow knows others that call programs.
+# Accepted formats, whatever the file is called. Some other formats of Pillow run external programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MOST_PIXELS = 89_478_485  # of one image, above which Pillow warns of decompression bombs
+MOST_PIXELS = 89_478_485  # per image; above it Pillow warns of decompression bombs
 
-_GREY = ("1", "L", "LA", "La", "F")  # and all that begin with I
+_GREY = ("1", "L", "LA", "La", "F")  # and all modes that begin with I
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
-_ORIENTATION = 0x0112  # EXIF's number of it
-_SCALES = (1, 255, 65535)  # the highest values that wide pixels commonly have
-_FIXED_RANGE = ("PNG", "PPM")  # formats whose wide integers Pillow brings to 0 .. 65535
-# How Pillow changes the pixels of PNG files on their way to 8 bits; the value that is transparent
-# it leaves as it is in the file.
+_ORIENTATION = 0x0112  # the EXIF tag
+_SCALES = (1, 255, 65535)  # usual highest values of integer and float pixels wider than 8 bits
+_FIXED_RANGE = ("PNG", "PPM")  # formats whose wide integers Pillow scales to 0 .. 65535
+# How Pillow converts the pixels of PNG files to 8 bits. It does not convert the transparent value.
 _TO_8_BITS = {
     "L;2": lambda value: value * 85,
     "L;4": lambda value: value * 17,
@@ -32,39 +31,21 @@ _TO_8_BITS = {
 def read_image(
     file: str | os.PathLike[str] | BinaryIO, shape: tuple[int, int, int], name: str | None = None
 ) -> np.ndarray:
-    """Decode one image, resized with an antialiased bilinear filter; see `fit`.
+    """Decode an image to uint8 of this shape; see `fit`.
 
-    Args:
-        file: a path, or a binary file object.
-        shape: (height, width, channels) wanted; channels is 1 or 3.
-        name: what to call it in an error; default: the path.
-
-    Returns:
-        uint8 array of that shape.
-
-    Raises:
-        DataError: not an image, truncated, or so large that it must be a decompression bomb.
-
-    Example:
-        >>> read_image("birds/train/crow/1.jpg", (84, 84, 3)).shape
-        (84, 84, 3)
+    DataError if it is not an image, truncated, or too large (a decompression bomb). `name` is its
+    name in the message; default: the path.
     """
     return opened(lambda image: fit(image, shape), file, name)
 
 
 def is_grey(file: str | os.PathLike[str]) -> bool:
-    """Whether an image file is greyscale, by its kind and not by its pixels."""
+    """Whether an image file is greyscale, by its mode, not by its pixels."""
     return opened(lambda image: image.mode in _GREY or image.mode.startswith("I"), file)
 
 
 def has_content(file: str | os.PathLike[str]) -> bool:
-    """Whether the pixels of an image file differ, in their colour or in how transparent they are.
-
-    Example:
-        >>> Image.new("L", (4, 4)).save("blank.png")
-        >>> has_content("blank.png")
-        False
-    """
+    """Whether the pixels of an image file differ in colour or transparency."""
 
     def differ(image: Image.Image) -> bool:
         pixels = np.asarray(image)
@@ -78,10 +59,10 @@ def opened(
     file: str | os.PathLike[str] | BinaryIO,
     name: str | None = None,
 ) -> Any:
-    """`use(image)` of an image file; DataError, in one line, for whatever goes wrong with it."""
+    """`use(image)` for an image file; any error becomes a one-line DataError."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns of images that are unusual, which is our business, and of bombs.
+            # Pillow warns of unusual images, which we handle, and of decompression bombs.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if isinstance(file, str | os.PathLike):
@@ -104,27 +85,17 @@ def _use(use: Callable[[Image.Image], Any], file: BinaryIO) -> Any:
 
 
 def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """Convert an image to uint8 of a given shape.
+    """Convert an image to uint8 of shape (height, width, channels), with 1 or 3 channels.
 
-    - It is turned as its EXIF data say; of several frames the first is taken.
-    - Transparent parts show white.
-    - 16-bit pixels are scaled from 0 .. 65535. Wide integers and floats have no fixed range: values
-      from 0 to at most 1, 255 or 65535 are taken to be on the first of these scales that holds
-      them; others are stretched from the image's lowest to its highest.
-
-    Args:
-        image: of any size and mode.
-        shape: (height, width, channels), channels 1 or 3.
-
-    Returns:
-        uint8 array of that shape.
+    - It is resized with an antialiased bilinear filter.
+    - It is rotated as its EXIF data say; of several frames the first is used.
+    - Transparent parts become white.
+    - 16-bit pixels are scaled from 0 .. 65535. Wider integers and floats have no fixed range: if
+      all values are in [0, 1], [0, 255] or [0, 65535], the first such range is scaled to 0 .. 255;
+      else the range from the lowest to the highest value.
 
     Raises:
-        ValueError: pixels that are NaN or infinite, or of a mode without known colours.
-
-    Example:
-        >>> fit(Image.new("RGB", (100, 50)), (84, 84, 1)).shape
-        (84, 84, 1)
+        ValueError: a pixel is NaN or infinite, or the mode has no known colours.
     """
     height, width, channels = shape
     _scale_clear_value(image)
@@ -140,7 +111,7 @@ def fit(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _scale_clear_value(image: Image.Image) -> None:
-    """Bring the value that a PNG file makes transparent to the scale of the pixels to be loaded."""
+    """Scale the transparent value of a PNG file in the same way as Pillow scales its pixels."""
     tiles = getattr(image, "tile", None)
     scale = _TO_8_BITS.get(str(tiles[0][3])) if tiles else None
     if scale is not None and image.format == "PNG" and "transparency" in image.info:
@@ -151,12 +122,12 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turned = image.getexif().get(_ORIENTATION, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
-    except Exception:  # damaged EXIF data say nothing; the pixels have been read
+    except Exception:  # ignore damaged EXIF data; the pixels are fine
         return image
 
 
 def _eight_bits(image: Image.Image, is_16_bit: bool) -> Image.Image:
-    """Wide greyscale pixels, and colours that Pillow does not convert by itself, as 8 bits."""
+    """Convert wide greyscale pixels to 8 bits, and LAB (which Pillow does not convert) to RGB."""
     if image.mode == "LAB":
         return _from_lab(image)
     if image.mode != "F" and not image.mode.startswith("I"):
@@ -164,7 +135,7 @@ def _eight_bits(image: Image.Image, is_16_bit: bool) -> Image.Image:
     pixels = np.asarray(image)
     grey = _scaled(pixels, is_16_bit)
     clear = image.info.get("transparency")
-    if isinstance(clear, int):  # the one value that PNG makes transparent
+    if isinstance(clear, int):  # the transparent value of a PNG file
         grey = np.where(pixels == clear, np.uint8(255), grey)
     return Image.fromarray(grey)
 
@@ -174,7 +145,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
     lab, rgb = (ImageCms.createProfile(name) for name in ("LAB", "sRGB"))
     converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    assert converted is not None  # it would be with inPlace=True
+    assert converted is not None  # None only with inPlace=True
     return converted
 
 
@@ -192,12 +163,12 @@ def _scaled(pixels: np.ndarray, is_16_bit: bool) -> np.ndarray:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """The image on white."""
+    """The image on a white background."""
     if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
         return image
     if image.mode == "La":
         image = image.convert("LA")
     image = image.convert("RGBA")
     if image.getchannel("A").getextrema()[0] == 255:
-        return image  # opaque after all; dropping alpha changes no colour
+        return image  # opaque everywhere; dropping alpha changes no colour
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -1,8 +1,8 @@
-"""Pickles of plain containers, strings, whole numbers and arrays of these, from files not trusted.
+"""Read untrusted pickles of plain containers, strings, whole numbers and arrays of whole numbers.
 
-A pickle is a program. Of its instructions only those are carried out that such content needs, and
-no function of NumPy's or of Python's is called by it: arrays are built here, from a shape, a type
-and bytes that have been checked to go together.
+A pickle is a program. Only the instructions that such content needs are allowed, and the pickle
+cannot call functions of Python or NumPy. Arrays are built here, after their shape, dtype and bytes
+have been checked.
 """
 
 import math
@@ -19,8 +19,8 @@ _MOST_STEPS = 5_000_000  # instructions; miniImageNet's largest file has a few h
 _MOST_AXES = 32
 _TYPES = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 
-# See the standard library's pickletools. Numbers and texts; tuples, lists and dicts; the memo;
-# names of functions, their calls, and the state of what they made.
+# See `pickletools` of the standard library. Numbers and strings; tuples, lists and dicts; the memo;
+# names of functions, calls, and the state of the objects made by calls.
 _INSTRUCTIONS = """
     PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG
     LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
@@ -31,7 +31,7 @@ _INSTRUCTIONS = """
 
 
 class PickledArray:
-    """An array in a pickle: nothing but the place of `array`, which follows later in the file.
+    """An array in a pickle. `array` is set later, when its content is read.
 
     Example:
         >>> load_plain("mini-imagenet-cache-test.pkl")["image_data"].array.shape
@@ -42,18 +42,15 @@ class PickledArray:
 
 
 def load_plain(path: str | os.PathLike[str]) -> Any:
-    """Read a pickle that holds plain values and arrays of whole numbers, nothing else.
+    """Read a pickle of plain values and arrays of whole numbers, of any protocol.
 
-    Texts of Python 2 are read as Latin-1. Memory and time are bounded by the size of the file.
-
-    Args:
-        path: the file, pickled with any protocol.
+    Strings of Python 2 are read as Latin-1. Memory and time are bounded by the size of the file.
 
     Returns:
         dicts, lists, tuples, strings, bytes, whole numbers and None; arrays as `PickledArray`.
 
     Raises:
-        pickle.UnpicklingError, ValueError and others: it is cut short, or holds anything else.
+        pickle.UnpicklingError, ValueError and others: it is truncated, or has other content.
 
     Example:
         >>> load_plain("mini-imagenet-cache-test.pkl").keys()
@@ -64,7 +61,7 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
 
 
 class _Bounded:
-    """A file that says so where more is asked for than it holds, before memory is taken for it."""
+    """A file that raises EOFError before it allocates memory for more bytes than are left."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -72,7 +69,7 @@ class _Bounded:
 
     def read(self, count: int) -> bytes:
         if count > self._left:
-            raise EOFError("it is cut short")
+            raise EOFError("it is truncated")
         self._left -= count
         return self._file.read(count)
 
@@ -83,29 +80,29 @@ class _Bounded:
 
 
 class _DType:
-    """A type of whole numbers; its byte order comes later in the file."""
+    """A dtype of whole numbers; its byte order comes later in the file."""
 
     def __init__(self, code: str):
         self.code, self.order = code, ""
 
     def take_state(self, state: Any) -> None:
         version, order, *rest = state
-        # No fields, no subarray, no objects: a type that names these is not ours to build.
+        # No fields, subarrays or objects.
         if version not in (3, 4) or rest != [None, None, None, -1, -1, 0]:
-            raise ValueError("a type of arrays other than plain whole numbers")
+            raise ValueError("a dtype other than plain whole numbers")
         if order not in ("<", ">") and not (order == "|" and self.code[1] == "1"):
-            raise ValueError("a byte order that there is not")
+            raise ValueError("an invalid byte order")
         self.order = order
 
 
 def _array(dtype: Any, content: Any, shape: Any, order: str) -> np.ndarray:
-    """An array of checked shape, type and bytes."""
-    if isinstance(content, str):  # bytes as Python 2 stores them
+    """An array, after a check of its shape, dtype and bytes."""
+    if isinstance(content, str):  # bytes of Python 2
         content = content.encode("latin1")
     if not isinstance(dtype, _DType) or not dtype.order or not isinstance(content, bytes):
-        raise ValueError("an array without a type of whole numbers and their bytes")
+        raise ValueError("an array without a dtype of whole numbers, or without bytes")
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError("an array whose shape is none")
+        raise ValueError("an array with an invalid shape")
     kind = np.dtype(dtype.order + dtype.code)
     if len(shape) > _MOST_AXES or math.prod(shape) * kind.itemsize != len(content):
         raise ValueError("an array whose bytes do not fit its shape")
@@ -120,7 +117,7 @@ def _make_dtype(code: Any, *unused: Any) -> _DType:
 
 def _make_array(kind: Any, *unused: Any) -> PickledArray:
     if kind is not PickledArray:
-        raise ValueError("an array of a kind of its own")
+        raise ValueError("an array of another class than numpy.ndarray")
     return PickledArray()
 
 
@@ -135,14 +132,14 @@ def _scalar(dtype: Any, content: Any) -> int:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Bytes as Python 3 stores them with protocols below 3."""
+    """Bytes, in the form in which Python 3 stores them with protocols below 3."""
     if encoding != "latin1" or not isinstance(text, str):
-        raise ValueError("bytes in another form than Python's")
+        raise ValueError("bytes with another encoding than latin1")
     return text.encode("latin1")
 
 
 def _named() -> dict[tuple[str, str], Any]:
-    """What stands for the functions whose names an array's pickle holds."""
+    """Our replacements for the functions that the pickle of an array names."""
     named: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): PickledArray,
         ("numpy", "dtype"): _make_dtype,
@@ -156,11 +153,11 @@ def _named() -> dict[tuple[str, str], Any]:
 
 
 class _Dict(dict):
-    """A dict whose keys are plain: a tuple nested a million deep cannot even be hashed."""
+    """A dict with plain keys only: hashing a tuple that is nested a million deep would crash."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not isinstance(key, str | bytes | int):
-            raise ValueError("a dict whose keys are neither texts nor whole numbers")
+            raise ValueError("a dict with keys other than strings and whole numbers")
         super().__setitem__(key, value)
 
 
@@ -190,7 +187,7 @@ def _bytearray(reader: Any) -> None:
 
 class _Instructions(dict):
     def __missing__(self, code: int) -> Callable:
-        raise pickle.UnpicklingError(f"it holds the instruction {code}, which no array needs")
+        raise pickle.UnpicklingError(f"it has the instruction {code}, which is not allowed")
 
 
 def _instructions() -> _Instructions:
@@ -207,16 +204,16 @@ def _counted(carry_out: Callable) -> Callable:
     def step(reader: Any) -> None:
         reader.steps += 1
         if reader.steps > _MOST_STEPS:
-            raise pickle.UnpicklingError(f"it takes more than {_MOST_STEPS} steps to read")
+            raise pickle.UnpicklingError(f"it has more than {_MOST_STEPS} steps")
         carry_out(reader)
 
     return step
 
 
 class _Reader(pickle._Unpickler):
-    """The standard library's reader in Python, which carries out one instruction at a time.
+    """The standard library's reader in Python, limited to the allowed instructions.
 
-    The one in C takes memory for the highest place in the memo that a file names.
+    The reader in C allocates memory for the largest memo index that a file names.
     """
 
     dispatch: ClassVar = _instructions()

@@ -23,7 +23,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
 ) -> ImageSet:
-    """Load one split of a data set; no class is in two splits.
+    """Load one split of a data set. The splits share no class.
 
     | name | what | shape of an image |
     |---|---|---|
@@ -33,21 +33,21 @@ def load(
     | mini_imagenet | 64 / 16 / 20 classes x 600 | 84, 84, 3 |
     | folder | your own tree of class folders, see `load_folder` | 84, 84, 1 or 3 |
 
-    The first call decodes into the cache (see `cache_dir`), later ones open it in a moment.
+    The first call decodes the images into the cache (see `cache_dir`); later calls open the cache.
 
     Args:
         name: one of the above.
         split: "train", "validation" or "test".
-        data_dir: for "folder" the tree's root; else TFDS's data folder, default $TFDS_DATA_DIR,
-            else ~/tensorflow_datasets.
-        image_size: height and width in pixels to resize to; default as above.
+        data_dir: for "folder" the root of the tree; else TFDS's data folder, default:
+            $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        image_size: height and width in pixels to resize to; default: as above.
 
     Returns:
-        An ImageSet of NumPy arrays; large ones are read from disk as they are used.
+        An ImageSet of NumPy arrays; large sets are read from disk when they are used.
 
     Raises:
-        DataError: no such data set or split, or the data are missing or damaged; the message is
-            one line that says what to do.
+        DataError: there is no such data set or split, or the data are missing or damaged; the
+            message is one line that says what to do.
 
     Example:
         >>> load("mini_imagenet", "test").images.shape
@@ -79,21 +79,21 @@ def _glyphs(split: str, image_size: int | None) -> ImageSet:
 
 
 def find_data_dir(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
-    """The folder to look for a data set in, `data_dir` or TFDS's; DataError if it is none."""
+    """The folder of a data set, `data_dir` or TFDS's default; DataError if there is none."""
     if data_dir is None and name == "folder":
         raise DataError("the data set 'folder' needs data_dir, a tree train/<class>/<image> etc.")
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     given = os.fspath(default if data_dir is None else data_dir)
-    path = os.path.expanduser(given)  # noqa: PTH111  Path's raises where there is no such user
+    path = os.path.expanduser(given)  # noqa: PTH111  Path.expanduser raises for an unknown user
     if given.startswith("~") and path == given:
-        raise DataError(f"{name}: data_dir {one_line(given)}: has no home folder to stand for ~")
+        raise DataError(f"{name}: data_dir {one_line(given)}: has no home folder for ~")
     if reason := _no_folder(path):
         raise DataError(f"{name}: data_dir {one_line(path)[:200]}: {reason}")
     return Path(path)
 
 
 def _no_folder(path: str) -> str | None:
-    """Why there is no folder to read at a path; None where there is one."""
+    """Why `path` is not a readable folder; None if it is."""
     try:
         mode = Path(path).stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte

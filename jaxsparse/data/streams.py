@@ -1,4 +1,4 @@
-"""Streams of tasks for continual learning: which images, in which task, with which pixels."""
+"""Streams of tasks for continual learning."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jaxsparse.checks import is_array
-from jaxsparse.data.augmentation import augment as augment  # one of this module's functions
+from jaxsparse.data.augmentation import augment as augment  # re-exported
 from jaxsparse.data.images import check_range
 from jaxsparse.data.labelled import LabelledSet, check_labelled
 from jaxsparse.draws import choose
@@ -19,18 +19,18 @@ from jaxsparse.errors import DataError
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TaskStream:
-    """A sequence of tasks made of one labelled set.
+    """A sequence of tasks made from one labelled set.
 
-    The stream is a pytree: hand it to compiled functions as an argument, and put it on the device
-    once, with `jax.device_put(stream)`. Tasks share the images; what they differ in is indices.
+    The stream is a pytree: pass it to compiled functions as an argument, and put it on the device
+    once, with `jax.device_put(stream)`. Tasks share the images and differ only in indices.
 
     Args:
-        train: the images that tasks train on.
-        test: the images that tasks are tested on.
-        train_members: int32 [T, n], each task's images among `train`; None: any image.
-        test_members: int32 [T, m], each task's images among `test`; None: every image.
-        pixel_maps: int32 [T, h * w], for each pixel in row-major order the pixel of the original
-            that it shows, -1 for black; None: images as they are.
+        train: the training images of all tasks.
+        test: the test images of all tasks.
+        train_members: int32 [T, n], the indices of each task's images in `train`; None: all images.
+        test_members: int32 [T, m], the indices of each task's images in `test`; None: all images.
+        pixel_maps: int32 [T, h * w], for each pixel in row-major order the source pixel of the
+            original image, -1 for black; None: unchanged images.
 
     Example:
         >>> digits = load_labelled("glyphs", "train"), load_labelled("glyphs", "test")
@@ -46,7 +46,7 @@ class TaskStream:
 
     @property
     def num_tasks(self) -> int:
-        """T, the number of tasks; one where tasks differ in nothing."""
+        """T, the number of tasks; 1 if there are neither members nor pixel maps."""
         of_tasks = (self.train_members, self.test_members, self.pixel_maps)
         return next((len(x) for x in of_tasks if x is not None), 1)
 
@@ -54,22 +54,22 @@ class TaskStream:
 def rotations(
     train: LabelledSet, test: LabelledSet, tasks: int = 20, data_seed: int = 0
 ) -> TaskStream:
-    """Tasks that each turn all images by one angle, which grows from task to task.
+    """Each task rotates all images by its own angle; the angles increase from task to task.
 
-    angle_t ~ U[180 t / T, 180 (t + 1) / T) degrees, t = 0 .. T - 1, counter-clockwise about the
-    centre on the same canvas: the nearest pixel, black where there is none (PIL's Image.rotate).
+    angle_t ~ U[180 t / T, 180 (t + 1) / T) degrees, t = 0 .. T - 1, counter-clockwise around the
+    centre. The image size stays; nearest-neighbour sampling, black outside (PIL's Image.rotate).
 
     Args:
         train: images of any size.
         test: images of the same size.
         tasks: T, the number of tasks.
-        data_seed: seed of the angles, which belong to the data and not to a run.
+        data_seed: seed of the angles; they do not depend on the seed of a run.
 
     Returns:
         A TaskStream with pixel maps.
 
     Raises:
-        DataError: tasks below 1, or images that do not go together.
+        DataError: tasks is below 1, or `train` and `test` differ in image shape or classes.
 
     Example:
         >>> stream = rotations(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
@@ -89,7 +89,7 @@ def rotations(
 def permutations(
     train: LabelledSet, test: LabelledSet, tasks: int = 20, data_seed: int = 0
 ) -> TaskStream:
-    """Tasks that each permute the pixels of all images in one way, the first task too.
+    """Each task applies its own random permutation to the pixels of all images, also the first.
 
     x'_j = x_{p_t(j)},  p_t a uniform permutation of the h w pixels
 
@@ -97,13 +97,13 @@ def permutations(
         train: images of any size.
         test: images of the same size.
         tasks: T, the number of tasks.
-        data_seed: seed of the permutations, which belong to the data and not to a run.
+        data_seed: seed of the permutations; they do not depend on the seed of a run.
 
     Returns:
         A TaskStream with pixel maps.
 
     Raises:
-        DataError: tasks below 1, or images that do not go together.
+        DataError: tasks is below 1, or `train` and `test` differ in image shape or classes.
 
     Example:
         >>> digits = load_labelled("glyphs", "train"), load_labelled("glyphs", "test")
@@ -120,11 +120,11 @@ def permutations(
 
 
 def split(train: LabelledSet, test: LabelledSet, classes_per_task: int = 2) -> TaskStream:
-    """Tasks of a few classes each, in the order of the classes.
+    """Each task has a few of the classes, in the order of the classes.
 
-    Task t holds the images of classes c t, c t + 1, .., c t + c - 1. All tasks get as many images
-    as the smallest has, so larger ones lose their last images: none are lost where all classes
-    are of one size, as in CIFAR-10.
+    Task t has the images of classes c t, c t + 1, .., c t + c - 1. All tasks get the same number of
+    images, that of the smallest task; larger ones lose their last images. Nothing is lost if all
+    classes have the same size, as in CIFAR-10.
 
     Args:
         train: images of all classes.
@@ -132,7 +132,7 @@ def split(train: LabelledSet, test: LabelledSet, classes_per_task: int = 2) -> T
         classes_per_task: c, a divisor of the number of classes.
 
     Returns:
-        A TaskStream with members.
+        A TaskStream with `train_members` and `test_members`.
 
     Raises:
         DataError: c does not divide the number of classes, or a task has no images.
@@ -154,19 +154,19 @@ def split(train: LabelledSet, test: LabelledSet, classes_per_task: int = 2) -> T
 
 
 def hold_out(train: LabelledSet, fraction: float = 1 / 6) -> tuple[LabelledSet, LabelledSet]:
-    """Set the last images of each class apart, to choose settings without the test images.
+    """Hold out the last images of each class for validation.
 
     Of a class with n images the last round(fraction n) are held out. No randomness.
 
     Args:
         train: the training images.
-        fraction: the share to hold out, above 0 and below 1.
+        fraction: the fraction to hold out, above 0 and below 1.
 
     Returns:
-        (the rest, the held-out images), each in the order of `train`.
+        (remaining images, held-out images), each in the order of `train`.
 
     Raises:
-        DataError: a fraction that leaves either part without an image of some class.
+        DataError: with this fraction a class would have no image in one of the parts.
 
     Example:
         >>> rest, validation = hold_out(load_labelled("glyphs", "train"))
@@ -186,20 +186,20 @@ def hold_out(train: LabelledSet, fraction: float = 1 / 6) -> tuple[LabelledSet, 
         if not 0 < count < len(own):
             raise DataError(
                 f"fraction must leave images of every class in both parts, got {fraction}: "
-                f"{count} of the {len(own)} of class {label}"
+                f"{count} of the {len(own)} images of class {label}"
             )
         held[own[-count:]] = True
     return _subset(train, ~held), _subset(train, held)
 
 
 def check_stream(stream: TaskStream) -> None:
-    """Check that the parts of a stream go together; traced values are not looked at.
+    """Check that the parts of a stream are consistent; traced values are not checked.
 
     Args:
         stream: the tasks.
 
     Raises:
-        DataError: one line that names the part.
+        DataError: they are not; the message is one line that names the part.
 
     Example:
         >>> check_stream(split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test")))
@@ -225,25 +225,25 @@ def _check_indices(name, indices, low, end, wanted):
 def draw_schedule(
     key: jax.Array, stream: TaskStream, samples_per_task: int | None, joint: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Draw which training images a run sees, and in which order.
+    """Draw the training images of a run and their order.
 
-    For each task, independently, n of its images: uniformly, without replacement, in random order.
-    Joint training sees the same T n pairs of task and image, shuffled over the whole stream.
+    For each task, n of its images are drawn independently: uniformly, without replacement, in
+    random order. Joint training sees the same T n pairs (task, image), shuffled over the stream.
 
-    Pure; works under jit, vmap and scan with `stream` as a traced argument and the rest static.
+    Pure; works under jit, vmap and scan, with `stream` traced and the other arguments static.
 
     Args:
         key: a jax.random key.
         stream: T tasks.
-        samples_per_task: n; None for all images a task has.
-        joint: True to shuffle over the stream; rows of the result are then no tasks any more.
+        samples_per_task: n; None: all images of a task.
+        joint: shuffle over the whole stream; then a row of the result mixes all tasks.
 
     Returns:
-        (tasks, indices), int32 [T, n] each: what `train_rows` takes, row by row.
+        (tasks, indices), int32 [T, n] each; a row has the arguments of `train_rows`.
 
     Raises:
-        DataError: n below 1 or above the number of images a task has, or a stream whose parts do
-            not go together.
+        DataError: n is below 1 or above the number of images of a task, or the parts of the stream
+            are not consistent.
 
     Example:
         >>> stream = split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
@@ -275,7 +275,7 @@ def draw_schedule(
 def train_rows(
     stream: TaskStream, tasks: jax.Array, indices: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Look up training images, each as its task shows it.
+    """Look up training images and apply the pixel maps of their tasks.
 
     Args:
         stream: T tasks.
@@ -286,7 +286,7 @@ def train_rows(
         (images uint8 [b, h, w, c], labels int32 [b]).
 
     Raises:
-        DataError: tasks and indices are not of one shape [b].
+        DataError: `tasks` and `indices` do not have the same shape [b].
 
     Example:
         >>> stream = rotations(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
@@ -296,7 +296,7 @@ def train_rows(
     """
     if jnp.ndim(tasks) != 1 or jnp.shape(tasks) != jnp.shape(indices):
         raise DataError(
-            f"tasks and indices must be of one shape [b], got {list(jnp.shape(tasks))} and "
+            f"tasks and indices must have one shape [b], got {list(jnp.shape(tasks))} and "
             f"{list(jnp.shape(indices))}"
         )
     images = _rows(stream.train.images, indices)
@@ -309,7 +309,7 @@ def train_rows(
 
 
 def test_rows(stream: TaskStream, task: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """All test images of one task, as the task shows them.
+    """All test images of one task, with its pixel map applied.
 
     Args:
         stream: T tasks.
@@ -337,14 +337,14 @@ def test_rows(stream: TaskStream, task: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def _rotation_map(height: int, width: int, degrees: float) -> np.ndarray:
-    """Where each pixel of the turned image comes from, row by row: int32 [h w], -1 nowhere."""
-    # An image of the pixels' own numbers, turned, tells; 0 is what PIL fills corners with.
+    """The source of each pixel of the rotated image, in row-major order: int32 [h w], -1: none."""
+    # Rotate an image of pixel numbers. They start at 1, because PIL fills corners with 0.
     numbers = np.arange(1, height * width + 1, dtype=np.int32).reshape(height, width)
     return np.asarray(Image.fromarray(numbers).rotate(degrees)).ravel() - 1
 
 
 def _rows(array: Any, where: jax.Array) -> jax.Array:
-    # In bounds by construction; saying so spares a masking pass.
+    # The indices are in bounds; "promise_in_bounds" saves a masking pass.
     return jnp.asarray(array).at[where].get(mode="promise_in_bounds")
 
 

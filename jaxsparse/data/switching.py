@@ -1,4 +1,4 @@
-"""A stream that switches between classification tasks of several data sets, unannounced."""
+"""A stream that switches between classification tasks of several data sets without notice."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,22 +20,22 @@ from jaxsparse.errors import DataError
 
 NAMES = ("omniglot-mnist-fashion", "glyphs")
 WEIGHTS = (0.5, 0.25, 0.25)  # how often each of the three data sets is drawn
-_RAW = (1 / 255,)  # the std of pixels that a model sees as they are, 0 to 255
+_RAW = (1 / 255,)  # with this std a model sees pixels from 0 to 255
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SwitchingData:
-    """Several data sets side by side: image i is seen as ``images[i] * scale + shift``.
+    """Several data sets in one; a model sees image i as ``images[i] * scale + shift``.
 
-    A pytree: hand it to compiled functions as an argument, and put it on the device once, with
-    `jax.device_put(data)`. Classes are numbered through all data sets, as images are.
+    A pytree: pass it to compiled functions as an argument, and put it on the device once, with
+    `jax.device_put(data)`. Classes and images are numbered across all data sets.
 
     Args:
         images: uint8 [images, height, width, channels], class by class.
-        starts: int32 [classes], where each class's images begin.
-        counts: int32 [classes], how many each class has.
-        datasets: int32 [classes], which data set each class is of.
+        starts: int32 [classes], index of the first image of each class.
+        counts: int32 [classes], number of images of each class.
+        datasets: int32 [classes], index of the data set of each class.
         scale: float32 [data sets, channels].
         shift: float32 [data sets, channels].
         names: one name per data set.
@@ -60,10 +60,10 @@ class SwitchingData:
 
 
 class SwitchingTask(NamedTuple):
-    """The task at hand, and so all that the stream remembers.
+    """The current task, which is the whole state of the stream.
 
     Attributes:
-      dataset: int32, which data set; -1 before the first batch.
+      dataset: int32, index of its data set; -1 before the first batch.
       classes: int32 [ways], its classes in the order of their labels.
 
     Example:
@@ -84,20 +84,21 @@ def load_switching(name: str, data_dir: str | os.PathLike[str] | None = None) ->
     | omniglot-mnist-fashion | all 1,623 characters of Omniglot | MNIST, Fashion-MNIST (train) |
     | glyphs | Latin letters, nothing to download | ten Cyrillic and ten Greek letters |
 
-    The first has dark ink on bright paper with pixels in [0, 1], the other two bright ink on black
-    with pixels in [0, 255], as in the experiments of Caccia et al. 2020. All classes of MNIST have
-    as many images as the smallest, 5,421, the first in the order of TFDS's records; Omniglot's
-    images are averaged over areas to 28x28.
+    The first data set is dark on bright, with pixels in [0, 1]. The other two are bright on dark,
+    with pixels in [0, 255], as in the experiments of Caccia et al. 2020. Each class of MNIST has
+    5,421 images (the size of the smallest class), the first ones in the order of TFDS's records.
+    Omniglot's images are resized to 28x28 by area averaging.
 
     Args:
         name: one of the above.
-        data_dir: TFDS's data folder, default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        data_dir: TFDS's data folder; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
     Returns:
         A SwitchingData of NumPy arrays.
 
     Raises:
-        DataError: no such stream, or the data are missing or damaged; the message is one line.
+        DataError: there is no such stream, or the data are missing or damaged; the message is one
+            line.
 
     Example:
         >>> load_switching("omniglot-mnist-fashion").num_classes
@@ -127,7 +128,7 @@ def load_switching(name: str, data_dir: str | os.PathLike[str] | None = None) ->
 
 
 def side_by_side(sets: Mapping[str, ImageSet]) -> SwitchingData:
-    """Join data sets whose images have one shape.
+    """Join data sets with the same image shape.
 
     Args:
         sets: an `ImageSet` for each name, in the order of the weights of `next_batch`.
@@ -144,7 +145,7 @@ def side_by_side(sets: Mapping[str, ImageSet]) -> SwitchingData:
     """
     shapes = {data.image_shape for data in sets.values()}
     if len(shapes) != 1:
-        raise DataError(f"sets must be of images of one shape, got {sorted(shapes) or 'no sets'}")
+        raise DataError(f"sets must have one image shape, got {sorted(shapes) or 'no sets'}")
     for data in sets.values():
         check_images(data)
     counts = [np.asarray(data.counts) for data in sets.values()]
@@ -167,10 +168,10 @@ def side_by_side(sets: Mapping[str, ImageSet]) -> SwitchingData:
 
 
 def by_class(data: LabelledSet) -> ImageSet:
-    """Group labelled images by class, each class cut to the size of the smallest.
+    """Group labelled images by class; each class is cut to the size of the smallest.
 
     Args:
-        data: images in any order; the first of each class are kept, in that order.
+        data: images in any order; the first images of each class are kept, in this order.
 
     Returns:
         An ImageSet whose classes are the labels.
@@ -195,7 +196,7 @@ def by_class(data: LabelledSet) -> ImageSet:
 
 
 def first_task(ways: int = 10) -> SwitchingTask:
-    """The stream before its first batch, which always starts a task.
+    """The state before the first batch; that batch always starts a task.
 
     Args:
         ways: classes per task.
@@ -223,29 +224,30 @@ def next_batch(
     shots: int = 5,
     weights: Sequence[float] = WEIGHTS,
 ) -> tuple[SwitchingTask, tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
-    """Draw the next batch of the stream: of the same task, or with a switch of a new one.
+    """Sample the next batch of the stream, from the same task or, after a switch, from a new one.
 
-    With probability ``1 - p``, and at first, a new task is drawn: a data set by its weight, the
-    old one not excluded, and `ways` of its classes without replacement in random order, which is
-    that of the labels. Then `shots` images of each class, with replacement.
+    At the first batch, and then with probability ``1 - p``, a new task is sampled: a data set by
+    its weight (it may be the same as before), and `ways` of its classes without replacement, in the
+    random order of the labels. Then `shots` images of each class are sampled with replacement.
 
-    Pure; works under jit, vmap and scan with `data` as a traced argument. A run's stream depends on
-    its keys alone, `jax.random.fold_in(key, t)` for timestep t, say: give every method the same.
+    Pure; works under jit, vmap and scan with `data` as a traced argument. The stream depends only
+    on the keys, for example `jax.random.fold_in(key, t)` at timestep t: use the same for every
+    method.
 
     Args:
         key: a jax.random key, one for each batch.
-        task: what `first_task` or the call before returned.
-        data: the classes to draw from.
-        stay_probability: p, of no switch between two batches; may be traced, and is then unchecked.
+        task: the result of `first_task` or of the previous call.
+        data: the classes to sample from.
+        stay_probability: p, the probability of no switch; not checked if it is traced.
         shots: images per class.
-        weights: how often each data set is drawn, not negative; they need not sum to one.
+        weights: relative frequency of each data set, not negative; they need not sum to one.
 
     Returns:
         The task; the batch, images float32 [ways * shots, h, w, c] and labels int32
         [ways * shots], ordered by label; and {"dataset": int32, "switched": bool}.
 
     Raises:
-        DataError: a probability outside [0, 1], or more classes or images than there are.
+        DataError: the probability is outside [0, 1], or the data have too few classes or images.
 
     Example:
         >>> data, task = jax.device_put(load_switching("glyphs")), first_task(ways=10)
@@ -309,7 +311,7 @@ def _check_count(name, value):
 
 
 def _dark_ink(sets: Sequence[ImageSet]) -> ImageSet:
-    """White letters on black of several sets as one, dark on bright."""
+    """Join sets of white letters on black, and invert the images to dark on bright."""
     images = 255 - np.concatenate([np.asarray(data.images) for data in sets])
     counts = np.concatenate([np.asarray(data.counts) for data in sets])
     names = tuple(name for data in sets for name in data.names)

@@ -1,4 +1,4 @@
-"""Whole runs: configuration, the pure program, the host's loop, the run folder."""
+"""Whole runs: configurations, pure programs, the host loop and run folders."""
 
 from jaxsparse.training.errors import (
     ConfigError,

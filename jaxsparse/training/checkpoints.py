@@ -1,8 +1,8 @@
-"""Checkpoints that are whole: written by orbax, with digests of the files and of the arrays.
+"""Checkpoints, written by orbax, with digests of the files and of the arrays.
 
-A checkpoint is a folder `N/` of `state/`, orbax's, and `position/metadata`, JSON: how far the run
-was, a digest of the arrays, one of each file. The files are compared before orbax is shown any of
-them, so that it never meets damaged ones.
+A checkpoint is a folder `N/`. It holds `state/`, written by orbax, and `position/metadata`, a JSON
+record: how far the run was, a digest of the arrays, and a digest of each file. The files are
+checked before orbax reads them, so orbax never sees damaged files.
 """
 
 import gc
@@ -30,9 +30,9 @@ from jaxsparse.training.errors import RunError, WriteError, one_line, writing
 
 Tree = Any
 KEPT = 3
-# Fields of states that have been renamed, and the names that checkpoints have for them.
+# Renamed fields of states, and the names that checkpoints store them under.
 _STORED_NAMES = {"first_nonfinite_step": "bad_step"}
-# Of other names orbax and what it is built on may think that they are patterns or addresses.
+# orbax and the libraries it uses may take other paths for glob patterns or URLs.
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=,@~-]+")
 
 
@@ -41,16 +41,17 @@ class Checkpoints:
 
     def __init__(self, path: Path):
         self.path = path
-        # Beside the checkpoints: what is unfinished never has a checkpoint's name.
+        # Outside the folder of checkpoints: an unfinished one never has a checkpoint's name.
         self._partial = path.parent / ".checkpoint.partial"
 
     def save(self, state: Tree, position: dict[str, int]) -> None:
-        """Write a checkpoint, whole or not at all, and drop those beyond the newest three.
+        """Write a checkpoint atomically, and delete all but the newest three.
 
-        The first is read back: better refused now than after hours of training.
+        The first checkpoint of a run is read back at once, to find problems before hours of
+        training.
 
         Raises:
-          WriteError: it could not be written; the earlier ones are as they were.
+          WriteError: the checkpoint could not be written; the earlier ones are unchanged.
         """
         arrays = _named_arrays(state)
         with writing(self.path):
@@ -66,7 +67,7 @@ class Checkpoints:
                 self.path.mkdir(exist_ok=True)
                 self._partial.rename(self.path / str(number))
                 for old in sorted(numbered)[: 1 - KEPT]:
-                    # Renamed first, so that a kill leaves no half of one behind.
+                    # Renamed first, so that a kill never leaves half a checkpoint.
                     numbered[old].rename(self._partial)
                     _remove(self._partial)
             except BaseException:
@@ -75,14 +76,14 @@ class Checkpoints:
                 raise
 
     def _check_room(self, size: int) -> None:
-        # Asked beforehand: orbax goes on in the background after a write that failed.
+        # Checked before writing: after a failed write orbax keeps working in the background.
         free = shutil.disk_usage(self.path.parent).free
         if free < 2 * size + 2**16:
             raise WriteError(
                 f"cannot write to {self.path}: no space left on the device"
-                f" ({free / 2**20:.1f} MiB free, a checkpoint wants {2 * size / 2**20:.1f})"
+                f" ({free / 2**20:.1f} MiB free, a checkpoint needs {2 * size / 2**20:.1f})"
             )
-        if hasattr(os, "posix_fallocate"):  # which heeds quotas and limits of a file's size
+        if hasattr(os, "posix_fallocate"):  # it also respects quotas and file size limits
             places = [self._partial / "room1", self._partial / "room2"]
             for place in places:
                 with place.open("wb") as file:
@@ -91,17 +92,17 @@ class Checkpoints:
                 place.unlink()
 
     def restore(self, template: Tree, report: Callable[[str], None]) -> Tree | None:
-        """The newest checkpoint that can be read whole, or None if there is none.
+        """The state of the newest undamaged checkpoint; None if there are no checkpoints.
 
-        Damaged ones that are newer are reported and set aside under broken/. Where this one's
-        leaves are not those of the template, or where none can be read, nothing is moved.
+        Newer, damaged checkpoints are reported and moved to broken/. Nothing is moved if no
+        checkpoint can be read, or if its leaves differ from the template's.
 
         Args:
-          template: a state of the shapes and dtypes that are wanted.
-          report: called with one line for each checkpoint set aside.
+          template: a state with the wanted shapes and dtypes.
+          report: called with one line for each checkpoint that is moved.
 
         Raises:
-          RunError: there are checkpoints, but none can be read, or the leaves are others.
+          RunError: no checkpoint can be read, or its leaves differ from the template's.
         """
         damaged: list[tuple[int, str]] = []
         for number, path in sorted(self._numbered().items(), reverse=True):
@@ -122,7 +123,7 @@ class Checkpoints:
             number, why = damaged[0]
             raise RunError(
                 f"none of the checkpoints in {self.path} can be read, and nothing was changed;"
-                f" of {number}: {why}"
+                f" checkpoint {number}: {why}"
             )
         return None
 
@@ -143,7 +144,7 @@ class Checkpoints:
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was written; the message is one line."""
+    """A checkpoint differs from what was written; the message is one line."""
 
 
 # ---- one checkpoint
@@ -164,11 +165,11 @@ def _write(folder: Path, arrays: dict[str, np.ndarray], position: dict[str, int]
 
 
 def _read(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint, whatever they are.
+    """The arrays of a checkpoint, without a check of their names and shapes.
 
     Raises:
-      Damaged: they are not those that were written.
-      OSError: the file system does not let them be read, damaged or not.
+      Damaged: the files differ from what was written.
+      OSError: the file system cannot read them; they may be undamaged.
     """
     try:
         record = json.loads((folder / "position" / "metadata").read_bytes())
@@ -185,7 +186,7 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
         tree = _with_orbax(folder, lambda checkpointer, path: checkpointer.restore(path / "state"))
         arrays = {name: np.asarray(array) for name, array in tree.items()}
     except (RuntimeError, AttributeError) as error:
-        # Only one without digests of its files, or of another version of orbax, comes to this.
+        # Only happens without file digests (older versions), or with another version of orbax.
         raise Damaged(one_line(error)) from error
     if _digest(arrays) != wanted:
         raise Damaged("its arrays do not match their digest")
@@ -212,17 +213,17 @@ def _remove(path: Path) -> None:
 
 
 def _with_orbax(folder: Path, action: Callable[[ocp.Checkpointer, Path], Any]) -> Any:
-    """`action` of a checkpointer and a path to `folder`; what fails is one line.
+    """Call `action(checkpointer, path)`, where `path` leads to `folder`.
 
     Raises:
-      RuntimeError: it failed. Nothing is left of orbax's own error: it would keep tasks alive that
-        complain when the process ends.
+      RuntimeError: it failed; the message is one line. orbax's own error is not chained: it would
+        keep tasks alive that print errors when the process ends.
     """
     with _plain_path(folder) as path, _quiet() as stay_quiet:
         try:
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
                 return action(checkpointer, path)
-        except Exception as error:  # whatever the file system or a garbled file makes orbax raise
+        except Exception as error:  # orbax raises many types of errors
             stay_quiet()
             failure = one_line(_first_cause(error)).replace(str(path), str(folder))
         gc.collect()
@@ -237,7 +238,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 @contextmanager
 def _plain_path(folder: Path) -> Iterator[Path]:
-    """A path to `folder` that nobody takes for a pattern or an address."""
+    """A path to `folder` that is not taken for a pattern or URL: itself, or a temporary link."""
     whole = folder.absolute()
     if _PLAIN.fullmatch(str(whole)):
         yield whole
@@ -245,8 +246,8 @@ def _plain_path(folder: Path) -> Iterator[Path]:
     place = next((p for p in (tempfile.gettempdir(), "/tmp") if _PLAIN.fullmatch(p)), None)
     if place is None:
         raise RunError(
-            f"{folder}: for a name with other characters than letters, digits and _./+=,@~-"
-            f" TMPDIR must be without them, got {tempfile.gettempdir()}"
+            f"{folder} has characters other than letters, digits and _./+=,@~-; then the path"
+            f" TMPDIR must have none of them, got {tempfile.gettempdir()}"
         )
     with tempfile.TemporaryDirectory(prefix="jaxsparse-", dir=place) as own:
         link = Path(own) / "folder"
@@ -256,9 +257,10 @@ def _plain_path(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[Callable[[], None]]:
-    """Let nothing be printed by the tasks and threads that orbax leaves behind when it fails.
+    """Suppress what orbax's leftover tasks and threads print when it fails.
 
-    Called, what this gives leaves the threads silent for good: they may go on for a while.
+    Call the result to keep their last error suppressed after the block: they may run on for a
+    while.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
@@ -285,7 +287,7 @@ def _quiet() -> Iterator[Callable[[], None]]:
 
 
 def _named_arrays(state: Tree) -> dict[str, np.ndarray]:
-    """The leaves of `state` on the host, under their paths."""
+    """The leaves of `state` on the host, by their paths."""
     return {name: np.asarray(x) for name, x in _raw_words(_by_path(state)).items()}
 
 
@@ -294,7 +296,7 @@ def _by_path(state: Tree) -> dict[str, Any]:
 
 
 def _name(path: tuple) -> str:
-    """The path of a leaf as `a.b.0`; no two paths have one name."""
+    """The path of a leaf as `a.b.0`; different paths have different names."""
     parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
     parts = [_STORED_NAMES.get(part, part) for part in parts]
     return ".".join(quote(part, safe="").replace(".", "%2E") for part in parts) or "."
@@ -309,7 +311,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _implementation(key: Any) -> Any:
-    """That of a key, or of a key's shape and dtype."""
+    """The PRNG implementation of a key, or of a key's shape and dtype."""
     found: list[Any] = []
     jax.eval_shape(lambda x: found.append(jax.random.key_impl(x)), key)
     return found[0]
@@ -322,8 +324,8 @@ def _check_leaves(path: Path, arrays: dict[str, np.ndarray], template: Tree) -> 
         got, want = (_described(leaves.get(name)) for leaves in (arrays, wanted))
         if got != want:
             raise RunError(
-                f"{path} is of another program or in another environment: {name} is {got}, want"
-                f" {want}; nothing was changed"
+                f"{path} was saved by another program or in another environment: {name} is {got},"
+                f" want {want}; nothing was changed"
             )
 
 

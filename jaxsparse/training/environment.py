@@ -1,4 +1,4 @@
-"""What a run's numbers depend on besides its configuration: versions, JAX's settings, machine."""
+"""What the results of a run depend on besides its configuration: versions, JAX's flags, machine."""
 
 import os
 from collections.abc import Callable
@@ -12,30 +12,29 @@ from jaxsparse.machine import cpu_threads, default_platform, use_cpu_threads
 from jaxsparse.nn.blocks import Blocks, choose_blocks
 from jaxsparse.training.errors import ConfigError, RunError
 
-# JAX's settings that decide a run's random numbers and the types of its arrays, as JAX has them
-# where nobody sets them.
+# JAX's flags that decide random numbers and array types, with their defaults.
 _DECISIVE = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_enable_x64": False,
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
 }
-_MOST_THREADS = 1024  # of any machine; XLA starts as many as it is told
-# Settings that decide how the same numbers are computed.
+_MOST_THREADS = 1024  # an upper limit: XLA starts as many threads as it is told
+# Flags that change results by rounding only.
 _BITS = ("jax_default_matmul_precision", "jax_disable_jit")
 
 
 def environment(blocks: Blocks | None) -> dict[str, Any]:
-    """What a run's record says of where the run was begun.
+    """The part of a run's config.json that describes where it was started.
 
     Args:
-      blocks: the run's setting of what computes Conv4's blocks; None: its network has none.
+      blocks: the run's `blocks` setting; None if its network is not Conv4.
 
     Returns:
       {"versions": ..., "device": ..., "environment": ...}: plain values, ready for JSON.
 
     Raises:
-      ConfigError: such blocks cannot be had here.
+      ConfigError: this machine cannot run these blocks.
 
     Example:
       >>> environment(blocks=None)["environment"]["jax_enable_x64"]
@@ -43,7 +42,7 @@ def environment(blocks: Blocks | None) -> dict[str, Any]:
     """
     here = {name: getattr(jax.config, name, None) for name in (*_DECISIVE, *_BITS)}
     if default_platform() == "cpu":
-        # Only the number of threads counts there, and each device has one at least.
+        # On the CPU only the number of threads matters, and each device has at least one.
         here["threads"] = max(cpu_threads(), jax.local_device_count())
     else:
         here["devices"] = jax.local_device_count()
@@ -59,15 +58,7 @@ def environment(blocks: Blocks | None) -> dict[str, Any]:
 
 
 def blocks_here(blocks: Blocks) -> Literal["native", "xla"]:
-    """What computes Conv4's blocks here, by a run's setting; see `choose_blocks`.
-
-    Raises:
-      ConfigError: what the setting names cannot be had.
-
-    Example:
-      >>> blocks_here("xla")
-      'xla'
-    """
+    """The implementation of Conv4's blocks on this machine; `choose_blocks`, but a ConfigError."""
     try:
         return choose_blocks(blocks)
     except ValueError as error:
@@ -75,26 +66,16 @@ def blocks_here(blocks: Blocks) -> Literal["native", "xla"]:
 
 
 def unusual_settings() -> dict[str, Any]:
-    """Those of JAX's settings that decide a run's random numbers and are not JAX's own.
-
-    Example:
-      >>> unusual_settings()
-      {}
-    """
+    """The flags of JAX that decide random numbers and do not have their default value."""
     here = {name: getattr(jax.config, name, usual) for name, usual in _DECISIVE.items()}
     return {name: value for name, value in here.items() if value != _DECISIVE[name]}
 
 
 def use_threads_of(record: dict[str, Any]) -> None:
-    """Have XLA divide operations among as many threads as where a run was begun, for equal bits.
+    """Let XLA use as many threads as when the run was started, so that results have equal bits.
 
-    To be called before JAX is first used. Where it has no effect, `check_environment` warns.
-
-    Args:
-      record: the run's.
-
-    Example:
-      >>> use_threads_of(folder.config())
+    Call it before JAX is first used. If it has no effect, `check_environment` warns. `record` is
+    the run's config.json.
     """
     threads = _flat(record).get("threads")
     if isinstance(threads, int) and 1 <= threads <= _MOST_THREADS:
@@ -102,54 +83,51 @@ def use_threads_of(record: dict[str, Any]) -> None:
 
 
 def check_environment(record: dict[str, Any], path: Path, warn: Callable[[str], None]) -> None:
-    """Compare the place where a run goes on with that where it was begun.
+    """Compare the environment of a resumed run with the one it was started in.
 
     Args:
-      record: the run's. What earlier versions did not keep in it is not compared.
-      path: of the run's folder, for the messages.
-      warn: called with one line where the run's bits may become others.
+      record: the run's config.json. Entries that earlier versions did not store are not compared.
+      path: the run's folder, for the messages.
+      warn: called with one line if the results may differ in their last bits.
 
     Raises:
-      RunError: the run cannot go on as it was begun.
-      ConfigError: likewise: what its configuration says computes Conv4's blocks is not to be had.
-
-    Example:
-      >>> check_environment(folder.config(), folder.path, hooks.warn)
+      RunError: a flag of JAX differs that decides random numbers or array types.
+      ConfigError: this machine cannot run the `blocks` of the configuration.
     """
-    begun = _flat(record)
-    if not begun:
+    started = _flat(record)
+    if not started:
         return
-    here = _flat(environment(_blocks(record) if "blocks" in begun else None))
+    here = _flat(environment(_blocks(record) if "blocks" in started else None))
     for name in _DECISIVE:
-        if name in begun and begun[name] != here[name]:
+        if name in started and started[name] != here[name]:
             raise RunError(
-                f"{path} was begun with {name} {begun[name]} and cannot go on with {here[name]};"
-                f" set {name.upper()}={begun[name]}"
+                f"{path} was started with {name} {started[name]} and cannot be resumed with"
+                f" {here[name]}; set {name.upper()}={started[name]}"
             )
-    names = [name for name in {**begun, **here} if name in begun or name == "XLA_FLAGS"]
+    names = [name for name in {**started, **here} if name in started or name == "XLA_FLAGS"]
     changes = [
-        f"{name} {here.get(name)} (begun with {begun.get(name)})"
+        f"{name} {here.get(name)} (started with {started.get(name)})"
         for name in names
-        if begun.get(name) != here.get(name)
+        if started.get(name) != here.get(name)
     ]
     if changes:
         warn(
-            f"{path} goes on with {', '.join(changes)}: its numbers may not be, to the last bit,"
-            " those of a run that stayed where it was"
+            f"{path} is resumed with {', '.join(changes)}: its numbers may differ in the last bits"
+            " from those of a run in an unchanged environment"
         )
 
 
 def _blocks(record: dict[str, Any]) -> Blocks:
-    """A run's setting of what computes Conv4's blocks, which earlier versions did not have."""
+    """A run's `blocks` setting; "auto" for runs of earlier versions, which have none."""
     config = record.get("config")
     return config.get("blocks", "auto") if isinstance(config, dict) else "auto"
 
 
-_OLD_NAMES = {"C++": "native", "XLA": "xla"}  # that earlier versions gave what computes the blocks
+_OLD_NAMES = {"C++": "native", "XLA": "xla"}  # names of `blocks` in earlier versions
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """All entries of a record that `environment` makes, under one another's names."""
+    """All entries made by `environment` in one flat dict."""
     parts = [record.get(name) for name in ("versions", "environment")]
     flat: dict[str, Any] = {}
     for part in parts:

@@ -1,4 +1,4 @@
-"""What can go wrong with a run, said in one line."""
+"""The exceptions of a run. Each message is one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ class Stopped(Exception):
 
 
 class Diverged(Exception):
-    """The loss is no longer finite; the message names the step."""
+    """The loss or a trained parameter is no longer finite; the message names the step."""
 
 
 class RunError(Exception):
@@ -24,12 +24,12 @@ class RunError(Exception):
 
 
 class WriteError(RunError):
-    """Something could not be written (a full disk, say); what was there is left as it was."""
+    """A file could not be written, for example on a full disk; earlier files are unchanged."""
 
 
 @contextmanager
 def writing(path: Path, error_type: type[RunError] = WriteError) -> Iterator[None]:
-    """Turn what the file system (or orbax on its behalf) refuses at `path` into one line."""
+    """Turn any error while writing to `path` into an `error_type` with a one-line message."""
     try:
         yield
     except RunError:
@@ -40,7 +40,7 @@ def writing(path: Path, error_type: type[RunError] = WriteError) -> Iterator[Non
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what keeps `path` from being read, or from being looked at, into one line."""
+    """Turn errors while reading `path` into a RunError with a one-line message."""
     try:
         yield
     except RunError:
@@ -51,9 +51,9 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def trusting(path: Path) -> Iterator[None]:
-    """Turn what fails because `path` holds other entries than a run writes into one line.
+    """Turn errors caused by wrong contents of `path` into a RunError with a one-line message.
 
-    For what only reads and shows: there, wrong contents are what such errors come from.
+    Only for code that reads and shows a run: there these errors come from wrong contents.
     """
     try:
         yield
@@ -61,11 +61,11 @@ def trusting(path: Path) -> Iterator[None]:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else one_line(error)
-        raise RunError(f"{path} holds what no run writes: {what}") from error
+        raise RunError(f"{path} has contents that no run writes: {what}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` on one line, the system's own words where it has them."""
+    """The message of `error` on one line; for an OSError only the system's text."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Small files that are whole: written beside their place, then put there in one move."""
+"""Atomic writes of small files: a new file is written next to the old one and then renamed."""
 
 import os
 import re
@@ -13,20 +13,10 @@ from jaxsparse.data.files import to_disk
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path`, to be written by the caller, that takes its place at the end.
+    """A path next to `path` to write a new file to; at the end the file replaces `path`.
 
-    A kill, an error or a full disk at any moment leaves what was at `path` before. Several
-    processes may replace the same file at once; the last one's stays. A link is followed.
-
-    Args:
-      path: the file to be made or replaced; its folder is there.
-
-    Returns:
-      A context with the path to write to, which has the ending of `path`. What an error leaves
-      there is removed.
-
-    Raises:
-      OSError: it cannot be written, or `path` is something other than a file.
+    After a kill, an error or a full disk `path` is unchanged. If several processes replace it at
+    once, the last one wins. Links are followed. OSError if `path` is not a regular file.
 
     Example:
       >>> with replacing(Path("figure.png")) as partial:
@@ -45,32 +35,32 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
-    with suppress(OSError):  # some file systems cannot; the file itself is whole either way
+    with suppress(OSError):  # some file systems cannot sync folders; the file itself is whole
         to_disk(place.parent)
 
 
 def partial_name(ending: str) -> str:
-    """A new name for a file that is still being written."""
+    """A new name for an unfinished file."""
     return f".{uuid.uuid4().hex[:12]}.partial{ending}"
 
 
 def is_partial(name: str, ending: str = "") -> bool:
-    """Whether a file of this name, and with this ending, was left by a `replacing` cut off."""
+    """Whether a file with this name and ending is left from an interrupted `replacing`."""
     return re.fullmatch(rf"\.[0-9a-f]{{12}}\.partial{re.escape(ending)}", name) is not None
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; see `replacing`."""
+    """Write a text file atomically; see `replacing`."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def _mode(place: Path) -> int | None:
-    """The permissions of the file that is there, None without any."""
+    """The permissions of the existing file; None if there is none."""
     try:
         mode = place.stat().st_mode
     except FileNotFoundError:
         return None
-    if not stat.S_ISREG(mode):  # a device, say, which the move would put an end to
+    if not stat.S_ISREG(mode):  # renaming would destroy a device, for example
         raise OSError(f"{place} is not a file")
     return stat.S_IMODE(mode)

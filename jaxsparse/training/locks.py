@@ -1,4 +1,4 @@
-"""A folder is written to by one process at a time."""
+"""Locks: only one process at a time writes to a folder."""
 
 import errno
 import os
@@ -18,28 +18,26 @@ except ImportError:  # not a POSIX system
 
 LOCK, HOLDER = ".lock", ".lock-holder"
 
-# What systems say where files cannot be locked: Lustre without its mount option, NFS without a
+# Errors of file systems that cannot lock files: Lustre without its mount option, NFS without a
 # lock service.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 @contextmanager
 def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Keep other processes from writing to `folder`.
+    """Keep other processes from writing to `folder`, which must exist.
 
-    The system frees the lock of a process that ends, however it ends. On file systems without
-    locks a file names the holder instead, which is warned of; it is free again when that process of
-    the same machine has ended.
+    The system frees the lock when a process ends, however it ends. On file systems without locks,
+    a file names the process that holds the lock, and a warning is given. Such a lock is free again
+    when that process has ended, if it ran on the same machine.
 
-    Args:
-      folder: is there, and can be written to.
-      wait: called again and again while another process holds the lock; it sleeps, or raises.
-        None: do not wait.
+    `wait` is called again and again while another process holds the lock; it sleeps or raises.
 
     Raises:
-      RunError: another process is writing to the folder, or it cannot be locked.
+      RunError: another process is writing to the folder and `wait` is None, or the folder cannot be
+        locked.
     """
-    # Opened for reading, too: where a pipe lies there, opening it does not wait for a reader.
+    # Opened for reading too: if it is a pipe, opening it for writing only would block.
     with writing(folder, RunError):
         file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -64,7 +62,7 @@ def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[Non
 
 
 def _flock(file: int, folder: Path) -> bool | None:
-    """Whether the system's lock is ours; None where there are no such locks."""
+    """Whether we got the system's lock; None if the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -79,7 +77,7 @@ def _flock(file: int, folder: Path) -> bool | None:
 
 
 def _claim(holder: Path) -> bool:
-    """Whether the file that names the holder is ours: a link, which one process alone can make."""
+    """Whether we got the lock by making `holder`, a link that only one process can make."""
     own = holder.with_name(partial_name(""))
     with writing(holder, RunError):
         try:
@@ -105,7 +103,7 @@ def _read(holder: Path) -> tuple[int, str]:
 
 
 def _lives(process: tuple[int, str]) -> bool:
-    """Whether a process is there, as far as can be told from here."""
+    """Whether a process is running; assumed if it is on another machine."""
     number, host = process
     if host != socket.gethostname() or os.name != "posix":
         return bool(host)
@@ -119,7 +117,7 @@ def _lives(process: tuple[int, str]) -> bool:
 
 
 def _hint(folder: Path) -> str:
-    """What to do where a file names a holder of whose end nobody can know."""
+    """The process that the lock file names, and what to do if it has ended."""
     number, host = _read(folder / HOLDER)
     if not host:
         return ""

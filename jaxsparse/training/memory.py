@@ -1,4 +1,4 @@
-"""What a run keeps in memory: refused beforehand where the device cannot hold it."""
+"""Check before a run starts that its arrays fit into the device's memory."""
 
 import math
 import os
@@ -12,24 +12,19 @@ import jax
 from jaxsparse.training.errors import ConfigError
 
 Tree = Any
-# More than any device has, where the system does not say what it has.
+# Used if the size of the memory is unknown: more than any device has.
 _LARGEST = 2**62
-# Where a group of processes may have less than the machine: Linux' control groups, new and old.
+# Memory limits of Linux control groups (versions 2 and 1), which may be below the machine's memory.
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def bytes_of(tree: Tree) -> int:
-    """The bytes of a tree of arrays, or of what `jax.eval_shape` gives for them.
-
-    Example:
-      >>> bytes_of({"x": jax.ShapeDtypeStruct((3, 2), jax.numpy.float32)})
-      24
-    """
+    """The size in bytes of a tree of arrays or of `jax.ShapeDtypeStruct`."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def device_memory() -> int | None:
-    """The bytes that the first device has for arrays, None where the system does not say."""
+    """The bytes that the first device has for arrays; None if unknown."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
@@ -37,22 +32,19 @@ def device_memory() -> int | None:
     with suppress(OSError, ValueError, AttributeError):  # not on every system
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for limit in map(Path, _LIMITS):
-        with suppress(OSError, ValueError):  # "max" is none
+        with suppress(OSError, ValueError):  # "max" means no limit
             sizes.append(int(limit.read_text()))
     return min(sizes, default=None)
 
 
 def check_fits(bound: int, size: Callable[[], int], what: str) -> None:
-    """Raise ConfigError where the device's memory is smaller than what a run keeps there.
+    """Raise ConfigError if a run needs more memory than the device has.
 
     Args:
-      bound: bytes, no fewer than `size()`: where these fit, or are beyond all memory, it is not
-        called.
-      size: gives the bytes; tracing a program for it takes part of a second.
-      what: what they hold, with the settings that they grow with.
-
-    Raises:
-      ConfigError: it cannot hold them.
+      bound: an upper bound of `size()` in bytes. `size` is only called if the bound does not fit,
+        because it traces a program, which takes part of a second.
+      size: gives the needed bytes.
+      what: names the arrays and the settings that their size depends on, for the message.
 
     Example:
       >>> check_fits(2**70, lambda: 2**60, "the states of 1000000 seeds")
@@ -62,7 +54,7 @@ def check_fits(bound: int, size: Callable[[], int], what: str) -> None:
     memory = device_memory() or _LARGEST
     if bound <= memory:
         return
-    # JAX cannot say how large arrays of more than 2^63 entries are.
+    # JAX cannot compute the size of arrays with more than 2^63 entries.
     needed = size() if bound < 2**63 else bound
     if needed > memory:
         # Whole numbers: floats would overflow.

@@ -1,4 +1,4 @@
-"""What the programs of all families share: counted steps, totals, the first step not finite."""
+"""What the programs of all families share: compiled loops, totals, non-finite losses."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,19 +14,19 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A run as pure functions of one seed's state; `Runner` advances it. A family adds its own.
+    """A run as pure functions of the state of one seed. `Runner` calls them; families add more.
 
-    The state has `first_nonfinite_step`, int32: the first step whose loss was not finite, -1 for
-    none.
+    The state has a field `first_nonfinite_step`, int32: the first step with a loss that was not
+    finite, or -1.
 
     Attributes:
-      unit: what a step is called, in messages.
+      unit: the name of a step in messages, for example "batch".
       init: makes the state before the first step.
-      train: `(state, *own, data, steps) -> state`: `steps` more steps, `own` being what tells the
-        seeds apart. The count is traced (see `repeated`).
-      position: `state -> {"step": ..., ...}`, how far a state on the host is, alone or led by the
-        seeds; what a checkpoint's record says.
-      learned: `state -> tree` of what training changes, which must stay finite.
+      train: `(state, *own, data, steps) -> state` takes `steps` more steps. `own` are the per-seed
+        arguments, such as keys. `steps` may be traced (see `repeated`).
+      position: `state -> {"step": ..., ...}`: how far the run is, as stored in checkpoints. The
+        state may have a leading axis of seeds.
+      learned: `state -> tree` of the trained parameters, which must stay finite.
 
     Example:
       >>> program = Program("batch", init, repeated(step), lambda s: {"step": s.step}, learned)
@@ -40,14 +40,10 @@ class Program:
 
 
 def repeated(step: Callable[..., Tree]) -> Callable[..., Tree]:
-    """A step as a compiled loop of a given number of steps.
+    """Turn `(state, *args) -> state` into a compiled loop `(state, *args, steps) -> state`.
 
-    Args:
-      step: `(state, *args) -> state`.
-
-    Returns:
-      `(state, *args, steps) -> state`. The count is traced: one executable serves any number, so
-      that cutting a run into pieces changes no bit of it.
+    `steps` is traced. So one executable serves any number of steps, and a run that is split into
+    several calls gives the same bits.
 
     Example:
       >>> float(jax.jit(repeated(lambda x, y: x + y))(0.0, 2.0, 3))
@@ -61,18 +57,9 @@ def repeated(step: Callable[..., Tree]) -> Callable[..., Tree]:
 
 
 def after_step(state: Any, step: jax.Array, metrics: dict[str, jax.Array]) -> Any:
-    """A state's totals and first step that is not finite, after a step with these metrics.
+    """Update a state's `totals` and `first_nonfinite_step` with the metrics of step `step`.
 
-    Args:
-      state: has `totals`, which only know some of the metrics, and `first_nonfinite_step`.
-      step: int32, the step's number.
-      metrics: scalars, the "loss" among them.
-
-    Returns:
-      The state.
-
-    Example:
-      >>> state = after_step(state, state.step, {"loss": loss})._replace(params=params)
+    `metrics` are scalars and include "loss".
     """
     return state._replace(
         totals=add_metrics(state.totals, metrics),
@@ -81,39 +68,26 @@ def after_step(state: Any, step: jax.Array, metrics: dict[str, jax.Array]) -> An
 
 
 def meta_step(learner: Learner, state: Any, tasks: Any) -> Any:
-    """A state after its `meta` has taken a meta-step on a batch of tasks."""
+    """The state after one meta-step of `state.meta` on a batch of tasks."""
     meta, metrics = learner.step(state.meta, tasks, None)
     return after_step(state, state.meta.step, metrics)._replace(meta=meta)
 
 
 def add_metrics(totals: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> dict[str, Any]:
-    """The sums over the steps so far, with those that are among `metrics` added."""
+    """Add `metrics` to the running sums `totals`; names that `metrics` lacks keep their sum."""
     return {n: total + metrics[n] if n in metrics else total for n, total in totals.items()}
 
 
 def first_nonfinite(earlier: jax.Array, step: jax.Array, loss: jax.Array) -> jax.Array:
-    """The first step whose loss was not finite, -1 for none.
-
-    Args:
-      earlier: int32, the first of the steps before, -1 for none.
-      step: int32, this step's number.
-      loss: its loss.
-
-    Returns:
-      int32.
-
-    Example:
-      >>> int(first_nonfinite(jnp.int32(-1), jnp.int32(7), jnp.float32(jnp.nan)))
-      7
-    """
+    """The first step with a loss that was not finite, -1 for none; `earlier` is the one so far."""
     return jnp.where(~jnp.isfinite(loss) & (earlier < 0), step, earlier)
 
 
 def keep_better(accuracy: jax.Array, best_accuracy: jax.Array, new: Tree, best: Tree) -> Tree:
-    """`new` where its accuracy is above the best so far, else `best`; NaN is above nothing."""
+    """`new` if `accuracy` is above `best_accuracy`, else `best`; NaN never counts as better."""
     return jax.tree.map(lambda n, b: jnp.where(accuracy > best_accuracy, n, b), new, best)
 
 
 def learned_of(state: Any) -> dict[str, Any]:
-    """The parameters of a method's state, and of its gate where it has one."""
+    """The parameters of a method's state, and its mask parameters if it has any."""
     return {name: getattr(state, name) for name in ("params", "mask") if hasattr(state, name)}

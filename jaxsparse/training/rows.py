@@ -1,4 +1,4 @@
-"""JSON and the rows of a run's metrics, as text and as numbers."""
+"""JSON files, and the rows of a run's metrics."""
 
 import json
 import math
@@ -13,8 +13,8 @@ import numpy as np
 
 
 def to_json(value: dict[str, Any]) -> str:
-    """JSON to be read by people."""
-    # Innermost lists on one line: a matrix is a line for each of its rows.
+    """JSON with indentation."""
+    # Innermost lists on one line: a matrix has one line per row.
     text = re.sub(
         r"\[\n\s*([^\[\]{}]*?)\n\s*\]",
         lambda found: "[" + re.sub(r"\n\s*", " ", found[1]) + "]",
@@ -29,7 +29,7 @@ def to_line(value: Any) -> str:
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Add a line, whole or not at all; half a line that a kill left goes."""
+    """Append a line atomically; remove an incomplete last line that a killed process left."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         end = os.lseek(file, 0, os.SEEK_END)
@@ -51,7 +51,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """A line of the metrics: numbers under names, or lists or dicts of them. None: it is not."""
+    """A row of metrics, with numbers or lists or dicts of numbers; None if `line` is not one."""
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError):
@@ -73,7 +73,7 @@ def _holds_numbers(value: Any) -> bool:
 
 
 def null_for_nan(value: Any, name: str = "") -> tuple[Any, list[str]]:
-    """`value` with None for numbers that are not finite, and the names that these are under."""
+    """`value` with None for non-finite numbers, and the names of these numbers."""
     if isinstance(value, float):
         return (value, []) if math.isfinite(value) else (None, [name])
     if isinstance(value, dict):
@@ -88,9 +88,9 @@ def null_for_nan(value: Any, name: str = "") -> tuple[Any, list[str]]:
 
 
 def flat(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The scalars of a row under slash-joined names, the mean where there are several seeds."""
+    """The scalars of a row under slash-joined names; a list of seeds gives its mean."""
     for name, value in row.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}/")
         else:
-            yield prefix + name, float(np.array(value, float).mean())  # NaN for null
+            yield prefix + name, float(np.array(value, float).mean())  # null becomes NaN

@@ -1,9 +1,9 @@
 """The folder of a run: its configuration, metrics, checkpoints and result.
 
-config.json      what was asked for
-metrics.jsonl    one row per epoch, or per task of a stream
+config.json      settings, versions and environment
+metrics.jsonl    one row per epoch, task or interval
 timing.jsonl     seconds of compilation and of every row
-checkpoints/     the newest states, by orbax; each carries a digest of its arrays
+checkpoints/     the newest states, written by orbax, each with digests of its files and arrays
 events.out.*     the same metrics for TensorBoard
 result.json      written once, at the end
 """
@@ -30,16 +30,16 @@ _CONFIG, _ROWS, _RESULT = "config.json", "metrics.jsonl", "result.json"
 
 
 class RunFolder:
-    """Reads one run's folder and, within `lock`, writes to it.
+    """Reads the folder of one run and, while its lock is held, writes to it.
 
-    `unit` names what a row of the metrics is about: an "epoch", or a "task" of a stream.
+    `unit` is what a row of metrics covers: an "epoch", a "task" or an "interval".
     """
 
     def __init__(self, path: Path, unit: str = "epoch"):
         self.path, self.unit = path, unit
         self._events: EventsWriter | None = None
         self._waiting: list[tuple[int, dict[str, float] | None]] = []  # for TensorBoard
-        self._told: set[str] = set()  # files whose numbers were not all finite
+        self._told: set[str] = set()  # files for which a warning about non-finite numbers was given
 
     # ---- opening
 
@@ -47,7 +47,7 @@ class RunFolder:
     def create(cls, path: Path, config: dict[str, Any], unit: str = "epoch") -> "RunFolder":
         """Make the folder of a new run.
 
-        What is there may be empty, or what an earlier creation left that was cut off.
+        The folder may exist if it is empty, or if it holds only what an interrupted `create` left.
 
         Raises:
           RunError: the folder holds another run or other files, another process is writing to it,
@@ -56,17 +56,13 @@ class RunFolder:
         cls.check_new(path, config)
         folder = cls(path, unit)
         with folder.lock():
-            cls.check_new(path, config)  # again: until now others could write here
+            cls.check_new(path, config)  # again: before the lock other processes could write here
             folder.begin(config)
         return folder
 
     @classmethod
     def create_unnamed(cls, path: Path) -> Path:
-        """Make an empty folder at `path`, or where there is one already at `path`-2, `path`-3, ...
-
-        Raises:
-          RunError: it cannot be made.
-        """
+        """Make an empty folder at `path`; if it exists, at `path`-2, `path`-3, ..."""
         number, place = 1, path
         with writing(path, RunError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,13 +78,12 @@ class RunFolder:
     def check_new(path: Path, config: Mapping[str, Any] | None = None) -> None:
         """Raise RunError unless a new run may be made at `path`.
 
-        Args:
-          path: of its folder.
-          config: a run with these entries in its configuration that has not begun may be there.
+        The folder may hold a run that has not started if its config.json has the entries of
+        `config`.
         """
         with reading(path):
             if path.is_symlink() and not path.exists():
-                raise RunError(f"{path} is a link to nothing, want a folder for the run")
+                raise RunError(f"{path} is a broken link, want a folder for the run")
             if not path.exists():
                 return
             if not path.is_dir():
@@ -104,26 +99,20 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, unit: str = "epoch") -> "RunFolder":
-        """Open the folder of a run that is to go on.
-
-        Raises:
-          RunError: there is no run there.
-        """
+        """Open the folder of an existing run; RunError if there is none."""
         with reading(path):
             if (path / _CONFIG).is_file():
                 return cls(path, unit)
             cut_off = path.is_dir() and any(_is_unfinished(entry.name) for entry in path.iterdir())
-        anew = f", its making was cut off; begin it anew with --out {shlex.quote(str(path))}"
-        hint = anew if cut_off else ""
-        raise RunError(f"{path} holds no run: no config.json there{hint}")
+        again = (
+            f"; its creation was interrupted, start it again with --out {shlex.quote(str(path))}"
+        )
+        hint = again if cut_off else ""
+        raise RunError(f"{path} holds no run: it has no config.json{hint}")
 
     @classmethod
     def is_there(cls, path: Path) -> bool:
-        """Whether `path` holds a run.
-
-        Raises:
-          RunError: nobody may look there.
-        """
+        """Whether `path` holds a run; RunError if it cannot be read."""
         with reading(path):
             return (path / _CONFIG).is_file()
 
@@ -131,12 +120,8 @@ class RunFolder:
     def lock(self, wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Keep other processes from writing to the folder; close the event file at the end.
 
-        Args:
-          wait: called while another process is writing to it; it sleeps, or raises. None: do not
-            wait.
-
-        Raises:
-          RunError: another process is writing to it, or it cannot be written.
+        `wait` is called again and again while another process holds the lock; it sleeps or raises.
+        Without `wait`, a lock held by another process raises RunError.
         """
         with writing(self.path, RunError):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -151,17 +136,13 @@ class RunFolder:
                     self._events = None
 
     def begin(self, config: dict[str, Any]) -> None:
-        """Write config.json, unless it is there; to be called within `lock`.
-
-        Raises:
-          RunError: it cannot be written.
-        """
+        """Write config.json unless it exists. The caller holds the lock."""
         with writing(self.path, RunError):
             if not (self.path / _CONFIG).exists():
                 replace_text(self.path / _CONFIG, to_json(config))
 
     def _sweep(self) -> None:
-        """Remove what writers of small files left that were killed; the lock is held."""
+        """Remove partial files of killed processes. The caller holds the lock."""
         with suppress(OSError):
             for entry in list(self.path.iterdir()):
                 if is_partial(entry.name, ".json") or is_partial(entry.name, ".jsonl"):
@@ -170,26 +151,18 @@ class RunFolder:
     # ---- small files
 
     def config(self) -> dict[str, Any]:
-        """The configuration of the run, as a dict.
-
-        Raises:
-          RunError: config.json cannot be read.
-        """
+        """The contents of config.json; RunError if it cannot be read."""
         return _read_json(self.path / _CONFIG)
 
     def result(self) -> dict[str, Any] | None:
-        """The result, or None before the end.
-
-        Raises:
-          RunError: result.json cannot be read.
-        """
+        """The contents of result.json; None before the end of the run."""
         path = self.path / _RESULT
         with reading(path):
             there = path.exists()
         return _read_json(path) if there else None
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write result.json, whole or not at all; what is not finite becomes null."""
+        """Write result.json atomically; non-finite numbers become null."""
         with writing(self.path):
             replace_text(self.path / _RESULT, to_json(self._finite(_RESULT, result)))
 
@@ -201,24 +174,16 @@ class RunFolder:
     # ---- metrics
 
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics of the epochs (or tasks) so far; number 0 is the state before training.
-
-        Raises:
-          RunError: metrics.jsonl cannot be read.
-        """
+        """The rows of metrics so far; row 0 is the state before training."""
         rows, problem = self._readable_rows()
         if problem:
             raise RunError(problem)
         return rows
 
     def keep_rows(self, last: int) -> None:
-        """Drop the rows after number `last`: the run goes on from an earlier checkpoint.
+        """Drop the rows after row `last`, because the run resumes from an earlier checkpoint.
 
-        Args:
-          last: the last row to keep; -1 drops all: the run starts anew.
-
-        Raises:
-          RunError: rows up to that one are missing.
+        With -1 all rows are dropped: the run starts again. RunError if earlier rows are missing.
         """
         rows, problem = self._readable_rows()
         kept = rows[: last + 1]
@@ -230,25 +195,25 @@ class RunFolder:
             )
             if kept:
                 self._waiting.append((kept[-1]["step"] + 1, None))
-                if len(kept) == 1:  # then it was still waiting when the run was stopped
+                if len(kept) == 1:  # row 0 had not been written to TensorBoard yet
                     self._waiting.insert(0, (kept[0]["step"], self._scalars(kept[0])))
 
     def add_row(self, row: dict[str, Any]) -> None:
-        """Append the metrics of an epoch (or task) to metrics.jsonl and the TensorBoard events.
+        """Append a row to metrics.jsonl and the TensorBoard events; non-finite numbers become null.
 
-        What is not finite becomes null.
+        Row 0 is written to TensorBoard together with row 1.
         """
         row = self._finite(_ROWS, row)
         with writing(self.path):
             append_line(self.path / _ROWS, row)
             self._waiting.append((row["step"], self._scalars(row)))
-            # tensorboardX takes seconds to import where PyTorch is installed: what is there before
-            # the first epoch waits for its end, so that the run starts at once.
+            # If PyTorch is installed, importing tensorboardX takes seconds. It would delay the
+            # start of the run.
             if row[self.unit] > 0:
                 self._write_events()
 
     def _readable_rows(self) -> tuple[list[dict[str, Any]], str]:
-        """The rows up to the first that cannot be read, and why that cannot; "" for no such."""
+        """The rows before the first unreadable one, and why it cannot be read ("" if all can)."""
         path = self.path / _ROWS
         rows: list[dict[str, Any]] = []
         with reading(path):
@@ -260,32 +225,32 @@ class RunFolder:
                 what = f"line {number + 1} is not the row of {self.unit} {number}"
                 return rows, f"{path} cannot be read: {what}"
             rows.append(row)
-        # A process that was killed may have left half a row.
+        # A killed process may have left an incomplete row.
         row = parse_row(torn)
         return rows if row is None or self._number(row) != len(rows) else [*rows, row], ""
 
     def _number(self, row: dict[str, Any]) -> Any:
-        """That of a row, by whatever it counts: figures are drawn of runs of every kind."""
+        """The number of a row, whatever its unit: figures are drawn for runs of all families."""
         return next((row[name] for name in (self.unit, *_UNITS) if name in row), None)
 
     def _finite(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
-        """`value` with null for what JSON has no number for; told once for each file."""
+        """`value` with null for non-finite numbers; warns once per file."""
         replaced, names = null_for_nan(value)
         if names and name not in self._told:
             self._told.add(name)
             listed = ", ".join(dict.fromkeys(names))
             warnings.warn(
-                f"{self.path / name}: null for what is not finite: {listed}", stacklevel=3
+                f"{self.path / name}: null for non-finite numbers: {listed}", stacklevel=3
             )
         return replaced
 
     def _scalars(self, row: dict[str, Any]) -> dict[str, float]:
-        """What TensorBoard shows of a row."""
+        """The values of a row that TensorBoard shows."""
         return {name: value for name, value in flat(row) if name not in (self.unit, "step")}
 
     def _write_events(self) -> None:
-        # Written here and not by tensorboardX's SummaryWriter, whose background thread would
-        # meet a full disk where nobody can report it.
+        # tensorboardX's SummaryWriter writes in a background thread: an error there, such as a
+        # full disk, could not be reported.
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -294,7 +259,7 @@ class RunFolder:
             self._events = EventsWriter(str(self.path / "events"))
         while self._waiting:
             step, scalars = self._waiting.pop(0)
-            if scalars is None:  # TensorBoard forgets what an earlier process wrote from here on
+            if scalars is None:  # TensorBoard drops what an earlier process wrote from this step on
                 start = SessionLog(status=SessionLog.START)
                 self._events.write_event(Event(step=step, session_log=start, wall_time=time.time()))
             for name, value in (scalars or {}).items():
@@ -304,14 +269,14 @@ class RunFolder:
 
 
 def _is_unfinished(name: str) -> bool:
-    """Whether the creation of a folder may leave a file of this name when it is cut off."""
-    # The last is the name that earlier versions wrote to.
+    """Whether an interrupted `create` may leave a file of this name."""
+    # The last name was used by earlier versions.
     ours = (LOCK, HOLDER, ".config.json.partial")
     return name in ours or is_partial(name, ".json") or is_partial(name)
 
 
 def _has_entries(path: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a configuration that is stored has these entries."""
+    """Whether the configuration stored at `path` has these entries."""
     try:
         stored = _read_json(path)
     except RunError:
@@ -321,7 +286,7 @@ def _has_entries(path: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _read_file(path: Path) -> bytes:
-    if not path.is_file():  # reading a pipe would wait for its writer
+    if not path.is_file():  # reading a pipe would block
         raise RunError(f"{path} is not a file")
     return path.read_bytes()
 

@@ -1,4 +1,4 @@
-"""The host's side of every run: advance in segments, report, save, stop, go on."""
+"""The host loop of every run: advance in segments, report, save, stop, resume."""
 
 import functools
 import time
@@ -16,9 +16,9 @@ from jaxsparse.training.program import Program
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.seeds import Placement
 
-# A compiled call is cut to about this long, so that progress, Ctrl-C and SIGTERM are prompt.
+# A compiled call lasts about this long, so that progress, Ctrl-C and SIGTERM are handled promptly.
 SEGMENT_SECONDS = 1.0
-# Within a long epoch or task, the state is saved this often.
+# How often the state is saved within a long epoch or task.
 SAVE_SECONDS = 300.0
 
 
@@ -27,11 +27,11 @@ class Progress(NamedTuple):
 
     Attributes:
       stage: "compile", "pretraining", "train", "validation" or "test".
-      epoch: epochs, or tasks of a stream, finished.
-      step: meta-steps, or batches of a stream, taken.
-      done: part of the stage done, in [0, 1].
+      epoch: finished epochs, tasks or intervals.
+      step: finished meta-steps, batches or timesteps.
+      done: finished fraction of the stage, in [0, 1].
       seconds_left: estimate for the whole run; None before the first measurement.
-      metrics: means over the present epoch or task so far: loss, accuracy, sparsity; empty before
+      metrics: means over the current epoch or task so far (loss, accuracy, sparsity); empty before
         its first step.
     """
 
@@ -44,13 +44,14 @@ class Progress(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """What a run asks of, and tells, its caller.
+    """Callbacks of a run. The defaults do nothing.
 
     Attributes:
       progress: called with a `Progress` about once a second.
-      row: called with each epoch's, or task's, metrics.
-      warn: called with one line about something that went wrong and was dealt with.
-      should_stop: asked about once a second; when true the run saves and raises `Stopped`.
+      row: called with the metrics of each epoch, task or interval.
+      warn: called with a one-line warning.
+      should_stop: called about once a second; if it returns True, the run saves its state and
+        raises `Stopped`.
     """
 
     progress: Callable[[Progress], None] = lambda progress: None
@@ -60,20 +61,20 @@ class Hooks(NamedTuple):
 
 
 class Runner:
-    """A run on the host: the state on the devices, and the loop that advances it.
+    """Holds the state of a program's runs on the devices, and advances it.
 
-    A checkpoint holds the runs of a program in their order, so that any number of devices can go
-    on with it.
+    A program has one run per seed (or per seed and rates); all arrays have a leading axis of runs.
+    Checkpoints store the runs in order, so a run can be resumed on any number of devices.
 
     Args:
-      program: the pure functions of one seed.
-      folder: the run's folder, within its lock.
+      program: the pure functions of one run.
+      folder: the run's folder; the caller holds its lock.
       hooks: see `Hooks`.
       placement: which device computes which run.
-      own: what tells the runs apart, the arguments of `program.train`, led by the axis of runs.
-      data: what they share, already on the devices.
-      first_seed: of the first run, for messages.
-      may_diverge: go on where a loss is not finite.
+      own: the per-run arguments of `program.train`, with a leading axis of runs.
+      data: the arguments that all runs share, already on the devices.
+      first_seed: seed of the first run, for messages.
+      may_diverge: continue if a loss is not finite.
 
     Example:
       >>> runner = Runner(program, folder, hooks, place_runs(2), (keys,), data)
@@ -112,26 +113,26 @@ class Runner:
 
     @property
     def own(self) -> tuple[Any, ...]:
-        """What tells the runs apart, as they lie at first."""
+        """The per-run arguments on the devices, placed as in the first turn."""
         return self.by_turn[0]
 
     # ---- where the run is
 
     def position(self) -> dict[str, int]:
-        """How far the state is: "step", and what else a checkpoint's record should say."""
+        """How far the run is, as stored in a checkpoint: "step" and more."""
         return {name: first_of(x) for name, x in self.program.position(self.state).items()}
 
     @property
     def step(self) -> int:
-        """Steps taken."""
+        """Finished steps."""
         return first_of(self.program.position(self.state)["step"])
 
     def to_host(self, tree: Any) -> Any:
-        """Arrays on the host, led by the axis of runs in their order."""
+        """Copy arrays to the host; the leading axis has the runs in order."""
         return self.placement.to_host(tree)
 
     def means(self, steps: int) -> dict[str, float]:
-        """Means of the state's totals over its runs and over `steps`; empty before the first."""
+        """The state's totals, averaged over the runs and over `steps`; empty if `steps` is 0."""
         totals = self.state.totals.items() if steps else ()
         return {name: float(np.mean(self.to_host(total))) / steps for name, total in totals}
 
@@ -148,7 +149,7 @@ class Runner:
         self.advance("step", self.step, end, take, tell)
 
     def take(self, function: Callable, shared: Any, first: int, last: int) -> None:
-        """Let a function made by the placement's `over_steps` change the state; wait for it."""
+        """Advance the state with a function made by `Placement.over_steps`, and wait for it."""
         self.state = function(self.state, self.by_turn, shared, first, last)
         jax.block_until_ready(self.state)
 
@@ -161,15 +162,15 @@ class Runner:
         tell: Callable[[], None],
         save: bool = True,
     ) -> None:
-        """Take some steps, or whatever is counted, in segments of about a second.
+        """Take the steps first, ..., end - 1 in segments of about a second.
 
         Args:
-          unit: what is counted, in `seconds_per`.
-          first: the number of the first.
-          end: that after the last.
-          take: takes those from its first argument to before its second, and waits for them.
+          unit: the kind of step, a key of `seconds_per`.
+          first: the first step.
+          end: one past the last step.
+          take: `take(a, b)` takes the steps a, ..., b - 1 and waits for them.
           tell: called before each segment, to report progress.
-          save: whether the state should be saved after a segment, where the last checkpoint is old.
+          save: save the state after a segment if the last checkpoint is old.
 
         Raises:
           Stopped: asked to stop; the state is saved.
@@ -186,38 +187,38 @@ class Runner:
                 self.save()
 
     def segment(self, left: int, unit: str) -> int:
-        """How many of those left to take in one compiled call."""
+        """How many of the `left` steps to take in one compiled call."""
         pace = self.seconds_per.get(unit)
-        least = self.placement.turns  # worth a call of their own
+        least = self.placement.turns  # at least one step per turn
         return 1 if pace is None else int(min(max(SEGMENT_SECONDS / pace, least), left))
 
     def timed(self, unit: str, count: int, function: Callable, *args: Any) -> None:
-        """Call `function`; learn the pace of `unit` from it, compilation apart."""
+        """Call `function` and measure the seconds per `unit`, without compilation."""
         begun = time.monotonic()
         function(*args)
         seconds = time.monotonic() - begun
         if unit in self.seconds_per:
             self.seconds_per[unit] = seconds / count
         else:
-            # The first call compiles; it tells little about the next.
+            # The first call compiles, so its time says little about the next calls.
             self.seconds_per[unit] = SEGMENT_SECONDS
             since_start = round(time.monotonic() - self.started, 3)
             self.folder.log_timing(first=unit, seconds=round(seconds, 3), since_start=since_start)
 
-    # ---- saving and going on
+    # ---- saving and resuming
 
     def restore(self, init: Callable, *args: Any) -> bool:
-        """Take the newest checkpoint's state; False where the run has not got so far.
+        """Load the state of the newest checkpoint; False if there is no checkpoint yet.
 
-        The first checkpoint is due as soon as there is anything to save: before the first row that
-        training leads to.
+        Without a checkpoint the next segment of training saves one, before the first row of
+        metrics that follows training. Rows without a checkpoint therefore mean that files are lost.
 
         Args:
-          init: makes the state that a run starts from.
+          init: makes the initial state.
           *args: its arguments, or their shapes and dtypes.
 
         Raises:
-          RunError: there are such rows, and nothing to go on from.
+          RunError: the folder has such rows but no checkpoint.
         """
         template = self.placement.stored_shapes(jax.eval_shape(init, *args))
         restored = self.checkpoints.restore(template, self.hooks.warn)
@@ -225,7 +226,7 @@ class Runner:
         if restored is None and (rows := self.folder.rows()) and rows[-1][unit]:
             raise RunError(
                 f"{self.folder.path} has the metrics of {unit} {rows[-1][unit]} and no checkpoint"
-                f" to go on from: put back its {self.checkpoints.path.name}/, or begin a new run"
+                f" to resume from: restore its {self.checkpoints.path.name}/, or start a new run"
                 " in another folder"
             )
         if restored is None:
@@ -239,32 +240,32 @@ class Runner:
         """Write a checkpoint.
 
         Raises:
-          Diverged: what was learned is not finite; the earlier checkpoints stay as they are.
+          Diverged: a trained parameter is not finite; earlier checkpoints are unchanged.
         """
         if not self.may_diverge:
             learned = self.to_host(self.program.learned(self.state))
             for name, leaf in leaves_by_name(learned).items():
-                self.check_all_finite(f"{name} of what is learned", leaf)
+                self.check_all_finite(f"the parameter {name}", leaf)
         self.checkpoints.save(self.placement.stored(self.state), self.position())
         self.saved_at = time.monotonic()
 
     def stop_if_asked(self) -> None:
-        """Save and raise `Stopped` where the caller wants the run to stop."""
+        """Save and raise `Stopped` if the caller asks the run to stop."""
         if self.hooks.should_stop():
             self.save()
             raise Stopped(f"stopped at {self.program.unit} {self.step}")
 
     def add_row(self, row: dict[str, Any], save: bool = True) -> None:
-        """Write the row of a period that is over, and a checkpoint; tell the caller."""
+        """Write the metrics of a finished epoch, task or interval; save; tell the caller."""
         self.folder.add_row(row)
         if save:
             self.save()
         self.hooks.row(row)
 
-    # ---- what is not finite
+    # ---- non-finite numbers
 
     def check_finite(self) -> None:
-        """Raise `Diverged` where a seed has a step whose loss was not finite."""
+        """Raise `Diverged` if the loss of any seed was not finite at some step."""
         steps = self.to_host(self.state.first_nonfinite_step)
         if (steps >= 0).any() and not self.may_diverge:
             seed = int(np.argmax(steps >= 0))
@@ -274,7 +275,7 @@ class Runner:
             )
 
     def check_all_finite(self, name: str, values: Any) -> None:
-        """Raise `Diverged` unless all of these numbers are finite; they are led by the seeds."""
+        """Raise `Diverged` unless all of `values`, an array [seeds, ...], are finite."""
         values = np.asarray(values)
         finite = np.isfinite(values.reshape(len(values), -1)).all(1)
         if not finite.all():
@@ -285,12 +286,12 @@ class Runner:
 
 
 def first_of(x: Any) -> int:
-    """The number that all runs share."""
+    """A number that is the same for all runs, as an int."""
     return int(np.ravel(x)[0])
 
 
 def plain(tree: Any) -> Any:
-    """Arrays [seeds] as floats, a list where there are several seeds."""
+    """Turn each array [seeds] into a float, or into a list if there are several seeds."""
 
     def as_floats(x):
         values = [float(v) for v in np.asarray(x)]

@@ -1,4 +1,4 @@
-"""Checks that the configurations of all experiments share; what fails is one line."""
+"""Checks that all configurations share. Each error message is one line."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from jaxsparse.training.errors import ConfigError
 
 
 def check_types(config: Any) -> None:
-    """Raise ConfigError unless every field is of its type; a whole number is a number, too."""
+    """Raise ConfigError unless every field has its type; an int is accepted for a float."""
     for name, hint in get_type_hints(type(config)).items():
         kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         value = getattr(config, name)
@@ -30,7 +30,7 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         number = Integral if kind is int else Real
         return isinstance(value, number) and not isinstance(value, bool)
-    return isinstance(value, str)  # a literal's choices are checked on their own
+    return isinstance(value, str)  # the choices of a Literal are checked by `check_choices`
 
 
 def check_positive(config: Any, names: Iterable[str]) -> None:
@@ -51,7 +51,7 @@ def check_not_negative(config: Any, names: Iterable[str]) -> None:
 
 
 def check_seeds(config: Any, names: Iterable[str]) -> None:
-    """Raise ConfigError unless these seeds, and the `config.seeds` from `seed` on, are keys."""
+    """Raise ConfigError unless these fields, and all seeds of the run, are valid for JAX keys."""
     for name in names:
         if not 0 <= getattr(config, name) <= 2**31 - 2:
             raise ConfigError(f"{name} must lie in [0, 2^31 - 2], got {getattr(config, name)}")
@@ -74,17 +74,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNOR
 
 
 def parse_init(text: str, words: tuple[str, ...] = ("kaiming", "auto")) -> Init:
-    """Read a mask initialisation: a word, a finite number, or a range `low:high`.
-
-    Args:
-      text: as given on the command line.
-      words: those that the method knows.
-
-    Returns:
-      A number, a pair of numbers, or the word itself.
-
-    Raises:
-      ConfigError: none of these.
+    """Read a mask initialisation: one of `words`, a finite number, or a range `low:high`.
 
     Example:
       >>> parse_init("0.005:0.1")
@@ -93,7 +83,7 @@ def parse_init(text: str, words: tuple[str, ...] = ("kaiming", "auto")) -> Init:
     if text in words:
         return text
     parts = text.split(":")
-    # As numbers are printed: Python knows others, `1_0` for one.
+    # The regular expression rejects other forms that `float` accepts, such as `1_0`.
     values = tuple(map(float, parts)) if all(map(_NUMBER.fullmatch, parts)) else ()
     if not all(map(math.isfinite, values)):
         values = ()

@@ -1,4 +1,4 @@
-"""The summary over seeds: one definition for results, tables and figures."""
+"""Mean and standard deviation over seeds: one definition for results, tables and figures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +14,10 @@ def mean_and_std(values: Sequence[float] | np.ndarray) -> dict[str, float | None
     ``std = sqrt(sum_i (x_i - mean)^2 / (N - 1))``
 
     Args:
-      values: N numbers, one for each seed say; NaN makes both NaN.
+      values: N numbers, for example one per seed; a NaN makes both results NaN.
 
     Returns:
-      {"mean": float, "std": float, None where there is one value}.
+      {"mean": float, "std": float}; std is None for a single value.
 
     Example:
       >>> mean_and_std([1.0, 3.0])
@@ -30,15 +30,16 @@ def mean_and_std(values: Sequence[float] | np.ndarray) -> dict[str, float | None
 
 
 def over_seeds(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means and standard deviations of what a result holds for each seed.
+    """The mean and standard deviation of each number over the seeds.
 
-    To be read in place of those a result was stored with, which before were of the population.
+    Use it instead of the values stored in a result: those of earlier versions divide by N.
 
     Args:
       per_seed: nested dicts of numbers, the "seeds" of a result.
 
     Returns:
-      Of each number {"mean": .., "std": ..}, as `mean_and_std`; None where a seed has none.
+      The same dicts with {"mean": .., "std": ..} for each number, see `mean_and_std`; None if the
+      number is None for any seed.
 
     Example:
       >>> over_seeds([{"accuracy": 0.5}, {"accuracy": 0.7}])["accuracy"]["mean"]
@@ -55,12 +56,12 @@ def over_seeds(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def of_seed(row: dict[str, Any], seed: int) -> dict[str, Any]:
-    """One seed's numbers: those of several seeds are lists, that of one seed is none."""
+    """The numbers of one seed: with several seeds each number of a row is a list."""
     return {name: x[seed] if isinstance(x, list) else x for name, x in row.items()}
 
 
 def without_nan(value: Any) -> Any:
-    """`value`, nested dicts and lists, with None for NaN: JSON has no NaN."""
+    """`value` (nested dicts and lists) with None for NaN, because JSON has no NaN."""
     if isinstance(value, dict):
         return {name: without_nan(x) for name, x in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Whole runs over streams of tasks: configuration, learners, the pure program, the host's side."""
+"""Whole continual-learning runs: configuration, learners, pure program, host loop."""
 
 from jaxsparse.training.continual.config import META_METHODS, ContinualConfig
 from jaxsparse.training.continual.learners import (

@@ -1,4 +1,4 @@
-"""The configuration of a run over a stream of tasks."""
+"""The configuration of a continual-learning run."""
 
 import dataclasses
 from typing import Literal
@@ -27,85 +27,87 @@ TASK_MEMORY_METHODS = ("gem", "agem")
 
 @dataclasses.dataclass(frozen=True)
 class ContinualConfig:
-    """A run over a stream of tasks: everything that decides its numbers, and nothing else."""
+    """A continual-learning run: all settings that its results depend on."""
 
     stream: StreamName = "rotations"
-    """the tasks: rotated or permuted digits (20; many-permutations: 100), or pairs of classes"""
+    """the tasks: rotations or permutations of the images (20 tasks; many-permutations: 100), or
+    pairs of classes (split-cifar10)"""
     method: ContinualMethod = "sparse-lamaml"
-    """who learns; sgd takes the stream as it comes, iid all tasks at once"""
+    """the algorithm; sgd: plain SGD without replay; iid: SGD on all tasks mixed"""
     data: StreamData = "mnist"
-    """mnist, fashion_mnist and cifar10 are read through TensorFlow Datasets; glyphs, embedded,
-    are digits rendered from fonts"""
+    """mnist, fashion_mnist and cifar10 are read through TensorFlow Datasets; glyphs are digits
+    rendered from fonts and need no download"""
     data_dir: str | None = None
-    """where the data lies; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
+    """folder of the data; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
     data_seed: int = 0
-    """of the angles or permutations, which all seeds share"""
+    """seed of the angles or permutations; all seeds of a run share them"""
     tasks: int = 20
-    """T, tasks of the stream; split-cifar10: classes / 2"""
+    """T, number of tasks; for split-cifar10 half the number of classes"""
     samples_per_task: int | None = 1000
-    """training images of each task; none: all there are"""
+    """training images per task; none: all images"""
     epochs: int = 1
-    """passes over each task's images; only the first fills the memory"""
+    """passes over the images of each task; images are stored in memory only in the first pass"""
     batch_size: int = 10
-    """images that arrive together; mer takes them one by one, as its public code does"""
+    """images per batch; mer learns them one by one, as its public code does"""
     glances: int = 5
-    """updates on each batch in a row"""
+    """consecutive updates on each batch"""
     memories: int = 200
-    """images kept in memory, of all tasks together"""
+    """capacity of the replay memory, in images, for all tasks together"""
     memory_per_task: int | None = None
-    """images kept of each task by gem and agem, whatever memories says; none: memories / tasks"""
+    """images that gem and agem store per task; none: memories / tasks"""
     replay_batch_size: int = 10
-    """images replayed beside a batch"""
+    """replayed images per batch"""
     network: Literal["mlp", "cnn4", "cnn3"] = "mlp"
-    """mlp: two hidden layers; cnn4, cnn3: strided 3x3 convolutions, two hidden layers"""
+    """mlp: two hidden layers; cnn4, cnn3: strided 3x3 convolutions, then two hidden layers"""
     width: int = 100
-    """units of the mlp's hidden layers, or channels of the convolutions"""
+    """units per hidden layer of the mlp, or channels of the convolutions"""
     init: Literal["kaiming", "xavier"] = "kaiming"
-    """of theta: normal by fan-in, or uniform; biases 0"""
+    """initialisation of theta: kaiming normal (fan-in) or xavier uniform; biases are 0"""
     augment: bool = False
-    """crop, flip and change the brightness of training images (32x32, 3 channels)"""
+    """randomly crop, flip and brighten the training images (32x32, 3 channels)"""
     inner_lr: float = 0.15
-    """alpha_0, the inner step size, and the start of what is learned of it"""
+    """alpha_0, the inner step size; for learned rates their initial value"""
     mask_lr: float = 1.7
-    """gamma_m, the rate of the mask parameters (SGD)"""
+    """gamma_m, learning rate of the mask parameters (SGD)"""
     theta_lr: float = 0.1
-    """rate of theta (SGD) where it is not gated: sync-lamaml, cmaml-sync and the other methods"""
+    """learning rate of theta (SGD); sparse-lamaml and lamaml use the gate's step sizes instead"""
     mask_init: str = "auto"
-    """m_0: kaiming, a number, or a range low:high; auto: inner_lr"""
+    """initial mask parameters: kaiming, a number, or a range low:high (uniform); auto: inner_lr"""
     slope: float = 0.5
-    """straight-through slope of sparse-lamaml's gate: 1/2 in the public code, 1 in Eq. 10"""
+    """straight-through slope of sparse-lamaml's gate: 0.5 in the public code, 1 in Eq. 10"""
     meta_iterates: Literal["all", "last"] = "all"
-    """the meta-loss is the mean over all inner iterates, or the last one's (paper Algorithm 1)"""
+    """meta-loss: mean over all inner iterates, or only the last one (the paper's Algorithm 1)"""
     gradient_sum: Literal["before", "after"] = "before"
-    """the gradient of m takes inner gradients before each inner step (Eq. 10, public code), or
-    after it (paper Algorithm 1)"""
+    """inner gradients in the gradient of m: those before each inner step (Eq. 10, public code), or
+    those after it (the paper's Algorithm 1)"""
     inner_batch_size: int = 1
     """images per inner step"""
     inner_rates: Literal["rectified", "raw"] = "rectified"
-    """in the inner loop of lamaml and sync-lamaml: the learned rates as theta's step has them, or
-    also where they are negative (public code for images)"""
+    """inner-loop rates of lamaml and sync-lamaml: max(m, 0), as in theta's step, or m itself, which
+    may be negative (the public code for images)"""
     inner_clip: float | None = None
-    """bound of each entry of the inner gradients"""
+    """clip each entry of the inner gradients to [-inner_clip, inner_clip]; none: no clipping"""
     second_order: bool = False
     """differentiate the meta-loss through the inner gradients"""
     clip_norm: float | None = 2.0
-    """bound of each gradient's norm"""
+    """largest norm of each gradient; larger ones are scaled down; none: no clipping"""
     replay_passes: int = 5
-    """s, mer: passes over an image and its replayed ones"""
+    """s (mer): batches per image; each is the image and its replayed images"""
     within_rate: float = 0.01
-    """beta, mer: how far the weights follow each pass"""
+    """beta (mer): Reptile rate within each of these batches"""
     across_rate: float = 1.0
-    """gamma, mer: how far they follow all of an image's passes"""
+    """gamma (mer): Reptile rate across these batches"""
     margin: float = 0.0
-    """gem: the least that each violated constraint weighs in the projection (memory strength)"""
+    """memory strength (gem): smallest coefficient of each past task's gradient in the projection"""
     measure: Literal["all", "diagonal"] = "all"
-    """of the accuracy matrix: every entry, or the diagonal, the one above it and the last row"""
+    """entries of the accuracy matrix to measure: all, or only what the metrics need (the diagonal,
+    the superdiagonal and the last row)"""
     validation: bool = False
-    """measure on training images held out, and leave the test images alone"""
+    """measure on held-out training images instead of the test images"""
     seed: int = 0
-    """first seed: images drawn, their order, initialisation and replay all follow from it"""
+    """first seed; it determines the images drawn, their order, the initialisation and the replay"""
     seeds: int = 1
-    """number of seeds run side by side: seed, seed + 1, ..."""
+    """number of seeds to run in parallel: seed, seed + 1, ..."""
 
     def __post_init__(self):
         settings.check_types(self)
@@ -118,7 +120,7 @@ class ContinualConfig:
                 raise ConfigError(f"{name} must be above 0, got {bound}")
         settings.check_seeds(self, ("seed", "data_seed"))
         self._check_batches()
-        # A rate may not be drawn about zero, as the scores of a binary mask are.
+        # kaiming values are centred at zero: right for the scores of a mask, not for rates.
         rates = self.method in ("lamaml", "sync-lamaml")
         settings.parse_init(self.mask_init, ("auto",) if rates else ("kaiming", "auto"))
 

@@ -1,4 +1,4 @@
-"""What a configuration names as a learner: how it starts, what a batch changes, how it predicts."""
+"""The learner that a configuration describes, with its replay memory."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ Metrics = dict[str, jax.Array]
 
 
 class Rates(NamedTuple):
-    """The rates of a run, arrays so that runs of different rates can share one program."""
+    """The learning rates of a run; as arrays, runs with different rates can share a program."""
 
     inner_lr: Any
     mask_lr: Any
@@ -34,12 +34,12 @@ class Rates(NamedTuple):
 
 
 class TaskBatch(NamedTuple):
-    """A batch as the stream brings it, before anything is drawn from memory.
+    """A batch of the stream, without replayed rows.
 
     Attributes:
       rows: (images uint8 [b, h, w, c], labels int32 [b]).
-      task: int32, the task it belongs to.
-      first_pass: bool, whether its rows are seen for the first time: then they are remembered.
+      task: int32, its task.
+      first_pass: bool, whether the rows are seen for the first time; only then they are stored.
     """
 
     rows: Any
@@ -48,14 +48,15 @@ class TaskBatch(NamedTuple):
 
 
 class StreamLearner(NamedTuple):
-    """A method with its memory, as pure functions of its rates.
+    """A method and its memory as pure functions. The rates are an argument, not fixed.
 
     Attributes:
       init: `(key, rates) -> state`.
       init_memory: `row -> memory`; a row is (image, label).
       learn: `(state, memory, batch, key, rates) -> (state, memory, metrics)`.
       predict: `(state, images) -> logits`.
-      step_sizes: `(state, rates) -> tree` of the gate's step sizes; None where there is no gate.
+      step_sizes: `(state, rates) -> tree` of the gate's step sizes; None for methods without a
+        gate.
     """
 
     init: Callable[[jax.Array, Rates], Tree]
@@ -66,29 +67,12 @@ class StreamLearner(NamedTuple):
 
 
 def default_rates(config: ContinualConfig) -> Rates:
-    """The rates that a configuration names.
-
-    Args:
-      config: the run's configuration.
-
-    Returns:
-      `Rates` of Python numbers.
-
-    Example:
-      >>> default_rates(ContinualConfig(inner_lr=0.1)).inner_lr
-      0.1
-    """
+    """The rates of a configuration, as Python numbers."""
     return Rates(config.inner_lr, config.mask_lr, config.theta_lr)
 
 
 def used_rates(config: ContinualConfig) -> tuple[str, ...]:
-    """The rates that a configuration's numbers depend on, fields of `Rates`.
-
-    Args:
-      config: the run's configuration.
-
-    Returns:
-      Their names, in the order of `Rates`.
+    """The names of the rates that the results of a configuration depend on.
 
     Example:
       >>> used_rates(ContinualConfig(method="cmaml-sync"))
@@ -96,7 +80,7 @@ def used_rates(config: ContinualConfig) -> tuple[str, ...]:
     """
     if config.method not in META_METHODS:
         return ("theta_lr",)
-    # Learned rates only start at inner_lr, and not even that where mask_init says otherwise.
+    # With a learned rate, inner_lr is only its initial value, and only if mask_init is "auto".
     starts_elsewhere = config.mask_init != "auto"
     read = {
         "inner_lr": config.method in ("sparse-lamaml", "cmaml-sync") or not starts_elsewhere,
@@ -107,20 +91,9 @@ def used_rates(config: ContinualConfig) -> tuple[str, ...]:
 
 
 def make_model(config: ContinualConfig, data: Any) -> nn.Model:
-    """The network that `config` names, on pixels 0 to 255.
+    """The network of `config`, for pixels from 0 to 255; ConfigError if the images are too small.
 
-    Args:
-      config: the run's configuration.
-      data: a `LabelledSet`, which says the images' shape and scale and the number of classes.
-
-    Returns:
-      A `Model`.
-
-    Raises:
-      ConfigError: images too small for the network.
-
-    Example:
-      >>> model = make_model(ContinualConfig(), data.load_labelled("glyphs", "train"))
+    `data` is a `LabelledSet`: its image shape, scale and number of classes are used.
     """
     shape, ways = data.images.shape[1:], data.num_classes
     try:
@@ -138,21 +111,7 @@ def make_model(config: ContinualConfig, data: Any) -> nn.Model:
 
 
 def make_learner(config: ContinualConfig, data: Any) -> StreamLearner:
-    """The method that `config` names.
-
-    Args:
-      config: the run's configuration.
-      data: a `LabelledSet`: its images' shape and scale, its number of classes.
-
-    Returns:
-      A `StreamLearner`.
-
-    Raises:
-      ConfigError: images too small for the network.
-
-    Example:
-      >>> learner = make_learner(ContinualConfig(), data.load_labelled("glyphs", "train"))
-    """
+    """The learner of `config`; see `make_model` for `data` and errors."""
     model = make_model(config, data)
     if config.method in META_METHODS:
         return _meta_learner(config, model)
@@ -160,18 +119,7 @@ def make_learner(config: ContinualConfig, data: Any) -> StreamLearner:
 
 
 def make_gate(config: ContinualConfig, rates: Rates) -> Gate:
-    """The gate of `config.method`: an algorithm is a gate.
-
-    Args:
-      config: the run's configuration.
-      rates: its rates.
-
-    Returns:
-      A `Gate`.
-
-    Example:
-      >>> gate = make_gate(ContinualConfig(), default_rates(ContinualConfig()))
-    """
+    """The gate of `config.method`."""
     init = settings.parse_init(config.mask_init)
     init = rates.inner_lr if init == "auto" else init
     if config.method == "sparse-lamaml":
@@ -194,8 +142,8 @@ def _meta_learner(config, model):
         def glance(carry, index):
             state, memory = carry
             replay_key, step_key, memory_key = jax.random.split(jax.random.fold_in(key, index), 3)
-            # Drawn before the batch's own rows are added, so that the first glance at the first
-            # batch has none: their weights are 0.
+            # Sampled before the rows of the batch are added: at the first glance at the first
+            # batch the memory is empty, and all replay weights are 0.
             drawn = StreamBatch(batch.rows, *_replayed(config, memory, batch, replay_key))
             state, metrics = learner.step(state, drawn, step_key)
             in_order = jax.tree.map(lambda x: x[metrics["order"]], batch.rows)
@@ -234,7 +182,7 @@ def _lamaml(config: ContinualConfig, loss_fn: Callable, rates: Rates) -> Learner
 
 
 def _plain_learner(config, model):
-    """Methods whose state is theta and its optimiser; they differ in what they remember."""
+    """Methods without a gate. They differ in what they store."""
     loss_fn = losses.cross_entropy(model)
     init_memory, remember = _memory(config)
 
@@ -264,7 +212,7 @@ def _plain_learner(config, model):
 
 
 def _row_by_row(learn):
-    """`learn` for each row of a batch in turn, which is remembered before the next one's."""
+    """`learn` for one row of the batch after the other; each is stored before the next one."""
 
     def learn_batch(state, memory, batch, key, rates):
         def turn(carry, place_and_row):
@@ -297,7 +245,7 @@ def _baseline(config: ContinualConfig, loss_fn: Callable, rates: Rates) -> Learn
 
 
 def _replayed(config: ContinualConfig, memory: Tree, batch: TaskBatch, key: jax.Array) -> tuple:
-    """What a method replays beside a batch: the fields of `StreamBatch` after its rows."""
+    """The replayed rows of a method: the fields of `StreamBatch` after `rows`."""
     size = config.replay_batch_size
     if config.method in ("sgd", "iid"):
         return ()
@@ -312,7 +260,7 @@ def _replayed(config: ContinualConfig, memory: Tree, batch: TaskBatch, key: jax.
 
 
 def _memory(config: ContinualConfig) -> tuple[Callable, Callable]:
-    """How a baseline's memory starts, and what it keeps of a batch."""
+    """The functions that make the memory of a baseline and store a batch in it."""
     if config.method in ("sgd", "iid"):
         return lambda row: (), lambda memory, batch, key: memory
     if config.method in TASK_MEMORY_METHODS:

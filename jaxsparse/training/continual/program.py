@@ -1,4 +1,4 @@
-"""A run over a stream of tasks as pure functions of a state: learn, measure after every task."""
+"""A continual-learning run as pure functions: learn, measure after every task."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from jaxsparse.training.program import Program, after_step, learned_of, repeated
 
 Tree = Any
 
-# Streams of randomness that follow from a run's key.
+# Numbers that are folded into a run's key, one for each use of randomness.
 _INIT, _SCHEDULE, _LEARN, _ORDER, _AUGMENT = range(5)
-# Test images in one matrix product: what a core's cache holds.
+# Test images per matrix product; they fit into the cache of a core.
 _TEST_BATCH = 1000
 
 
 class Schedule(NamedTuple):
-    """What arrives when: for each place of the stream, a task's training image.
+    """The order of the training images in the stream.
 
     Attributes:
-      tasks: int32 [T, n], the task of each image (its row's own, but where tasks are mixed).
-      indices: int32 [T, n], its place among the training images.
+      tasks: int32 [T, n], the task of each image; equal to the row number, except for `iid`.
+      indices: int32 [T, n], its index among the training images.
     """
 
     tasks: jax.Array
@@ -37,15 +37,15 @@ class Schedule(NamedTuple):
 
 
 class StreamState(NamedTuple):
-    """Everything a run changes: what a checkpoint holds."""
+    """The state of a run; checkpoints store it."""
 
     learner: Tree
     memory: Tree
     accuracy: jax.Array  # float32 [T + 1, T]: before training, then after each task
-    totals: dict[str, jax.Array]  # sums over the batches of the present task
-    step: jax.Array  # int32, batches learned
-    measured: jax.Array  # int32, tasks after which the accuracy was measured; -1: not even before
-    first_nonfinite_step: jax.Array  # int32, of the batches' losses; -1: none
+    totals: dict[str, jax.Array]  # sums over the batches of the current task
+    step: jax.Array  # int32, finished batches
+    measured: jax.Array  # int32, tasks after which the accuracy was measured last; -1: never
+    first_nonfinite_step: jax.Array  # int32, first batch with a non-finite loss; -1: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,29 +59,26 @@ class StreamProgram(Program):
 
 
 def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
-    """The pure functions that a run of `config` is made of, for one seed.
+    """A run of `config` as pure functions of the state of one seed.
 
-    - `schedule(key, stream) -> Schedule`: the images of each task and their order.
+    - `schedule(key, stream) -> Schedule`: draws the images of each task and their order.
     - `init(key, rates, stream) -> state`
-    - `train(state, schedule, key, rates, stream, steps) -> state`: `steps` more batches.
-    - `test(state, stream, done, first, last) -> state`: after `done` tasks, measure the accuracies
-      on the tasks from `first` to before `last`.
-    - `finish_task(state, rates, done) -> (state, row)`: the row holds the accuracies measured after
-      `done` tasks ("test_accuracy" [T], NaN elsewhere), the means over the task's batches and the
+    - `train(state, schedule, key, rates, stream, steps) -> state`: learns `steps` batches.
+    - `test(state, stream, done, first, last) -> state`: after `done` tasks, measures the accuracy
+      on the tasks first, ..., last - 1.
+    - `finish_task(state, rates, done) -> (state, row)`: `row` has the accuracies after `done` tasks
+      ("test_accuracy" [T], NaN if not measured), the means over the task's batches, and the
       "sparsity" of the step sizes.
 
     Args:
       config: the run's configuration.
-      stream: the stream; only its shapes count.
+      stream: the stream; only its shapes are used.
 
     Returns:
-      A `StreamProgram`. `vmap` its functions over states, keys and rates to run seeds side by side.
+      A `StreamProgram`. `vmap` its functions over states, keys and rates for several runs.
 
     Raises:
-      ConfigError: batches larger than a task, images too small for the network.
-
-    Example:
-      >>> program = make_program(ContinualConfig(), stream)
+      ConfigError: a batch is larger than a task, or the images are too small for the network.
     """
     streams.check_stream(stream)
     learner = make_learner(config, stream.train)
@@ -114,12 +111,12 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
         )
 
     def next_batch(schedule, key, stream, step):
-        """The batch number `step` of the run."""
+        """Batch number `step` of the run."""
         task, position = step // per_task, step % per_task
         tasks, indices = schedule.tasks[task], schedule.indices[task]
         if config.epochs > 1:
             passed = position // per_epoch
-            # No two passes share a number.
+            # A different number for each pass.
             number = task * max(1000, config.epochs) + passed
             order_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), number)
             order = jax.random.permutation(order_key, len(indices))
@@ -148,7 +145,7 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
         def correct(row):
             image, label = row
             logits = learner.predict(state.learner, image[None])[0]
-            # An output that is not finite makes the accuracy NaN: it names no class.
+            # A non-finite output predicts no class: the accuracy becomes NaN.
             hit = (logits.argmax() == label).astype(jnp.float32)
             return jnp.where(jnp.isfinite(logits).all(), hit, jnp.nan)
 
@@ -191,15 +188,15 @@ def make_stream(config: ContinualConfig, stream: TaskStream) -> Callable[..., di
 
     Args:
       config: the run's configuration.
-      stream: its shapes; the arrays are an argument of the function.
+      stream: the stream; only its shapes are used, the arrays are an argument of the result.
 
     Returns:
       `run(key, stream, rates=None) -> {"accuracy": float32 [T + 1, T], before training and after
-      each task, "rows": what is logged, stacked [T + 1], "state": StreamState}`; jit it, and vmap
-      it over keys for several seeds, over rates for a grid.
+      each task, "rows": the rows of metrics, stacked [T + 1], "state": StreamState}`. Use `jit`,
+      and `vmap` over keys for several seeds or over rates for a grid.
 
     Raises:
-      ConfigError: as `make_program`.
+      ConfigError: as in `make_program`.
 
     Example:
       >>> results = jax.jit(make_stream(config, stream))(jax.random.key(0), stream)
@@ -229,21 +226,9 @@ def make_stream(config: ContinualConfig, stream: TaskStream) -> Callable[..., di
 
 
 def measured_tasks(config: ContinualConfig, done: Any, tasks: int) -> tuple[Any, Any]:
-    """The tasks to measure after `done` of them, as (first, last + 1).
+    """The range of tasks to measure after `done` of T `tasks`, as (first, last + 1).
 
-    The metrics of a stream need the diagonal, what lies right above it, the start and the end.
-
-    Args:
-      config: the run's configuration.
-      done: tasks learned, 0 to `tasks`.
-      tasks: T.
-
-    Returns:
-      A range of tasks.
-
-    Example:
-      >>> measured_tasks(ContinualConfig(measure="all"), 3, 20)
-      (0, 20)
+    The metrics need the diagonal, the superdiagonal, and the accuracies at the start and the end.
     """
     if config.measure == "all":
         return 0, tasks

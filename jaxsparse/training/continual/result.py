@@ -1,4 +1,4 @@
-"""What a run over a stream comes to: its accuracy matrices, their summaries, the sparsity."""
+"""The result of a continual-learning run: accuracy matrices, their summaries, sparsity."""
 
 from typing import Any
 
@@ -19,17 +19,14 @@ def make_result(
 
     Args:
       config: the run's configuration.
-      rows: its metrics, from 0, the state before training.
-      accuracy: float32 [seeds, T + 1, T]: before training, then after each task; NaN where it was
-        not measured.
+      rows: the rows of metrics; row 0 is the state before training.
+      accuracy: float32 [seeds, T + 1, T]: before training, then after each task; NaN if not
+        measured.
 
     Returns:
-      A dict of plain numbers and lists, ready for JSON: for each seed RA, BTI, LA and forward
-      transfer in [0, 1], the matrix R [T, T] and the final sparsity; means and standard deviations
-      over the seeds.
-
-    Example:
-      >>> result = make_result(config, folder.rows(), np.asarray(state.accuracy))
+      A dict of plain numbers and lists, ready for JSON. Per seed: RA, BTI, LA and forward transfer
+      in [0, 1], the matrix R [T, T] and the final sparsity. Over the seeds: means and standard
+      deviations.
     """
     accuracy = np.asarray(accuracy, np.float64)
     per_seed = [
@@ -49,7 +46,7 @@ def make_result(
 
 
 def summaries(accuracy: np.ndarray) -> dict[str, float]:
-    """RA, BTI, LA and forward transfer of one seed's [T + 1, T] accuracies."""
+    """RA, BTI, LA and forward transfer of one seed, from its accuracies [T + 1, T]."""
     initial, R = jnp.asarray(accuracy[0]), jnp.asarray(accuracy[1:])
     values = {
         "retained_accuracy": metrics.retained_accuracy(R),

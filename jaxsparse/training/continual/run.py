@@ -1,4 +1,4 @@
-"""A run over a stream on the host: every task in turn, and its measurement."""
+"""A continual-learning run on the host: train on each task, then measure."""
 
 import functools
 from typing import Any, NamedTuple
@@ -22,20 +22,20 @@ from jaxsparse.training.statistics import over_seeds
 def run_stream(
     config: ContinualConfig, stream: TaskStream, folder: RunFolder, hooks: Hooks
 ) -> dict[str, Any]:
-    """Learn the stream from wherever the folder's checkpoints are, and write the result.
+    """Learn the stream, starting from the newest checkpoint if there is one; write the result.
 
     Args:
       config: the run's configuration.
       stream: the tasks.
-      folder: the run's folder, its unit "task".
+      folder: the run's folder, with unit "task".
       hooks: see `Hooks`.
 
     Returns:
-      The result: see `make_result`.
+      The result, see `make_result`.
 
     Raises:
       Stopped: asked to stop; the state is saved.
-      Diverged: the loss is not finite; the last good checkpoint is kept.
+      Diverged: a loss or a parameter is not finite; the last good checkpoint is kept.
       RunError: the folder cannot be read or written.
 
     Example:
@@ -56,17 +56,17 @@ def scan_stream(
     folder: RunFolder,
     hooks: Hooks,
 ) -> dict[str, Any]:
-    """Learn the stream at every point of a grid of rates, in one program.
+    """Learn the stream with every point of a grid of rates, in one program.
 
     Args:
-      config: the configuration, whose rates the grid replaces; `validation` must be set.
+      config: the configuration; the grid replaces its rates, and `validation` must be set.
       grid: the points.
-      stream: the tasks, measured on held-out training images.
+      stream: the tasks; their test images must be held-out training images.
       folder: as in `run_stream`.
       hooks: as in `run_stream`.
 
     Returns:
-      {"points": for each point its rates, and mean and std over the seeds of RA, BTI, LA}.
+      {"points": for each point its rates, and the mean and std of RA, BTI and LA over the seeds}.
 
     Raises:
       ConfigError: `config.validation` is not set.
@@ -77,11 +77,11 @@ def scan_stream(
       >>> result = scan_stream(config, grid, stream, folder, Hooks())
     """
     if not config.validation:
-        raise ConfigError("validation must be set in a scan: the test images are read once")
+        raise ConfigError("validation must be set in a scan, which may not use the test images")
     runs = [Run(seed, rates) for rates in grid for seed in _seeds(config)]
     with folder.lock():
         accuracy = _StreamRun(config, runs, stream, folder, hooks, may_diverge=True).to_the_end()
-        # A network that has diverged is right about nothing.
+        # A diverged network has accuracy 0.
         by_point = np.nan_to_num(accuracy).reshape(len(grid), config.seeds, *accuracy.shape[1:])
         result = {"points": [_point(*pair) for pair in zip(grid, by_point, strict=True)]}
         folder.write_result(result)
@@ -99,14 +99,14 @@ def _seeds(config):
 
 
 class Run(NamedTuple):
-    """What tells the runs of one program apart."""
+    """The per-run arguments of a program."""
 
     seed: int
     rates: Rates
 
 
 class _StreamRun:
-    """The state of a run on the host; its arrays lead with the axis of runs."""
+    """The state of a run on the host; its arrays have a leading axis of runs."""
 
     def __init__(self, config, runs, stream, folder, hooks, may_diverge=False):
         self.config, self.tasks, self.folder, self.hooks = config, stream.num_tasks, folder, hooks
@@ -139,7 +139,7 @@ class _StreamRun:
 
     @property
     def measured(self) -> int:
-        """Tasks after which the accuracy was measured; -1: not even before the first."""
+        """The number of tasks after which the accuracy was measured last; -1: never."""
         return first_of(self.runner.state.measured)
 
     # ---- the run
@@ -160,7 +160,7 @@ class _StreamRun:
         return runner.to_host(runner.state.accuracy)
 
     def measure(self, done):
-        """Measure after `done` tasks, log the row and save."""
+        """Measure after `done` tasks, write the row and save."""
         runner = self.runner
         first, last = map(int, measured_tasks(self.config, done, self.tasks))
         self.test_tasks(done, first, last)
@@ -184,11 +184,11 @@ class _StreamRun:
 
         self.runner.advance("test", first, last, take, tell, save=False)
 
-    # ---- telling
+    # ---- progress
 
     @property
     def batches(self) -> int:
-        """Those of the present task so far."""
+        """Finished batches of the current task."""
         return self.runner.step - max(self.measured, 0) * self.program.batches_per_task
 
     def tell_training(self):

@@ -1,4 +1,4 @@
-"""The configuration of a few-shot run and what it stands for."""
+"""The configuration of a few-shot run, and the learner it describes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,17 +31,16 @@ Dataset = Literal["glyphs", "omniglot", "omniglot-1200", "mini_imagenet", "folde
 
 @dataclasses.dataclass(frozen=True)
 class FewShotConfig:
-    """A few-shot run: everything that decides its numbers, and nothing else."""
+    """A few-shot run: all settings that its results depend on."""
 
     method: Method = "sparse-maml"
-    """what decides which parameters the inner loop moves, and how far; all but maml are of first
-    order unless --second-order is given"""
+    """the algorithm; all except maml are first order unless --second-order is given"""
     dataset: Dataset = "glyphs"
-    """glyphs is embedded; omniglot (evaluation alphabets; -1200: random characters) and
-    mini_imagenet are read through TensorFlow Datasets; folder is a tree train/ val/ test/ of
-    class folders under --data-dir"""
+    """glyphs needs no download; omniglot and mini_imagenet are read through TensorFlow Datasets;
+    omniglot tests on unseen alphabets, omniglot-1200 on randomly chosen characters; folder reads
+    train/, val/ and test/ with one folder per class under --data-dir"""
     data_dir: str | None = None
-    """where the data lies; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
+    """folder of the data; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
     image_size: int | None = None
     """height and width of the images of --dataset folder, in pixels"""
     ways: int = 5
@@ -51,54 +50,57 @@ class FewShotConfig:
     query_shots: int = 15
     """query images per class"""
     width: int = 64
-    """filters of each of Conv4's layers"""
+    """filters per Conv4 layer"""
     bias: bool = True
-    """whether the network has biases: the head's, and the convolutions', which the norms cancel"""
+    """use biases in the head and in the convolutions (where batch norm cancels them)"""
     inner_lr: float = 0.1
     """alpha, the inner step size"""
     inner_steps: int = 5
-    """K in training, inner steps"""
+    """K, inner steps in training"""
     test_inner_steps: int = 10
-    """K in validation and test, inner steps"""
+    """K, inner steps in validation and test"""
     theta_lr: float = 0.001
     """outer learning rate of theta (Adam)"""
     mask_lr: float = 0.0075
-    """gamma_m, outer learning rate of the mask parameters; 0 freezes the mask as drawn"""
+    """gamma_m, outer learning rate of the mask parameters; 0 keeps the initial mask"""
     mask_optimizer: Literal["adam", "nesterov"] = "adam"
-    """nesterov is SGD with Nesterov momentum 0.9"""
+    """optimiser of the mask parameters; nesterov is SGD with Nesterov momentum 0.9"""
     mask_init: str = "auto"
-    """kaiming, a constant, or a range low:high; auto: kaiming for binary gates, inner_lr else"""
+    """initial mask parameters: kaiming, a number, or a range low:high (uniform); auto: kaiming for
+    sparse-maml, inner_lr for sparse-relu-maml and meta-sgd"""
     initial_sparsity: float = 0.5
-    """share of frozen parameters at the start, with --mask-init kaiming"""
+    """fraction of parameters that start frozen (sparse-maml with --mask-init kaiming,
+    sparse-maml-plus)"""
     embedding: int = 1600
-    """E, length of the code from which sparse-maml-plus generates its mask"""
+    """E, size of the embedding from which sparse-maml-plus generates its mask"""
     second_order: bool = False
-    """differentiate through the inner gradients; maml always does; anil, boil and meta-sgd only
-    with this flag, although their papers do"""
+    """differentiate through the inner gradients; maml always does; the papers of anil, boil and
+    meta-sgd do, but here these methods do so only with this flag"""
     clip: float | None = None
-    """clip the meta-gradient of theta elementwise to [-clip, clip]"""
+    """clip each entry of the meta-gradient of theta to [-clip, clip]; none: no clipping"""
     meta_batch_size: int = 4
     """tasks per meta-step"""
     epochs: int = 20
-    """epochs; each ends with a validation"""
+    """training epochs; each ends with a validation"""
     steps_per_epoch: int = 100
     """meta-steps per epoch"""
     schedule: Literal["constant", "cosine"] = "constant"
-    """both outer learning rates: constant, or falling to 0 along a half cosine"""
+    """schedule of both outer learning rates; cosine: cosine decay to 0 over the whole training"""
     val_tasks: int = 300
-    """validation tasks per epoch; the epoch of the best mean accuracy is the one tested"""
+    """validation tasks per epoch; the epoch with the best mean accuracy is tested"""
     test_tasks: int = 600
     """test tasks"""
     precision: Precision = "float32"
-    """of matrix products, in JAX's words: the other two are TensorFloat-32 on NVIDIA GPUs, and
-    bfloat16 (in three passes, in one) on TPUs; on the CPU all are float32"""
+    """precision of matrix products (jax.default_matmul_precision); the CPU always uses float32; on
+    NVIDIA GPUs the other two both mean TensorFloat-32; on TPUs they mean three bfloat16 passes and
+    one"""
     blocks: Blocks = "auto"
-    """what computes Conv4's blocks: native, C++ compiled for this machine's CPU, or xla, XLA's
-    operations; auto: native on the CPU where there is a C++ compiler. They round differently"""
+    """implementation of Conv4's blocks: native (C++, compiled for this CPU) or xla (XLA
+    operations); auto: native on a CPU with a C++ compiler, else xla; results differ by rounding"""
     seed: int = 0
-    """first seed: data order, initialisation and tasks all follow from it"""
+    """first seed; it determines the initialisation and all tasks"""
     seeds: int = 1
-    """number of seeds trained side by side: seed, seed + 1, ..."""
+    """number of seeds to train in parallel: seed, seed + 1, ..."""
 
     def __post_init__(self):
         settings.check_types(self)
@@ -112,7 +114,7 @@ class FewShotConfig:
             raise ConfigError(f"clip must be above 0, got {self.clip}")
         settings.check_seeds(self, ("seed",))
         settings.check_choices(self, _CHOICES)
-        # A rate may not be drawn about zero, as the scores of a binary mask are.
+        # kaiming values are centred at zero: right for the scores of a mask, not for rates.
         rates = self.method in ("sparse-relu-maml", "meta-sgd")
         settings.parse_init(self.mask_init, ("auto",) if rates else ("kaiming", "auto"))
 
@@ -132,12 +134,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 class Parts(NamedTuple):
-    """What a configuration stands for.
+    """The model, loss, gate and learner of a configuration; see `make_learner`.
 
     Attributes:
       model: the network, a `Model`.
       loss_fn: `(params, batch) -> (scalar, dict of scalars)`.
-      gate: what tells the methods apart.
+      gate: the gate of the method.
       learner: the meta-step, a `jaxsparse.Learner`.
     """
 
@@ -150,18 +152,19 @@ class Parts(NamedTuple):
 def make_learner(
     config: FewShotConfig, image_shape: tuple[int, int, int], mesh: Mesh | None = None
 ) -> Parts:
-    """Build the model, loss, gate and meta-step that `config` names.
+    """Build the model, loss, gate and learner of `config`.
 
     Args:
       config: the run's configuration.
       image_shape: (height, width, channels) of the data.
-      mesh: devices to divide the tasks of a batch among; None: one device.
+      mesh: devices among which the tasks of a batch are divided; None: one device.
 
     Returns:
       `Parts`.
 
     Raises:
-      ConfigError: images too small for the network, or blocks that cannot be had here.
+      ConfigError: the images are too small for the network, or this machine cannot run
+        `config.blocks`.
 
     Example:
       >>> learner = make_learner(FewShotConfig(width=8), (28, 28, 1)).learner
@@ -196,7 +199,7 @@ def make_learner(
 
 
 def make_gate(config: FewShotConfig) -> Gate:
-    """The gate of `config.method`: an algorithm is a gate.
+    """The gate of `config.method`.
 
     Args:
       config: the run's configuration.

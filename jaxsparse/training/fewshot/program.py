@@ -1,4 +1,4 @@
-"""A few-shot run as pure functions of a state: train, validate, keep the best, test."""
+"""A few-shot run as pure functions: train, validate, keep the best epoch, test."""
 
 import dataclasses
 import functools
@@ -21,17 +21,17 @@ from jaxsparse.updates import apply_gate_per_task
 Tree = Any
 Metrics = dict[str, jax.Array]
 
-# Streams of randomness that follow from a run's key.
+# Numbers that are folded into a run's key, one for each use of randomness.
 _INIT, _TRAIN, _GATE = range(3)
 _STREAMS = {"validation": 3, "test": 4}
-# Of an evaluation batch's key: `sample_tasks` splits it in two, its parts 0 and 1.
+# Folded into the key of an evaluation batch; `sample_tasks` splits the key into parts 0 and 1.
 _STEP_SIZES = 2
-# Tasks evaluated side by side where the tasks are vmapped.
+# Tasks per evaluation batch.
 EVALUATION_BATCH = 20
 
 
 class Best(NamedTuple):
-    """The parameters of the best validation so far, and where they come from."""
+    """The parameters with the best validation accuracy so far."""
 
     params: Tree
     mask: Tree
@@ -40,13 +40,13 @@ class Best(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything a run changes: what a checkpoint holds."""
+    """The state of a run; checkpoints store it."""
 
     meta: MetaState
     best: Best
-    totals: Metrics  # sums over the meta-steps of the present epoch
-    epoch: jax.Array  # int32, epochs trained and validated
-    first_nonfinite_step: jax.Array  # int32, of the meta-steps' losses; -1: none
+    totals: Metrics  # sums over the meta-steps of the current epoch
+    epoch: jax.Array  # int32, finished epochs
+    first_nonfinite_step: jax.Array  # int32, first meta-step with a non-finite loss; -1: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,13 @@ class FewShotProgram(Program):
 
 
 def task_mesh(config: FewShotConfig) -> Mesh | None:
-    """The devices to divide a run's tasks among: as many of this machine's as divide its batches.
+    """The devices among which the tasks of a batch are divided: as many as divide the batch sizes.
 
     Args:
       config: the run's configuration.
 
     Returns:
-      A mesh for `make_program`; None where only one device can be used.
+      A mesh for `make_program`; None if only one device can be used.
 
     Example:
       >>> program = make_program(config, (28, 28, 1), task_mesh(config))
@@ -76,7 +76,7 @@ def task_mesh(config: FewShotConfig) -> Mesh | None:
 
 
 def largest_share(config: FewShotConfig, limit: int) -> int:
-    """The most devices, up to `limit`, that training and evaluation batches divide among."""
+    """The largest number up to `limit` that divides the training and evaluation batch sizes."""
     batches = math.gcd(config.meta_batch_size, EVALUATION_BATCH)
     return max(n for n in range(1, limit + 1) if batches % n == 0)
 
@@ -84,26 +84,26 @@ def largest_share(config: FewShotConfig, limit: int) -> int:
 def make_program(
     config: FewShotConfig, image_shape: tuple[int, int, int], mesh: Mesh | None = None
 ) -> FewShotProgram:
-    """The pure functions that a run of `config` is made of, for one seed.
+    """A run of `config` as pure functions of the state of one seed.
 
     - `init(key) -> state`
-    - `train(state, key, data, steps) -> state`: `steps` more meta-steps.
-    - `tasks(key, data) -> Task`: a batch of `EVALUATION_BATCH` tasks (`evaluation_key`).
-    - `evaluate(params, mask, key, tasks) -> metrics` per task, after adaptation.
-    - `finish_epoch(state, validation) -> (state, row)`: keep the best, start the next epoch; the
-      row holds the epoch's means and the sparsity of every leaf.
-    - `sparsity(state) -> {"total": ..., "<path>": ...}`
+    - `train(state, key, data, steps) -> state`: takes `steps` meta-steps.
+    - `tasks(key, data) -> Task`: samples a batch of 20 tasks for validation or test.
+    - `evaluate(params, mask, key, tasks) -> metrics`: per task, after adaptation.
+    - `finish_epoch(state, validation) -> (state, row)`: keeps the best parameters and starts the
+      next epoch; `validation` has the mean metrics, `row` the epoch's means and the sparsity.
+    - `sparsity(state) -> {"total": ..., "<path>": ...}`: in total and per leaf.
 
     Args:
       config: the run's configuration.
       image_shape: (height, width, channels) of the data.
-      mesh: devices to divide the tasks of a batch among (`task_mesh`); by default one device.
+      mesh: devices among which the tasks of a batch are divided (`task_mesh`); None: one device.
 
     Returns:
-      A `FewShotProgram`. `vmap` its functions over states and keys to run seeds side by side.
+      A `FewShotProgram`. `vmap` its functions over states and keys to run several seeds.
 
     Raises:
-      ValueError: images too small for the network.
+      ConfigError: as in `make_learner`.
 
     Example:
       >>> program = make_program(FewShotConfig(width=8), (28, 28, 1))
@@ -167,7 +167,7 @@ def make_program(
         return state._replace(best=best, totals=totals, epoch=epoch), row
 
     def gate_sparsity(state):
-        # A stochastic gate's is that of one fixed draw, whatever the seed.
+        # A stochastic gate is sampled once, with the same key for all seeds.
         fixed_key = jax.random.fold_in(jax.random.key(0), _GATE)
         return sparsity(parts.gate.apply(state.meta.mask, fixed_key), state.meta.params)
 
@@ -196,10 +196,11 @@ def make_train(
 
     Returns:
       `train(key) -> {"epochs": rows stacked [epochs], "test": metrics per task [test_tasks],
-      "state": TrainState}`; jit it, and vmap it over keys for several seeds.
+      "state": TrainState}`. Use `jit`, and `vmap` over keys for several seeds.
 
     Raises:
-      ValueError: episodes that the data cannot provide.
+      ConfigError: as in `make_learner`.
+      DataError: (from `train`) the data have too few classes or images for the tasks.
 
     Example:
       >>> results = jax.jit(make_train(config, data))(jax.random.key(0))
@@ -230,17 +231,17 @@ def make_train(
 
 
 def evaluation_key(key: jax.Array, split: str, batch: Any) -> jax.Array:
-    """The key of a batch of validation or test tasks: the same tasks after every epoch."""
+    """The key of an evaluation batch. It does not depend on the epoch."""
     return jax.random.fold_in(jax.random.fold_in(key, _STREAMS[split]), batch)
 
 
 def batch_count(tasks: int) -> int:
-    """The number of evaluation batches that hold `tasks` tasks, the last perhaps in part."""
+    """The number of evaluation batches for `tasks` tasks; the last may be used in part."""
     return -(-tasks // EVALUATION_BATCH)
 
 
 def _at_precision(precision, function):
-    """`function`, traced with matrix products of that precision."""
+    """`function` with matrix products of this precision."""
 
     @functools.wraps(function)
     def traced(*args):

@@ -1,4 +1,4 @@
-"""What a run comes to: test accuracies with their intervals, and the sparsity tested."""
+"""The result of a few-shot run: test accuracies with 95% intervals, and sparsity."""
 
 from typing import Any
 
@@ -21,15 +21,12 @@ def make_result(
 
     Args:
       config: the run's configuration.
-      rows: the metrics of its epochs, from 0, the state before training.
+      rows: the rows of metrics; row 0 is the state before training.
       state: the final state; its `best` was tested.
-      metrics: {"loss", "accuracy"}, each [seeds, tasks].
+      metrics: the test "loss" and "accuracy", each [seeds, tasks].
 
     Returns:
       A dict of plain numbers and lists, ready for JSON.
-
-    Example:
-      >>> result = make_result(config, rows, state, metrics)
     """
     accuracy = np.asarray(metrics["accuracy"], np.float64)
     tasks = accuracy.shape[1]

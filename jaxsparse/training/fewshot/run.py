@@ -24,7 +24,7 @@ from jaxsparse.training.seeds import Placement
 def run(
     config: FewShotConfig, data: dict[str, ImageSet], folder: RunFolder, hooks: Hooks
 ) -> dict[str, Any]:
-    """Train to the end from wherever the folder's checkpoints are, test, and write the result.
+    """Train, starting from the newest checkpoint if there is one; test; write the result.
 
     Args:
       config: the run's configuration.
@@ -33,12 +33,12 @@ def run(
       hooks: see `Hooks`.
 
     Returns:
-      The result: test accuracy and loss per seed with 95% intervals over the test tasks, mean and
-      standard deviation over the seeds, the sparsity of the tested gate, the epoch tested.
+      The result. Per seed: test accuracy and loss, the 95% interval over the test tasks, the tested
+      epoch and its sparsity. Over the seeds: mean and standard deviation of the accuracy.
 
     Raises:
       Stopped: asked to stop; the state is saved.
-      Diverged: the loss is not finite; the last good checkpoint is kept.
+      Diverged: a loss or a parameter is not finite; the last good checkpoint is kept.
       RunError: the folder cannot be read or written.
 
     Example:
@@ -109,7 +109,7 @@ class _Run:
         runner.add_row({"epoch": self.epoch, "step": runner.step, **plain(row)})
 
     def measure(self, split, params, mask, tasks):
-        """Metrics per seed and task, [seeds, tasks]."""
+        """Metrics, each [seeds, tasks]."""
         batches: list[dict[str, np.ndarray]] = []
         count = batch_count(tasks)
 
@@ -133,11 +133,11 @@ class _Run:
         tasks = self.tasks(keys, self.data[split])
         return jax.device_get(self.evaluate(params, mask, keys, tasks))
 
-    # ---- telling
+    # ---- progress
 
     @property
     def steps_in_epoch(self) -> int:
-        """Meta-steps of the present epoch."""
+        """Finished meta-steps of the current epoch."""
         return self.runner.step - self.epoch * self.config.steps_per_epoch
 
     def tell_training(self):
@@ -153,7 +153,7 @@ class _Run:
         step, batch = (self.runner.seconds_per.get(unit) for unit in ("step", "batch"))
         if step is None:
             return None
-        if batch is None:  # not measured yet: a task evaluated costs about a task trained on
+        if batch is None:  # not measured yet: assume that a task costs as much as in training
             batch = step * EVALUATION_BATCH / self.config.meta_batch_size
         config = self.config
         steps = config.epochs * config.steps_per_epoch - self.runner.step

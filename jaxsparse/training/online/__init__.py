@@ -1,4 +1,4 @@
-"""Whole runs on switching streams: configuration, learners, the pure program, the host's side."""
+"""Whole runs on switching streams: configuration, learners, pure program, host loop."""
 
 from jaxsparse.training.online.config import CMAML_METHODS, OnlineConfig
 from jaxsparse.training.online.learners import make_learner

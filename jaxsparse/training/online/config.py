@@ -29,80 +29,79 @@ PRETRAINED_METHODS = ("fine-tuning", "maml", "anil")
 
 @dataclasses.dataclass(frozen=True)
 class OnlineConfig:
-    """A run on a switching stream: everything that decides its numbers, and nothing else."""
+    """A run on a switching stream: all settings that its results depend on."""
 
     p: float = 0.98
-    """probability of no switch of task between two timesteps"""
+    """probability that the task stays the same from one timestep to the next"""
     method: OnlineMethod = "sparse-cmaml"
-    """who learns; fine-tuning, maml and anil start from a network meta-learned beforehand"""
+    """the algorithm; fine-tuning, maml and anil start from a pretrained (meta-learned) network"""
     data: OnlineData = "real"
-    """real: Omniglot, MNIST and Fashion-MNIST, read through TensorFlow Datasets; glyphs, embedded,
-    are letters rendered from fonts"""
+    """real: Omniglot, MNIST and Fashion-MNIST, read through TensorFlow Datasets; glyphs: letters
+    rendered from fonts, no download"""
     data_dir: str | None = None
-    """where the data lies; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
+    """folder of the data; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
     timesteps: int = 10_000
-    """T, batches of the stream"""
+    """T, number of timesteps; each brings one batch"""
     ways: int = 10
-    """classes of a task"""
+    """classes per task"""
     shots: int = 5
-    """images of each class in a batch"""
+    """images per class in a batch"""
     width: int = 64
     """channels of each of the four convolutions"""
     inner_steps: int = 16
-    """K, gradient steps to adapt to a batch; fine-tuning takes them in its pretraining only"""
+    """K, inner steps per batch; fine-tuning uses them only in its pretraining"""
     inner_lr: float = 0.3
-    """alpha, the inner step size; cmaml: where the learned rate of each tensor starts"""
+    """alpha, the inner step size; cmaml: initial value of the learned rates, one per tensor"""
     theta_lr: float = 0.005
-    """rate of theta: Adam's, or that of outer_optimizer (maml and anil: in their pretraining only),
-    or eta of bgd, metacog and metabgd"""
+    """learning rate of theta (Adam, or outer_optimizer for the C-MAML methods); maml and anil use
+    it only in their pretraining; eta of bgd, metacog and metabgd"""
     mask_lr: float = 0.01
-    """gamma_m, the rate, Adam's or outer_optimizer's, of the mask parameters, or of what cmaml
-    learns of the inner rates"""
+    """gamma_m, learning rate of the mask parameters, and of the inner rates of cmaml"""
     mask_init: str = "pytorch"
-    """m_0 of the sparse methods: pytorch (drawn as the layers are), kaiming (wider and centred, as
-    in few-shot learning), a number, or a range low:high"""
+    """initial mask parameters of the sparse methods: pytorch (the layers' own initialisation),
+    kaiming (wider and centred, as in few-shot learning), a number, or a range low:high (uniform)"""
     detection_threshold: float | None = 3.0
-    """gamma, the fall of the loss that tells a new task; none: tasks are never told apart"""
+    """gamma; a new task is detected if adaptation lowers the loss by gamma or more; none: never"""
     modulation: float | None = 1000.0
-    """lambda, how fast the update's weight 1 - exp(-lambda loss) tends to 1; none: it is 1"""
+    """lambda in 1 - exp(-lambda loss), the factor that scales each outer update; none: factor 1"""
     capacity: int = 101
-    """stored batches at which theta is updated without a new task"""
+    """number of stored batches after which theta is updated even if no new task is detected"""
     pairs: Literal["all", "one"] = "all"
-    """of stored batches, support and query, that the C-MAML methods update theta and m on: all of
-    the two halves, or one drawn at random (paper Algorithm 2)"""
+    """(support, query) pairs of stored batches in an outer update of the C-MAML methods: the first
+    half paired with the second, or one random pair (the paper's Algorithm 2)"""
     outer_optimizer: Literal["adam", "sgd"] = "adam"
-    """of theta and m in the C-MAML methods: with sgd theta_lr, times the modulation, is the step
-    (paper Algorithm 2)"""
+    """optimiser of theta and m in the C-MAML methods; sgd: steps of theta_lr times the modulation
+    (the paper's Algorithm 2)"""
     mask_theta: bool = False
     """multiply theta's gradient by the step sizes (the paper's App. A; not in its Algorithm 2)"""
     restart_now: bool = False
-    """restart from theta on the batch that tells a new task (Algorithm 2), not on the next"""
+    """after a detection restart from theta on the same batch (Algorithm 2), not on the next one"""
     initial_std: float = 0.01
-    """sigma_0 of bgd, metacog and metabgd"""
+    """sigma_0, initial standard deviation of the weights of bgd, metacog and metabgd"""
     samples: int = 5
-    """networks that bgd, metacog and metabgd draw at each timestep"""
+    """networks sampled at each timestep by bgd, metacog and metabgd"""
     pretrain_batch_size: int = 8
-    """episodes of each meta-step that fine-tuning, maml and anil are pretrained with"""
+    """pretraining (fine-tuning, maml, anil): episodes per meta-step"""
     pretrain_second_order: bool = True
-    """differentiate through the inner loop there"""
+    """pretraining: differentiate through the inner gradients"""
     pretrain_steps: int = 100
-    """meta-steps of an epoch there, and batches of its validation"""
+    """pretraining: meta-steps per epoch, and validation batches per epoch"""
     pretrain_epochs: int = 1000
-    """most epochs there"""
+    """pretraining: largest number of epochs"""
     pretrain_patience: int = 10
-    """epochs there without a better validation before it ends"""
+    """pretraining: stop after more than this many epochs without a better validation accuracy"""
     pretrain_seed: int = 0
-    """of the pretraining, which all seeds share"""
+    """pretraining: its seed; all seeds share one pretrained network"""
     blocks: Blocks = "auto"
-    """what computes Conv4's blocks: native, C++ compiled for this machine's CPU, or xla, XLA's
-    operations; auto: native on the CPU where there is a C++ compiler. They round differently"""
+    """implementation of Conv4's blocks: native (C++, compiled for this CPU) or xla (XLA
+    operations); auto: native on a CPU with a C++ compiler, else xla; results differ by rounding"""
     log_every: int = 100
-    """timesteps of each row of the metrics"""
+    """timesteps per row of metrics"""
     seed: int = 0
-    """first seed: stream, initialisation and samples follow from it; the stream from nothing else,
-    so that all methods see the same"""
+    """first seed; it determines the stream (the same for all methods), the initialisation and the
+    sampled networks"""
     seeds: int = 1
-    """number of seeds run side by side: seed, seed + 1, ..."""
+    """number of seeds to run in parallel: seed, seed + 1, ..."""
 
     def __post_init__(self):
         settings.check_types(self)
@@ -110,7 +109,7 @@ class OnlineConfig:
             raise ConfigError(f"p must lie in [0, 1], got {self.p}")
         settings.check_choices(self, _CHOICES)
         settings.check_positive(self, _POSITIVE)
-        if self.ways < 2:  # of one class there is nothing to learn
+        if self.ways < 2:  # with one class there is nothing to learn
             raise ConfigError(f"ways must be 2 or more, got {self.ways}")
         settings.check_not_negative(self, ("inner_lr", "theta_lr", "mask_lr"))
         for name in ("detection_threshold", "modulation", "initial_std"):
@@ -122,13 +121,13 @@ class OnlineConfig:
             if self.method not in CMAML_METHODS and value != default:
                 raise ConfigError(f"{name} must be {default} with {self.method}, got {value}")
         settings.check_seeds(self, ("seed", "pretrain_seed"))
-        # A rate may not be drawn about zero, as the scores of a binary mask are.
+        # kaiming values are centred at zero: right for the scores of a mask, not for rates.
         rates = self.method == "sparse-relu-cmaml"
         settings.parse_init(self.mask_init, ("pytorch",) if rates else _INIT_WORDS)
 
     @property
     def intervals(self) -> int:
-        """Rows of the metrics beside the first: the last may be of fewer timesteps."""
+        """Rows of metrics after the first; the last may cover fewer timesteps."""
         return -(-self.timesteps // self.log_every)
 
 
@@ -147,19 +146,5 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def parse_mask_init(text: str) -> Init:
-    """Read a mask initialisation: `pytorch`, `kaiming`, a number, or a range `low:high`.
-
-    Args:
-      text: as given on the command line.
-
-    Returns:
-      A number, a pair of numbers, or the word itself.
-
-    Raises:
-      ConfigError: none of these.
-
-    Example:
-      >>> parse_mask_init("pytorch")
-      'pytorch'
-    """
+    """Read a mask initialisation: `pytorch`, `kaiming`, a number, or a range `low:high`."""
     return settings.parse_init(text, _INIT_WORDS)

@@ -1,4 +1,4 @@
-"""What a configuration names as a learner: how it starts, and what a timestep changes."""
+"""The learner that a configuration describes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,11 +27,11 @@ Metrics = dict[str, jax.Array]
 
 
 class Pretrained(NamedTuple):
-    """What fine-tuning, MAML and ANIL start from.
+    """The pretrained network that fine-tuning, MAML and ANIL start from.
 
     Attributes:
       params: theta.
-      opt_state: the state of Adam that theta was meta-learned with.
+      opt_state: the state of Adam at the end of the pretraining.
     """
 
     params: Tree
@@ -42,11 +42,11 @@ class OnlineLearner(NamedTuple):
     """A method on a switching stream, as pure functions.
 
     Attributes:
-      init: `(key, batch, pretrained) -> state`; of the batch only shapes and dtypes count, and
-        only the methods that are pretrained look at `pretrained`.
-      learn: `(state, batch, key, timestep) -> (state, metrics)`: "loss" and "accuracy" before
-        anything is learned of the batch, and whether a new task was "detected".
-      step_sizes: `state -> tree` of the gate's step sizes; None where none are learned.
+      init: `(key, batch, pretrained) -> state`; only the shapes and dtypes of `batch` are used, and
+        only fine-tuning, MAML and ANIL use `pretrained`.
+      learn: `(state, batch, key, timestep) -> (state, metrics)`; the metrics are "loss" and
+        "accuracy" before the batch is learned, and "detected", whether a new task was detected.
+      step_sizes: `state -> tree` of the gate's step sizes; None if they are not learned.
     """
 
     init: Callable[[jax.Array, Any, Any], Tree]
@@ -55,20 +55,11 @@ class OnlineLearner(NamedTuple):
 
 
 def make_learner(config: OnlineConfig, image_shape: tuple[int, int, int]) -> OnlineLearner:
-    """The method that `config` names.
-
-    Args:
-      config: the run's configuration.
-      image_shape: (height, width, channels).
-
-    Returns:
-      An `OnlineLearner`. All methods start from the same weights where their keys are the same.
+    """The learner of `config`. With equal keys, all methods start from the same random weights.
 
     Raises:
-      ConfigError: images too small for the network, or blocks that cannot be had here.
-
-    Example:
-      >>> learner = make_learner(OnlineConfig(), (28, 28, 1))
+      ConfigError: the images are too small for the network, or this machine cannot run
+        `config.blocks`.
     """
     try:
         model = nn.conv4(config.ways, config.width, image_shape, blocks=config.blocks)
@@ -80,17 +71,9 @@ def make_learner(config: OnlineConfig, image_shape: tuple[int, int, int]) -> Onl
 
 
 def make_gate(config: OnlineConfig, model: nn.Model) -> Gate:
-    """The gate of `config.method`, one of C-MAML's: an algorithm is a gate.
+    """The gate of `config.method`, one of the C-MAML methods.
 
-    Args:
-      config: the run's configuration.
-      model: the network, which says how its layers are drawn.
-
-    Returns:
-      A `Gate`.
-
-    Example:
-      >>> gate = make_gate(OnlineConfig(method="cmaml"), nn.conv4(image_shape=(28, 28, 1)))
+    With `mask_init="pytorch"` the mask parameters are drawn by `model.init`, like the weights.
     """
     if config.method == "cmaml":
         return gates.shared(config.inner_lr)
@@ -109,23 +92,14 @@ def make_gate(config: OnlineConfig, model: nn.Model) -> Gate:
 
 
 def inner_params(name: str) -> bool:
-    """Whether the inner loop adapts a parameter: all but the gains and shifts of the norms."""
+    """Whether the inner loop adapts a parameter: all except the gains and shifts of batch norm."""
     return not name.startswith("norm")
 
 
 def inner_rates(config: OnlineConfig, params: Tree) -> Tree:
-    """Fixed inner rates, one for each tensor: 0 for the norms', for ANIL for all but the head's.
+    """Fixed inner rates, a tree like `params` with a scalar per tensor.
 
-    Args:
-      config: the run's configuration.
-      params: theta.
-
-    Returns:
-      A tree like `params` of scalars.
-
-    Example:
-      >>> float(inner_rates(OnlineConfig(method="anil"), params)["conv1"]["kernel"])
-      0.0
+    They are 0 for batch norm, and for ANIL for everything except the head.
     """
 
     def rate(path, x):
@@ -174,7 +148,7 @@ def _cmaml(config, model):
 
 
 def _adam(config, model):
-    """Online Adam, from random weights or, fine-tuning, from meta-learned ones."""
+    """Online Adam (random initial weights) and fine-tuning (pretrained ones)."""
     learner = er(losses.cross_entropy(model), optax.adam(config.theta_lr))
 
     def init(key, batch, pretrained):
@@ -218,10 +192,10 @@ def _metabgd(config, model):
 
 
 def _frozen(config, model):
-    """MAML and ANIL, whose theta is no longer trained.
+    """MAML and ANIL, which do not train theta on the stream.
 
-    Not `jaxsparse.frozen_maml`: the phi that checkpoints of ANIL hold has all layers, not the head
-    alone.
+    They do not use `jaxsparse.frozen_maml`, because in checkpoints of ANIL phi has all layers, not
+    only the head.
     """
     loss_fn = losses.cross_entropy(model)
 
@@ -253,7 +227,7 @@ _BASELINES = {
 
 
 def _first_params(model, key):
-    """The weights that C-MAML has with the same key."""
+    """The initial weights; C-MAML has the same ones with the same key."""
     return model.init(jax.random.split(key)[0])
 
 
@@ -262,7 +236,7 @@ def _from_first_params(learner: Learner, model: nn.Model) -> Callable:
 
 
 def _skip_first_update(learner: Learner) -> Callable:
-    """A learner's step, but at the first timestep nothing is learned."""
+    """The learner's step, but nothing is learned at the first timestep."""
 
     def learn(state, batch, key, timestep):
         moved, metrics = learner.step(state, StreamBatch(batch), key)

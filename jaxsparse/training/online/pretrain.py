@@ -1,6 +1,6 @@
-"""Meta-learning before the stream: what fine-tuning, MAML and ANIL start from.
+"""Pretraining: meta-learning before the stream, for fine-tuning, MAML and ANIL.
 
-The result is kept in the package's cache folder, so that runs of the same settings share it.
+The pretrained network is stored in the cache folder. Runs with the same settings share it.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ from jaxsparse.training.runner import Hooks, Progress, Runner
 from jaxsparse.training.seeds import SingleRun
 from jaxsparse.user_cache import cache_dir
 
-_WAIT_SECONDS = 0.2  # between two looks at whether another run's pretraining is over
-_VERSION = 2  # raise it whenever the same settings would give other weights
+_WAIT_SECONDS = 0.2  # between two checks whether another run has finished the pretraining
+_VERSION = 2  # increase it whenever the same settings would give other weights
 
 
 def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrained:
-    """Meta-learn on the first data set's classes, or read what was meta-learned before.
+    """Meta-learn on classes of the first data set, or load the network from the cache.
 
-    MAML (ANIL's inner loop for anil) with Adam, until the accuracy on held-out classes has not
-    risen for `pretrain_patience` epochs; the weights of the best epoch are kept. What was stopped
-    goes on where it was. Where another run is at it, this one waits, and takes over from it if it
-    ends before its time.
+    MAML (for anil with ANIL's inner loop) with Adam. It stops when the accuracy on held-out classes
+    has not improved for more than `pretrain_patience` epochs, and keeps the weights of the best
+    epoch. An interrupted pretraining is resumed. If another run is doing the same pretraining, this
+    one waits for it, and takes over if the other one stops early.
 
     Args:
       config: the run's configuration.
@@ -41,14 +41,11 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
       hooks: see `Hooks`.
 
     Returns:
-      The weights and Adam's moments.
+      The weights and the state of Adam.
 
     Raises:
       ConfigError: too few classes.
       Stopped, Diverged, RunError: as in `run_online`.
-
-    Example:
-      >>> start = pretrain(OnlineConfig(method="maml"), data, Hooks())
 
     Source: Caccia et al. 2020, OSAKA, its public code.
     """
@@ -60,38 +57,24 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
         try:
             pretraining = _Pretraining(config, data, folder, hooks)
         except RunError as error:
-            raise RunError(f"{error}; to pretrain anew, delete {folder.path}") from error
+            raise RunError(f"{error}; to pretrain again, delete {folder.path}") from error
         folder.write_result(pretraining.to_the_end())
     return pretraining.runner.state.best
 
 
 def pretrained_like(config: OnlineConfig, data: SwitchingData) -> Pretrained:
-    """The shapes and dtypes of what `pretrain` gives.
-
-    Args:
-      config: the run's configuration.
-      data: the images; only their shapes and numbers count.
-
-    Returns:
-      A `Pretrained` of `jax.ShapeDtypeStruct`.
-
-    Raises:
-      ConfigError: too few classes.
-
-    Example:
-      >>> template = pretrained_like(OnlineConfig(method="maml"), data)
-    """
+    """The result of `pretrain` with a `jax.ShapeDtypeStruct` for each array."""
     init = make_pretraining(config, data).init
     return jax.eval_shape(init, jax.random.key(config.pretrain_seed)).best
 
 
 def _waiting(hooks: Hooks) -> Callable[[], None]:
-    """What to do while another run meta-learns the same: say so once, and stop if asked to."""
+    """The `wait` of the lock: warn once, sleep, and stop if asked to."""
     told: list[str] = []
 
     def wait():
         if not told:
-            told.append("another run is pretraining what this one starts from; waiting for it")
+            told.append("another run is pretraining the network that this run needs; waiting")
             hooks.warn(told[0])
         if hooks.should_stop():
             raise Stopped("stopped while waiting for another run's pretraining")
@@ -101,7 +84,7 @@ def _waiting(hooks: Hooks) -> Callable[[], None]:
 
 
 class _Pretraining:
-    """The pretraining on the host, in a folder of its own."""
+    """The pretraining on the host, with its own run folder."""
 
     def __init__(self, config, data, folder, hooks):
         self.config, self.folder, self.hooks = config, folder, hooks
@@ -160,7 +143,7 @@ class _Pretraining:
 
 
 def _record(config, data):
-    """All that the meta-learned weights depend on."""
+    """All settings that the pretrained weights depend on."""
     rows = int(np.asarray(data.counts)[np.asarray(data.datasets) == 0].sum())
     images = zlib.crc32(np.ascontiguousarray(np.asarray(data.images)[:rows]).data)
     names = ("ways", "shots", "width", "inner_steps", "inner_lr", "theta_lr")
@@ -171,7 +154,7 @@ def _record(config, data):
         "inner_loop": "head" if config.method == "anil" else "all but the norms",
         "images": [data.names[0], data.num_classes[0], images],
         **settings,
-        # Weights are shared by runs that leave it to the machine what computes them.
+        # Runs with "auto" share weights, whichever blocks were used.
         **({} if config.blocks == "auto" else {"blocks": config.blocks}),
         **unusual_settings(),
     }

@@ -1,4 +1,4 @@
-"""Meta-learning before the stream as pure functions of a state: few-shot learning."""
+"""The pretraining as pure functions: few-shot learning on the first data set."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,23 +23,23 @@ from jaxsparse.training.program import Program, add_metrics, keep_better, meta_s
 Metrics = dict[str, jax.Array]
 
 QUERY_SHOTS = 15
-# Streams of randomness that follow from the key, and its own number beside the streams of a run of
-# the same seed.
+# Numbers that are folded into the pretraining's key, one for each use of randomness; and the number
+# that is folded into the seed's key to make it, different from those of `program`.
 _INIT, _TRAIN, _VALIDATE = range(3)
 _PRETRAIN = 3
 
 
 class PretrainState(NamedTuple):
-    """Everything the pretraining changes: what a checkpoint holds."""
+    """The state of the pretraining; checkpoints store it."""
 
     meta: MetaState
     best: Pretrained
     best_accuracy: jax.Array  # float32, -1 before the first validation
     best_epoch: jax.Array  # int32
-    epoch: jax.Array  # int32, epochs finished
-    validated: jax.Array  # int32, batches of the present epoch's validation
-    totals: Metrics  # sums over the present epoch
-    first_nonfinite_step: jax.Array  # int32, of the meta-steps' losses; -1: none
+    epoch: jax.Array  # int32, finished epochs
+    validated: jax.Array  # int32, finished validation batches of the current epoch
+    totals: Metrics  # sums over the current epoch
+    first_nonfinite_step: jax.Array  # int32, first meta-step with a non-finite loss; -1: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,25 +51,14 @@ class PretrainProgram(Program):
 
 
 def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgram:
-    """The pure functions that pretraining is made of.
+    """The pretraining as pure functions; ConfigError if there are too few classes.
 
     - `init(key) -> state`
-    - `train(state, key, data, steps) -> state`: `steps` more meta-steps.
-    - `validate(state, key, data, steps) -> state`: `steps` more batches on held-out classes.
-    - `finish_epoch(state) -> (state, row)`: keep the best weights, start the next epoch.
+    - `train(state, key, data, steps) -> state`: takes `steps` meta-steps.
+    - `validate(state, key, data, steps) -> state`: evaluates `steps` batches of held-out classes.
+    - `finish_epoch(state) -> (state, row)`: keeps the best weights, starts the next epoch.
 
-    Args:
-      config: the run's configuration.
-      data: the images; only their shapes and numbers count.
-
-    Returns:
-      A `PretrainProgram`.
-
-    Raises:
-      ConfigError: too few classes.
-
-    Example:
-      >>> program = make_pretraining(OnlineConfig(method="maml"), data)
+    Only the shapes of `data` and its numbers of classes and images are used.
     """
     training, held_out = pretraining_classes(config, data)
     shape = data.images.shape[1:]
@@ -123,7 +112,7 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
             loss_fn=loss_fn,
             inner_steps=config.inner_steps,
         )
-        # A loss that is not finite makes the accuracy NaN: it says nothing then.
+        # With a non-finite loss the accuracy means nothing: it becomes NaN.
         finite = jnp.isfinite(metrics["loss"]).all()
         accuracy = jnp.where(finite, metrics["accuracy"].mean(), jnp.nan)
         totals = add_metrics(state.totals, {"val_accuracy": accuracy})
@@ -158,30 +147,20 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
 
 
 def pretraining_key(config: OnlineConfig) -> jax.Array:
-    """Where all randomness of the pretraining comes from, none of it shared with a stream's.
-
-    Args:
-      config: the run's configuration.
-
-    Example:
-      >>> state = make_pretraining(config, data).init(pretraining_key(config))
-    """
+    """The key of the pretraining; independent of the keys of streams with the same seed."""
     return jax.random.fold_in(jax.random.key(config.pretrain_seed), _PRETRAIN)
 
 
 def pretraining_classes(
     config: OnlineConfig, data: SwitchingData
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Classes of the first data set to meta-learn and to validate on, each (first, count).
+    """Training and validation classes of the first data set, each as (first, count).
 
-    Of Omniglot's 1,623 classes the first 900 and the next 100; of others a like share.
-
-    Args:
-      config: the run's configuration.
-      data: the images.
+    With Omniglot's 1,623 classes: the first 900 and the next 100. Other data sets are split in the
+    same proportion.
 
     Raises:
-      ConfigError: fewer classes, or images of one, than an episode wants.
+      ConfigError: an episode needs more classes than there are, or a class has only one image.
 
     Example:
       >>> pretraining_classes(OnlineConfig(), data)
@@ -206,23 +185,13 @@ def sample_episodes(
     ways: int,
     shots: int,
 ) -> tuple[Any, Any]:
-    """Draw episodes of the first data set, images with replacement.
+    """Sample E episodes from `classes`, given as (first, count); images with replacement.
 
-    A class's support images are of its first half, its query images of the second.
-
-    Args:
-      key: a jax.random key.
-      data: the images.
-      classes: (first, count) of those to draw from.
-      episodes: E.
-      ways: classes per episode.
-      shots: support images per class; `QUERY_SHOTS` query images.
+    Support images are from the first half of a class, the `QUERY_SHOTS` query images per class from
+    the second half.
 
     Returns:
       Support and query: images float32 [E, ways * n, h, w, c], labels int32 [E, ways * n].
-
-    Example:
-      >>> support, query = sample_episodes(jax.random.key(0), data, (0, 900), 8, 10, 5)
     """
     class_key, support_key, query_key = jax.random.split(key, 3)
     number, (first, count) = jnp.arange(len(data.starts)), classes

@@ -1,4 +1,4 @@
-"""A run on a switching stream as pure functions of a state."""
+"""A run on a switching stream as pure functions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,20 +18,20 @@ from jaxsparse.training.program import Program, first_nonfinite, learned_of, rep
 
 Tree = Any
 
-# Streams of randomness that follow from a run's key; pretraining has the next number. A method may
-# draw from the last two only.
+# Numbers that are folded into a run's key, one for each use of randomness; the pretraining has the
+# next number. `_STREAM` is only for the stream, so that it is the same for all methods.
 _STREAM, _INIT, _LEARN = range(3)
 
 
 class Trace(NamedTuple):
-    """What happened at each timestep: arrays [T], filled up to the present one.
+    """What happened at each timestep: arrays [T], filled up to the current timestep.
 
     Attributes:
-      score: float32, the accuracy on the batch before anything was learned of it; 0 at t = 0.
-      loss: float32, likewise the loss.
-      dataset: int32, which data set the batch was of.
-      switched: bool, whether it was the first of a task.
-      detected: bool, whether the learner took it for that.
+      score: float32, the accuracy on the batch before it is learned; 0 at t = 0.
+      loss: float32, the loss on the batch before it is learned.
+      dataset: int32, the index of the batch's data set.
+      switched: bool, whether the batch was the first of a task.
+      detected: bool, whether the learner detected a new task.
     """
 
     score: Any
@@ -42,13 +42,13 @@ class Trace(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """Everything a run changes: what a checkpoint holds."""
+    """The state of a run; checkpoints store it."""
 
     learner: Tree
     task: SwitchingTask
     trace: Trace
-    step: jax.Array  # int32, timesteps taken
-    first_nonfinite_step: jax.Array  # int32, of the timesteps' losses; -1: none
+    step: jax.Array  # int32, finished timesteps
+    first_nonfinite_step: jax.Array  # int32, first timestep with a non-finite loss; -1: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,27 +59,24 @@ class OnlineProgram(Program):
 
 
 def make_program(config: OnlineConfig, data: SwitchingData) -> OnlineProgram:
-    """The pure functions that a run of `config` is made of, for one seed.
+    """A run of `config` as pure functions of the state of one seed.
 
-    - `init(key, pretrained) -> state`; `pretrained` is () for methods that are not pretrained.
-    - `train(state, key, data, steps) -> state`: `steps` more timesteps.
-    - `sparsity(state)`: of the step sizes, in total and by tensor; empty where none are learned.
+    - `init(key, pretrained) -> state`; `pretrained` is () for methods without pretraining.
+    - `train(state, key, data, steps) -> state`: learns `steps` timesteps.
+    - `sparsity(state)`: of the step sizes, in total and by tensor; empty if they are not learned.
 
-    The batch of timestep t follows from the key and t alone: it is the same for every method.
+    The stream depends only on the key, so it is the same for all methods.
 
     Args:
       config: the run's configuration.
-      data: the images; only their shapes and numbers count.
+      data: the images; only their shapes and the numbers of classes and images are used.
 
     Returns:
-      An `OnlineProgram`. `vmap` its functions over states and keys to run seeds side by side.
+      An `OnlineProgram`. `vmap` its functions over states and keys to run several seeds.
 
     Raises:
-      ConfigError: images too small for the network.
-      DataError: more classes or images asked for than there are.
-
-    Example:
-      >>> program = make_program(OnlineConfig(), data)
+      ConfigError: as in `make_learner`.
+      DataError: the data have too few classes or images.
     """
     learner = make_learner(config, data.images.shape[1:])
 
@@ -141,7 +138,7 @@ def make_program(config: OnlineConfig, data: SwitchingData) -> OnlineProgram:
 
 
 def check(config: OnlineConfig, data: SwitchingData) -> None:
-    """Raise ConfigError or DataError where the configuration cannot run on the data."""
+    """Raise ConfigError or DataError if the configuration cannot run on the data."""
     make_program(config, data)
     if config.method in PRETRAINED_METHODS:
         make_pretraining(config, data)
@@ -152,14 +149,15 @@ def make_online(config: OnlineConfig, data: SwitchingData) -> Callable[..., dict
 
     Args:
       config: the run's configuration.
-      data: the images' shapes and numbers; the arrays are an argument of the function.
+      data: the images; only their shapes and numbers are used, the arrays are an argument of the
+        result.
 
     Returns:
       `run(key, data, pretrained=()) -> {"trace": Trace of [T], "sparsity": before and after,
-      "state": RunState}`; jit it, and vmap it over keys for several seeds.
+      "state": RunState}`. Use `jit`, and `vmap` over keys for several seeds.
 
     Raises:
-      ConfigError, DataError: as `make_program`.
+      ConfigError, DataError: as in `make_program`.
 
     Example:
       >>> results = jax.jit(make_online(config, data))(jax.random.key(0), data)

@@ -1,4 +1,4 @@
-"""What a run on a switching stream comes to: accuracies, detections, accuracy around switches."""
+"""The result of a run on a switching stream: accuracies, detections, accuracy around switches."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jaxsparse.training.online.config import CMAML_METHODS, OnlineConfig
 from jaxsparse.training.online.program import Trace
 from jaxsparse.training.statistics import of_seed, over_seeds, without_nan
 
-# Timesteps around a switch that its curve shows.
+# Timesteps before and after a switch in the curve of the accuracy around switches.
 BEFORE, AFTER = 5, 20
 
 
@@ -20,17 +20,14 @@ def make_result(
 
     Args:
       config: the run's configuration.
-      names: of the data sets.
-      rows: the run's metrics.
+      names: the names of the data sets.
+      rows: the rows of metrics.
       trace: arrays [seeds, T].
 
     Returns:
-      A dict of plain numbers and lists, ready for JSON: for each seed the online accuracy in total
-      and by data set, in [0, 1], what `detections` counts, the accuracy around switches and the
-      final sparsity; means and standard deviations over the seeds.
-
-    Example:
-      >>> result = make_result(config, data.names, folder.rows(), state.trace)
+      A dict of plain numbers and lists, ready for JSON. Per seed: the online accuracy in total and
+      by data set, in [0, 1]; the counts of `detections`; the accuracy around switches; the final
+      sparsity. Over the seeds: means and standard deviations.
     """
     per_seed = []
     for i in range(config.seeds):
@@ -45,17 +42,14 @@ def make_result(
 
 
 def accuracies(trace: Trace, names: tuple[str, ...]) -> dict[str, Any]:
-    """The online accuracy of one seed: the mean score so far, of all timesteps and by data set.
+    """The online accuracy of one seed so far, in total and by data set.
 
     Args:
       trace: arrays [t] of the timesteps so far.
-      names: of the data sets.
+      names: the names of the data sets.
 
     Returns:
-      {"accuracy": float, "by_dataset": {name: float, NaN where none of it was seen}}.
-
-    Example:
-      >>> accuracies(trace, ("omniglot", "mnist", "fashion_mnist"))["accuracy"]
+      {"accuracy": float, "by_dataset": {name: float}}; NaN for a data set without any timestep.
     """
     by_dataset = {name: _mean(trace.score[trace.dataset == i]) for i, name in enumerate(names)}
     return {"accuracy": _mean(trace.score), "by_dataset": by_dataset}
@@ -64,22 +58,19 @@ def accuracies(trace: Trace, names: tuple[str, ...]) -> dict[str, Any]:
 def detections(trace: Trace) -> dict[str, float]:
     """How well one seed's switches were detected.
 
-    A switch is hit by a detection at it or one timestep later, unless that is a switch itself. A
-    detection within neither is a false alarm. The batch at t = 0 is no switch: there was no task
-    before.
+    A switch counts as a hit if it is detected at its timestep or at the next one, unless the next
+    one is a switch itself. A detection at any other timestep is a false alarm. The first batch is
+    not a switch.
 
     Args:
       trace: arrays [t] of the timesteps so far.
 
     Returns:
-      Counts of "switches", "hits" and "false_alarms", and the "mean_delay" of the hits in
-      timesteps, NaN without any.
-
-    Example:
-      >>> detections(trace)["hits"]
+      The counts "switches", "hits" and "false_alarms", and the "mean_delay" of the hits in
+      timesteps, NaN without hits.
     """
     switches = _switches(trace)
-    # One more entry each, for what comes one timestep after the last.
+    # One more entry each, because `switches + 1` may be one past the end.
     detected = np.append(trace.detected, False)
     switched = np.zeros_like(detected)
     switched[switches] = True
@@ -96,20 +87,17 @@ def detections(trace: Trace) -> dict[str, float]:
 
 
 def around_switches(trace: Trace) -> dict[str, list[float]]:
-    """The mean score before and after a switch, each of the task at hand.
+    """The mean accuracy at each offset from a switch, over the switches of one seed.
 
-    At offset d >= 0 over the tasks that last longer than d timesteps, at d < 0 over the tasks
-    before that had begun; from t = 1 on, as the score at 0 is no network's.
+    Offset d >= 0 averages over the tasks that last more than d timesteps. Offset d < 0 averages
+    over the previous tasks that had already started. Timestep 0 is left out, because its score is
+    always 0.
 
     Args:
       trace: arrays [T].
 
     Returns:
-      {"offset": [-5, ..., 20], "accuracy": the means, NaN where there is no such timestep}.
-
-    Example:
-      >>> around_switches(trace)["offset"][0]
-      -5
+      {"offset": [-5, ..., 20], "accuracy": the means, NaN without such timesteps}.
     """
     switches = _switches(trace)
     begins, ends = np.append(1, switches)[:-1], np.append(switches, len(trace.score))[1:]

@@ -1,4 +1,4 @@
-"""A run on a switching stream on the host: interval after interval."""
+"""A run on a switching stream on the host: one interval after the other."""
 
 from typing import Any
 
@@ -19,20 +19,20 @@ from jaxsparse.training.seeds import place_runs
 def run_online(
     config: OnlineConfig, data: SwitchingData, folder: RunFolder, hooks: Hooks
 ) -> dict[str, Any]:
-    """Learn the stream from wherever the folder's checkpoints are, and write the result.
+    """Learn the stream, starting from the newest checkpoint if there is one; write the result.
 
     Args:
       config: the run's configuration.
       data: the images.
-      folder: the run's folder, its unit "interval".
+      folder: the run's folder, with unit "interval".
       hooks: see `Hooks`.
 
     Returns:
-      The result: see `make_result`.
+      The result, see `make_result`.
 
     Raises:
       Stopped: asked to stop; the state is saved.
-      Diverged: the loss is not finite; the last good checkpoint is kept.
+      Diverged: a loss or a parameter is not finite; the last good checkpoint is kept.
       RunError: the folder cannot be read or written.
 
     Example:
@@ -46,7 +46,7 @@ def run_online(
 
 
 class _OnlineRun:
-    """The state of a run on the host; its arrays lead with the axis of seeds."""
+    """The state of a run on the host; its arrays have a leading axis of seeds."""
 
     def __init__(self, config, data, folder, hooks):
         self.config, self.names, self.folder, self.hooks = config, data.names, folder, hooks
@@ -63,13 +63,13 @@ class _OnlineRun:
         pretrains, runner = self.config.method in PRETRAINED_METHODS, self.runner
         like = pretrained_like(self.config, data) if pretrains else ()
         if not runner.restore(init, *runner.own, like):
-            # Later the weights are in the run's own checkpoints.
+            # A resumed run has the weights in its checkpoints.
             pretrained = pretrain(self.config, data, self.hooks) if pretrains else ()
             runner.state = init(*runner.own, runner.placement.share(pretrained))
 
     @property
     def first_interval(self) -> int:
-        """The interval to go on with: at the end of one that one, whose row may be missing."""
+        """Finished intervals, without one that has just ended: its row may be missing."""
         return max(self.runner.step - 1, 0) // self.config.log_every
 
     # ---- the run
@@ -90,7 +90,7 @@ class _OnlineRun:
         return min(interval * self.config.log_every, self.config.timesteps)
 
     def log(self, interval):
-        """Write the row of an interval that is over."""
+        """Write the row of a finished interval."""
         row: dict[str, Any] = {"interval": interval, "step": self.runner.step}
         if interval:
             row |= self.measures(self.end(interval - 1))
@@ -98,7 +98,7 @@ class _OnlineRun:
         self.runner.add_row(row, save=False)
 
     def measures(self, begin):
-        """The metrics of all timesteps so far, and of those from `begin` on."""
+        """The metrics of all timesteps so far, and of the timesteps since `begin`."""
         trace = self.trace()
         by_seed = [jax.tree.map(lambda x, i=i: x[i], trace) for i in range(self.config.seeds)]
         measured = [accuracies(own, self.names) for own in by_seed]
@@ -114,7 +114,7 @@ class _OnlineRun:
         trace = self.runner.to_host(self.runner.state.trace)
         return jax.tree.map(lambda x: x[:, : self.runner.step], trace)
 
-    # ---- telling
+    # ---- progress
 
     def tell(self):
         runner, timesteps = self.runner, self.config.timesteps
@@ -127,7 +127,7 @@ class _OnlineRun:
 
 
 def _known(measured: list[dict[str, Any]]) -> dict[str, Any]:
-    """One dict of all seeds' metrics, [seeds]; without those that some seed does not have yet."""
+    """Join the seeds' metrics as arrays [seeds]; leave out those that are NaN for any seed."""
     whole: dict[str, Any] = {}
     for name, first in measured[0].items():
         values = [seed[name] for seed in measured]
