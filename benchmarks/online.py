@@ -308,8 +308,8 @@ LEGEND = (
     " faster.",
     "jaxsparse: one call of cmaml_step for each timestep, with all cores for each operation. Seeds:"
     " parallel streams in one program, as experiments.online runs them.",
-    "PyTorch: one stream, benchmarks/torch_online.py, threads: {threads}. With one thread, a process"
-    " on each other core could learn another stream.",
+    "PyTorch: one stream, benchmarks/torch_online.py, threads: {threads}. With one thread, each"
+    " other core could learn another stream in a separate process.",
 )
 
 

@@ -38,7 +38,7 @@ Seconds = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Time the start of the README's quick start in fresh processes, for three states of the cache."""
+    """Time the start of the README's quick start in fresh processes, for three cache states."""
 
     repeats: int = 3
     """processes for each state of the cache; medians are reported"""
@@ -79,7 +79,7 @@ def measure(repeats: int, job: Sequence[str] = JOB) -> dict[str, list[Seconds]]:
 
 
 def start(cache: Path, job: Sequence[str]) -> Seconds:
-    """Run the job up to its second meta-step in a fresh process; returns the seconds to each mark."""
+    """Run the job in a fresh process up to its second meta-step; returns the time of each mark."""
     hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"JAXSPARSE_CACHE": str(cache), "PYTHONPATH": str(ROOT)}

@@ -110,7 +110,7 @@ class Loop(TorchForm):
         return self.config.inner_lr * BinaryStep.apply(m, 1.0)
 
     def _update(self) -> None:
-        """Update theta and m: adapt to batches of the first half, take losses on the second half."""
+        """Update theta and m: adapt to batches of the first half, take losses on the second."""
         half = math.ceil(len(self.stored) / 2)
         pairs = list(zip(self.stored[:half], self.stored[half:] or self.stored, strict=False))
         losses = [self._loss(self._adapt(self._slow(), support), query) for support, query in pairs]
