@@ -97,7 +97,7 @@ def choose_threads(flags: Flags, method: str) -> int:
     config = make_config(method, flags)
     peers = make_peers(config, draw(config))
     counts = [flags.threads] if flags.threads else [cores(), 1]
-    return fastest_threads(counts, lambda: [meet(peer, 0, 1) for peer in peers])
+    return fastest_threads(counts, lambda: [run_timesteps(peer, 0, 1) for peer in peers])
 
 
 def compare(method: str, flags: Flags) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def compare(method: str, flags: Flags) -> dict[str, Any]:
     }
 
 
-def meet(learner: Any, stored: int, timesteps: int) -> dict[str, list[float]]:
+def run_timesteps(learner: Any, stored: int, timesteps: int) -> dict[str, list[float]]:
     """Learn some timesteps, with this many batches stored before; returns their losses."""
     learner.fill(stored)
     return learner.learn(timesteps)
@@ -189,7 +189,7 @@ def _require(
 
 def first_timestep(learner: Any) -> Trees:
     """The losses of one timestep, and phi after it."""
-    losses = {name: {"": np.array(values)} for name, values in meet(learner, 0, 1).items()}
+    losses = {name: {"": np.array(values)} for name, values in run_timesteps(learner, 0, 1).items()}
     return {**losses, "phi": learner.phi_now()}
 
 
@@ -199,7 +199,7 @@ def outcome(learner: Any, start: Any) -> Trees:
 
     found, begin = first_timestep(learner), flat(start.fast)
     found["change of phi"] = {name: x - begin[name] for name, x in found["phi"].items()}
-    meet(learner, learner.config.capacity, 1)
+    run_timesteps(learner, learner.config.capacity, 1)
     return found | {f"gradient of {tree}": x for tree, x in learner.gradients().items()}
 
 
@@ -239,7 +239,7 @@ def timed_rows(learners: Sequence[Any], flags: Flags) -> list[dict[str, Any]]:
     """Time rounds of all forms in turn: seconds, rates and ratios to PyTorch's forms."""
     counts = {"timestep": (0, flags.timesteps), "update": (flags.stored, 1)}
     rounds = {
-        (learner.name, kind): functools.partial(meet, learner, *counts[kind])
+        (learner.name, kind): functools.partial(run_timesteps, learner, *counts[kind])
         for learner in learners
         for kind in KINDS
     }

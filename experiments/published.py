@@ -35,7 +35,7 @@ TABLE_S5 = {
         "head/kernel": Published(97), "dense1/bias": Published(99),
         "dense2/bias": Published(93), "head/bias": Published(100)},
     ("permutations", "sparse-lamaml"): {
-        "total": Published(16.17, note="the layers printed beside it imply 10.8 to 11.8"),
+        "total": Published(16.17, note="the values printed for the layers imply 10.8 to 11.8"),
         "dense1/kernel": Published(8), "dense2/kernel": Published(29),
         "head/kernel": Published(78), "dense1/bias": Published(100),
         "dense2/bias": Published(87), "head/bias": Published(100)},
