@@ -65,7 +65,7 @@ def trace(
 ) -> dict[str, Any]:
     """Measure every point of a curve: time in this process, in turn; memory in fresh processes.
 
-    Our forms are always measured, PyTorch's only if it is in `forms`. `cache` holds compiled
+    Our forms are always measured, PyTorch's form only if it is in `forms`. `cache` holds compiled
     programs for the fresh processes. Forms that disagree on the first step are a `Mismatch`.
     """
     shown = [form for form in curve.forms if form != CONTEXT or form in forms]

@@ -14,7 +14,7 @@ from typing import Any
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Device, cores, versions, date and command, which are stored with the numbers."""
+    """Device, cores, versions, `blocks`, date and command, which are stored with the numbers."""
     from jaxsparse.machine import cores
     from jaxsparse.nn import native
 

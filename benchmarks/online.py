@@ -27,10 +27,10 @@ P = 0.98  # the presets'
 KINDS = ("timestep", "update")
 
 # Limits of relative L2 differences. Rounding flips some ReLUs and maxima, and float32 runs diverge:
-# after 16 steps, gradients differ by tens of percent, also between PyTorch runs of which one weight
-# differs in its last digit. So the arithmetic is checked on a few steps of a narrow network, and
-# each quantity counts with its smallest difference over several starts: a flip occurs at some
-# starts, an error at all. What is timed is checked with rough limits only.
+# after 16 steps, gradients differ by tens of percent. Two PyTorch runs differ as much if one weight
+# differs in its last digit. So the arithmetic is checked on a few steps of a narrow network. For
+# each quantity, the smallest difference over several starts counts: a flip occurs at some starts,
+# an error at all of them. What is timed is checked with rough limits only.
 LIMIT = 1e-4
 CHECKED = {"width": 16, "inner_steps": 2, "capacity": 5}  # odd capacity: one batch has no pair
 STARTS = 24  # most have a flip; the search ends at the first start without one

@@ -192,7 +192,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def writing_output() -> Iterator[None]:
-    """Raise failed writes as `OutputError`, to distinguish them from errors of other files."""
+    """Raise a failed write to stdout as `OutputError`, unlike errors of other files."""
     try:
         yield
     except BrokenPipeError:

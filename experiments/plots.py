@@ -1,4 +1,4 @@
-"""Draw the figures of finished runs again.
+"""Draw the figures of runs again.
 
 python -m experiments.plots runs/fewshot/...
 """

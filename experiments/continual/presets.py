@@ -41,7 +41,7 @@ _META: dict[str, dict[str, Settings]] = {
 }
 
 # The other methods on digits: the commands of MER's public code, one image at a time, no clipping.
-# It has no A-GEM, which has GEM's rate here, and no iid, whose rate is our choice.
+# That code lacks A-GEM and iid: A-GEM has GEM's rate, iid's rate is our choice.
 _ONE_BY_ONE = {"batch_size": 1, "glances": 1, "init": "xavier", "clip_norm": None}
 _OTHERS: dict[str, dict[str, Settings]] = {
     "rotations": {

@@ -45,7 +45,7 @@ class Grid(NamedTuple):
 def choose(
     family: runs.Family, opened: runs.Opened, args: Sequence[str]
 ) -> tuple[ContinualConfig, dict[str, Any]]:
-    """The configuration to run and further entries of its record; with --scan, a scan decides."""
+    """The configuration to run, with --scan chosen by a scan, and further entries of its record."""
     config = opened.config
     grid = grid_of(opened, args)
     if grid is None:

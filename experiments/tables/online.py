@@ -17,7 +17,7 @@ from jaxsparse.training.online import OnlineConfig
 
 _PUBLISHED_TIMESTEPS = 10_000
 _ACCURACIES = ("total", "omniglot", "mnist", "fashion_mnist")
-_EDGES = (100, 200, 500, 1000)  # timesteps; ends of the parts in the table of the lead
+_EDGES = (100, 200, 500, 1000)  # timesteps where the parts of the stream end, for `lead`
 S8_METHODS = (
     *("online-adam", "fine-tuning", "maml", "anil", "bgd", "metacog", "metabgd"),
     *("cmaml", "cmaml-fixed", "sparse-cmaml", "sparse-relu-cmaml"),
