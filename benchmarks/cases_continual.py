@@ -1,4 +1,4 @@
-"""What is timed of continual learning: glances of (sparse-)La-MAML at a batch of a stream."""
+"""Cases of continual learning: glances of (sparse-)La-MAML at a batch of a stream."""
 
 import dataclasses
 import itertools
@@ -12,34 +12,34 @@ Method = Literal["sparse-lamaml", "lamaml"]
 
 @dataclasses.dataclass(frozen=True)
 class GlanceCase:
-    """Glances at one batch with a ReLU network: per inner step some images and a meta-gradient.
+    """Glances at one batch with a ReLU network; each inner step is followed by a meta-loss.
 
-    The defaults are those of the rotated digits.
+    The defaults are the settings of the rotated digits.
     """
 
     method: Method = "sparse-lamaml"
     image: tuple[int, int, int] = (28, 28, 1)
     """height, width and channels"""
     convolutions: int = 0
-    """3x3, of stride 2, before the linear layers"""
+    """number of 3x3 convolutions of stride 2 before the linear layers"""
     channels: int = 160
-    """of each convolution"""
+    """channels of each convolution"""
     hidden: tuple[int, ...] = (100, 100)
     ways: int = 10
     inner_steps: int = 10
     """K"""
     inner_rows: int = 1
-    """images per inner step; K of them are the batch"""
+    """images per inner step; the batch has K times as many"""
     meta_rows: int = 20
-    """rows of the meta-loss: replayed ones and the batch"""
+    """rows of the meta-loss: replayed rows and the batch"""
     glances: int = 5
-    """passes over the batch in a row, each in another order and with other replayed rows"""
+    """consecutive passes over the batch, each in another order and with other replayed rows"""
     second_order: bool = False
     """differentiate through the inner gradients"""
     inner_lr: float = 0.15
     mask_lr: float = 1.7
     slope: float = 0.5
-    """of sparse-lamaml's gate"""
+    """straight-through slope of sparse-lamaml's gate"""
     clip_norm: float = 2.0
 
     def __post_init__(self) -> None:
@@ -88,12 +88,12 @@ class GlanceCase:
 
     @property
     def channels_by_layer(self) -> tuple[int, ...]:
-        """Of the images, then of each convolution."""
+        """Channels of the images, then of each convolution's output."""
         return (self.image[2], *[self.channels] * self.convolutions)
 
     @property
     def sides(self) -> list[tuple[int, int]]:
-        """Height and width of what each convolution gives."""
+        """Height and width of each convolution's output."""
         h, w, _ = self.image
         out = []
         for _ in range(self.convolutions):
@@ -114,46 +114,44 @@ class GlanceCase:
 
     @property
     def tasks_taken(self) -> int:
-        """Glances: what the rate of the step is counted in."""
+        """Glances per step, for rates per second."""
         return self.glances
 
     @property
     def inner_steps_taken(self) -> int:
-        """Inner steps of all glances: what the time is divided by."""
+        """Inner steps of all glances, for the time per inner step."""
         return self.glances * self.inner_steps
 
     def flops(self) -> float:
         """Floating-point operations of the layers' products in all glances.
 
-        Forward, kernel gradient and, but for the first layer, input gradient: each 2 x the kernel's
-        entries at each place of each row of each inner step and of each meta-loss. The derivative
-        of an inner gradient is twice the gradient.
+        The forward pass, the kernel gradient and (except in the first layer) the input gradient
+        each cost 2 x the kernel's entries per output position and row. Rows are those of all inner
+        steps and meta-losses. Differentiating an inner gradient costs twice the gradient.
         """
-        places = [h * w for h, w in self.sides] + [1] * len(self.kernels)
+        positions = [h * w for h, w in self.sides] + [1] * len(self.kernels)
         per_row = sum(
             2 * n * math.prod(kernel) * (3 if i else 2)
-            for i, (n, kernel) in enumerate(zip(places, self.kernels.values(), strict=False))
+            for i, (n, kernel) in enumerate(zip(positions, self.kernels.values(), strict=False))
         )
         inner_rows = self.inner_rows * (3 if self.second_order else 1)
         return float(per_row * self.inner_steps_taken * (inner_rows + self.meta_rows))
 
     def draw(self, seed: int = 0) -> dict[str, Any]:
-        """Where every form starts: parameters, mask, batch, replayed rows and orders.
+        """The arrays that every form starts from.
 
-        The images are sparse and noisy copies of one prototype per class, as bright as digits are.
-
-        Returns:
-          "params" and "mask" (flat by name), "batch" (images [n, h, w, c], labels [n]), "replay"
-          the same with a leading axis of glances, "orders" [glances, n] of the batch's rows.
+        They are "params" and "mask" (flat by name), "batch" (images [n, h, w, c], labels [n]),
+        "replay" (the same with a leading axis of glances) and "orders" [glances, n] of the batch's
+        rows. Images are sparse noisy copies of one prototype per class, about as bright as digits.
         """
         random = np.random.default_rng(seed)
         params: dict[str, np.ndarray] = {}
         for name, shape in self.kernels.items():
-            # The fan of a convolution is 9 channels, as in `jaxsparse.nn.strided_cnn`.
+            # The fan-in of a convolution is 9 x its input channels, as in `nn.strided_cnn`.
             deviation = math.sqrt(2 / math.prod(shape[:-1]))
             params[f"{name}/kernel"] = _float32(random.normal(0.0, deviation, shape))
             params[f"{name}/bias"] = np.zeros(shape[-1], np.float32)
-        # Positive but for a few per cent, as some way into a stream.
+        # All but a few percent are positive, as after some tasks of a stream.
         mask = {
             n: _float32(self.inner_lr * random.normal(1.0, 0.7, p.shape)) for n, p in params.items()
         }
@@ -175,13 +173,13 @@ class GlanceCase:
 
 
 class Draws(NamedTuple):
-    """What is drawn for one batch of a stream.
+    """The random draws for one batch of a stream.
 
     Attributes:
-      orders: the batch's rows, for each glance.
+      orders: the order of the batch's rows, for each glance.
       picks: the slots of the memory that are replayed, for each glance.
-      slots: for each row in the order of the first glance, where the reservoir would put it once
-        it is full; beyond its end it is dropped.
+      slots: for each row, in the order of the first glance, its slot in the full reservoir. A row
+        whose slot is beyond the end is dropped.
     """
 
     orders: list[list[int]]
@@ -194,7 +192,7 @@ def _float32(x: np.ndarray) -> np.ndarray:
 
 
 def split_cifar(method: Method, second_order: bool = False) -> GlanceCase:
-    """As streaming Split-CIFAR-10 is learned with 1,000 images kept: four convolutions."""
+    """The settings of streaming Split-CIFAR-10 with a memory of 1,000 images."""
     return GlanceCase(
         method=method,
         image=(32, 32, 3),

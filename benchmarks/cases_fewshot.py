@@ -1,4 +1,4 @@
-"""What is timed of few-shot learning: one meta-step on given arrays, and its arithmetic."""
+"""Cases of few-shot learning: one meta-step on given arrays, and its operation count."""
 
 import dataclasses
 import math
@@ -11,9 +11,9 @@ import numpy as np
 class FewShotCase:
     """One meta-step of sparse-MAML with Conv4: K inner steps and one query gradient per task.
 
-    The inner rate is small, which changes nothing for the timing: at 0.01 and 84x84 five steps
-    amplify float32's rounding to a meta-gradient 6% off (PyTorch's, from that in float64), at
-    0.001 to 1%. That is small enough to tell the same arithmetic from another.
+    The inner rate is small, so that the forms can be compared; it does not affect the timing. Inner
+    steps amplify float32 rounding: after five of them at 84x84, PyTorch's meta-gradient differs
+    from the one in float64 by 6% at a rate of 0.01, and by 1% at 0.001.
     """
 
     tasks: int = 4
@@ -48,25 +48,25 @@ class FewShotCase:
 
     @property
     def tasks_taken(self) -> int:
-        """Tasks adapted to in one meta-step."""
+        """Tasks of one meta-step, for rates per second."""
         return self.seeds * self.tasks
 
     @property
     def inner_steps_taken(self) -> int:
-        """Inner steps of all tasks in one meta-step: what its time is divided by."""
+        """Inner steps of all tasks in one meta-step, for the time per inner step."""
         return self.tasks_taken * self.inner_steps
 
     @property
     def images_seen(self) -> int:
-        """Images whose loss is differentiated in one meta-step."""
+        """Images in all losses that are differentiated in one meta-step."""
         per_task = self.inner_steps * self.shots + self.query_shots
         return self.tasks_taken * self.ways * per_task
 
     def flops(self) -> float:
         """Floating-point operations of one meta-step by direct convolution.
 
-        Forward, kernel gradient and, but for the first layer, input gradient: each 2 x 9 c o per
-        output position. Norms, pooling and the optimisers are left out.
+        The forward pass, the kernel gradient and (except in the first layer) the input gradient
+        each cost 2 x 9 c o per output position. Norms, pooling and optimisers are not counted.
         """
         h, w, inputs = self.image
         total = 0.0
@@ -78,10 +78,10 @@ class FewShotCase:
         return total * self.images_seen
 
     def draw(self, seed: int = 0) -> dict[str, Any]:
-        """Where every form starts: "params" and "mask" (flat by name), "support" and "query".
+        """The arrays that every form starts from.
 
-        The images are noise around one random prototype per class, so that the tasks can be learnt
-        and the gradients are those of learning, not of memorising noise.
+        They are "params" and "mask" (flat by name), "support" and "query". Images are one random
+        prototype per class plus noise, so that the tasks can be learned.
         """
         random = np.random.default_rng(seed)
         h, w, inputs = self.image

@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: flags, one-line errors, the run of a comparison."""
+"""Shared by the benchmark commands: flags, one-line errors, running a comparison."""
 
 import contextlib
 import dataclasses
@@ -17,12 +17,12 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def say(line: str) -> None:
-    """Tell on stderr what is being done."""
+    """Print progress on stderr."""
     print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def check_least(flags: Any, least: Mapping[str, int]) -> None:
-    """Refuse flags below what they must at least be; None is no value."""
+    """Refuse flags below their minimum; None is allowed."""
     for name, bound in least.items():
         value = getattr(flags, name)
         if value is not None and value < bound:
@@ -30,21 +30,21 @@ def check_least(flags: Any, least: Mapping[str, int]) -> None:
 
 
 def want_torch() -> None:
-    """Refuse to go on without PyTorch."""
+    """Fail if PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
-        cli.fail("PyTorch is not installed; it comes with pip install -e '.[benchmark]'")
+        cli.fail("PyTorch is not installed; install it with pip install -e '.[benchmark]'")
 
 
 @contextlib.contextmanager
 def one_line_ends() -> Iterator[None]:
-    """As `cli.one_line_errors`, with numbers that differ and forms that fail."""
+    """Like `cli.one_line_errors`, also for forms that disagree or fail."""
     try:
         with cli.one_line_errors():
             yield
     except Mismatch as error:
         cli.fail(str(error), status=1)
     except ProbeError as error:
-        cli.fail(f"a process that measures one form failed: {error}", status=1)
+        cli.fail(f"measuring one form in a fresh process failed: {error}", status=1)
 
 
 def header(
@@ -54,8 +54,8 @@ def header(
     device: str = "cpu",
     precision: str = "float32",
 ) -> dict[str, Any]:
-    """What every file of results begins with; the rate of matrix products is measured here."""
-    say("matrix products")
+    """The first entries of every results file; measures the rate of matrix products."""
+    say("measuring the rate of matrix products")
     return {
         "machine": about,
         "precision": precision,
@@ -70,13 +70,13 @@ def compare_on_cpu(
     measure: Callable[[], dict[str, Any]],
     markdown: Callable[[dict[str, Any]], str],
 ) -> None:
-    """Measure on this machine's processor, print the table, write it and the numbers.
+    """Measure on the CPU, print the table, write the numbers and the table.
 
     Args:
-      flags: the command's, with `repeats` and `out`.
-      files: names of the numbers' and of the table's file.
-      measure: the numbers, to be added to `header`.
-      markdown: the table of all of them.
+      flags: the flags of the command, with `repeats` and `out`.
+      files: the names of the JSON file and of the Markdown file.
+      measure: returns the numbers that are added to those of `header`.
+      markdown: makes the table from all numbers.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""Time and memory of the meta-step along one setting at a time."""
+"""Curves: time and memory of the meta-step against one setting at a time."""
 
 import concurrent.futures
 import dataclasses
@@ -24,10 +24,10 @@ class Curve:
     """Cases that differ in one setting.
 
     Attributes:
-      name: of the setting.
-      label: of the axis.
-      cases: the case at each value of the setting.
-      forms: names of forms.
+      name: name of the setting.
+      label: label of the axis.
+      cases: value of the setting -> case.
+      forms: names of the forms that are measured.
     """
 
     name: str
@@ -63,22 +63,19 @@ def trace(
     cache: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Time (in this process, in turn) and memory (each in its own) of every point of a curve.
+    """Measure every point of a curve: time in this process, in turn; memory in fresh processes.
 
-    Our forms are measured in any case, PyTorch's where it is in `forms`; `cache` holds compiled
-    programs for the processes that measure memory.
-
-    Raises:
-      Mismatch: two forms do not agree on the first step of a case.
+    Our forms are always measured, PyTorch's form only if it is in `forms`. `cache` holds compiled
+    programs for the fresh processes. Forms that disagree on the first step are a `Mismatch`.
     """
     shown = [form for form in curve.forms if form != CONTEXT or form in forms]
-    say(f"{curve.name}: compilation")
+    say(f"{curve.name}: compiling")
     forms_at = {
         (x, name): form
         for x, case in curve.cases.items()
         for name, form in agreeing(SPARSE_MAML, case, {name: {} for name in shown}, setting).items()
     }
-    say(f"{curve.name}: {setting.repeats} rounds of {len(forms_at)} meta-steps")
+    say(f"{curve.name}: timing {setting.repeats} rounds of {len(forms_at)} meta-steps")
     seconds = timed({point: form.step for point, form in forms_at.items()}, setting.repeats)
     forms_at.clear()
     gc.collect()
@@ -87,7 +84,7 @@ def trace(
         for (x, form), runs in seconds.items()
     ]
     if setting.probe:
-        say(f"{curve.name}: memory")
+        say(f"{curve.name}: measuring memory")
         memories = _memories([(form, curve.cases[x]) for x, form in seconds], setting, cache)
         rows = [{**row, **memory} for row, memory in zip(rows, memories, strict=True)]
     base = dataclasses.asdict(next(iter(curve.cases.values())))
@@ -97,15 +94,15 @@ def trace(
 def _memories(
     points: Sequence[tuple[str, FewShotCase]], setting: Setting, cache: Path
 ) -> list[dict[str, int]]:
-    # Side by side, one process per core: what is measured is memory, and not on a shared GPU.
+    # One process per core at a time: time does not matter here. On a GPU, one after the other.
     workers = cores() if setting.device == "cpu" else 1
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         return list(pool.map(lambda point: _memory(point[0], point[1], setting, cache), points))
 
 
 def _memory(form: str, case: FewShotCase, setting: Setting, cache: Path) -> dict[str, int]:
-    # A second time if a program was not found: compilation takes more memory than the steps, and
-    # the cache tells programs apart by how often their parts were traced before, too.
+    # Again if the cache did not have a program, as compilation needs more memory than the steps.
+    # This happens: the cache's keys also depend on how often parts of a program were traced before.
     for _ in range(2):
         done = probe.in_new_process(
             SPARSE_MAML, form, case, setting.device, setting.precision, cache=cache, steps=2
@@ -118,12 +115,12 @@ def _memory(form: str, case: FewShotCase, setting: Setting, cache: Path) -> dict
 
 
 def verdicts(traced: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the curves of ours say about two promises: constant memory, constant time per task."""
+    """Check two promises on our curves: constant memory in K, constant time per task."""
     found = {curve["name"]: curve["points"] for curve in traced}
     out = []
     for what, field in (
         ("growth of the process's memory", "own_bytes"),
-        ("memory of the compiled program", "temp_bytes"),
+        ("temporary memory of the compiled program", "temp_bytes"),
     ):
         steps = _of_ours(found.get("inner steps", []), field)
         if {5, 100} <= steps.keys():
@@ -132,7 +129,7 @@ def verdicts(traced: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     if len(tasks) > 1:
         per_task = {count: seconds / count for count, seconds in tasks.items()}
         first = per_task.pop(min(per_task))
-        out.append(_verdict("time per task, largest / at 1 task", max(per_task.values()) / first))
+        out.append(_verdict("time per task, largest / with 1 task", max(per_task.values()) / first))
     return out
 
 
@@ -151,9 +148,9 @@ def verdict_line(verdict: dict[str, Any]) -> str:
 
 
 def section(curve: dict[str, Any]) -> report.Section:
-    """A curve's table, a line for each point."""
+    """The table of a curve."""
     name = curve["name"]
-    columns = (name, "form", "ms per meta-step", f"the same / {name}", "memory growth, MB")
+    columns = (name, "form", "ms per meta-step", f"ms / {name}", "memory growth, MB")
     rows = [
         [
             str(point["x"]),

@@ -1,4 +1,4 @@
-"""What can be compared with what: a family of cases and the forms that take their steps."""
+"""Families: which forms can be compared on which cases."""
 
 import dataclasses
 import importlib
@@ -12,38 +12,38 @@ Trees = dict[str, dict[str, Any]]
 
 
 class Form(Protocol):
-    """One way to take the step of a case.
+    """One implementation of the step of a case.
 
-    One that also has `meta_gradient()`, trees like those of `result()`, is compared by that after
-    its first step; the others by how far their results have moved from where they started.
+    It may also have `meta_gradient()`, which returns trees like `result()`. It is then compared by
+    its meta-gradient in the first step, otherwise by how the first step changes its results.
     """
 
     name: str
 
     def step(self) -> None:
-        """Take one step in place; return when it is done, on the device, too."""
+        """Take one step in place; returns when the device has finished it."""
 
     def result(self) -> Trees:
-        """What the steps change, as NumPy arrays: {"params": {name: array}, ...}."""
+        """The values that steps change, as NumPy arrays: {"params": {name: array}, ...}."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Cases of one kind and the forms that take their steps.
+    """Cases of one kind and the forms that can take their steps.
 
     Attributes:
-      name: what `python -m benchmarks.probe --family` calls it.
-      case: the cases' dataclass. A case has `name`, `tasks_taken`, `inner_steps_taken` and
-        `flops()`, all of one step, and `draw()`: the arrays of what `result()` has, where they
-        start, and the tasks.
-      ours: the form that the others have to agree with.
-      peers: PyTorch's forms.
-      forms: where each form lives, "module:class", called with the case, the arrays, the device
-        ("cpu" or "gpu") and the precision. Imported when it is asked for: a process that measures
-        one framework's memory must not hold the other one.
-      compiled: forms that compile, and so start faster with a warm cache.
+      name: its name in `python -m benchmarks.probe --family`.
+      case: the dataclass of the cases. A case has `name`, `tasks_taken`, `inner_steps_taken` and
+        `flops()` of one step, and `draw()`, which returns the tasks and the initial values of
+        `result()`.
+      ours: the form that the others must agree with.
+      peers: the forms in PyTorch.
+      forms: name -> "module:class". The class is called with the case, the arrays, the device
+        ("cpu" or "gpu") and the precision. The module is imported late: a process that measures
+        the memory of one framework must not load the other.
+      compiled: forms that are compiled and so start faster with a warm cache.
       optional: forms that may fail without failing the comparison.
-      fits: whether a form, by name, can do a case at all.
+      fits: `(form's name, case) ->` whether the form supports the case.
     """
 
     name: str
@@ -56,13 +56,13 @@ class Family:
     fits: Callable[[str, Any], bool] = lambda form, case: True
 
     def case_of(self, fields: Mapping[str, Any]) -> Any:
-        """The case with these fields, read from JSON, which has lists for tuples."""
+        """The case with these fields, read from JSON; lists become tuples."""
         return self.case(**{n: tuple(x) if isinstance(x, list) else x for n, x in fields.items()})
 
     def make(
         self, form: str, case: Any, arrays: Any, device: str = "cpu", precision: str = "float32"
     ) -> Form:
-        """The form of that name, before its first step."""
+        """Make the form of this name."""
         module, name = self.forms[form].split(":")
         return getattr(importlib.import_module(module), name)(case, arrays, device, precision)
 

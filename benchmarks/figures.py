@@ -1,4 +1,4 @@
-"""Figures of what was measured."""
+"""Figures of the results."""
 
 import io
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file's bytes; it is closed."""
+    """The bytes of a PNG file; closes the figure."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     plt.close(figure)
@@ -48,7 +48,7 @@ def _ms(entry: Mapping[str, Any], form: str) -> float:
 
 
 def draw_curves(results: Mapping[str, Any]) -> Figure:
-    """Time (above) and memory (below) of a meta-step along each of the curves."""
+    """Time (top row) and memory (bottom row) of a meta-step for each curve."""
     curves = results["curves"]
     figure, axes = plt.subplots(
         2, len(curves), figsize=(3 * len(curves), 5.4), layout="constrained", squeeze=False

@@ -1,4 +1,4 @@
-"""The harness: forms that are checked against each other, then timed in turn."""
+"""The harness: checks that forms agree, then times them in turn."""
 
 import collections
 import dataclasses
@@ -16,16 +16,16 @@ import numpy as np
 from benchmarks import probe
 from benchmarks.families import Family, Form, Trees
 
-# Relative L2 error of the updated parameters, and of the change that made them: the latter holds
-# what the frameworks round differently, the max and ReLU ties that this tips over, and what later
-# inner steps make of it (at 84x84 PyTorch's own two layouts are up to 3% from float64 after 35).
-# A lower precision's change is reported, not judged: how far it may be off the reader has to say.
+# Limits of the relative L2 error of the updated parameters, and of their change in the first step.
+# The change also contains the different rounding of the frameworks, the ReLUs and maxima that it
+# flips, and the amplification by later inner steps. (At 84x84 and K = 35, PyTorch's own two layouts
+# differ from float64 by up to 3%.) In lower precision, the change is reported but has no limit.
 LIMITS = {"result": 1e-3, "change": 0.1}
 LOW_PRECISION_LIMITS = {"result": 1e-2}
 
 
 class Mismatch(Exception):
-    """Two forms do not do the same arithmetic; the message is one line."""
+    """Two forms compute different results; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Setting:
 
     Attributes:
       device: "cpu" or "gpu".
-      precision: of matrix products and convolutions.
+      precision: precision of matrix products and convolutions.
       repeats: timed steps of each form.
-      probe: measure compilation and memory, in fresh processes.
+      probe: whether to measure compilation and memory, in fresh processes.
     """
 
     device: str = "cpu"
@@ -46,20 +46,20 @@ class Setting:
 
     @property
     def limits(self) -> dict[str, float]:
-        """The relative errors that are allowed at this precision."""
+        """The limits of relative errors at this precision."""
         return LIMITS if self.precision == "float32" else LOW_PRECISION_LIMITS
 
 
-# ---- the same arithmetic
+# ---- do the forms agree?
 
 
 class Reference(NamedTuple):
-    """What the first steps have to give.
+    """The required outcome of the first steps.
 
     Attributes:
-      start: the trees before them.
-      result: the trees after them.
-      change: how they change the trees: meta-gradients, or differences.
+      start: the trees before the steps.
+      result: the trees after the steps.
+      change: the change of the trees: meta-gradients, or differences.
     """
 
     start: Trees
@@ -68,16 +68,16 @@ class Reference(NamedTuple):
 
 
 def reference_step(form: Form, start: Trees) -> Reference:
-    """Take the step that the others have to agree with."""
+    """Take the step that the other forms must agree with."""
     form.step()
     result = form.result()
     return Reference({tree: start[tree] for tree in result}, result, change(form, start))
 
 
 def change(form: Form, start: Trees) -> Trees:
-    """How the first step changes the parameters: the meta-gradient where it is to be had.
+    """The change by the first step: the meta-gradient, or else the difference of the parameters.
 
-    The difference of the parameters is known to fewer digits: float32 rounds their sum.
+    The meta-gradient is more precise, since updated parameters are rounded to float32.
     """
     if hasattr(form, "meta_gradient"):
         return form.meta_gradient()
@@ -96,10 +96,9 @@ def check(
     limits: Mapping[str, float] = LIMITS,
     after: str = "one step",
 ) -> dict[str, Any]:
-    """Relative L2 errors of a form after its first steps: of the results, of the changes.
+    """Relative L2 errors of the results and changes after a form's first steps.
 
-    Raises:
-      Mismatch: one is larger than its limit.
+    An error above its limit is a `Mismatch`.
     """
     errors = {
         "result": relative_errors(form.result(), reference.result),
@@ -113,15 +112,11 @@ def check(
 
 
 def require(name: str, what: str, error: float, limit: float) -> None:
-    """Accept a relative L2 error of the form `name` up to the limit.
-
-    Raises:
-      Mismatch: it is larger, or NaN.
-    """
+    """Raise `Mismatch` if a relative L2 error of the form `name` is above the limit, or NaN."""
     if not error <= limit:
         raise Mismatch(
-            f"{name} does not do the same arithmetic: {what} by {error:.1e} (relative L2), at most"
-            f" {limit:.0e} is allowed"
+            f"{name} does not do the same arithmetic: {what} by {error:.1e} (relative L2), the"
+            f" limit is {limit:.0e}"
         )
 
 
@@ -138,11 +133,7 @@ def _norm(arrays: Any) -> float:
 
 
 def require_finite(name: str, trees: Trees) -> None:
-    """Accept numbers.
-
-    Raises:
-      Mismatch: there are others.
-    """
+    """Raise `Mismatch` if a form's values are not finite after it was timed."""
     for tree, leaves in trees.items():
         if not all(np.isfinite(x).all() for x in leaves.values()):
             raise Mismatch(f"{name} diverged while it was timed: its {tree} are not finite")
@@ -152,17 +143,16 @@ def require_finite(name: str, trees: Trees) -> None:
 
 
 def in_turn(actions: Mapping[Any, Callable[[int], Any]], rounds: int) -> dict[Any, list[Any]]:
-    """What each action returns in each round, of which it is given the number.
+    """Call all actions in each round with the round's number; returns the results by action.
 
-    Every round starts with another one, so that what disturbs the machine for a while disturbs all
-    of them.
+    Each round starts with another action, so that a disturbance of the machine affects all.
     """
     names = list(actions)
     out: dict[Any, list[Any]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % max(1, len(names))
         for name in names[first:] + names[:first]:
-            time.sleep(0.02)  # the last action's threads spin for a moment before they sleep
+            time.sleep(0.02)  # let the last action's threads stop spinning
             out[name].append(actions[name](number))
     return out
 
@@ -185,16 +175,16 @@ def _seconds_of(step: Callable[[], Any], _: int) -> float:
 
 
 class Stopwatch:
-    """Seconds by part of a run, in `seconds`, a list for each part."""
+    """Collects seconds by part of a run, in `seconds`: part -> list."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = collections.defaultdict(list)
 
     def timed(self, part: str, function: Callable, *args: Any) -> Any:
-        """What the function returns; its seconds are noted."""
-        begun = time.perf_counter()
+        """Call a function and record its seconds."""
+        start = time.perf_counter()
         out = function(*args)
-        self.seconds[part].append(time.perf_counter() - begun)
+        self.seconds[part].append(time.perf_counter() - start)
         return out
 
 
@@ -214,18 +204,18 @@ def compare(
       The case, its flops, the fastest of PyTorch's forms as "peer", and one row for each form.
 
     Raises:
-      Mismatch: a form's step gives other parameters than ours in float32.
+      Mismatch: a form disagrees with ours in float32.
     """
     rows: dict[str, dict[str, Any]] = {
         form: {"form": form} for form in forms if family.fits(form, case)
     }
     if setting.probe:
         for form, row in rows.items():
-            say(f"{case.name}: {form} in a process of its own")
+            say(f"{case.name}: measuring {form} in a fresh process")
             row |= _probes(family, form, case, setting)
-    say(f"{case.name}: one step of each, compared")
+    say(f"{case.name}: comparing one step of each form")
     checked = agreeing(family, case, rows, setting)
-    say(f"{case.name}: {setting.repeats} rounds")
+    say(f"{case.name}: timing {setting.repeats} rounds")
     seconds = timed({name: form.step for name, form in checked.items()}, setting.repeats)
     for name, stepped in checked.items():
         require_finite(name, stepped.result())
@@ -252,13 +242,9 @@ def compare(
 def agreeing(
     family: Family, case: Any, rows: Mapping[str, dict[str, Any]], setting: Setting
 ) -> dict[str, Form]:
-    """The forms after their first step, each checked; its row gets the errors, or why it failed.
-
-    Raises:
-      Mismatch: a form's step gives other parameters than ours in float32.
-    """
+    """The forms after their first step, checked. Adds each form's errors or failure to its row."""
     arrays = case.draw()
-    # Always ours in float32, so that a lower precision's error is seen beside its speed.
+    # The reference is always ours in float32: a lower precision is shown with its error.
     ours = family.make(family.ours, case, arrays, setting.device)
     reference = reference_step(ours, arrays)
     out: dict[str, Form] = {}
@@ -282,7 +268,7 @@ def agreeing(
 
 
 def _probes(family: Family, form: str, case: Any, setting: Setting) -> dict[str, Any]:
-    """A form's first start, and for one that compiles the second, from the cache."""
+    """Measure a form's first start and, if it is compiled, a second start with a warm cache."""
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="jaxsparse-benchmark-") as cache:
         for start in ("cold", "warm") if form in family.compiled else ("cold",):

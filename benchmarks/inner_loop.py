@@ -1,4 +1,4 @@
-"""One meta-step of sparse-MAML against PyTorch doing the same arithmetic, in the same run.
+"""One meta-step of sparse-MAML in jaxsparse and in PyTorch, in the same run.
 
 python -m benchmarks.inner_loop
 python -m benchmarks.inner_loop --tasks 4 --size 28 --width 32 --forms jaxsparse channels_last
@@ -28,9 +28,9 @@ FormName = Literal["jaxsparse", "one device", "loop", "channels_last", "vmap", "
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Time one meta-step of sparse-MAML and of PyTorch doing the same arithmetic.
+    """Time one meta-step of sparse-MAML in jaxsparse and in PyTorch, with the same arithmetic.
 
-    Without any of the case's flags (tasks to query-shots), the usual cases are timed.
+    Without any flag from --tasks to --query-shots, the standard cases are timed.
     """
 
     tasks: int | None = None
@@ -40,7 +40,7 @@ class Flags:
     size: int | None = None
     """height and width of the images"""
     channels: int | None = None
-    """of the images; 3 from 84x84 on, else 1"""
+    """channels of the images; default: 3 from 84x84 on, else 1"""
     width: int | None = None
     """channels of Conv4's layers"""
     inner_steps: int | None = None
@@ -50,30 +50,30 @@ class Flags:
     query_shots: int | None = None
     """query images per class"""
     forms: tuple[FormName, ...] = FormName.__args__  # type: ignore[attr-defined]
-    """what is compared; a family leaves out those it does not have"""
+    """implementations to compare; those that a family does not have are skipped"""
     family: Literal["sparse-maml", "glance"] | None = None
     """meta-steps of few-shot learning, or glances of La-MAML; default: both on the CPU"""
     device: Literal["cpu", "gpu"] | None = None
-    """where to run; default: where JAX does"""
+    """device; default: JAX's"""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """of matrix products and convolutions"""
+    """precision of matrix products and convolutions"""
     repeats: int = 9
     """timed rounds"""
     probe: bool = True
     """measure compilation and memory, in fresh processes"""
     curves: bool = False
-    """time and memory along K, tasks, width, seeds and image size instead"""
+    """instead measure time and memory against K, tasks, width, seeds and image size"""
     out: Path | None = None
-    """folder of the results; default: one per machine under benchmarks/results"""
+    """folder of the results; default: the machine's folder under benchmarks/results"""
 
     @property
     def with_torch(self) -> bool:
-        """Whether one of PyTorch's forms is asked for."""
+        """Whether a form in PyTorch is requested."""
         return bool(set(self.forms) & {*SPARSE_MAML.peers, *GLANCE.peers})
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the flags, measure, report."""
+    """Parse the flags, measure, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
     cases = _checked(flags)
     with one_line_ends():
@@ -81,10 +81,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _checked(flags: Flags) -> tuple[FewShotCase, ...]:
-    """The cases asked for (none: the usual ones), or one line on what is wrong with the flags."""
+    """Check the flags; returns the requested case, or nothing for the standard cases."""
     check_least(flags, {"repeats": 1})
     if not flags.forms:
-        cli.fail("--forms: want at least one")
+        cli.fail("--forms must have at least one value, got none")
     fields = {
         name: getattr(flags, name)
         for name in ("tasks", "shots", "width", "inner_steps", "ways", "query_shots")
@@ -95,9 +95,9 @@ def _checked(flags: Flags) -> tuple[FewShotCase, ...]:
         channels = (3 if size >= 84 else 1) if flags.channels is None else flags.channels
         fields["image"] = (size, size, channels)
     if flags.curves and fields:
-        cli.fail("--curves has its own cases: leave out the flags of a single one")
+        cli.fail("--curves has its own cases: leave out the flags of a single case")
     if flags.family == "glance" and (fields or flags.curves):
-        cli.fail("--family glance has its own cases and no curves: leave out their flags")
+        cli.fail("--family glance has its own cases and no curves: leave out these flags")
     try:
         cases = (FewShotCase(**fields),) if fields else ()
     except ValueError as error:
@@ -122,15 +122,15 @@ def _run(flags: Flags, cases: tuple[FewShotCase, ...]) -> None:
         run_curves(flags.forms, setting, results, out)
         return
     if flags.family != "glance":
-        usual = GPU_CASES if device == "gpu" else CPU_CASES
-        run_cases(SPARSE_MAML, cases or usual, flags.forms, setting, results, out)
+        standard = GPU_CASES if device == "gpu" else CPU_CASES
+        run_cases(SPARSE_MAML, cases or standard, flags.forms, setting, results, out)
     if flags.family == "glance" or not (flags.family or cases or device == "gpu"):
         run_cases(GLANCE, GLANCE_CASES, flags.forms, setting, results, out, "glance")
 
 
 def _choose_device(wanted: str | None) -> str:
-    """ "cpu" or "gpu", and JAX told to use it; has to come before JAX's first array."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some, too
+    """Choose "cpu" or "gpu" and make JAX use it; call it before JAX's first array."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory to PyTorch
     import jax
 
     if wanted == "cpu":
@@ -138,7 +138,7 @@ def _choose_device(wanted: str | None) -> str:
     cli.use_all_cores()
     found = "cpu" if jax.default_backend() == "cpu" else "gpu"
     if wanted == "gpu" and found != "gpu":
-        cli.fail("--device gpu: JAX sees no GPU; pip install -e '.[cuda]' where there is one")
+        cli.fail("--device gpu: JAX sees no GPU; for a GPU it needs pip install -e '.[cuda]'")
     return found
 
 
@@ -162,8 +162,8 @@ def run_cases(
 ) -> None:
     """Compare the forms on every case; print the tables, write them and a figure to `out`.
 
-    `results` is what `command.header` returned; `name` is the figure's, and stands in front of the
-    other files' names where it is not "inner_loop".
+    `results` is from `command.header`. `name` is the name of the figure; if it is not "inner_loop",
+    it is also a prefix of the other files' names.
     """
     from benchmarks import figures, report
 
@@ -197,7 +197,7 @@ def run_curves(forms: Sequence[str], setting: Setting, results: dict[str, Any], 
     lines = [curves.verdict_line(verdict) for verdict in results["verdicts"]]
     sections = [curves.section(curve) for curve in traced]
     report.show(sections, [*lines, report.machine_line(results)])
-    title = "The meta-step along one setting at a time"
+    title = "The meta-step against one setting at a time"
     files: dict[str, str | bytes] = {
         "curves.json": report.to_json(results),
         "curves.md": report.markdown(title, results, sections, before=lines),

@@ -1,4 +1,4 @@
-"""The machine that is measured: what it is, how fast it multiplies, how much memory is in use."""
+"""The machine: its description, its rate of matrix products, its memory in use."""
 
 import datetime
 import importlib.metadata
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Device, cores and versions: what is needed to tell where numbers are from."""
+    """Device, cores, versions, `blocks`, date and command, which are stored with the numbers."""
     from jaxsparse.machine import cores
     from jaxsparse.nn import native
 
@@ -32,14 +32,14 @@ def describe(device: str) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "system": platform.platform(),
         "versions": versions,
-        "blocks": "C++" if device == "cpu" and native.available() else "XLA",
+        "blocks": "native" if device == "cpu" and native.available() else "xla",
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
     }
 
 
 def slug(description: dict[str, Any]) -> str:
-    """A folder's name for the machine: without the marks and the clock of its processor's name."""
+    """A folder name for the machine: the device's name without trademarks and clock rate."""
     name = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", description["device"], flags=re.I)
     if description["kind"] == "cpu":
         name = f"cpu {name} {description['cores']} cores"
@@ -65,10 +65,9 @@ MATMUL_SIZE = {"cpu": 2048, "gpu": 8192}
 
 
 def matmul_rate(device: str, precision: str, with_torch: bool, repeats: int = 7) -> dict[str, Any]:
-    """Operations per second of a large square matrix product: the roofline.
+    """Operations per second of a large square matrix product, the roofline.
 
-    Returns:
-      The best rate of each framework, and "best", the larger one.
+    Returns the best rate of each framework, and as "best" the larger one.
     """
     size = MATMUL_SIZE[device]
     products = {"jax": _jax_product(size, precision)}
@@ -81,7 +80,7 @@ def matmul_rate(device: str, precision: str, with_torch: bool, repeats: int = 7)
 
 
 def _fastest(product: Callable[[], None], repeats: int) -> float:
-    """The fewest seconds that it takes, after a call to warm up."""
+    """The least seconds of a call, after one call to warm up."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -91,7 +90,7 @@ def _fastest(product: Callable[[], None], repeats: int) -> float:
 
 
 def _jax_product(size: int, precision: str) -> Callable[[], None]:
-    """The product of two matrices, to be called."""
+    """A function that multiplies two matrices."""
     import jax
 
     a, b = jax.random.uniform(jax.random.key(0), (2, size, size))
@@ -105,7 +104,7 @@ def _jax_product(size: int, precision: str) -> Callable[[], None]:
 
 
 def memory(device: str) -> dict[str, int]:
-    """Bytes in use by this process now, and at their peak: of the device where that is a GPU."""
+    """Current and peak bytes in use, of the process or of the GPU."""
     if device == "cpu":
         return _process_memory()
     if "torch" in sys.modules:
@@ -121,7 +120,7 @@ def memory(device: str) -> dict[str, int]:
 def _process_memory() -> dict[str, int]:
     status = Path("/proc/self/status")
     if status.exists():
-        # Not getrusage: Linux hands its peak down from the process that started this one.
+        # Not getrusage: on Linux its peak is inherited from the parent process.
         sizes = dict(re.findall(r"^Vm(HWM|RSS):\s*(\d+) kB$", status.read_text(), re.MULTILINE))
         if len(sizes) == 2:
             return {"now": 1024 * int(sizes["RSS"]), "peak": 1024 * int(sizes["HWM"])}

@@ -1,4 +1,4 @@
-"""Online learning on a switching stream against PyTorch code of C-MAML's kind, in the same run.
+"""Online learning on a switching stream in jaxsparse and in PyTorch, in the same run.
 
 python -m benchmarks.online
 python -m benchmarks.online --method cmaml --stored 100
@@ -23,51 +23,51 @@ from jaxsparse.machine import cores
 
 PROG = "python -m benchmarks.online"
 METHODS = ("sparse-cmaml", "cmaml")
-P = 0.98  # of the presets
+P = 0.98  # the presets'
 KINDS = ("timestep", "update")
 
-# Relative L2 differences. Rounding tips a ReLU or a max here and there, and then float32 runs part:
-# after 16 steps gradients by tens of percent, as PyTorch's own do when a weight's last digit
-# changes. So the arithmetic is judged on few steps of a narrow network, each quantity at the best
-# of several starts: a tie is tipped at some of them, an error shows at all. What is timed is judged
-# roughly.
+# Limits of relative L2 differences. Rounding flips some ReLUs and maxima, and float32 runs diverge:
+# after 16 steps, gradients differ by tens of percent. Two PyTorch runs differ as much if one weight
+# differs in its last digit. So the arithmetic is checked on a few steps of a narrow network. For
+# each quantity, the smallest difference over several starts counts: a flip occurs at some starts,
+# an error at all of them. What is timed is checked with rough limits only.
 LIMIT = 1e-4
-CHECKED = {"width": 16, "inner_steps": 2, "capacity": 5}  # an odd number: one batch has no partner
-STARTS = 24  # few have no such tie; the first of them ends the search
+CHECKED = {"width": 16, "inner_steps": 2, "capacity": 5}  # odd capacity: one batch has no pair
+STARTS = 24  # most have a flip; the search ends at the first start without one
 ROUGH_LIMITS = {"loss": 1e-4, "phi": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Time timesteps of a stream of 10-way batches, and those with an update of theta.
+    """Time timesteps of a stream of 10-way batches, without and with an update of theta.
 
-    A timestep predicts its batch, adapts to it and takes the loss anew. Once enough batches are
-    stored, theta and the mask are updated in it, too. The images are noise: no time depends on
-    what they show, and no switch is detected.
+    A timestep predicts its batch, adapts to it and computes the loss again. Once enough batches are
+    stored, a timestep also updates theta and the mask. The images are noise, which does not affect
+    the timing. Switches are not detected.
     """
 
     method: Literal["sparse-cmaml", "cmaml"] | None = None
-    """who learns; default: both in turn"""
+    """the method; default: both in turn"""
     width: int = 64
     """channels of Conv4's layers"""
     inner_steps: int = 16
     """K"""
     stored: int = 20
-    """batches that theta is updated from, in pairs"""
+    """stored batches for an update of theta, used in pairs"""
     timesteps: int = 2
-    """timed in one go where theta stays; at most as many as are stored"""
+    """timesteps timed together, without an update of theta; at most --stored"""
     seeds: int | None = None
-    """streams that jaxsparse learns side by side; default: one for each core"""
+    """streams that jaxsparse learns in parallel; default: one for each core"""
     repeats: int = 3
     """rounds, jaxsparse and PyTorch in turn; medians are reported"""
     threads: int | None = None
-    """of PyTorch; default: one for each core or a single one, whichever is faster"""
+    """PyTorch's threads; default: one for each core or a single one, whichever is faster"""
     out: Path | None = None
-    """folder of the results; default: one per machine under benchmarks/results"""
+    """folder of the results; default: the machine's folder under benchmarks/results"""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the flags, measure, report."""
+    """Parse the flags, measure, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
     counts = ("width", "inner_steps", "stored", "timesteps", "seeds", "repeats", "threads")
     check_least(flags, dict.fromkeys(counts, 1))
@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def measure(flags: Flags) -> dict[str, Any]:
-    """The numbers of the methods asked for."""
+    """The numbers of the requested methods."""
     methods = [flags.method] if flags.method else METHODS
     return {
         "threads": choose_threads(flags, methods[0]),
@@ -89,44 +89,43 @@ def measure(flags: Flags) -> dict[str, Any]:
 
 
 def choose_threads(flags: Flags, method: str) -> int:
-    """Set PyTorch's number of threads to the one at which a timestep of its forms is fastest."""
+    """Set PyTorch's number of threads to the one with the fastest timestep."""
     from benchmarks.ours_online import draw
     from benchmarks.torch_base import fastest_threads
 
-    say("choosing PyTorch's threads")
+    say("choosing PyTorch's number of threads")
     config = make_config(method, flags)
     peers = make_peers(config, draw(config))
     counts = [flags.threads] if flags.threads else [cores(), 1]
-    return fastest_threads(counts, lambda: [meet(peer, 0, 1) for peer in peers])
+    return fastest_threads(counts, lambda: [run_timesteps(peer, 0, 1) for peer in peers])
 
 
 def compare(method: str, flags: Flags) -> dict[str, Any]:
     """Check that all forms of a method do the same arithmetic, then time them in turn.
 
     Returns:
-      The configuration, a row for each form, and the relative L2 differences to jaxsparse:
-      "narrow", of a narrow network after a few steps, and "timed", of what is timed, where rounding
-      has gone its way.
+      The configuration, a row for each form, and the relative L2 differences to jaxsparse: "narrow"
+      for a few steps of a narrow network, "timed" for what is timed, with amplified rounding.
 
     Raises:
-      Mismatch: a difference is larger than its limit.
+      Mismatch: a difference is above its limit.
     """
     from benchmarks.ours_online import Ours, Seeds, draw
 
     config = make_config(method, flags)
     small = narrowed(config)
     starts = [draw(config, seed) for seed in range(flags.seeds or cores())]
-    # Compiled as fast as can be: it runs but briefly.
+    # Compiled without optimisation, as it runs only briefly.
     narrow = Ours(small, [draw(small)], {"xla_backend_optimization_level": 0})
     ours = [Ours(config, starts[:1]), Seeds(config, starts)]
     say(f"{method}: compiling")
     with ThreadPoolExecutor(cores()) as pool:  # each compilation keeps one core busy
         list(pool.map(lambda learner: learner.compile(), [narrow, *ours]))
-    say(f"{method}: few steps compared")
+    say(f"{method}: comparing a few steps")
     errors = {"narrow": check_narrow(narrow)}
     learners = [*ours, *make_peers(config, starts[0])]
     errors["timed"] = check_timed(learners)
-    say(f"{method}: {flags.repeats} rounds")
+    say(f"{method}: timing {flags.repeats} rounds")
     return {
         "method": method,
         "config": dataclasses.asdict(config),
@@ -135,20 +134,19 @@ def compare(method: str, flags: Flags) -> dict[str, Any]:
     }
 
 
-def meet(learner: Any, stored: int, timesteps: int) -> dict[str, list[float]]:
-    """The losses of some timesteps with this many batches stored before the first."""
+def run_timesteps(learner: Any, stored: int, timesteps: int) -> dict[str, list[float]]:
+    """Learn some timesteps, with this many batches stored before; returns their losses."""
     learner.fill(stored)
     return learner.learn(timesteps)
 
 
-# ---- the same arithmetic
+# ---- do the forms agree?
 
 
 def check_narrow(ours: Any, starts: int = STARTS) -> dict[str, dict[str, float]]:
-    """Differences of PyTorch's forms to ours, the smallest of several starts.
+    """Differences of PyTorch's forms to ours, each the smallest over several starts.
 
-    Raises:
-      Mismatch: one is larger than `LIMIT` at every start.
+    A difference above `LIMIT` at every start is a `Mismatch`.
     """
     from benchmarks.ours_online import draw
 
@@ -171,8 +169,7 @@ def check_narrow(ours: Any, starts: int = STARTS) -> dict[str, dict[str, float]]
 def check_timed(learners: Sequence[Any]) -> dict[str, dict[str, float]]:
     """Differences of all other forms to the first, in the sizes that are timed.
 
-    Raises:
-      Mismatch: one is larger than `ROUGH_LIMITS` has it.
+    A difference above its limit in `ROUGH_LIMITS` is a `Mismatch`.
     """
     first, *others = learners
     wanted, errors = first_timestep(first), {}
@@ -186,28 +183,28 @@ def _require(
     form: str, config: Any, errors: Mapping[str, float], limits: Mapping[str, float]
 ) -> None:
     for what, limit in limits.items():
-        said = f"{config.method}'s {what} differs at K = {config.inner_steps}"
-        harness.require(form, said, errors[what], limit)
+        line = f"{config.method}'s {what} differs at K = {config.inner_steps}"
+        harness.require(form, line, errors[what], limit)
 
 
 def first_timestep(learner: Any) -> Trees:
-    """The losses of a timestep from phi, and phi after it."""
-    losses = {name: {"": np.array(values)} for name, values in meet(learner, 0, 1).items()}
+    """The losses of one timestep, and phi after it."""
+    losses = {name: {"": np.array(values)} for name, values in run_timesteps(learner, 0, 1).items()}
     return {**losses, "phi": learner.phi_now()}
 
 
 def outcome(learner: Any, start: Any) -> Trees:
-    """What is compared: a timestep from phi, and an update from all batches."""
+    """The compared quantities: of one timestep, and of an update from all batches."""
     from benchmarks.ours_base import flat
 
     found, begin = first_timestep(learner), flat(start.fast)
     found["change of phi"] = {name: x - begin[name] for name, x in found["phi"].items()}
-    meet(learner, learner.config.capacity, 1)
+    run_timesteps(learner, learner.config.capacity, 1)
     return found | {f"gradient of {tree}": x for tree, x in learner.gradients().items()}
 
 
 def make_config(method: str, flags: Flags) -> Any:
-    """The preset of a method, in the sizes that the flags ask for."""
+    """The preset of a method in the sizes of the flags."""
     from experiments.online.presets import preset_config
 
     return dataclasses.replace(
@@ -220,13 +217,13 @@ def make_config(method: str, flags: Flags) -> Any:
 
 
 def narrowed(config: Any) -> Any:
-    """The configuration in the sizes of `CHECKED`, where it is larger."""
+    """The configuration, reduced to the sizes in `CHECKED`."""
     sizes = {name: min(getattr(config, name), most) for name, most in CHECKED.items()}
     return dataclasses.replace(config, **sizes)
 
 
 def make_peers(config: Any, start: Any) -> list[Any]:
-    """PyTorch's forms, from the same start."""
+    """PyTorch's forms with the same start."""
     from benchmarks.ours_base import flat
     from benchmarks.torch_online import FORMS
 
@@ -239,14 +236,14 @@ def make_peers(config: Any, start: Any) -> list[Any]:
 
 
 def timed_rows(learners: Sequence[Any], flags: Flags) -> list[dict[str, Any]]:
-    """Rounds of all forms in turn; for each its seconds, rates and ratios to PyTorch's."""
+    """Time rounds of all forms in turn: seconds, rates and ratios to PyTorch's forms."""
     counts = {"timestep": (0, flags.timesteps), "update": (flags.stored, 1)}
     rounds = {
-        (learner.name, kind): functools.partial(meet, learner, *counts[kind])
+        (learner.name, kind): functools.partial(run_timesteps, learner, *counts[kind])
         for learner in learners
         for kind in KINDS
     }
-    seconds = harness.timed(rounds, flags.repeats, warm_up=False)  # the check did that
+    seconds = harness.timed(rounds, flags.repeats, warm_up=False)  # the checks have warmed them up
     for learner in learners:
         harness.require_finite(learner.name, {"phi": learner.phi_now()})
     rows = [_figures(learner, seconds, flags.timesteps) for learner in learners]
@@ -260,14 +257,14 @@ def timed_rows(learners: Sequence[Any], flags: Flags) -> list[dict[str, Any]]:
 
 
 def _figures(learner: Any, seconds: Mapping[Any, list[float]], timesteps: int) -> dict[str, Any]:
-    """Seconds of the rounds, and the timesteps or updates a second of all streams together."""
-    own = {kind: seconds[learner.name, kind] for kind in KINDS}
+    """Seconds of the rounds; timesteps and updates per second, over all streams."""
+    rounds = {kind: seconds[learner.name, kind] for kind in KINDS}
     done = {"timestep": learner.streams * timesteps, "update": learner.streams}
     return {
         "form": learner.name,
         "streams": learner.streams,
-        "seconds": own,
-        "per_s": {kind: done[kind] / statistics.median(own[kind]) for kind in KINDS},
+        "seconds": rounds,
+        "per_s": {kind: done[kind] / statistics.median(rounds[kind]) for kind in KINDS},
     }
 
 
@@ -275,7 +272,7 @@ def _figures(learner: Any, seconds: Mapping[Any, list[float]], timesteps: int) -
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table of what was measured, and what it means."""
+    """The table of the results and its legend."""
     from benchmarks import report
 
     sections = [_section(entry) for entry in results["methods"]]
@@ -302,16 +299,17 @@ def _section(entry: dict[str, Any]) -> Any:
 
 
 LEGEND = (
-    "timesteps/s: of all streams together, from medians of the rounds, all forms in turn: the"
-    " prediction of a batch, K inner steps, the loss after them; theta stays. Compilation is over"
-    " before the clock runs.",
-    "updates/s: likewise of timesteps that update theta and the mask, too, from {stored} stored"
-    " batches in pairs: K inner steps and a gradient for each pair, first order, one step of Adam.",
-    "to loop, to channels_last: the ratio of these numbers to PyTorch's; above 1 is faster.",
-    "jaxsparse: one call of cmaml_step for each timestep, operations shared among the cores. Seeds:"
-    " streams side by side in one program, as experiments.online runs them.",
-    "PyTorch: one stream, benchmarks/torch_online.py, threads: {threads}; with one thread, a"
-    " process on each core would learn a stream of its own.",
+    "timesteps/s: timesteps per second of all streams together, from the median of the rounds, all"
+    " forms in turn. A timestep is the prediction of a batch, K inner steps, and the loss after"
+    " them, without an update of theta. Compilation is not included.",
+    "updates/s: the same for timesteps that also update theta and the mask from {stored} stored"
+    " batches in pairs: K inner steps and a first-order gradient for each pair, one step of Adam.",
+    "to loop, to channels_last: the ratio of these numbers to PyTorch's; above 1, jaxsparse is"
+    " faster.",
+    "jaxsparse: one call of cmaml_step for each timestep, with all cores for each operation. Seeds:"
+    " parallel streams in one program, as experiments.online runs them.",
+    "PyTorch: one stream, benchmarks/torch_online.py, threads: {threads}. With one thread, each"
+    " other core could learn another stream in a separate process.",
 )
 
 
@@ -324,15 +322,15 @@ def _row(row: dict[str, Any]) -> list[str]:
 
 
 def _differences(errors: dict[str, dict[str, dict[str, float]]]) -> str:
-    """The largest difference of each quantity, over the forms."""
+    """The largest difference of each quantity over the forms."""
     largest = {
         part: ", ".join(f"{what} {max(e[what] for e in forms.values()):.0e}" for what in found)
         for part, forms in errors.items()
         for found in list(forms.values())[:1]
     }
     return (
-        f"Relative L2 differences to the first row, at most: after few steps of a narrow network"
-        f" {largest['narrow']}; in these sizes {largest['timed']}."
+        f"Largest relative L2 differences to the first row: after a few steps of a narrow network"
+        f" {largest['narrow']}; in the sizes of this table {largest['timed']}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What our forms share: the names of leaves, steps in one precision."""
+"""Shared by our forms."""
 
 import functools
 from typing import Any
@@ -13,10 +13,10 @@ class OurForm:
     """A jitted step, called as a user calls it.
 
     Attributes:
-      state: what the steps change.
-      inputs: what each step is given beside it.
-      program: `(state, *inputs) -> (state, metrics)`, jitted, or a partial of that.
-      precision: of matrix products and convolutions.
+      state: the state that steps update.
+      inputs: the other arguments of a step.
+      program: `(state, *inputs) -> (state, metrics)`, a jitted function or a partial of one.
+      precision: precision of matrix products and convolutions.
     """
 
     name = "jaxsparse"
@@ -26,13 +26,13 @@ class OurForm:
     precision: str
 
     def step(self) -> None:
-        """One step; returns when it is done."""
+        """Take one step; returns when it is finished."""
         with jax.default_matmul_precision(self.precision):
             self.state, _ = self.program(self.state, *self.inputs)
         jax.block_until_ready(self.state)
 
     def temp_bytes(self) -> int:
-        """What the compiled step allocates beside its arguments and results."""
+        """Temporary memory of the compiled step, without its arguments and results."""
         program: Any = self.program
         options: dict[str, Any] = {}
         if isinstance(program, functools.partial):
@@ -42,14 +42,14 @@ class OurForm:
         return compiled.memory_analysis().temp_size_in_bytes
 
     def result(self) -> Trees:
-        """The parameters and masks now, flat by name."""
-        # Copies: the next step may be given the arrays' memory.
+        """The current parameters and masks, flat by name."""
+        # Copies: the arrays are donated to the next step.
         trees = {"params": flat(self.state.params), "mask": flat(self.state.mask)}
         return {t: {n: x.copy() for n, x in tree.items()} for t, tree in trees.items()}
 
 
 def nested(tree: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """{"conv1/kernel": x} -> {"conv1": {"kernel": x}}, in JAX's arrays."""
+    """{"conv1/kernel": x} -> {"conv1": {"kernel": x}}, with JAX arrays."""
     out: dict[str, dict[str, Any]] = {}
     for name, x in tree.items():
         group, leaf = name.split("/")
@@ -58,7 +58,7 @@ def nested(tree: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
 
 
 def flat(tree: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The inverse of `nested`; a leaf that is None has no name."""
+    """The inverse of `nested`; leaves that are None are left out."""
     return {
         f"{group}/{leaf}": np.asarray(x)
         for group, leaves in tree.items()

@@ -1,4 +1,4 @@
-"""(Sparse-)La-MAML of ours: glances at the arrays of a case, and a whole stream."""
+"""Our (sparse-)La-MAML: the glances of a case, and a whole stream."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ class Glances(OurForm):
         self,
         case: GlanceCase,
         arrays: dict[str, Any],
-        device: str = "cpu",  # JAX has one backend per process: it was chosen before
+        device: str = "cpu",  # ignored: JAX has one backend per process
         precision: str = "float32",
     ):
         self.precision = precision
@@ -54,7 +54,7 @@ class Glances(OurForm):
                     state,
                     rows,
                     replayed,
-                    None,  # the order is given: PyTorch takes the same
+                    None,  # no key: the order is given, the same as PyTorch's
                     loss_fn=loss_fn,
                     gate=gate,
                     mask_optimizer=sgd,
@@ -73,7 +73,7 @@ class Glances(OurForm):
 
 
 def start(config: Any, stream: Any) -> Trees:
-    """Parameters and mask that both start from when they are compared, flat by name."""
+    """The initial parameters and mask for the comparison, flat by name."""
     params = flat(make_model(config, stream.train).init(jax.random.key(0)))
     params = {name: params[name] for name in sorted(params, key=_place)}
     return {
@@ -83,7 +83,7 @@ def start(config: Any, stream: Any) -> Trees:
 
 
 def _place(name: str) -> tuple[bool, str, bool]:
-    """Sorts hidden layers before the head, kernels before biases."""
+    """Sort key: hidden layers before the head, kernels before biases."""
     layer, leaf = name.split("/")
     return layer == "head", layer, leaf == "bias"
 
@@ -91,14 +91,14 @@ def _place(name: str) -> tuple[bool, str, bool]:
 def learn_batches(
     config: Any, stream: Any, images: np.ndarray, labels: np.ndarray, draws: Sequence[Draws]
 ) -> Trees:
-    """`jaxsparse.lamaml_step` on all batches' images; the parameters and masks it ends with."""
+    """Learn batches with `jaxsparse.lamaml_step`; returns the final parameters and masks."""
     rates, begin = default_rates(config), start(config, stream)
     gate, sgd = make_gate(config, rates), optax.sgd(rates.mask_lr)
     loss_fn = jaxsparse.cross_entropy(make_model(config, stream.train))
     state = jaxsparse.init_lamaml_state(
         nested(begin["params"]), gate, jax.random.key(0), mask_optimizer=sgd
     )
-    memory: list[int] = []  # places among `images`
+    memory: list[int] = []  # indices of `images`
     for number, drawn in enumerate(draws):
         for glance, order in enumerate(drawn.orders):
             rows = [number * config.batch_size + i for i in order]
@@ -133,15 +133,10 @@ def _remember(memory: list[int], rows: list[int], slots: list[int], capacity: in
 
 
 def whole_stream(config: Any, stream: Any) -> Callable[..., np.ndarray]:
-    """The whole stream, or its beginning.
+    """A function that runs a whole stream, or the beginning of it.
 
-    Args:
-      config: a `ContinualConfig`.
-      stream: the stream.
-
-    Returns:
-      `run(seed, watch, tasks, batches) -> accuracy` [tasks + 1, T]; the stopwatch gets the seconds
-      of "train" and of "test".
+    It is `run(seed, watch, tasks, batches) -> accuracy` [tasks + 1, T]. The stopwatch gets the
+    seconds of "train" and "test".
     """
     program = make_program(config, stream)
     schedule, init = _blocking(jax.jit(program.schedule)), _blocking(jax.jit(program.init))
@@ -177,13 +172,13 @@ def _blocking(function: Callable) -> Callable:
 
 
 def task_images(stream: Any, task: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Training images of a task as it shows them, uint8, and their labels."""
+    """Transformed training images of a task, uint8, and their labels."""
     tasks = jnp.full(len(indices), task)
     images, labels = streams.train_rows(stream, tasks, jnp.asarray(indices))
     return np.asarray(images), np.asarray(labels)
 
 
 def test_images(stream: Any, task: int) -> tuple[np.ndarray, np.ndarray]:
-    """Test images of a task as it shows them, uint8, and their labels."""
+    """Transformed test images of a task, uint8, and their labels."""
     images, labels = streams.test_rows(stream, jnp.int32(task))
     return np.asarray(images), np.asarray(labels)

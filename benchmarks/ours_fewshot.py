@@ -1,4 +1,4 @@
-"""Our meta-step on the arrays of a case."""
+"""Our forms of a meta-step."""
 
 import functools
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class MetaStep(OurForm):
         self,
         case: FewShotCase,
         arrays: dict[str, Any],
-        device: str = "cpu",  # JAX has one backend per process: it was chosen before
+        device: str = "cpu",  # ignored: JAX has one backend per process
         precision: str = "float32",
     ):
         cli.use_all_cores()
@@ -49,18 +49,18 @@ class MetaStep(OurForm):
         )
 
     def _mesh(self) -> Mesh | None:
-        """The tasks divided among this machine's devices: CPU cores, or GPUs."""
+        """A mesh that divides the tasks among the devices: CPU cores or GPUs."""
         count = max(n for n in range(1, jax.local_device_count() + 1) if self.case.tasks % n == 0)
         return Mesh(np.array(jax.local_devices()[:count]), ("tasks",)) if count > 1 else None
 
     def meta_gradient(self) -> Trees:
-        """The gradients of the first step: SGD's momentum after it, since it starts at zero."""
+        """The gradients of the first step: they are SGD's momentum after it."""
         moments = {"params": self.state.theta_opt, "mask": self.state.mask_opt}
         return {tree: flat(moment[0].trace) for tree, moment in moments.items()}
 
 
 class OneDevice(MetaStep):
-    """The same on one device, whose cores share every operation: what a plain call does."""
+    """The same on one device, with all cores for each operation, as without a mesh."""
 
     name = "one device"
 
@@ -69,7 +69,7 @@ class OneDevice(MetaStep):
 
 
 class SeedsVmapped(OneDevice):
-    """Several seeds in one program, side by side: `jax.vmap` of the meta-step."""
+    """Several seeds in one program, in parallel: `jax.vmap` of the meta-step."""
 
     name = "seeds vmapped"
 
@@ -84,11 +84,11 @@ class SeedsVmapped(OneDevice):
         return jax.vmap(step)
 
     def result(self) -> Trees:
-        """The last seed's."""
+        """The result of the last seed."""
         return _last_seed(super().result())
 
     def meta_gradient(self) -> Trees:
-        """The last seed's."""
+        """The meta-gradient of the last seed."""
         return _last_seed(super().meta_gradient())
 
 

@@ -1,4 +1,4 @@
-"""Our timesteps of (sparse-)C-MAML on given batches, and what both sides start from."""
+"""Our timesteps of (sparse-)C-MAML on given batches, and the start for ours and PyTorch's."""
 
 import functools
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ ADAM_B1 = 0.9  # optax's and PyTorch's default
 
 
 class Start(NamedTuple):
-    """What a stream starts from.
+    """The start of a stream.
 
     Attributes:
       params: theta.
-      fast: phi, another draw than theta, so that it shows which of them a timestep goes on from.
+      fast: phi, drawn independently of theta, to detect a timestep that starts from the wrong one.
       mask: m.
       batches: (images [stored, rows, h, w, c], labels [stored, rows]).
     """
@@ -43,7 +43,7 @@ def make_model(config: Any) -> Any:
 
 
 def draw(config: Any, seed: int = 0) -> Start:
-    """A start, and as many batches as theta is updated from, each with `ways` x `shots` images."""
+    """Draw a start with the batches for one update; each has `ways` x `shots` images."""
     keys = jax.random.split(jax.random.key(seed), 4)
     labels = jnp.repeat(jnp.arange(config.ways, dtype=jnp.int32), config.shots)
     images = jax.random.uniform(keys[3], (config.capacity, labels.size, *IMAGE))
@@ -59,30 +59,24 @@ class Ours:
     name = "jaxsparse"
 
     def __init__(self, config: Any, starts: Sequence[Start], options: dict[str, Any] | None = None):
-        """Start.
-
-        Args:
-          config: an `OnlineConfig`.
-          starts: what each stream starts from.
-          options: the compiler's.
-        """
+        """Start from one `Start` per stream; `options` are compiler options."""
         self.config, self.options, self.streams = config, options, len(starts)
         self.begin(starts)
 
     def begin(self, starts: Sequence[Start]) -> None:
-        """Start anew."""
+        """Start again."""
         self.batches, self.state = starts[0].batches, make_state(self.config, starts[0])
         count = self.config.capacity
         self.each = [jax.tree.map(lambda x, i=i: x[i], self.batches) for i in range(count)]
 
     def compile(self) -> None:
-        """To be called before the first timestep."""
+        """Compile; call it before the first timestep."""
         step = jax.jit(make_step(self.config), donate_argnums=0)
         lowered: Any = step.lower(self.state, self.each[0])
         self.program = lowered.compile(compiler_options=self.options)
 
     def fill(self, count: int) -> None:
-        """Let the stream's first batches be stored, as if they had just been met."""
+        """Set the stored batches to the stream's first batches."""
         buffer = jax.tree.map(jnp.copy, self.batches)
         self.state = self.state._replace(buffer=buffer, stored=self._number(count))
 
@@ -90,7 +84,7 @@ class Ours:
         return jnp.int32(count)
 
     def learn(self, timesteps: int) -> dict[str, list[float]]:
-        """Meet the stream's first batches, one a timestep; `METRICS` of each."""
+        """Learn the stream's first batches, one per timestep; returns `METRICS` of each."""
         seen = []
         for batch in self.each[:timesteps]:
             self.state, metrics = self.program(self.state, batch)
@@ -99,11 +93,11 @@ class Ours:
         return {name: [float(metrics[name]) for metrics in seen] for name in METRICS}
 
     def phi_now(self) -> dict[str, np.ndarray]:
-        """Phi, of the first stream, by name."""
+        """Phi of the first stream, by name."""
         return flat(self._first(self.state.fast_params))
 
     def gradients(self) -> Trees:
-        """Those of the first update: Adam's first moments after it, as they start at zero."""
+        """The gradients of the first update, from Adam's first moments after it."""
         moments = {"theta": self.state.theta_opt[0].mu, "mask": self.state.mask_opt[0].mu}
         return {
             tree: {name: x / np.float32(1 - ADAM_B1) for name, x in flat(self._first(mu)).items()}
@@ -115,14 +109,14 @@ class Ours:
 
 
 class Seeds(Ours):
-    """Streams in one program, divided among the cores: what the experiment does with --seeds."""
+    """Several streams in one program, divided among the cores, as the experiment's --seeds."""
 
     @property
     def name(self) -> str:  # type: ignore[override]
         return f"jaxsparse, {self.streams} seeds"
 
     def begin(self, starts: Sequence[Start]) -> None:
-        """Start anew."""
+        """Start again."""
         self.placement = place_runs(len(starts))
         trees = [(start.batches, make_state(self.config, start)) for start in starts]
         batches, state = jax.tree.map(lambda *x: jnp.stack(x), *trees)
@@ -131,7 +125,7 @@ class Seeds(Ours):
         self.batches, self.state = self.by_turn[0], self.placement.put(state)
 
     def compile(self) -> None:
-        """To be called before the first timestep."""
+        """Compile; call it before the first timestep."""
         loop = make_loop(self.config)
         self.program = self.placement.over_steps(loop, compiler_options=self.options)
         self.learn(0)
@@ -140,7 +134,7 @@ class Seeds(Ours):
         return self.placement.put(np.full(self.streams, count, np.int32))
 
     def learn(self, timesteps: int) -> dict[str, list[float]]:
-        """Meet each stream's first batches, one a timestep; `METRICS` of the first stream's."""
+        """Learn each stream's first batches; returns `METRICS` of the first stream's timesteps."""
         seen = {
             name: np.zeros((self.streams, self.config.capacity), np.float32) for name in METRICS
         }
@@ -154,7 +148,7 @@ class Seeds(Ours):
 
 
 def make_step(config: Any) -> Any:
-    """`(state, batch) -> (state, METRICS)`: the timestep that the experiment takes."""
+    """`(state, batch) -> (state, METRICS)`: the timestep of the experiment."""
     model = make_model(config)
     step = functools.partial(
         jaxsparse.cmaml_step,
@@ -168,7 +162,7 @@ def make_step(config: Any) -> Any:
 
     def timestep(state, batch):
         state, metrics = step(state, batch)
-        # Both losses go out: a loss that nobody asks for, XLA would not compute.
+        # Both losses are returned: XLA does not compute what is not used.
         return state, {name: metrics[name] for name in METRICS}
 
     return timestep
@@ -190,15 +184,15 @@ def make_loop(config: Any) -> Any:
 
 
 def make_state(config: Any, start: Start) -> Any:
-    """A state that goes on from phi, nothing stored."""
+    """A state whose next timestep starts from phi, with no stored batches."""
     state = init_state(config, start.params, jax.random.key(0), start.batches)
-    # Copies, as the state will be donated and the start serves others, too.
+    # Copies: the state is donated, and the start is used again.
     fast, mask = jax.tree.map(jnp.copy, (start.fast, start.mask))
     return state._replace(fast_params=fast, mask=mask, restart=jnp.zeros((), bool))
 
 
 def init_state(config: Any, params: Any, key: jax.Array, batches: tuple[Any, Any]) -> Any:
-    """The state that the experiment starts from with these parameters."""
+    """The initial state of the experiment with these parameters."""
     return jaxsparse.init_cmaml_state(
         params,
         make_gate(config, make_model(config)),

@@ -1,4 +1,4 @@
-"""Compilation and memory of one form, measured in a process of its own.
+"""Compilation and memory of one form, measured in a fresh process.
 
 python -m benchmarks.probe --form jaxsparse --case '{"tasks": 2, "width": 32}'
 """
@@ -24,29 +24,29 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class ProbeError(Exception):
-    """The form failed in its process; the message is one line."""
+    """The form failed in the fresh process; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Take a few steps of one form and print what they took, as JSON."""
+    """Take a few steps of one form and print their time and memory as JSON."""
 
     form: str = "jaxsparse"
-    """its name"""
+    """name of the form"""
     case: str = "{}"
-    """the fields of the case, as JSON; the others keep their defaults"""
+    """fields of the case, as JSON; other fields have their defaults"""
     family: str = "sparse-maml"
-    """the kind of cases"""
+    """family of the form"""
     device: Literal["cpu", "gpu"] = "cpu"
-    """where it runs"""
+    """device"""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """of matrix products and convolutions"""
+    """precision of matrix products and convolutions"""
     steps: int = 3
-    """steps taken; the first one compiles"""
+    """number of steps; the first one compiles"""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the flags, measure, print."""
+    """Parse the flags, measure, print."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
     try:
         print(json.dumps(measure(*_checked(flags))))
@@ -74,7 +74,7 @@ def _checked(flags: Flags) -> tuple[Family, str, Any, str, str, int]:
 def measure(
     family: Family, form: str, case: Any, device: str, precision: str, steps: int
 ) -> dict[str, Any]:
-    """Seconds of every step, the memory before them and its peak (and that of their program)."""
+    """Seconds of every step, memory before them and at the peak, memory of the program if known."""
     stepping = family.make(form, case, case.draw(), device, precision)
     base = machine.memory(device)["now"]
     seconds = []
@@ -90,21 +90,21 @@ def measure(
         "base_bytes": base,
         "peak_bytes": machine.memory(device)["peak"],
     }
-    if hasattr(stepping, "temp_bytes"):  # known only of compiled programs
+    if hasattr(stepping, "temp_bytes"):  # only compiled programs have it
         out["temp_bytes"] = stepping.temp_bytes()
     return out
 
 
 @contextlib.contextmanager
 def _cache_misses() -> Iterator[list[str]]:
-    """Collects an event for each program that JAX compiles and its cache did not have."""
+    """Collect an event for each program that was not in JAX's compilation cache."""
     misses: list[str] = []
 
     def listen(event: str, **_: Any) -> None:
         if event == "/jax/compilation_cache/cache_misses":
             misses.append(event)
 
-    if "jax" not in sys.modules:  # a PyTorch form's process; JAX would add to its memory
+    if "jax" not in sys.modules:  # a form in PyTorch: do not add JAX's memory
         yield misses
         return
     import jax
@@ -126,10 +126,9 @@ def in_new_process(
     cache: Path,
     steps: int = 3,
 ) -> dict[str, Any]:
-    """`measure` in a fresh process whose compiled programs are kept under `cache`.
+    """`measure` in a fresh process that keeps compiled programs under `cache`.
 
-    Raises:
-      ProbeError: it failed; the message is the last line it wrote.
+    If it fails, the `ProbeError` has the last line of its stderr.
     """
     fields = json.dumps(dataclasses.asdict(case))
     command = [
@@ -140,7 +139,7 @@ def in_new_process(
         **os.environ,
         **{name.upper(): str(value) for name, value in _cache_settings(cache).items()},
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "torch"),
-        # Memory is measured: no framework may take what it does not need yet.
+        # Preallocated memory would hide what is needed.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
@@ -157,7 +156,7 @@ def in_new_process(
 
 @contextlib.contextmanager
 def keeping_programs(cache: Path) -> Iterator[None]:
-    """Let this process keep its compiled programs where `in_new_process` finds them."""
+    """Make this process keep compiled programs where `in_new_process` finds them."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -166,7 +165,7 @@ def keeping_programs(cache: Path) -> Iterator[None]:
     try:
         for name, value in settings.items():
             jax.config.update(name, value)
-        compilation_cache.reset_cache()  # JAX opens its cache once, at the first compilation
+        compilation_cache.reset_cache()  # JAX opens its cache only once, at the first compilation
         yield
     finally:
         for name, value in before.items():
@@ -175,7 +174,7 @@ def keeping_programs(cache: Path) -> Iterator[None]:
 
 
 def _cache_settings(cache: Path) -> dict[str, Any]:
-    """JAX's settings; in capitals they are its environment variables."""
+    """JAX settings; in capitals they are environment variables."""
     return {
         "jax_compilation_cache_dir": str(cache / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,

@@ -1,4 +1,4 @@
-"""Tables and files of what was measured."""
+"""Tables and files of the results."""
 
 import json
 import tempfile
@@ -12,42 +12,37 @@ from rich.table import Table
 from jaxsparse.training import writing
 from jaxsparse.training.files import replacing
 
-WIDTH = 100  # of the tables where no terminal says what fits
+WIDTH = 100  # of tables, without a terminal
 COLUMNS = (
     "form",
     "compile s (cached)",
     "ms/inner step",
     "tasks/s",
-    "peak MB (own)",
+    "peak MB (growth)",
     "ratio",
     "roofline",
     "error",
 )
 
 LEGEND = (
-    "compile s: what the first step takes longer than the next ones, in a fresh process with an"
-    " empty cache of compiled programs (with a full one).",
-    "ms/inner step: a whole meta-step (inner loops, query gradients, the optimisers' updates)"
-    " divided by tasks x K; median of the rounds, the forms taken in turn.",
-    "peak MB: of that process with the empty cache, compiler included (own: its growth from before"
-    " the first step, with the full cache where there is one); on a GPU of the GPU's memory.",
-    "ratio: to the fastest of PyTorch's forms, same run.",
-    "roofline: floating-point operations of direct convolutions per second, as a share of the"
-    " fastest large matrix product here; faster algorithms can pass 100%.",
+    "compile s: how much longer the first step takes than the next ones, in a fresh process with an"
+    " empty compilation cache (cached: with a filled one).",
+    "ms/inner step: a whole meta-step (inner loops, query gradients, optimiser updates) divided by"
+    " tasks x K; median of the rounds, all forms in turn.",
+    "peak MB: peak memory of the process with the empty cache, including the compiler (growth: from"
+    " before the first step, with the filled cache if the form is compiled); on a GPU, the GPU's"
+    " memory.",
+    "ratio: time divided by that of the fastest of PyTorch's forms in the same run; below 1 is"
+    " faster.",
+    "roofline: floating-point operations of direct convolutions per second, in % of the fastest"
+    " large matrix product on this machine; faster algorithms can exceed 100%.",
     "error: relative L2 difference of the meta-gradient to that of jaxsparse in float32, the larger"
-    " one of the trees'; rounding tips max and ReLU ties, and later inner steps amplify that.",
+    " of parameters and mask. Rounding flips ReLUs and maxima; later inner steps amplify it.",
 )
 
 
 class Section(NamedTuple):
-    """A table with a title, and lines below it.
-
-    Attributes:
-      title: its heading.
-      columns: the headings of the columns.
-      rows: the cells of each row.
-      notes: lines below the table.
-    """
+    """A table with a title, and notes below it."""
 
     title: str
     columns: Sequence[str]
@@ -59,11 +54,7 @@ class Section(NamedTuple):
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder, and find out now whether it can be written.
-
-    Raises:
-      WriteError: it cannot.
-    """
+    """Make the folder, and check before measuring that it is writable."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -71,11 +62,7 @@ def prepare(folder: Path) -> None:
 
 
 def publish(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write files, each whole or not at all.
-
-    Raises:
-      WriteError: one cannot be written; what was there is left as it was.
-    """
+    """Write files, each atomically."""
     for name, content in files.items():
         with writing(folder), replacing(folder / name) as partial:
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -90,7 +77,7 @@ def to_json(results: Mapping[str, Any]) -> str:
 
 
 def show(sections: Iterable[Section], lines: Iterable[str]) -> None:
-    """Print tables and what is to be said after them."""
+    """Print tables, and lines after them."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -113,7 +100,7 @@ def markdown(
     before: Iterable[str] = (),
     after: Iterable[str] = (),
 ) -> str:
-    """A Markdown document: the machine, points, the sections, points."""
+    """A Markdown document: the machine, list items, the sections, list items."""
     lines = [f"# {title}", "", machine_line(results), "", *_points(before)]
     for section in sections:
         rule = ["---", *["---:"] * (len(section.columns) - 1)]
@@ -139,12 +126,12 @@ def machine_line(results: Mapping[str, Any]) -> str:
     return (
         f"{m['device']}, {m['cores']} cores, load {m['load_average']:.1f} at the start;"
         f" {rate:.0f} GFLOP/s in matrix products; {results['precision']},"
-        f" {results['repeats']} rounds; {versions}; Conv4's blocks: {m['blocks']};"
+        f" {results['repeats']} rounds; {versions}; convolution blocks: {m['blocks']};"
         f" {m['date']}; {m['command']}"
     )
 
 
-# ---- what `harness.compare` found
+# ---- results of `harness.compare`
 
 
 def case_sections(results: Mapping[str, Any]) -> list[Section]:
@@ -166,15 +153,15 @@ def case_sections(results: Mapping[str, Any]) -> list[Section]:
 
 
 def cells(row: Mapping[str, Any], rate: float) -> list[str]:
-    """The line of a form that worked."""
+    """The row of a form that did not fail."""
     error = max(row["errors"]["change"].values())
     compiling = memory = "-"
     if "cold" in row:
         cold, later = row["cold"], row.get("warm", row["cold"])
         cached = f" ({later['compile_s']:.1f})" if "warm" in row else ""
         compiling = f"{cold['compile_s']:.1f}{cached}"
-        own = later["peak_bytes"] - later["base_bytes"]
-        memory = f"{cold['peak_bytes'] / 1e6:.0f} ({own / 1e6:.0f})"
+        growth = later["peak_bytes"] - later["base_bytes"]
+        memory = f"{cold['peak_bytes'] / 1e6:.0f} ({growth / 1e6:.0f})"
     return [
         row["form"],
         compiling,

@@ -1,4 +1,4 @@
-"""Seconds from the start of the process to the first finished training step of the main job.
+"""Seconds from the start of the process to the end of the first training step.
 
 python -m benchmarks.startup
 python -m benchmarks.startup --repeats 1 --out startup.json
@@ -23,13 +23,13 @@ from experiments import cli
 
 PROG = "python -m benchmarks.startup"
 ROOT = Path(__file__).resolve().parent.parent
-JOB = ("--shots=5",)  # the quick start's
+JOB = ("--shots=5",)  # the quick start of the README
 
-# What the cache folder holds when the process starts.
+# The content of the cache folder when the process starts.
 CASES = {
-    "empty": "nothing kept from an earlier run: the letters are drawn, too",
-    "cold": "letters drawn before, no compiled programs",
-    "warm": "letters and compiled programs kept",
+    "empty": "empty cache folder: the letters are rendered, too",
+    "cold": "rendered letters in the cache, no compiled programs",
+    "warm": "rendered letters and compiled programs in the cache",
 }
 STAGES = ("imports", "data", "set_up", "compile", "first_step")
 
@@ -38,16 +38,16 @@ Seconds = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Time the start of the main job in fresh processes, its caches empty, cold and warm."""
+    """Time the start of the README's quick start in fresh processes, for three cache states."""
 
     repeats: int = 3
-    """processes of each kind; the medians are reported"""
+    """processes for each state of the cache; medians are reported"""
     out: Path | None = None
-    """file of the results; default: startup.json in the machine's folder in benchmarks/results"""
+    """file of the results; default: startup.json in benchmarks/results, in the machine's folder"""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the flags, measure, report."""
+    """Parse the flags, measure, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
     check_least(flags, {"repeats": 1})
     from benchmarks import report
@@ -67,11 +67,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def measure(repeats: int, job: Sequence[str] = JOB) -> dict[str, list[Seconds]]:
-    """Start the job `repeats` times with each state of the cache; the stages of every start."""
+    """Start the job `repeats` times with each state of the cache; returns the stages by state."""
     runs: dict[str, list[Seconds]] = {name: [] for name in CASES}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as cache:
-            for name in CASES:  # each leaves behind what the next one wants to find
+            for name in CASES:  # each start fills the cache for the next
                 if name == "cold":
                     shutil.rmtree(Path(cache) / "xla")
                 runs[name].append(stages(start(Path(cache), job)))
@@ -79,7 +79,7 @@ def measure(repeats: int, job: Sequence[str] = JOB) -> dict[str, list[Seconds]]:
 
 
 def start(cache: Path, job: Sequence[str]) -> Seconds:
-    """Run the job in a fresh process up to its second meta-step; seconds to each of its marks."""
+    """Run the job in a fresh process up to its second meta-step; returns the time of each mark."""
     hidden = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"JAXSPARSE_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
@@ -98,7 +98,7 @@ def start(cache: Path, job: Sequence[str]) -> Seconds:
 
 
 def take_two_steps() -> NoReturn:
-    """In the fresh process: the job with a clock at its seams, ended after the second step."""
+    """In the fresh process: run the job, record the times, exit after the second step."""
     started, record, *job = sys.argv[1:]
     from experiments import fewshot, report
 
@@ -114,23 +114,25 @@ def take_two_steps() -> NoReturn:
         mark("data")
         return data
 
-    def progress(_: Any, told: Any) -> None:
-        mark(("set_up", "first_step", "second_step")[told.step])
-        if told.step == 1:
+    def progress(_: Any, now: Any) -> None:
+        mark(("set_up", "first_step", "second_step")[now.step])
+        if now.step == 1:
             marks["processor"] = time.process_time()
-        elif told.step == 2:
+        elif now.step == 2:
             Path(record).write_text(json.dumps(marks))
             os._exit(0)
 
     fewshot.load_data = timed_load_data
     setattr(report.ConsoleReport, "progress", progress)  # noqa: B010
     fewshot.main(job)
-    sys.exit("it has fewer than two steps")
+    sys.exit("the job has fewer than two steps")
 
 
 def stages(marks: Seconds) -> Seconds:
-    """The seconds of each stage, their total, and the processor's seconds, which a busy machine
-    stretches less. The second step, which compiles nothing, stands for the first one's own time.
+    """The seconds of each stage, their total, and CPU seconds ("processor").
+
+    CPU seconds depend less on other load. The second step compiles nothing: its time is taken as
+    that of the first step, and the rest of the first step as compilation.
     """
     step = marks["second_step"] - marks["first_step"]
     ends = (0.0, marks["imports"], marks["data"], marks["set_up"], marks["first_step"] - step)
@@ -145,7 +147,7 @@ def medians(runs: Sequence[Seconds]) -> Seconds:
 
 
 def line(name: str, seconds: Seconds) -> str:
-    """What is printed of a state of the cache."""
+    """The printed line for a state of the cache."""
     parts = ", ".join(f"{stage.replace('_', ' ')} {seconds[stage]:.1f}" for stage in STAGES)
     total, processor = seconds["total"], seconds["processor"]
     return f"{name:>5}: {total:5.1f} s ({parts}; processor {processor:.1f}): {CASES[name]}"

@@ -1,4 +1,4 @@
-"""One seed of the rotated digits against PyTorch code of La-MAML's kind, in the same run.
+"""One seed of the rotated digits in jaxsparse and in PyTorch, in the same run.
 
 python -m benchmarks.stream
 python -m benchmarks.stream --method lamaml --full
@@ -20,10 +20,10 @@ from experiments import cli
 
 PROG = "python -m benchmarks.stream"
 METHODS = ("sparse-lamaml", "lamaml")
-# Relative L2 differences after the batches that are compared: of the results, of their changes.
+# Limits of the relative L2 differences after the compared batches: of the results, of the changes.
 LIMITS = {"result": 1e-3, "change": 1e-2}
 COMPARED = 3  # batches
-SAMPLED = 2  # tasks, and passes over all test sets, that PyTorch is timed on
+SAMPLED = 2  # PyTorch is timed on this many tasks, and passes over all test sets
 PARTS = ("train", "test", "total")
 
 
@@ -32,31 +32,31 @@ class Flags:
     """Time one seed of the rotated digits: learning the stream and measuring after every task.
 
     PyTorch is timed on the first two tasks and two passes over all test sets, and its times are
-    multiplied by the stream's counts: the second task's for all later ones, as the memory is then
-    full. It measures before and after every task, as the public code does; jaxsparse once between
-    tasks, which gives the same numbers.
+    scaled to the whole stream. The second task stands for all later ones, as the memory is then
+    full. PyTorch measures before and after every task, as the public code does. jaxsparse measures
+    once between tasks, which gives the same numbers.
     """
 
     method: Literal["sparse-lamaml", "lamaml"] | None = None
-    """who learns; default: both in turn"""
+    """the method; default: both in turn"""
     data: Literal["mnist", "fashion_mnist", "glyphs"] = "mnist"
-    """images; all but glyphs are read through TensorFlow Datasets"""
+    """images; mnist and fashion_mnist are read through TensorFlow Datasets"""
     tasks: int = 20
-    """T"""
+    """number of tasks, T"""
     samples_per_task: int = 1000
     """training images of each task"""
     repeats: int = 3
     """rounds, jaxsparse and PyTorch in turn; medians are reported"""
     full: bool = False
-    """let PyTorch learn and measure the whole stream, too"""
+    """time PyTorch on the whole stream, too"""
     threads: int | None = None
-    """of PyTorch; default: one or its own choice, whichever is faster on a few batches"""
+    """PyTorch's threads; default: one or PyTorch's default, whichever is faster on a few batches"""
     out: Path | None = None
-    """folder of the results; default: one per machine under benchmarks/results"""
+    """folder of the results; default: the machine's folder under benchmarks/results"""
 
 
 class Times(NamedTuple):
-    """Seconds of one run of a stream, and how well it learned."""
+    """Seconds and accuracies of one run of a stream."""
 
     train: float
     test: float
@@ -68,7 +68,7 @@ class Times(NamedTuple):
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the flags, measure, report."""
+    """Parse the flags, measure, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
     check_least(flags, {"repeats": 1, "tasks": SAMPLED, "threads": 1})
     want_torch()
@@ -78,7 +78,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def measure(flags: Flags) -> dict[str, Any]:
-    """The numbers of the methods asked for."""
+    """The numbers of the requested methods."""
     import torch
 
     threads = [flags.threads] if flags.threads else [torch.get_num_threads(), 1]
@@ -87,18 +87,15 @@ def measure(flags: Flags) -> dict[str, Any]:
 
 
 def compare(method: str, flags: Flags, threads: Sequence[int]) -> dict[str, Any]:
-    """Check that both do the same arithmetic, then time them in turn.
+    """Check that both do the same arithmetic (else `Mismatch`), then time them in turn.
 
     Args:
-      method: who learns.
-      flags: the rest of the case, and how to measure.
-      threads: PyTorch's, of which the fastest number is taken.
+      method: name of the method.
+      flags: the other flags.
+      threads: numbers of threads for PyTorch; the fastest is used.
 
     Returns:
-      The configuration, errors, both sides' figures and the ratios of their medians.
-
-    Raises:
-      Mismatch: they do not.
+      The configuration, errors, the figures of both sides, and the ratios of their medians.
     """
     from benchmarks import ours_continual
     from benchmarks.torch_base import fastest_threads
@@ -111,7 +108,7 @@ def compare(method: str, flags: Flags, threads: Sequence[int]) -> dict[str, Any]
         samples_per_task=flags.samples_per_task,
     )
     stream = load_stream(config)
-    say(f"{method}: {COMPARED} batches of each, compared")
+    say(f"{method}: comparing {COMPARED} batches")
     errors = check_batches(config, stream)
     say(f"{method}: compiling")
     run = ours_continual.whole_stream(config, stream)
@@ -121,7 +118,7 @@ def compare(method: str, flags: Flags, threads: Sequence[int]) -> dict[str, Any]
     few = [x[: 10 * config.batch_size] for x in data[0][0]]
     learner = torch_learners(config, stream)
     chosen = fastest_threads(threads, lambda: learner(0).train_task(*few))
-    say(f"{method}: {flags.repeats} rounds")
+    say(f"{method}: timing {flags.repeats} rounds")
     sides = in_turn(
         {
             "ours": lambda seed: ours_times(run, seed),
@@ -141,14 +138,13 @@ def compare(method: str, flags: Flags, threads: Sequence[int]) -> dict[str, Any]
     }
 
 
-# ---- the same arithmetic
+# ---- do both agree?
 
 
 def check_batches(config: Any, stream: Any, batches: int = COMPARED) -> dict[str, Any]:
     """Relative differences of parameters and masks after batches with the same draws.
 
-    Raises:
-      Mismatch: they are larger than `LIMITS`.
+    A difference above `LIMITS` is a `Mismatch`.
     """
     from benchmarks.ours_continual import learn_batches, start, task_images
     from benchmarks.torch_continual import tensors
@@ -163,7 +159,7 @@ def check_batches(config: Any, stream: Any, batches: int = COMPARED) -> dict[str
 
 
 def draw_batches(config: Any, batches: int, seed: int = 0) -> list[Draws]:
-    """The draws of a stream's first batches, as its public code makes them."""
+    """The draws of a stream's first batches, distributed as in La-MAML's public code."""
     rng = np.random.default_rng(seed)
     size, age, out = config.batch_size, 0, []
     for _ in range(batches):
@@ -180,7 +176,7 @@ def draw_batches(config: Any, batches: int, seed: int = 0) -> list[Draws]:
 
 
 def torch_learners(config: Any, stream: Any) -> Callable[[int], Any]:
-    """`seed -> learner`: PyTorch's at its start."""
+    """`seed -> learner`: makes PyTorch's learner."""
     from benchmarks.ours_continual import start
     from benchmarks.torch_continual import StreamLearner
 
@@ -205,23 +201,20 @@ def torch_learners(config: Any, stream: Any) -> Callable[[int], Any]:
 
 
 def ours_times(run: Callable[..., np.ndarray], seed: int, **part: int) -> Times:
-    """Our times: of all tasks, or of a part."""
+    """Our times, of all tasks or of a part."""
     watch = Stopwatch()
     accuracy = run(seed, watch, **part)
     return Times(sum(watch.seconds["train"]), sum(watch.seconds["test"]), accuracy)
 
 
 def peer_times(peer: Any, data: Sequence[Any], tasks: int) -> Times:
-    """PyTorch's times: of all tasks, or of the first ones, multiplied by the counts.
+    """PyTorch's times for the whole stream, measured or scaled from its first tasks.
 
     Args:
-      peer: a learner at its start.
+      peer: a new learner.
       data: for each task ((images, labels) to learn, (images, labels) to test).
-      tasks: those that are learned; passes over all test sets are before and after each of them
-        when these are all tasks, else before each.
-
-    Returns:
-      The times of the whole stream.
+      tasks: number of tasks to learn. With all tasks, the test sets are measured before and after
+        each; with fewer, only before each.
     """
     everything, watch, accuracy = tasks == len(data), Stopwatch(), []
 
@@ -246,7 +239,7 @@ def peer_times(peer: Any, data: Sequence[Any], tasks: int) -> Times:
 
 
 def float_tasks(config: Any, stream: Any) -> list[Any]:
-    """Every task's images and labels as PyTorch is given them, in memory before the clock runs."""
+    """The images and labels of every task as tensors, prepared before the timing."""
     from benchmarks.ours_continual import task_images, test_images
     from benchmarks.torch_continual import tensors
 
@@ -260,7 +253,7 @@ def float_tasks(config: Any, stream: Any) -> list[Any]:
 
 
 def _figures(runs: Sequence[Times]) -> dict[str, Any]:
-    """Medians, all runs, and the mean accuracy on task j after task j ("learning accuracy")."""
+    """Medians and all runs; learning accuracy is the mean accuracy on task j after task j."""
     learned = [np.diagonal(run.accuracy[1:]) for run in runs]
     return {
         "median_s": {part: statistics.median(getattr(run, part) for run in runs) for part in PARTS},
@@ -275,7 +268,7 @@ def _figures(runs: Sequence[Times]) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The table of what was measured, and what it means."""
+    """The table of the results and its legend."""
     from benchmarks import report
 
     sections = [_section(entry) for entry in results["methods"]]
@@ -298,20 +291,21 @@ def _section(entry: dict[str, Any]) -> Any:
             _row(f"PyTorch ({how})", peer, 1.0),
         ],
         [
-            f"Ratios of the medians: {ratios}. After {COMPARED} batches with the same draws"
+            f"Ratios of the medians: {ratios}. After {COMPARED} batches with the same draws,"
             f" parameters, masks and their changes differ by at most {error:.0e} (relative L2)."
         ],
     )
 
 
 LEGEND = (
-    "learn: the batches of all tasks, draws and memory included; measure: all test sets, for"
-    " jaxsparse once before the first and after every task, for PyTorch before and after every"
-    " task, as the public code does; medians of the rounds, the two in turn, without compilation.",
-    "scaled: PyTorch's first two tasks and two passes over all test sets, multiplied by the counts"
-    " of the whole stream, the second task standing for all later ones; --full runs them all.",
-    "PyTorch: benchmarks/torch_continual.py, its data in memory as float32 before the clock runs.",
-    "RA: mean accuracy over all tasks after the last one; own draws, so that the seeds differ.",
+    "learn: the batches of all tasks, including draws and memory. measure: all test sets, by"
+    " jaxsparse once before the first task and after every task, by PyTorch before and after every"
+    " task, as the public code does. Medians of the rounds, in turn, without compilation.",
+    "scaled: PyTorch is timed on its first two tasks and on two passes over all test sets. This is"
+    " scaled to the whole stream; the second task stands for all later ones. --full runs it all.",
+    "PyTorch: benchmarks/torch_continual.py, with its data in memory as float32 before timing.",
+    "RA: mean accuracy over all tasks after the last one. Both sides draw independently, so their"
+    " seeds are not the same.",
 )
 
 

@@ -1,4 +1,4 @@
-"""What PyTorch's forms share: devices, layouts, threads, the network and the gate."""
+"""Shared by PyTorch's forms: devices, layouts, threads, the network and the gate."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +10,10 @@ from torch.nn import functional
 
 
 class TorchForm:
-    """Tensors of one device, layout and precision.
+    """Makes tensors for one device, layout and precision.
 
     Attributes:
-      autocast: the context in which steps are taken.
+      autocast: the context of the steps.
       finish: waits for the device.
     """
 
@@ -29,12 +29,12 @@ class TorchForm:
         self.finish = torch.cuda.synchronize if self.device == "cuda" else lambda: None
 
     def tensor(self, x: np.ndarray) -> Any:
-        """An array that is in PyTorch's order of axes, on the device."""
+        """A tensor on the device, from an array in PyTorch's order of axes."""
         out = torch.tensor(np.ascontiguousarray(x), device=self.device)
         return out.contiguous(memory_format=self.memory_format) if out.dim() == 4 else out
 
     def weight(self, x: np.ndarray) -> Any:
-        """One of our kernels, gains or biases, to be differentiated by."""
+        """A tensor with gradient, from one of our kernels, gains or biases."""
         return self.tensor(to_torch_layout(x)).requires_grad_()
 
     def images(self, x: np.ndarray) -> Any:
@@ -42,7 +42,7 @@ class TorchForm:
         return self.tensor(np.moveaxis(x, -1, -3))
 
     def labels(self, x: np.ndarray) -> Any:
-        """Integers in the type that the losses want."""
+        """A tensor of int64, as the losses need it."""
         return torch.tensor(x, dtype=torch.int64, device=self.device)
 
 
@@ -52,22 +52,16 @@ def to_torch_layout(x: np.ndarray) -> np.ndarray:
 
 
 def in_our_layout(x: Any) -> np.ndarray:
-    """A tensor of weights as an array, the inverse of `to_torch_layout`."""
-    # A copy: on the CPU .numpy() shares its memory with x, which the next step overwrites.
+    """The inverse of `to_torch_layout`, from a tensor to an array."""
+    # A copy: on the CPU .numpy() shares memory with x, which the next step overwrites.
     out = x.detach().cpu().numpy().copy()
     return out.transpose(2, 3, 1, 0) if out.ndim == 4 else out.T
 
 
 def conv4_logits(params: Mapping[str, Any], images: Any, one_dtype: bool = False) -> Any:
-    """Conv4 from PyTorch's own layers; a norm's statistics are the batch's.
+    """The logits [n, ways] of Conv4 for images [n, c, h, w]; norms use the batch's statistics.
 
-    Args:
-      params: the weights by name; convolutions and the head may have no bias.
-      images: [n, c, h, w].
-      one_dtype: cast the norms' parameters to their input's dtype.
-
-    Returns:
-      [n, ways].
+    Biases are optional. `one_dtype` casts the norms' parameters to their input's dtype.
     """
     x = images
     for layer in range(1, 5):
@@ -82,7 +76,7 @@ def conv4_logits(params: Mapping[str, Any], images: Any, one_dtype: bool = False
 
 
 class BinaryStep(torch.autograd.Function):
-    """The binary gate: 1 where m >= 0, and the derivative `slope` everywhere."""
+    """The binary gate: 1 where m >= 0; its straight-through derivative is `slope`."""
 
     @staticmethod
     def forward(ctx: Any, m: Any, slope: float) -> Any:
@@ -95,28 +89,24 @@ class BinaryStep(torch.autograd.Function):
 
 
 def torch_device(device: str) -> str:
-    """PyTorch's name of "cpu" or "gpu".
-
-    Raises:
-      ValueError: PyTorch was built without CUDA, or sees no device.
-    """
+    """PyTorch's name for "cpu" or "gpu"; ValueError if PyTorch sees no CUDA device."""
     if device == "cpu":
         return "cpu"
     if not torch.cuda.is_available():
         raise ValueError(f"PyTorch {torch.__version__} sees no CUDA device")
-    torch.backends.cudnn.benchmark = True  # let cuDNN choose its fastest kernels in the warm-up
+    torch.backends.cudnn.benchmark = True  # cuDNN chooses its fastest kernels in the warm-up
     return "cuda"
 
 
 def use_precision(precision: str) -> None:
-    """Let matrix products and convolutions on a GPU use TF32, or not (bfloat16: autocast)."""
+    """Allow or forbid TF32 for matrix products and convolutions on a GPU (bfloat16: autocast)."""
     allowed = precision != "float32"
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def product(size: int, device: str, precision: str) -> Callable[[], None]:
-    """The product of two square matrices, to be called."""
+    """A function that multiplies two square matrices."""
     form = TorchForm(device, precision)
     a, b = (torch.rand(size, size, device=form.device) for _ in range(2))
 
@@ -129,17 +119,17 @@ def product(size: int, device: str, precision: str) -> Callable[[], None]:
 
 
 def fastest_threads(counts: Sequence[int], work: Callable[[], Any]) -> int:
-    """Set PyTorch's number of threads to that of `counts` at which `work` takes least; return it.
+    """Set PyTorch's threads to the number in `counts` with which `work` is fastest; returns it.
 
-    It is called twice with each number, the first time to warm up.
+    `work` is called twice with each number, the first time to warm up.
     """
     seconds = {}
     for count in dict.fromkeys(counts):
         torch.set_num_threads(count)
         work()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
-        seconds[count] = time.perf_counter() - begun
+        seconds[count] = time.perf_counter() - start
     best = min(seconds, key=lambda count: seconds[count])
     torch.set_num_threads(best)
     return best

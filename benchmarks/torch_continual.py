@@ -1,8 +1,8 @@
 """(Sparse-)La-MAML in PyTorch: glances in several forms, and a learner of whole streams.
 
-Lists and loops as in the public code of La-MAML: an inner step is an `autograd.grad`; each glance
-ends in one `backward`; the memory is a list of examples, shuffled before each pick. What that code
-computes and drops (a clamp of the inner gradients) is left out.
+Lists and loops are those of La-MAML's public code: an inner step is an `autograd.grad`, each glance
+ends with one `backward`, the memory is a list of examples that is shuffled before each pick. A
+clamp of the inner gradients, whose result that code does not use, is left out.
 """
 
 import random
@@ -22,7 +22,7 @@ Tensors = list[Any]  # kernel and bias of each layer, in order
 
 
 def mlp_logits(params: Tensors, images: Any) -> Any:
-    """A ReLU network on rows of pixels, functional."""
+    """The logits of a ReLU network on rows of pixels, functional."""
     x = images
     for i in range(0, len(params) - 2, 2):
         x = functional.relu(functional.linear(x, params[i], params[i + 1]))
@@ -30,22 +30,22 @@ def mlp_logits(params: Tensors, images: Any) -> Any:
 
 
 def mlp_loss(params: Tensors, images: Any, labels: Any) -> Any:
-    """Its cross entropy."""
+    """Cross entropy of `mlp_logits`."""
     return functional.cross_entropy(mlp_logits(params, images), labels)
 
 
 def cnn_loss(params: Tensors, images: Any, labels: Any) -> Any:
-    """The same behind convolutions of stride 2, on images [n, c, h, w]."""
+    """Cross entropy of convolutions of stride 2 and `mlp_logits`, for images [n, c, h, w]."""
     x, layer = images, 0
     while params[layer].ndim == 4:
         x = functional.relu(functional.conv2d(x, params[layer], params[layer + 1], 2, 1))
         layer += 2
-    # Channels last, the order in which our linear layer has its weights.
+    # Channels last, the order of the weights of our linear layer.
     return mlp_loss(params[layer:], x.permute(0, 2, 3, 1).flatten(1), labels)
 
 
 class LaMAML(TorchForm):
-    """Parameters and masks, and what a glance makes of them: the authors' public loop."""
+    """Parameters, masks and a glance, with the loop of the authors' public code."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class LaMAML(TorchForm):
         device: str = "cpu",
         precision: str = "float32",
     ):
-        """Start from "params" and "mask" of the arrays, by name, layer by layer."""
+        """Start from "params" and "mask" of the arrays; both are in the order of the layers."""
         super().__init__(device, precision)
         self.case, self.names = case, list(arrays["params"])
         self.params, self.mask = (
@@ -63,7 +63,7 @@ class LaMAML(TorchForm):
         self.loss: Callable = cnn_loss if case.convolutions else mlp_loss
 
     def glance(self, images: Any, labels: Any, meta: tuple[Any, Any]) -> None:
-        """Update parameters and masks by a batch, row by row, and the rows of the meta-loss."""
+        """Update parameters and masks; the inner steps use the batch, the meta-losses `meta`."""
         for x in (*self.params, *self.mask):
             x.grad = None
         with self.autocast:
@@ -95,7 +95,7 @@ class LaMAML(TorchForm):
         return [slice(k * n, (k + 1) * n) for k in range(self.case.inner_steps)]
 
     def result(self) -> dict[str, dict[str, np.ndarray]]:
-        """The parameters and masks now, in our layout."""
+        """The current parameters and masks, in our layout."""
         return {
             tree: {n: in_our_layout(x) for n, x in zip(self.names, leaves, strict=True)}
             for tree, leaves in (("params", self.params), ("mask", self.mask))
@@ -122,7 +122,7 @@ class Loop(LaMAML):
         return self.tensor(images.reshape(*images.shape[:-3], -1))
 
     def step(self) -> None:
-        """All glances at the batch, in place; returns when they are done."""
+        """Take all glances at the batch, in place; returns when they are finished."""
         for number, order in enumerate(self.orders):
             images, labels = (x[order] for x in self.batch)
             replayed = [x[number] for x in self.replay]
@@ -132,7 +132,7 @@ class Loop(LaMAML):
 
 
 class Sums(Loop):
-    """The first-order sums written out: no graph is kept over the inner steps."""
+    """The first-order rule as explicit sums: no graph is kept over the inner steps."""
 
     name = "sums"
 
@@ -164,7 +164,7 @@ class Compiled(Loop):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        # Static shapes: one program for the inner steps' rows, one for the meta rows.
+        # Static shapes: one program for the rows of an inner step, one for the meta rows.
         self.loss = torch.compile(self.loss, dynamic=False)
 
 
@@ -172,10 +172,10 @@ class Compiled(Loop):
 
 
 class StreamLearner(LaMAML):
-    """A learner and its memory; see `train_task`."""
+    """Learns a stream of tasks with a memory; see `train_task`."""
 
     def __init__(self, case: GlanceCase, arrays: dict[str, Any], memories: int, seed: int = 0):
-        """Start; the seed is that of the orders, of the memory and of what is replayed."""
+        """Start; the seed is for the orders, the memory and the replayed rows."""
         super().__init__(case, arrays)
         self.memories = memories
         self.memory: list[tuple[np.ndarray, int]] = []
@@ -191,8 +191,8 @@ class StreamLearner(LaMAML):
         Args:
           images: float32 [n, inputs].
           labels: int64 [n].
-          draws: what is drawn for each batch of the rows as they come; None: the rows are shuffled
-            and everything is drawn here.
+          draws: the draws for each batch of the rows in order; default: the rows are shuffled and
+            everything is drawn here.
         """
         size = self.case.batch_rows
         if draws is None:
@@ -217,7 +217,7 @@ class StreamLearner(LaMAML):
                 self._remember(images[k], labels[k], None if drawn is None else drawn.slots[k])
 
     def _meta_batch(self, images: Any, labels: Any, picks: Sequence[int] | None) -> tuple[Any, Any]:
-        """The replayed examples, then the batch, stacked anew."""
+        """The replayed examples, then the batch, stacked."""
         if picks is None:
             picks, places = [], list(range(len(self.memory)))
             for _ in range(min(self.case.meta_rows - self.case.batch_rows, len(self.memory))):
@@ -239,7 +239,7 @@ class StreamLearner(LaMAML):
             self.memory[slot] = example
 
     def accuracy(self, images: Any, labels: Any) -> float:
-        """The share of test images that the slow weights get right."""
+        """The accuracy of the slow weights on test images."""
         hits = 0
         with torch.no_grad():
             for start in range(0, len(images), TEST_BATCH):
@@ -250,6 +250,6 @@ class StreamLearner(LaMAML):
 
 
 def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
-    """uint8 images as rows from 0 to 1 [n, inputs], and their labels as int64."""
+    """uint8 images as rows in [0, 1], [n, inputs], and their labels as int64."""
     rows = images.reshape(len(images), -1) / np.float32(255)
     return torch.tensor(rows), torch.tensor(labels, dtype=torch.int64)

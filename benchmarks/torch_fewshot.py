@@ -1,8 +1,8 @@
-"""The same meta-step in PyTorch, as its users write it and in the stronger forms there are.
+"""The same meta-step in PyTorch, as users write it and in faster forms.
 
-All forms do the arithmetic of Eqs. 8-10: K gated steps per task, the query gradient c, d theta =
-mean c and dm = -alpha * mean(c * sum of the inner gradients), then SGD with Nesterov momentum on
-both.
+All forms compute Eqs. 8-10: K gated steps per task, the query gradient c, d theta = mean of c and
+dm = -alpha * mean of (c * sum of the inner gradients). Then both are updated by SGD with Nesterov
+momentum.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def conv4_loss(params: Tensors, images: Any, labels: Any) -> Any:
 
 
 class Loop(TorchForm):
-    """The authors' public loop: `autograd.grad` per inner step, tasks one after the other."""
+    """The loop of the authors' public code: `autograd.grad` per inner step, tasks in sequence."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Loop(TorchForm):
             for tree in ("params", "mask")
         )
         self.support, self.query = (
-            # The layout is that of each task's images.
+            # Per task: the memory format applies to the images of one task.
             (torch.stack([self.images(task) for task in images]), self.labels(labels))
             for images, labels in (arrays["support"], arrays["query"])
         )
@@ -59,7 +59,7 @@ class Loop(TorchForm):
         return {"params": self.params, "mask": self.mask}
 
     def _head(self, name: str, x: np.ndarray, to_torch: bool) -> np.ndarray:
-        """Our head reads features in the order h, w, c; PyTorch's flatten gives c, h, w."""
+        """Permute the head's rows: our features are in the order h, w, c, PyTorch's in c, h, w."""
         if name != "head/kernel":
             return x
         h, w = self.case.image[0] // 16, self.case.image[1] // 16
@@ -68,7 +68,7 @@ class Loop(TorchForm):
         return x.reshape(self.case.width, h, w, -1).transpose(1, 2, 0, 3).reshape(x.shape)
 
     def step(self) -> None:
-        """One meta-step, in place; returns when it is done."""
+        """Take one meta-step, in place; returns when it is finished."""
         with self.autocast:
             self._meta_gradient()
         for optimizer in self.optimizers.values():
@@ -102,13 +102,13 @@ class Loop(TorchForm):
             self.mask[n].grad -= self.case.inner_lr * c * total[n] / self.case.tasks
 
     def result(self) -> dict[str, dict[str, np.ndarray]]:
-        """The parameters and masks now, in our layout."""
+        """The current parameters and masks, in our layout."""
         return {
             t: {n: self._ours(n, x) for n, x in tree.items()} for t, tree in self._trees().items()
         }
 
     def meta_gradient(self) -> dict[str, dict[str, np.ndarray]]:
-        """The gradients of the first step: SGD's momentum after it, since it starts at zero."""
+        """The gradients of the first step: they are SGD's momentum after it."""
         return {
             tree: {
                 n: self._ours(n, self.optimizers[tree].state[x]["momentum_buffer"])
@@ -146,7 +146,7 @@ class Vmap(Loop):
                 m.grad = -case.inner_lr * (c[n] * total[n]).mean(0)
 
     def _gradients(self, params: Tensors, sizes: Tensors, support: Any, query: Any) -> Any:
-        # Autocast mixes dtypes in the norms, and their derivative under vmap cannot.
+        # With autocast the norms get mixed dtypes; their derivative under vmap does not allow that.
         gradient = torch.func.grad(
             lambda p, images, labels: functional.cross_entropy(
                 conv4_logits(p, images, one_dtype=True), labels

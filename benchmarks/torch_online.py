@@ -1,8 +1,9 @@
-"""A learner of (sparse-)C-MAML in PyTorch, as its public code orders a timestep.
+"""(Sparse-)C-MAML in PyTorch, with timesteps as in its public code.
 
-Lists and loops as there: whole batches in a list, an `autograd.grad` for each inner step, fast
-weights that keep the graph to theta and m, one `backward` over all pairs. What that code computes
-beside it is left out: accuracies and losses of inner steps as numbers, the graph of a prediction.
+Lists and loops are those of that code: whole batches in a list, an `autograd.grad` for each inner
+step, fast weights that keep the graph to theta and m, one `backward` over all pairs. Computations
+that do not affect learning are left out: accuracies and losses of inner steps as numbers, the graph
+of a prediction.
 """
 
 import math
@@ -20,7 +21,7 @@ Tensors = dict[str, Any]
 
 
 class Loop(TorchForm):
-    """Theta, phi, m and the stored batches; see `learn`."""
+    """A learner with theta, phi, m and stored batches; see `learn`."""
 
     streams = 1
 
@@ -35,11 +36,11 @@ class Loop(TorchForm):
         """Start.
 
         Args:
-          config: an `OnlineConfig`, its method sparse-cmaml or cmaml.
+          config: an `OnlineConfig` with method sparse-cmaml or cmaml.
           params: theta by name.
-          fast: phi by name: theta's names but those of the norms.
-          mask: m for each of phi's names; of the same shape, or one rate for the whole tensor.
-          batches: of the stream, images [n, images, 28, 28, channels], float32, and their labels
+          fast: phi by name; it has all names of theta except the norms'.
+          mask: m by phi's names; of the same shape, or one rate for the whole tensor.
+          batches: batches of the stream: images [n, images, 28, 28, channels], float32, and labels
             [n, images].
         """
         super().__init__()
@@ -58,11 +59,11 @@ class Loop(TorchForm):
         self.restart, self.timestep = False, 0
 
     def fill(self, count: int) -> None:
-        """Store the stream's first batches, as if they had just been met."""
+        """Set the stored batches to the stream's first batches."""
         self.stored = self.batches[:count]
 
     def learn(self, timesteps: int) -> dict[str, list[float]]:
-        """Meet the stream's first batches, one a timestep; "loss" and "adapted_loss" of each."""
+        """Learn the stream's first batches, one per timestep; returns the losses of each."""
         losses = [self._timestep(batch) for batch in self.batches[:timesteps]]
         return {"loss": [x for x, _ in losses], "adapted_loss": [x for _, x in losses]}
 
@@ -91,12 +92,12 @@ class Loop(TorchForm):
             return self._loss(self.phi, batch).item()
 
     def _loss(self, fast: Tensors, batch: Any) -> Any:
-        """The loss of fast weights; a norm's gain and shift are always theta's."""
+        """The loss of fast weights; gains and shifts of norms are always theta's."""
         images, labels = batch
         return functional.cross_entropy(conv4_logits({**self.theta, **fast}, images), labels)
 
     def _adapt(self, fast: Tensors, batch: Any) -> Tensors:
-        """K steps; the result is a function of where they start and of m, not of gradients."""
+        """K steps; the graph contains their start and m, not the gradients (first order)."""
         sizes = {n: self._step_size(m) for n, m in self.mask.items()}
         for _ in range(self.config.inner_steps):
             gradients = torch.autograd.grad(self._loss(fast, batch), list(fast.values()))
@@ -109,7 +110,7 @@ class Loop(TorchForm):
         return self.config.inner_lr * BinaryStep.apply(m, 1.0)
 
     def _update(self) -> None:
-        """Theta and m, along the loss of each later half's batch after adapting to an earlier."""
+        """Update theta and m: adapt to batches of the first half, take losses on the second."""
         half = math.ceil(len(self.stored) / 2)
         pairs = list(zip(self.stored[:half], self.stored[half:] or self.stored, strict=False))
         losses = [self._loss(self._adapt(self._slow(), support), query) for support, query in pairs]
@@ -121,11 +122,11 @@ class Loop(TorchForm):
         self.optimizer.step()
 
     def phi_now(self) -> dict[str, np.ndarray]:
-        """Phi by name, in our layout."""
+        """The current phi by name, in our layout."""
         return {n: in_our_layout(x) for n, x in self.phi.items()}
 
     def gradients(self) -> dict[str, dict[str, np.ndarray]]:
-        """Those that the last update of theta and of m followed."""
+        """The gradients of the last update, for theta and m."""
         trees = {"theta": self.theta, "mask": self.mask}
         return {
             tree: {n: in_our_layout(x.grad) for n, x in leaves.items()}

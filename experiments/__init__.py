@@ -2,7 +2,7 @@
 
 import sys
 
-# While Python looks for the module of `python -m experiments.NAME`: no moment is earlier.
+# Python is still resolving `python -m experiments.NAME`: nothing of ours runs earlier.
 if sys.argv[:1] == ["-m"]:
     from experiments import signals
 
@@ -11,4 +11,5 @@ if sys.argv[:1] == ["-m"]:
 
     from experiments import cli
 
-    cli.import_jax()  # what follows imports it, and knows no word for what is wrong
+    # Here a failure to import JAX is one line; in the modules below it would be a traceback.
+    cli.import_jax()

@@ -1,4 +1,4 @@
-"""What every experiment's command line shares: flags, one-line errors, signals, the cache."""
+"""Shared by all command lines: flags, one-line errors, signals, the compilation cache."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ _LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 def one_line(text: str) -> str:
-    """`text` on one line; spaces within a line stay: they may be a path's."""
+    """`text` on one line. Spaces within a line are kept: they may belong to a path."""
     return _LINE_BREAKS.sub(" ", text.strip())
 
 
@@ -34,7 +34,7 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 
 def quoted(word: object) -> str:
-    """A word of a command as the shell wants it: it can be pasted whatever it holds."""
+    """A word quoted for the shell, even if it holds unprintable characters."""
     text = str(word)
     if text.isprintable():
         return shlex.quote(text)
@@ -50,7 +50,7 @@ def _escaped(character: str) -> str:
 
 
 def command_line(prog: str, args: Sequence[object]) -> str:
-    """A command that can be pasted."""
+    """A command that can be pasted into a shell."""
     return " ".join([prog, *map(quoted, args)])
 
 
@@ -58,7 +58,7 @@ def command_line(prog: str, args: Sequence[object]) -> str:
 
 
 def parse(flags: type[Flags], args: Sequence[str], default: Flags, prog: str) -> Flags:
-    """Read `args` into the dataclass `flags`; what cannot be read is one line and status 2."""
+    """Parse `args` into the dataclass `flags`; an error is one line and exit status 2."""
     import tyro
 
     _check_words(args)
@@ -80,45 +80,45 @@ def parse(flags: type[Flags], args: Sequence[str], default: Flags, prog: str) ->
 
 
 def given(args: Sequence[str]) -> list[str]:
-    """The names of the flags in `args`, as their fields are called; `no_` before a denied one."""
+    """The names of the flags in `args`, written as fields: `--no-run` is `no_run`."""
     flags = [word for word in args if word.startswith("--")]
     return [word[2:].split("=", 1)[0].replace("-", "_") for word in flags]
 
 
 def last_value(args: Sequence[str], name: str) -> str | None:
-    """The value that the flag called `name` has in `args`, the last one where it has several."""
+    """The value of the flag `name` in `args`; the last one if it is given more than once."""
     flag, value = f"--{name.replace('_', '-')}", None
     for word, following in zip(args, [*args[1:], None], strict=False):
-        own, equals, rest = word.partition("=")
-        if own.replace("_", "-") == flag:
+        before, equals, rest = word.partition("=")
+        if before.replace("_", "-") == flag:
             value = rest if equals else following
     return value
 
 
 def _check_words(args: Sequence[str]) -> None:
-    """Refuse what no flag takes, before it is taken for something else."""
+    """Refuse words that no flag accepts, before tyro misreads them."""
     for before, word in zip(["", *args], args, strict=False):
         try:
             word.encode()
         except UnicodeEncodeError:
             fail(f"arguments must be UTF-8, got {word!a}")
         if not word:
-            fail(f"{before or 'an argument'} wants a value, got ''")
+            fail(f"{before or 'an argument'} needs a value, got ''")
         if word.startswith("--") and word.endswith("=") and word.count("=") == 1:
-            fail(f"{word[:-1]} wants a value, got ''")
+            fail(f"{word[:-1]} needs a value, got ''")
         if word == "--":
-            fail(f"{before if before.startswith('--') else 'a flag'} wants a value, got '--'")
+            fail(f"{before if before.startswith('--') else 'a flag'} needs a value, got '--'")
 
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
-# What is not finite the configurations refuse, each in its own words.
+# "nan" and "inf" are numbers here; the configurations refuse them with their own messages.
 _DECIMAL = re.compile(
     r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE
 )
 
 
 def _numbers() -> "ConstructorRegistry":
-    """How numbers are read: as they are printed, not in all the ways that Python knows."""
+    """Parsers of numbers that are stricter than Python's: no underscores, ASCII digits only."""
     from tyro.constructors import (
         ConstructorRegistry,
         PrimitiveConstructorSpec,
@@ -127,7 +127,7 @@ def _numbers() -> "ConstructorRegistry":
 
     def whole(words: list[str]) -> int:
         (word,) = words
-        # Longer ones Python itself refuses to read.
+        # The length is checked first: Python refuses to parse very long numbers.
         if not _WHOLE.fullmatch(word) or len(word) > 20 or abs(int(word)) >= 2**31:
             raise ValueError(f"must be a whole number below 2^31, got {_shown(word)}")
         return int(word)
@@ -156,48 +156,43 @@ def _numbers() -> "ConstructorRegistry":
 
 
 def _first_message(box: str) -> str:
-    """The message in tyro's box, without the frame and the hints below its rule."""
+    """The message in tyro's box, without the frame and the hints below the horizontal rule."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│ ").strip() for line in text.splitlines()[1:]]
     message: list[str] = []
     for line in lines:
         if line.strip("─-╰╯"):
             message.append(line)
-        elif message:  # a rule; where the terminal has no box characters there is one above, too
+        elif message:  # a rule; without box characters there is also one above the message
             break
-    said = re.sub(r"^Error parsing (config: )?", "", " ".join(message))
-    return _NO_TYPE.sub(r"must be \1, got \2", said)
+    line = re.sub(r"^Error parsing (config: )?", "", " ".join(message))
+    return _NO_TYPE.sub(r"must be \1, got \2", line)
 
 
 _NO_TYPE = re.compile(r"no type matching (\S+) could be instantiated from \[(.*)\]\.?$")
 
 
 def _shown(word: str) -> str:
-    """A word in a message: what does not end would hide the rest."""
+    """A word quoted for a message, cut if it is long."""
     return repr(word if len(word) <= 80 else f"{word[:80]}...")
 
 
-# ---- what a command prints, and how it ends
+# ---- output and exit
 
 
 class OutputError(Exception):
-    """The standard output cannot be written; the message is one line."""
+    """Writing to the standard output failed; the message is one line."""
 
 
 def say(text: str) -> None:
-    """Print lines on stdout, at once.
-
-    Raises:
-      OutputError: it cannot be written.
-      BrokenPipeError: nobody reads it any more.
-    """
+    """Print and flush; raises `OutputError`, or `BrokenPipeError` if the reader is gone."""
     with writing_output():
         print(text, flush=True)
 
 
 @contextlib.contextmanager
 def writing_output() -> Iterator[None]:
-    """Tell trouble with the standard output from that with other files; see `say`."""
+    """Raise a failed write to stdout as `OutputError`, unlike errors of other files."""
     try:
         yield
     except BrokenPipeError:
@@ -210,12 +205,12 @@ def writing_output() -> Iterator[None]:
 
 @contextlib.contextmanager
 def command() -> Iterator[None]:
-    """A whole command: its signals, and its errors in one line each."""
-    # In an interactive session Ctrl-C must not end the session; there it raises, as always.
-    own = contextlib.nullcontext() if hasattr(sys, "ps1") else signals.handled()
-    with own:
+    """Run a whole command: handle signals, print each error as one line."""
+    # In an interactive session Ctrl-C raises KeyboardInterrupt as usual: Python must not end.
+    handling = contextlib.nullcontext() if hasattr(sys, "ps1") else signals.handled()
+    with handling:
         signals.leave("stopped before the first step")
-        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it cannot say
+        if isinstance(sys.stdout, io.TextIOWrapper):  # file names may not be encodable
             sys.stdout.reconfigure(errors="backslashreplace")
         with one_line_errors():
             yield
@@ -225,11 +220,11 @@ def command() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn errors that a user can cause, and warnings, into a line each on stderr; see `fail`."""
-    # What these log is said below, in one line.
+    """Print warnings, and errors that a user can cause, as one line each on stderr."""
+    # What these log is reported below, in one line.
     for name in ("absl", "asyncio", "matplotlib"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.basicConfig(format="%(message)s")  # else a library sets a longer one
+    logging.basicConfig(format="%(message)s")  # set first, or a library sets a longer one
     try:
         errors = _our_errors()
         with warnings.catch_warnings():
@@ -238,7 +233,7 @@ def one_line_errors() -> Iterator[None]:
     except OutputError as error:
         _drop_output()
         fail(str(error), status=1)
-    except BrokenPipeError:  # who reads has seen enough, as with `| head`
+    except BrokenPipeError:  # the reader has stopped, as `| head` does
         _drop_output()
         sys.exit(128 + signal.SIGPIPE)
     except MemoryError:
@@ -255,15 +250,15 @@ def one_line_errors() -> Iterator[None]:
 
 
 def import_jax() -> None:
-    """Import JAX; where it cannot be, one line says why."""
+    """Import JAX; a failure is one line."""
     try:
         import jax  # noqa: F401
-    except Exception as error:  # it reads its settings from the environment
-        fail(f"JAX does not start: {error}")
+    except Exception as error:  # a bad environment variable, for example
+        fail(f"JAX cannot be imported: {error}")
 
 
 def _our_errors() -> dict[type[Exception], int]:
-    """The errors whose message is for the user, and the exit status of each; the first fits."""
+    """Exit statuses of the errors whose message is for the user; the first match counts."""
     import_jax()
     from jaxsparse.data import DataError
     from jaxsparse.training import ConfigError, Diverged, RunError, WriteError
@@ -272,7 +267,7 @@ def _our_errors() -> dict[type[Exception], int]:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether XLA says so, which has no exception of its own for it."""
+    """Whether XLA ran out of memory; it has no exception class for that."""
     jax = sys.modules.get("jax")
     return (
         jax is not None
@@ -282,26 +277,26 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _drop_output() -> None:
-    """Let what is still to be printed go nowhere: Python would complain of it at its end."""
+    """Discard buffered output: Python would report an error when it flushes it at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line_warnings() -> Callable[..., None]:
-    """What shows a warning as one line, and the cache of compiled programs' trouble once."""
-    told = False
+    """A `warnings.showwarning` that prints one line, and errors of the cache only once."""
+    shown = False
 
     def show(message, *unused):
-        nonlocal told
+        nonlocal shown
         text = one_line(str(message))
         if match := _CACHE_TROUBLE.match(text):
-            if told:
+            if shown:
                 return
-            told = True
-            # JAX neither replaces nor removes an entry that a full disk or a kill cut short.
+            shown = True
+            # JAX keeps cache entries that a full disk or a kill has truncated.
             text = (
-                f"programs are compiled anew, for the cache cannot be used ({match[1]}); set"
-                f" JAXSPARSE_CACHE to a folder with room, or delete {_compiled_programs()}"
+                f"programs are compiled again, as the cache cannot be used ({match[1]}); set"
+                f" JAXSPARSE_CACHE to a folder on another disk, or delete {_compiled_programs()}"
             )
         print(f"warning: {text}", file=sys.stderr)
 
@@ -315,32 +310,25 @@ _CACHE_TROUBLE = re.compile(
 
 @contextlib.contextmanager
 def saving_on_signal(resume_command: str) -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C and SIGTERM ask the run to save and stop; a second one ends it at once.
-
-    Args:
-      resume_command: what continues the run, for the closing line.
-
-    Returns:
-      A context with the function that tells whether the run was asked to stop.
-    """
+    """Let a signal ask the run to save and stop, and end the command; see `signals.saving`."""
     from jaxsparse.training import Stopped
 
-    said = f"saved; continue with: {resume_command}"
+    ending = f"saved; continue with: {resume_command}"
     try:
         with signals.saving(resume_command) as should_stop:
             yield should_stop
     except Stopped as stopped:
-        fail(f"{stopped} and {said}", status=128 + (signals.asked() or signal.SIGINT))
-    if (number := signals.asked()) is not None:  # after the run had last looked
-        fail(f"stopped at the end of the run and {said}", status=128 + number)
+        fail(f"{stopped} and {ending}", status=128 + (signals.asked() or signal.SIGINT))
+    if (number := signals.asked()) is not None:  # it came after the run's last check
+        fail(f"stopped at the end of the run and {ending}", status=128 + number)
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs under the user's cache folder, unless the user chose a place."""
+    """Keep compiled programs in the user's cache folder, unless the environment names one."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        with contextlib.suppress(OSError):  # no folder to keep them in
+        with contextlib.suppress(OSError):  # there is no folder for them
             jax.config.update("jax_compilation_cache_dir", _compiled_programs())
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -353,10 +341,10 @@ def _compiled_programs() -> str:
 
 
 def use_cores(count: int) -> None:
-    """Make JAX see up to `count` CPU devices, among which a run divides its tasks.
+    """Make JAX see up to `count` CPU devices, to divide tasks or seeds among them.
 
-    No more than XLA has threads, whose number decides a run's bits. To be called before JAX is
-    first used; later, and where the user has chosen a number himself, nothing changes.
+    There are at most as many devices as XLA threads, whose number decides the last bits of a run.
+    Call it before JAX is first used. It has no effect later, or if the user has set the number.
     """
     import jax
 
@@ -369,24 +357,24 @@ def use_cores(count: int) -> None:
 
 
 def use_all_cores() -> None:
-    """Make JAX see one CPU device for each core this process may use: seeds go side by side."""
+    """Make JAX see one CPU device for each core that this process may use."""
     from jaxsparse.machine import cores
 
     use_cores(cores())
 
 
 def start_backend() -> None:
-    """Start JAX's devices, and refuse a platform that is not there, in one line."""
+    """Start JAX's devices; a platform that is not available is one line."""
     import jax
 
     try:
         jax.devices()
-    except Exception as error:  # an AssertionError without a word, where no plugin is installed
+    except Exception as error:  # without a plugin: an AssertionError with no message
         asked = jax.config.jax_platforms  # type: ignore[attr-defined]
         fail(f"JAX finds no device with JAX_PLATFORMS={asked!r}: {error or 'not installed here'}")
 
 
 def differing(got: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """`name: got, run has wanted` for every entry that differs."""
+    """`name got (the run has wanted)` for every entry that differs."""
     names = [name for name in {**wanted, **got} if got.get(name) != wanted.get(name)]
     return ", ".join(f"{n} {got.get(n)!r} (the run has {wanted.get(n)!r})" for n in names)

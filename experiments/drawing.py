@@ -1,4 +1,4 @@
-"""How figures are drawn and written: matplotlib as it comes, files whole or not at all."""
+"""Draw figures with matplotlib's default style and write them atomically."""
 
 import contextlib
 import importlib.util
@@ -25,20 +25,17 @@ Rows = list[dict[str, Any]]
 def draw_run(
     path: Path, figures: "Mapping[str, Callable[..., Figure]]", rows: Rows, result: Any
 ) -> dict[str, str]:
-    """Write the figures, file name -> `(rows, result) -> figure`, into the folder of a run.
+    """Write figures (file name -> `(rows, result) -> figure`) into the folder of a run.
 
-    Returns:
-      Why each that is missing could not be drawn, by its file's name.
-
-    Raises:
-      WriteError: one could not be written.
+    Returns the names of the figures that could not be drawn, with the reasons. A figure that cannot
+    be written is a `WriteError`.
     """
     failed = {}
     for name, draw in figures.items():
         try:
             with own_style():
                 picture = rendered(draw(rows, result))
-        except Exception as error:  # the run is done; whatever this is, it must not end in it
+        except Exception as error:  # the run is finished: no error in a figure may fail it
             failed[name] = f"{type(error).__name__}, {one_line(error)}"
         else:
             write(picture, path / name)
@@ -53,17 +50,13 @@ def rendered(figure: "Figure") -> bytes:
 
 
 def write(picture: bytes, path: Path) -> None:
-    """Write a picture, whole or not at all.
-
-    Raises:
-      WriteError: it could not be written; what was there is as it was.
-    """
+    """Write a picture atomically; after a `WriteError` the old file is unchanged."""
     with writing(path), replacing(path) as partial:
         partial.write_bytes(picture)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a PNG file is there, from its first byte to its last, as its check sums say.
+    """Whether a PNG file exists and is complete, by the checksums of its chunks.
 
     Source: PNG (Portable Network Graphics) Specification, Third Edition, section 5.
     """
@@ -87,7 +80,7 @@ def is_whole(path: Path) -> bool:
 
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
-    """Matplotlib as it comes: neither a matplotlibrc nor a notebook's backend has a say."""
+    """Matplotlib's defaults, whatever the user's matplotlibrc or a notebook's backend."""
     home = importlib.util.find_spec("matplotlib")
     assert home is not None and home.origin is not None
     ours = {"MATPLOTLIBRC": str(Path(home.origin).parent / "mpl-data" / "matplotlibrc")}
@@ -100,7 +93,7 @@ def own_style() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(**variables: str | None) -> Iterator[None]:
-    """The environment with these variables, without those that are None."""
+    """Set these environment variables for a while; None unsets one."""
     before = {name: os.environ.get(name) for name in variables}
 
     def put(values: Mapping[str, str | None]) -> None:
@@ -118,7 +111,7 @@ def _environment(**variables: str | None) -> Iterator[None]:
 
 
 def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any):
-    """A figure and its axes, as pyplot's `subplots`, without pyplot and its windows."""
+    """A figure and its axes, like `pyplot.subplots` but without opening windows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=figsize, layout="constrained")
@@ -137,12 +130,12 @@ def band(axis: Any, steps: Any, values: Any, label: str) -> None:
 
 
 def layers(names: Iterable[str], ending: str) -> dict[str, str]:
-    """By layer, the names of the parameters that end so."""
+    """Layer -> the name of its parameter with this ending."""
     return {name.rsplit("/", 1)[0]: name for name in names if name.endswith(ending)}
 
 
 def draw_sparsities(axis: Any, rows: Rows, place: str, lines: Mapping[str, str]) -> None:
-    """Sparsity in percent against an entry of the rows: a line for each label and parameter."""
+    """Plot sparsity in percent against an entry of the rows; `lines` is label -> parameter."""
     for label, name in lines.items():
         values = [100 * np.array(row["sparsity"][name], float, ndmin=1) for row in rows]
         band(axis, [row[place] for row in rows], values, label)
@@ -153,9 +146,9 @@ def draw_stream_sparsity(rows: Rows, place: str, xlabel: str, without: str) -> "
 
     Args:
       rows: the metrics of a run.
-      place: the entry of a row that tells how far the stream is.
-      xlabel: what that entry is.
-      without: what is said where nothing has a sparsity.
+      place: the entry of the rows on the x axis.
+      xlabel: the label of the x axis.
+      without: the text shown if there is no sparsity.
     """
     figure, axes = subplots(1, 2, figsize=(8, 3.6), sharey=True)
     for axis, (title, ending) in zip(

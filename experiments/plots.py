@@ -1,4 +1,4 @@
-"""The figures of a run, from its metrics.
+"""Draw the figures of runs again.
 
 python -m experiments.plots runs/fewshot/...
 """
@@ -17,7 +17,7 @@ PROG = "python -m experiments.plots"
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Draw the figures of the run folders that are named."""
+    """Draw the figures of the given run folders."""
     with cli.command():
         for name in _paths(sys.argv[1:] if args is None else args):
             path = runs.user_path("RUN", name)
@@ -28,15 +28,15 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _paths(args: Sequence[str]) -> list[str]:
-    """The folders that are named; what is no folder's name is refused."""
+    """Parse the names of the run folders."""
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            cli.fail(f"{message} ({PROG} --help says more)")
+            cli.fail(f"{message} (see {PROG} --help)")
 
     for word in args:
         if not word:
-            cli.fail("RUN must name the folder of a run, got ''")
+            cli.fail("RUN must be the folder of a run, got ''")
     parser = Parser(prog=PROG, description="Draw the figures of runs.", allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     with cli.writing_output():
@@ -44,7 +44,7 @@ def _paths(args: Sequence[str]) -> list[str]:
 
 
 def _figures_of(path: Path) -> tuple[Mapping[str, Any], Rows, Any]:
-    """What a run is drawn as, its rows and its result."""
+    """The figures of the family of a run, and its rows and result."""
     folder = RunFolder.open(path)
     rows, result = folder.rows(), folder.result()
     units = {unit for row in rows for unit in ("epoch", "task", "interval") if row.get(unit)}
@@ -53,7 +53,7 @@ def _figures_of(path: Path) -> tuple[Mapping[str, Any], Rows, Any]:
     if result is not None and units:
         streams = {family.UNIT: family for family in (continual, online)}
         return streams[units.pop()].FIGURES, rows, result
-    raise RunError(f"{path} holds no metrics of any epoch, nor a stream's result")
+    raise RunError(f"{path} has neither metrics of an epoch nor the result of a stream")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""The figures of the papers that runs are compared with, in percent."""
+"""Published numbers that our runs are compared with, in percent."""
 
 from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """A published figure.
+    """A published number.
 
     Attributes:
       mean: in percent.
-      std: over seeds; None where none was given.
-      note: what has to be known of it.
+      std: over seeds; None if the paper gives none.
+      note: a remark that is printed with it.
     """
 
     mean: float
@@ -17,7 +17,7 @@ class Published(NamedTuple):
     note: str = ""
 
 
-# Table S5: the share of parameters that do not move, at the end of the stream.
+# Table S5: the share of frozen parameters at the end of the stream.
 TABLE_S5 = {
     ("rotations", "lamaml"): {
         "total": Published(20.47),
@@ -35,7 +35,7 @@ TABLE_S5 = {
         "head/kernel": Published(97), "dense1/bias": Published(99),
         "dense2/bias": Published(93), "head/bias": Published(100)},
     ("permutations", "sparse-lamaml"): {
-        "total": Published(16.17, note="the layers printed beside it imply 10.8 to 11.8"),
+        "total": Published(16.17, note="the values printed for the layers imply 10.8 to 11.8"),
         "dense1/kernel": Published(8), "dense2/kernel": Published(29),
         "head/kernel": Published(78), "dense1/bias": Published(100),
         "dense2/bias": Published(87), "head/bias": Published(100)},
@@ -75,7 +75,7 @@ TABLE_S7 = {
     ("sparse-lamaml", 1000): Published(37.70, 0.80),
 }
 
-# Beside it, in the text: sparsity of the last layer, of all others, of all.
+# From the text about Table S7: sparsity of the last layer, of the other layers, of all.
 S7_SPARSITY = {
     ("lamaml", 200): (None, None, Published(96.3, 1.5)),
     ("lamaml", 1000): (None, None, Published(34.0, 1.39)),
@@ -90,10 +90,10 @@ def _s8(total, omniglot, mnist, fashion_mnist):
     return {name: Published(*cell) for name, cell in zip(names, cells, strict=True)}
 
 
-# Table S8: online accuracy over 10,000 timesteps; "" is what is printed. The row of
-# sparse-ReLU-C-MAML is misprinted: its data sets, weighted as they are drawn, do not give its
-# total, as in all other rows they do. Moved one column to the left they do; at p = 0.9, where a
-# total is then missing, with that of Table S9.
+# Table S8: online accuracy over 10,000 timesteps; "" is the row as printed. In each row the total
+# is the mean of the data sets, weighted by how often they are drawn. This does not hold in the row
+# of sparse-ReLU-C-MAML, which is misprinted. It holds if the numbers are moved one column to the
+# left. At p = 0.9 the total is then missing, and Table S9's is used.
 TABLE_S8 = {
     ("online-adam", 0.98): {"": _s8((73.9, 2.2), (81.7, 2.3), (70.0, 3.6), (62.3, 2.5))},
     ("fine-tuning", 0.98): {"": _s8((72.7, 1.7), (80.8, 2.0), (68.7, 2.8), (59.6, 3.1))},
@@ -121,7 +121,7 @@ TABLE_S8 = {
         "moved left": _s8((86.1, 0.2), (89.3, 0.2), (87.5, 0.5), (78.3, 0.2))},
 }  # fmt: skip
 
-# Table S9: online accuracy, and alpha_0 and gamma_m.
+# Table S9: online accuracy; alpha_0 and gamma_m.
 TABLE_S9 = {
     ("cmaml", 0.98): (Published(92.8, 0.6), "0.1, 0.005"),
     ("cmaml-fixed", 0.98): (Published(92.0, 0.1), "0.1, -"),

@@ -1,4 +1,4 @@
-"""What a person sees of a run: the progress bar, the rows, the result."""
+"""The console output of a run: progress bar, rows, result."""
 
 import math
 import sys
@@ -21,22 +21,22 @@ _BLOCKS = {
 
 
 class _Console(Console):
-    """Leaves it to the command what happens where nobody reads any more."""
+    """Leaves broken pipes to the command."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class ConsoleReport:
-    """Reports a run on the terminal; lines instead of a bar where there is none.
+    """Reports a run on the console; without a terminal, there is no progress bar.
 
     Args:
-      header: a line on what is run.
+      header: a line that describes the run.
       path: the run's folder.
-      unit: what the run is counted in, "epoch" or "task", and how many there are.
-      steps: of the whole run; None: what is done of each unit tells how far it is.
-      metrics: those shown beside the bar.
-      blocks: the setting of what computes Conv4's blocks; None: the network has none.
+      unit: the name and number of the run's parts, for example ("epoch", 10).
+      steps: steps of the whole run; None: progress is measured in units.
+      metrics: the metrics shown next to the bar.
+      blocks: the setting `blocks` of Conv4; None for networks without these blocks.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ConsoleReport:
     ):
         self.header, self.path, self.unit, self.steps = header, path, unit, steps
         self.metrics, self.blocks = metrics, blocks
-        # Paths are printed as they are: neither their brackets nor their length count.
+        # Paths are printed unchanged: no markup for their brackets, no wrapping.
         self.console = _Console(soft_wrap=True, markup=False, emoji=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -64,7 +64,7 @@ class ConsoleReport:
         self.task = self.bar.add_task("", total=1.0, left="")
 
     def print(self, what: Any) -> None:
-        """Print a line or a table, at once."""
+        """Print a line or a table."""
         with cli.writing_output():
             self.console.print(what)
 
@@ -80,7 +80,7 @@ class ConsoleReport:
         self.bar.stop()
 
     def hooks(self, should_stop: Callable[[], bool]) -> training.Hooks:
-        """The hooks that report to this console."""
+        """The hooks that make a run report here."""
         return training.Hooks(self.progress, self.row, self.warn, should_stop)
 
     def progress(self, progress: training.Progress) -> None:
@@ -113,7 +113,7 @@ class ConsoleReport:
 
 
 def percent(value: float | None) -> str:
-    """A share in percent with two decimals; a dash where there is none."""
+    """A share in percent with two decimals; a dash for None."""
     return "-" if value is None else f"{100 * value:.2f}"
 
 
@@ -124,7 +124,7 @@ def with_std(value: dict[str, float | None]) -> str:
 
 
 def mean(value: float | Sequence[float | None] | None) -> float:
-    """The mean over the seeds; NaN where a value was not finite, which files hold as null."""
+    """The mean over the seeds; NaN if a value is null, which stands for one that is not finite."""
     numbers = [
         math.nan if x is None else x for x in (value if isinstance(value, Sequence) else [value])
     ]

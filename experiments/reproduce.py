@@ -1,4 +1,4 @@
-"""Tables and figures of the paper: run what they need, and print ours beside the paper's.
+"""Reproduce tables and figures of the paper: run what they need, print our numbers and the paper's.
 
 python -m experiments.reproduce --table S5 --no-run
 python -m experiments.reproduce --table S5
@@ -27,12 +27,12 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "REPRODUCIBILITY.md"
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the flags, run what is missing, print the table."""
+    """Parse the flags, run what is missing, print the table."""
     given = list(sys.argv[1:] if args is None else args)
     with cli.command():
         flags = cli.parse(Flags, given, Flags(), PROG)
         if (flags.table is None) == (flags.figure is None):
-            cli.fail("name one --table or one --figure")
+            cli.fail("want either --table or --figure")
         for name in ("seeds", "timesteps"):
             if getattr(flags, name) < 1:
                 cli.fail(f"--{name} must be 1 or more, got {getattr(flags, name)}")
@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
         name = f"table {flags.table}" if flags.table else f"figure {flags.figure}"
         _check_read(flags, name, READS[name].flags, cli.given(given))
         if flags.document:
-            section(DOCUMENT, name)  # refuses here what could not be written at the end
+            section(DOCUMENT, name)  # fail now rather than after the runs
         flags, runner = _open(flags, name, given)
         with trusting(runner.place):
             lines = READS[name].show(flags, runner)
@@ -56,33 +56,33 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _open(flags: Flags, name: str, given: Sequence[str]) -> tuple[Flags, Runner]:
-    """Where the runs of a table lie, and the flags: a results file has its own defaults."""
+    """A `Runner` for the table, and the flags; a results file has its own defaults of the flags."""
     command = cli.command_line(PROG, given)
     if flags.run or flags.out is not None:
         out = runs.user_path("--out", flags.out or Path("runs/reproduce"))
         pictures = saved.results() if flags.save else out
         return flags, Runner(out, flags.run, command, pictures=pictures)
     if flags.save:
-        cli.fail("--save is of a folder of runs: name it with --out")
+        cli.fail("--save needs the folder of the runs: name it with --out")
     file = saved.read(name)
     with trusting(file.path):
-        own = {flag: value for flag, value in file.flags.items() if flag not in cli.given(given)}
-        flags = dataclasses.replace(flags, **own)
+        stored = {name: x for name, x in file.flags.items() if name not in cli.given(given)}
+        flags = dataclasses.replace(flags, **stored)
     return flags, Runner(saved.results(), False, command, saved=file)
 
 
 def _save(flags: Flags, name: str, known: Iterable[str], runner: Runner) -> None:
-    """Write the results file of a table, with the flags that are not the defaults."""
-    usual = Flags()
-    own = {flag: getattr(flags, flag) for flag in known}
-    own = {flag: value for flag, value in own.items() if value != getattr(usual, flag)}
-    cli.say(f"saved: {saved.write(name, own, runner.found)}")
+    """Write the results file of a table, with the flags that differ from the defaults."""
+    defaults = Flags()
+    changed = {flag: getattr(flags, flag) for flag in known}
+    changed = {flag: x for flag, x in changed.items() if x != getattr(defaults, flag)}
+    cli.say(f"saved: {saved.write(name, changed, runner.found)}")
 
 
 def _check_read(
     flags: Flags, name: str, known: Mapping[str, tuple[Any, ...] | None], given: Sequence[str]
 ) -> None:
-    """Refuse flags that the table does not read, and values that it does not know."""
+    """Refuse flags that the table does not read, and values that it does not have."""
     for field in ("streams", "methods", "memories", "p", "timesteps", "seeds"):
         if field not in given:
             continue
@@ -92,21 +92,17 @@ def _check_read(
         if not isinstance(values, tuple):
             continue
         if not values:
-            cli.fail(f"--{field} must have a value or more, got none")
+            cli.fail(f"--{field} must have at least one value, got none")
         if len(set(values)) < len(values):
             cli.fail(f"--{field} must have different values, got {' '.join(map(str, values))}")
         for value in values:
             if allowed is not None and value not in allowed:
                 listed = ", ".join(map(str, allowed))
-                cli.fail(f"--{field} must be among {listed} with --{name}, got {value}")
+                cli.fail(f"--{field} must be one of {listed} with --{name}, got {value}")
 
 
 def section(path: Path, name: str) -> tuple[str, str]:
-    """What stands before and after a section of a document.
-
-    Raises:
-      RunError: the document cannot be read, or has no such section.
-    """
+    """The text of a document before and after a section; a missing section is a `RunError`."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     try:
         before, found, rest = path.read_text(encoding="utf-8").partition(begin)
@@ -114,16 +110,12 @@ def section(path: Path, name: str) -> tuple[str, str]:
         raise RunError(f"{path} cannot be read: {one_line(error)}") from error
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise RunError(f"{path} has no marks {begin} and {end}")
+        raise RunError(f"{path} must contain {begin} and {end}")
     return before + begin, end + after
 
 
 def write_section(path: Path, name: str, lines: Sequence[str]) -> None:
-    """Put lines between the marks of a section; what is outside them stays.
-
-    Raises:
-      RunError: the document has no such marks, or cannot be written; it is as it was.
-    """
+    """Replace the lines of a section of a document."""
     before, after = section(path, name)
     with writing(path):
         replace_text(path, "\n".join([before, *lines, after]))

@@ -1,4 +1,4 @@
-"""A run from its flags to its figures: the one `main` of the families, and what it is made of."""
+"""The `main` of all families: a run from its flags to its figures."""
 
 import atexit
 import dataclasses
@@ -20,18 +20,18 @@ from jaxsparse.training.errors import trusting
 
 
 class Family(Protocol):
-    """A family of experiments: a module that holds what its runs differ in from the others'.
+    """A family of experiments: a module with what is specific to its runs.
 
     Attributes:
-      UNIT: what a row of a run's metrics is about.
-      HINTS: flags that decide the defaults of the others, with their own defaults.
+      UNIT: what a row of the metrics stands for: "epoch", "task" or "interval".
+      HINTS: the flags that decide the defaults of the other flags, with their own defaults.
       READS: which settings are read when.
-      FIGURES: file name -> `(rows, result) -> figure`, of a finished run.
+      FIGURES: file name -> `(rows, result) -> figure` of a finished run.
       Config: the dataclass of a run's configuration; its fields are flags.
       Flags: the dataclass of all flags: `config`, `out`, `resume`, and those of this family.
-      Report: `(configuration, path) ->` the `ConsoleReport` of a run.
-      preset_config: `**HINTS -> configuration` that the flags start from.
-      learn: `(configuration, data, folder, hooks) -> result`, from where the folder's run is.
+      Report: `(configuration, path) -> ConsoleReport`.
+      preset_config: `**HINTS -> configuration`, the defaults of the flags.
+      learn: `(configuration, data, folder, hooks) -> result`; resumes the folder's run.
     """
 
     __name__: str
@@ -55,11 +55,11 @@ class Family(Protocol):
         """How many cores a run uses."""
 
     def load_data(self, config: Any, /) -> Any:
-        """The data of a run, checked to be what the configuration can run on."""
+        """The data of a run, checked against the configuration."""
 
 
 def name_of(family: Family) -> str:
-    """The name of a family: of its folder under runs/, and in config.json."""
+    """The name of a family, as used for its folder under runs/ and in config.json."""
     return family.__name__.rpartition(".")[2]
 
 
@@ -69,7 +69,7 @@ def command_of(family: Family) -> str:
 
 
 def _as_given(family: Family, opened: "Opened", args: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """The configuration of the flags, and nothing more for the run's record."""
+    """The configuration of the flags, with no further entries for the run's record."""
     return opened.config, {}
 
 
@@ -78,13 +78,13 @@ def main(
     args: Sequence[str] | None = None,
     choose: Callable[..., tuple[Any, dict[str, Any]]] = _as_given,
 ) -> None:
-    """A command: parse the flags, run or resume, and report.
+    """Parse the flags, run or resume, and report.
 
     Args:
-      name: of the family's module.
-      args: the flags; default: the process's.
-      choose: `(family, opened, args) ->` the configuration that is run, and further entries of a
-        new run's record.
+      name: name of the family's module.
+      args: the flags; default: those of the process.
+      choose: `(family, opened, args) -> (configuration, entries)`; the configuration is run, and
+        the entries are added to the record of a new run.
     """
     family = cast(Family, sys.modules[name])
     with cli.command():
@@ -101,7 +101,7 @@ def main(
 
 
 class Opened(NamedTuple):
-    """What the flags come to: `folder` is None for a new run, whose place is `out`."""
+    """The parsed flags and the run they name; `folder` is None for a new run, made at `out`."""
 
     config: Any
     folder: RunFolder | None
@@ -116,12 +116,12 @@ class Opened(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """Where the run lies or will lie."""
+        """The path of the run's folder, existing or not."""
         return self.folder.path if self.folder else self.out
 
     @property
     def resume_command(self) -> str:
-        """What goes on with the run."""
+        """The command that resumes the run."""
         path = str(self.path)
         return cli.command_line(
             self.prog, ["--resume", f"./{path}" if path.startswith("-") else path]
@@ -129,7 +129,7 @@ class Opened(NamedTuple):
 
 
 def open_run(family: Family, args: list[str]) -> Opened:
-    """Read the flags: the configuration, and the folder of a run to resume or a new one's place."""
+    """Parse the flags, and open the run to resume or check the place of a new one."""
     folder = None
     if resumed := cli.last_value(args, "resume"):
         folder = RunFolder.open(user_path("--resume", resumed), family.UNIT)
@@ -143,11 +143,11 @@ def open_run(family: Family, args: list[str]) -> Opened:
             cli.say(family.describe())
         raise
     _check_read(family, flags, args)
-    given = _with_whole_place(flags.config)
+    given = _with_absolute_data_dir(flags.config)
     if folder is not None and not same_run(given, config):
         here = dataclasses.replace(given, data_dir=config.data_dir)
         differences = cli.differing(dataclasses.asdict(here), dataclasses.asdict(config))
-        raise RunError(f"--resume {flags.resume}: another configuration: {differences}")
+        raise RunError(f"--resume {flags.resume}: the configuration differs: {differences}")
     if folder is not None:
         use_threads_of(folder.config())
         out = folder.path
@@ -160,7 +160,7 @@ def open_run(family: Family, args: list[str]) -> Opened:
 
 
 def _hinted(args: list[str], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that decide the defaults of the others; errors are left to the full parse."""
+    """The values of the `HINTS` flags; errors in them are left to the full parse."""
     values = dict(hints)
     for name, default in hints.items():
         word = cli.last_value(args, name)
@@ -171,9 +171,9 @@ def _hinted(args: list[str], hints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_read(family: Family, flags: Any, args: list[str]) -> None:
-    """Refuse flags that nothing would read."""
+    """Refuse flags that would have no effect."""
     given = cli.given(args)
-    # A run that goes on has its settings: others than its own are refused, but for this one.
+    # A resumed run keeps its settings. Only this one may change; `open_run` refuses others.
     read = given if flags.resume is None else [name for name in given if name == "data_dir"]
     if message := unread.unread(family.READS, flags.config, read):
         raise ConfigError(message)
@@ -182,31 +182,27 @@ def _check_read(family: Family, flags: Any, args: list[str]) -> None:
     for field in dataclasses.fields(family.Flags):
         if (name := field.name) not in ("config", "resume") and name in given:
             flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} is of a new run, and not read with --resume")
+            raise ConfigError(f"{flag} is for new runs and is not read with --resume")
 
 
 def user_path(flag: str, path: str | Path) -> Path:
-    """The path that a flag names, `~` expanded, which no shell does after `--flag=`.
-
-    Raises:
-      RunError: there is no such user, or none with a home folder.
-    """
+    """The path that a flag names, with `~` expanded: shells do not expand it after `--flag=`."""
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
-        raise RunError(f"{flag}: {path} is an address, want a folder of this machine")
+        raise RunError(f"{flag}: {path} is a URL, want a folder on this machine")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise RunError(f"{flag}: {path} has no home folder in its place") from error
+        raise RunError(f"{flag}: {path} names no home folder") from error
 
 
 def _unnamed_place(family: Family, config: Any) -> Path:
-    """A folder for a run whose user names none; no other run started with it has the same."""
+    """Create a folder for a run without --out; runs started at the same time get different ones."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     label = f"{family.label(config)}-{now}"
     place = RunFolder.create_unnamed(Path("runs") / name_of(family) / label)
 
     def remove_unused():
-        with suppress(OSError):  # it holds the run
+        with suppress(OSError):  # not empty: it holds the run
             place.rmdir()
 
     atexit.register(remove_unused)
@@ -217,60 +213,52 @@ def _unnamed_place(family: Family, config: Any) -> Path:
 def ready_run(
     family: Family, place: RunFolder | Path, config: Any, data: Any, **more: Any
 ) -> RunFolder:
-    """The folder of a run on this data: the one that is there, or a new one.
+    """The existing folder of a run, or a new one with the record of how its numbers are made.
 
-    A new one's record holds what is needed to tell how its numbers were made.
-
-    Args:
-      family: what it is a run of.
-      place: the folder of a run, or where to make a new one.
-      config: the run's configuration.
-      data: what was read.
-      **more: further entries of a new run's record.
-
-    Raises:
-      RunError: the run is of other data, or there is no place for a new one.
+    `more` are further entries of a new record. An existing run on other data is a `RunError`.
     """
     digest = fingerprint(data)
     if isinstance(place, RunFolder):
         if place.config().get("data", digest) != digest:
-            where = f"--data-dir {config.data_dir}" if config.data_dir else "the data read now"
+            here = f"that in {config.data_dir}" if config.data_dir else "what is read now"
             raise RunError(
-                f"{place.path} is a run on other data than {where} holds; name with --data-dir"
-                " where its data lies"
+                f"{place.path} is a run on other data than {here}; name the folder of its"
+                " data with --data-dir"
             )
         return place
     record = {
         "experiment": name_of(family),
-        "config": dataclasses.asdict(_with_whole_place(config)),
+        "config": dataclasses.asdict(_with_absolute_data_dir(config)),
         "data": digest,
-        **environment(getattr(config, "blocks", None)),  # of networks that have Conv4's
+        **environment(getattr(config, "blocks", None)),  # only for networks with Conv4's blocks
         **more,
     }
     return RunFolder.create(place, record, family.UNIT)
 
 
-def _with_whole_place(config: Any) -> Any:
-    """The configuration, its folder of data as one finds it from anywhere."""
+def _with_absolute_data_dir(config: Any) -> Any:
+    """The configuration with an absolute path as its folder of data."""
     place = config.data_dir
-    if place is None or "://" in place:  # TensorFlow Datasets reads from elsewhere, too
+    if place is None or "://" in place:  # TensorFlow Datasets also reads from URLs
         return config
     whole = user_path("--data-dir", place).absolute()
     return dataclasses.replace(config, data_dir=str(whole))
 
 
 def _load(family: Family, config: Any, resumed: bool) -> Any:
-    """The data of a run; where a run that goes on finds none, the message says what to do."""
+    """The data of a run; for a resumed run, the error message adds what to do."""
     try:
         return family.load_data(config)
     except DataError as error:
         if not resumed:
             raise
-        raise DataError(f"{error}; data that has moved is named with --data-dir") from error
+        raise DataError(
+            f"{error}; if the data has moved, name its folder with --data-dir"
+        ) from error
 
 
 def same_run(one: Any, other: Any) -> bool:
-    """Whether two configurations are of the same run: where its data lies is no part of it."""
+    """Whether two configurations are equal; the folder of the data may differ."""
     return dataclasses.replace(one, data_dir=other.data_dir) == other
 
 
@@ -281,17 +269,18 @@ def run(
     resume_command: str,
     **more: Any,
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """Take a run to its end from wherever it is; its figures are `draw_missing`'s.
+    """Start or resume a run and finish it; a finished one is only read.
 
     Args:
-      family: what it is a run of.
+      family: the family of the run.
       config: the run's configuration.
-      place: the folder of a run, or where to make a new one.
-      resume_command: what goes on with the run when it is stopped.
+      place: the folder of an existing run, or the path of a new one.
+      resume_command: the command to show if the run is stopped.
       **more: further entries of a new run's record.
 
     Returns:
-      The folder of the finished run, and the content of its result.json.
+      The folder of the run and the content of its result.json. Figures are not drawn here: see
+      `draw_missing`.
     """
     folder = None if isinstance(place, Path) else place
     result = folder.result() if folder else None
@@ -308,13 +297,10 @@ def run(
 
 
 def draw_missing(family: Family, folder: RunFolder, result: dict[str, Any]) -> None:
-    """Draw those of a finished run's figures that are missing or damaged.
+    """Draw the figures of a finished run that are missing or damaged.
 
-    Asked of every finished run: one may have been killed between its result and its figures. Its
-    result is there: a figure that cannot be drawn is a warning.
-
-    Raises:
-      WriteError: one cannot be written.
+    A run may have been killed between its result and its figures. Since the result exists, a figure
+    that cannot be drawn is only a warning; one that cannot be written is a `WriteError`.
     """
     figures = {
         name: draw for name, draw in family.FIGURES.items() if not is_whole(folder.path / name)
@@ -324,7 +310,7 @@ def draw_missing(family: Family, folder: RunFolder, result: dict[str, Any]) -> N
 
 
 def preset_flags(values: Mapping[str, Any], hidden: Sequence[str]) -> str:
-    """Settings as the flags that make them."""
+    """Settings written as flags."""
     shown = {n: v for n, v in values.items() if n not in hidden and v is not None}
     return " ".join(_flag(name.replace("_", "-"), value) for name, value in shown.items())
 
@@ -336,15 +322,15 @@ def _flag(name: str, value: Any) -> str:
 
 
 def open_if_there(path: Path, unit: str) -> RunFolder | None:
-    """The folder of the run at `path`; None where there is none."""
+    """The folder of the run at `path`, or None."""
     return RunFolder.open(path, unit) if RunFolder.is_there(path) else None
 
 
 def stored_config(family: Family, folder: RunFolder) -> Any:
-    """The configuration of a run; what was no field yet when it was made has its default.
+    """The configuration of a run; fields that are newer than the run have their defaults.
 
     Raises:
-      RunError: it is not one of this family.
+      RunError: the run is not one of this family.
     """
     record = folder.config()
     stored = record.get("config")
@@ -352,12 +338,12 @@ def stored_config(family: Family, folder: RunFolder) -> Any:
         if record.get("experiment", name_of(family)) != name_of(family):
             raise ConfigError(f"its experiment is {record['experiment']!r}")
         if not isinstance(stored, dict):
-            raise ConfigError(f"want a dict under 'config', got {stored!r}")
+            raise ConfigError(f"'config' must be a dict, got {stored!r}")
         fields = {field.name for field in dataclasses.fields(family.Config)}
         if unknown := sorted(stored.keys() - fields):
-            raise ConfigError(f"it has no {', '.join(unknown)}")
+            raise ConfigError(f"unknown settings: {', '.join(unknown)}")
         return family.Config(**stored)
     except ConfigError as error:
         raise RunError(
-            f"{folder.path / 'config.json'} is no run of {name_of(family)}: {error}"
+            f"{folder.path / 'config.json'} is not a run of {name_of(family)}: {error}"
         ) from error

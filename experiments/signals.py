@@ -1,11 +1,11 @@
-"""Ctrl-C, SIGTERM and SIGHUP: one line and an end, from a command's first moment on.
+"""Ctrl-C, SIGTERM and SIGHUP end a command with one line, from its start on.
 
-No handler raises: where the exception comes up is chance, and a callback of the garbage collector
-drops it; the command would go on. A thread deals with the signals instead, at once: the main one
-may be compiling for a minute.
+No handler raises an exception: it could come up anywhere, and in a callback of the garbage
+collector Python would drop it. Instead a thread acts on the signals. It does so at once, even while
+the main thread compiles for a minute.
 """
 
-# Few and quick ones: this is the first thing that a command imports.
+# Only modules that load quickly: a command imports this file first.
 import _thread
 import contextlib
 import os
@@ -19,19 +19,18 @@ _NUMBERS = tuple(
 _LOCK = _thread.allocate_lock()
 
 _installed = False
-_ending = "stopped"  # what a signal ends the process with
-_saving: str | None = None  # within a run that saves when asked: the command that continues it
-_asked: int | None = None  # the signal that asked it to
-_said = False  # the last line has been written
-at_end: list[Callable[[], object]] = []  # called where a signal ends the process, `atexit` is not
+_ending = "stopped"  # the line that a signal ends the process with
+_saving: str | None = None  # while a run can save: the command that resumes it
+_asked: int | None = None  # the signal that asked the run to save and stop
+_written = False  # the last line has been printed
+at_end: list[Callable[[], object]] = []  # called when a signal ends the process; `atexit` is not
 
 
 def handle() -> Callable[[], None] | None:
-    """From now on a signal ends the process with one line; see `leave` and `saving`.
+    """Make signals end the process with one line; see `leave` and `saving`.
 
-    Returns:
-      What puts back the handlers of before; None where there is nothing to put back: they are
-      ours already, or this is not the main thread, which alone may set them.
+    Returns a function that restores the previous handlers. It is None if nothing was changed: our
+    handlers were there already, or this is not the main thread, and only that may set handlers.
     """
     global _installed
     if _installed:
@@ -47,7 +46,7 @@ def handle() -> Callable[[], None] | None:
         return None
     _thread.start_new_thread(_watch, (reader,))
     before = {number: signal.getsignal(number) for number in _NUMBERS}
-    # A command under nohup outlives its terminal.
+    # Under nohup SIGHUP is ignored and stays so.
     ours = [n for n in _NUMBERS if n == signal.SIGINT or before[n] != signal.SIG_IGN]
     for number in ours:
         signal.signal(number, _nothing)
@@ -58,7 +57,7 @@ def handle() -> Callable[[], None] | None:
         for number in ours:
             signal.signal(number, before[number] or signal.SIG_DFL)
         signal.set_wakeup_fd(before_fd)
-        os.close(writer)  # which ends the thread
+        os.close(writer)  # this ends the thread
         _installed = False
 
     return restore
@@ -66,7 +65,7 @@ def handle() -> Callable[[], None] | None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within it signals are dealt with as `handle` says."""
+    """`handle` as a context."""
     restore = handle()
     try:
         yield
@@ -76,23 +75,18 @@ def handled() -> Iterator[None]:
 
 
 def leave(line: str) -> None:
-    """From now on a signal ends the process with this line."""
-    global _ending, _said, _asked
+    """Set the line that a signal ends the process with."""
+    global _ending, _written, _asked
     with _LOCK:
-        _ending, _said, _asked = line, False, None
+        _ending, _written, _asked = line, False, None
 
 
 @contextlib.contextmanager
 def saving(resume_command: str) -> Iterator[Callable[[], bool]]:
-    """Within it the first signal asks the run to save and stop; a second one ends it at once.
+    """Let the first signal ask the run to save and stop; a second one ends it at once.
 
-    Until the run first asks it has nothing to save: a signal ends it at once.
-
-    Args:
-      resume_command: what continues the run.
-
-    Returns:
-      A context with the function that tells whether the run was asked to stop.
+    Yields the function that says whether the run was asked to stop. Before its first call the run
+    has nothing to save, and the first signal already ends it at once.
     """
     global _saving, _ending
     leave(f"stopped before the first step; continue with: {resume_command}")
@@ -116,25 +110,25 @@ def asked() -> int | None:
 
 
 def last_line(line: str) -> None:
-    """Write the line that a command ends with; a signal that comes later adds none."""
-    global _said
-    line = line.encode(errors="backslashreplace").decode()  # names of files may be no text
+    """Print the last line of a command; a later signal prints none."""
+    global _written
+    line = line.encode(errors="backslashreplace").decode()  # file names may not be valid UTF-8
     with _LOCK:
-        _said = True
+        _written = True
         with contextlib.suppress(OSError, ValueError):
             print(f"error: {line}", file=sys.stderr, flush=True)
 
 
 def _watch(reader: int) -> None:
-    """The thread: Python writes the number of each signal to the pipe as soon as it arrives."""
+    """The thread: Python writes the number of each signal to the pipe when it arrives."""
     while numbers := os.read(reader, 64):
         for number in numbers:
             if number in _NUMBERS:
-                _deal_with(number)
+                _act_on(number)
     os.close(reader)
 
 
-def _deal_with(number: int) -> None:
+def _act_on(number: int) -> None:
     global _asked
     with _LOCK:
         if _saving is not None and _asked is None:
@@ -143,12 +137,12 @@ def _deal_with(number: int) -> None:
         line = _ending
         if _saving is not None:
             line = f"stopped at once, without saving; continue with: {_saving}"
-        # Past Python's own buffers, which the main thread may hold.
+        # Without Python's buffers: the main thread may hold their locks.
         with contextlib.suppress(OSError):
             if os.isatty(1):  # a progress bar hides the cursor
                 os.write(1, b"\r\x1b[K\x1b[?25h")
         with contextlib.suppress(OSError):
-            if not _said:
+            if not _written:
                 os.write(2, f"error: {line}\n".encode(errors="backslashreplace"))
         for function in at_end:
             with contextlib.suppress(Exception):
@@ -161,10 +155,10 @@ def _nothing(number, frame) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Where the shell closed one (`>&-`), the next file opened would take what is printed."""
+    """Reopen streams that the shell closed (`>&-`): else the next file opened gets the output."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number, this one
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115

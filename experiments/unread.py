@@ -1,22 +1,22 @@
-"""Which settings a configuration reads: a flag that nothing would read is refused.
+"""Which settings are read by which configuration; a flag that is not read is refused.
 
-Only flags that are given count: presets, and the stored configurations of older runs, may hold
-values that their method does not read.
+Only flags on the command line are checked. Presets and stored configurations may hold values that
+their method does not read.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Settings and the values that they must have, all of them.
+# Setting -> the values it may have; a case holds if all its settings have one of their values.
 Case = Mapping[str, tuple[Any, ...]]
 
 
 class Reads(NamedTuple):
-    """Which of a family's settings are read.
+    """Which settings of a family are read.
 
     Attributes:
-      always: those that every configuration reads.
-      cases: of each other one, the cases in any of which it is read.
+      always: settings that are always read.
+      cases: for each other setting, the cases in which it is read.
     """
 
     always: tuple[str, ...]
@@ -24,15 +24,7 @@ class Reads(NamedTuple):
 
 
 def unread(reads: Reads, config: Any, given: Sequence[str]) -> str | None:
-    """What is wrong with the flags that are given, or None.
-
-    Args:
-      reads: of the configuration's family.
-      config: the configuration.
-      given: names of flags, `no_` before those that deny.
-
-    Returns:
-      A line that names the first flag that the configuration does not read.
+    """A line that names the first of the `given` flags that is not read, or None.
 
     Example:
       >>> unread(FEWSHOT, FewShotConfig(method="anil"), ["embedding"])
@@ -47,7 +39,7 @@ def unread(reads: Reads, config: Any, given: Sequence[str]) -> str | None:
 
 
 def is_read(reads: Reads, config: Any, field: str) -> bool:
-    """Whether the configuration's numbers depend on a setting."""
+    """Whether the configuration reads a setting."""
     return field not in reads.cases or any(
         all(getattr(config, name) in values for name, values in case.items())
         for case in reads.cases[field]
@@ -73,7 +65,7 @@ def _flag(name: str, value: Any) -> str:
 # ---- few-shot learning
 
 _LEARNED = {"method": ("sparse-maml", "sparse-relu-maml", "sparse-maml-plus", "meta-sgd")}
-# Gates whose parameters start as --mask-init says, and where it says nothing at inner_lr.
+# Gates whose parameters start as --mask-init says; with "auto" they start at inner_lr.
 _RATES = ("sparse-relu-maml", "meta-sgd")
 
 FEWSHOT = Reads(
@@ -97,7 +89,7 @@ FEWSHOT = Reads(
             {"method": ("sparse-maml-plus",)},
         ),
         "embedding": ({"method": ("sparse-maml-plus",)},),
-        # MAML is of second order anyhow: only --no-second-order would go unread.
+        # MAML is always second order: with it, only --no-second-order has no effect.
         "second_order": (
             {"method": (*_LEARNED["method"], "fomaml", "anil", "boil")},
             {"second_order": (True,)},

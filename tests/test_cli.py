@@ -67,7 +67,7 @@ def test_a_cache_that_was_cut_short_is_told_of(tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:-9])
     again = run()
     (line,) = again.stderr.splitlines()
-    assert line.startswith("warning: programs are compiled anew") and str(tmp_path) in line
+    assert line.startswith("warning: programs are compiled again") and str(tmp_path) in line
     assert entries and again.stdout == "6\n"
 
 

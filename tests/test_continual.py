@@ -507,7 +507,7 @@ def test_a_scan_chooses_without_the_test_images(tmp_path, monkeypatch, capsys):
         ),
         (["--method", "magic"], "method must be one of sparse-lamaml, lamaml"),
         (["--stream", "split-cifar10"], "tasks must be 5"),
-        (["--augment"], "augment wants images of 3 channels"),
+        (["--augment"], "augment needs images with 3 channels"),
         (["--data", "mnist", "--data-dir", "/nowhere"], "/nowhere"),
         (["--resume", "/nowhere"], "/nowhere holds no run"),
     ],

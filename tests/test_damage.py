@@ -46,11 +46,11 @@ def run(name, tmp_path):
 
 
 CONFIGS = {
-    "no configuration": (lambda record: record.pop("config"), "want a dict under 'config'"),
-    "a list": (lambda record: record.update(config=[1]), "want a dict under 'config'"),
+    "no configuration": (lambda record: record.pop("config"), "'config' must be a dict, got None"),
+    "a list": (lambda record: record.update(config=[1]), "'config' must be a dict, got [1]"),
     "another experiment": (lambda record: record.update(experiment="other"), "'other'"),
     "no name": (lambda record: record.update(experiment=None), "None"),
-    "an unknown field": (lambda record: record["config"].update(waist=3), "it has no waist"),
+    "unknown field": (lambda record: record["config"].update(waist=3), "unknown settings: waist"),
     "text": (lambda record: record["config"].update(seeds="five"), "seeds must be a whole number"),
     "a fraction": (lambda record: record["config"].update(width=2.5), "width must be a whole"),
     "true": (lambda record: record["config"].update(seeds=True), "seeds must be a whole number"),
@@ -71,7 +71,7 @@ def test_a_wrong_configuration_is_named(name, run, damage, message, capsys):
     (run / "config.json").write_text(json.dumps(record))
     before = {path: path.read_bytes() for path in run.iterdir()}
     line = one_line(capsys, COMMANDS[name].main, ["--resume", run])
-    assert f"config.json is no run of {name}: " in line and message in line
+    assert f"config.json is not a run of {name}: " in line and message in line
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
@@ -148,7 +148,7 @@ def test_places_for_a_run_that_cannot_be_used_are_one_line(name, tmp_path, capsy
         tmp_path / "full": "is not empty",
         "/dev/null": "want a folder",
         "n" * 300: "File name too long",
-        "~nosuchuser/run": "--out: ~nosuchuser/run has no home folder",
+        "~nosuchuser/run": "--out: ~nosuchuser/run names no home folder",
     }
     for place, message in places.items():
         assert message in one_line(capsys, COMMANDS[name].main, [f"--out={place}"])

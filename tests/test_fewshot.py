@@ -437,8 +437,8 @@ BAD = {
     "no such folder": (["--data-dir=/nowhere"], "/nowhere"),
     "images too small": (["--image-size=8"], "8"),
     "no run to resume": (["--resume=/nowhere"], "/nowhere holds no run"),
-    "address": (["--out=gs://bucket/run"], "--out: gs:/bucket/run is an address"),
-    "address of a file": (["--out=file:///tmp/run"], "is an address, want a folder"),
+    "address": (["--out=gs://bucket/run"], "--out: gs:/bucket/run is a URL"),
+    "address of a file": (["--out=file:///tmp/run"], "is a URL, want a folder"),
     "place that cannot be written": (["--out=/proc/run"], "cannot write to /proc/run"),
 }
 

@@ -103,8 +103,8 @@ def test_a_section_is_replaced_and_the_rest_stays(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "name one --table or one --figure"),
-        (["--table", "S5", "--figure", "S3"], "name one --table or one --figure"),
+        ([], "want either --table or --figure"),
+        (["--table", "S5", "--figure", "S3"], "want either --table or --figure"),
         (["--table", "S4"], "S4"),
         (["--table", "S5", "--seeds", "0"], "--seeds must be 1 or more, got 0"),
         (["--table", "3", "--streams", "rotations"], "holds a run of another configuration"),
@@ -332,7 +332,7 @@ def test_both_readings_of_cmamls_first_rate_are_shown(tmp_path, capsys):
 
 def test_a_short_stream_is_said_to_be_one(tmp_path, capsys):
     run(tmp_path, "--table", "S8", "--timesteps", "1000")
-    assert "first 1,000 timesteps, the paper's of 10,000" in capsys.readouterr().out
+    assert "first 1,000 timesteps, the paper's over all 10,000" in capsys.readouterr().out
 
 
 def test_the_lead_is_shown_by_part_of_the_stream_and_data_set(tmp_path, capsys):

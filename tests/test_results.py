@@ -55,7 +55,7 @@ def test_what_the_document_prints_is_in_them(name, capsys, monkeypatch):
     assert "|---|" in section
     if name == "table S6":  # it shows the scans before the table
         assert "scan on held-out" in printed
-        printed = printed[printed.index("Chosen on training images") :]
+        printed = printed[printed.index("Settings chosen on held-out") :]
     assert printed == section
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_or_missing_file_is_one_line(text, capsys, results):
 
 def test_only_a_folder_of_runs_is_saved(capsys, results):
     for flags, message in (
-        (["--save"], "--save is of a folder of runs: name it with --out"),
+        (["--save"], "--save needs the folder of the runs: name it with --out"),
         (["--save", "--out", str(results)], "there is nothing to show"),
     ):
         with pytest.raises(SystemExit) as stopped:

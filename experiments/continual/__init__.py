@@ -41,18 +41,18 @@ class Flags:  # no docstring: --help would begin with it
     out: Path | None = None
     """folder for the run; default: a new one under runs/continual"""
     resume: Path | None = None
-    """folder of a run to go on with; its configuration is used"""
+    """folder of a run to resume; its configuration is used"""
     scan: bool = False
-    """first choose rates and glances on held-out training images"""
+    """first choose rates and glances by a grid search on held-out training images"""
     grid_inner_lr: tuple[float, ...] = ()
-    """alpha_0 to scan; without any grid, of what the method uses: alpha_0 0.05 0.1 0.15, gamma_m
-    0.3 0.75 1.7, the rate of theta times 0.3 1 3, and glances 5 10"""
+    """values of alpha_0 to scan. Without any --grid flag, the settings that the method uses are
+    scanned: alpha_0 0.05 0.1 0.15, gamma_m 0.3 0.75 1.7, theta_lr times 0.3 1 3, glances 5 10"""
     grid_mask_lr: tuple[float, ...] = ()
-    """gamma_m to scan"""
+    """values of gamma_m to scan"""
     grid_theta_lr: tuple[float, ...] = ()
-    """rates of theta to scan"""
+    """values of theta_lr to scan"""
     grid_glances: tuple[int, ...] = ()
-    """glances to scan"""
+    """numbers of glances to scan"""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -66,5 +66,5 @@ def label(config: ContinualConfig) -> str:
 
 
 def cores(config: ContinualConfig) -> int:
-    """How many cores a run uses: seeds go side by side."""
+    """How many cores a run uses: seeds are divided among them."""
     return machine.cores()

@@ -1,4 +1,4 @@
-"""The streams that configurations name, and whether what is to be run on them fits."""
+"""Load the stream of a configuration, and check that the run is possible and fits into memory."""
 
 import jax
 
@@ -9,8 +9,8 @@ from jaxsparse.training.continual import ContinualConfig, default_rates, make_pr
 
 
 def load_stream(config: ContinualConfig) -> TaskStream:
-    """The stream that a configuration names, with the images it is measured on; checked."""
-    # What grows fastest with the tasks, before they are made.
+    """The stream of a configuration with its test images, checked."""
+    # The accuracy matrices grow fastest with the tasks: check them before making the tasks.
     matrices = 4 * config.seeds * (config.tasks + 1) * config.tasks
     memory.check_fits(
         matrices, lambda: matrices, f"accuracies of tasks {config.tasks} for seeds {config.seeds}"
@@ -31,7 +31,7 @@ def load_stream(config: ContinualConfig) -> TaskStream:
 
 
 def check_size(config: ContinualConfig, stream: TaskStream, runs: int) -> None:
-    """Refuse what cannot be run, or cannot be held in memory."""
+    """Refuse runs with too many steps, and runs that do not fit into memory."""
     program = make_program(config, stream)
     steps = program.batches_per_task * stream.num_tasks
     if steps >= 2**31:
@@ -54,9 +54,11 @@ def check_size(config: ContinualConfig, stream: TaskStream, runs: int) -> None:
 
 
 def _check(config: ContinualConfig, stream: TaskStream) -> None:
-    """Refuse a configuration that the images do not go with."""
+    """Refuse a configuration that does not match the images."""
     if stream.num_tasks != config.tasks:
-        raise ConfigError(f"tasks must be {stream.num_tasks}, pairs of classes, got {config.tasks}")
+        raise ConfigError(
+            f"tasks must be {stream.num_tasks}, one for each pair of classes, got {config.tasks}"
+        )
     channels = stream.train.images.shape[3]
     if config.augment and channels != 3:
-        raise ConfigError(f"augment wants images of 3 channels, {config.data} has {channels}")
+        raise ConfigError(f"augment needs images with 3 channels, {config.data} has {channels}")

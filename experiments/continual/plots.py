@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def draw_accuracy(rows: Rows, result: dict[str, Any]) -> "Figure":
-    """Over the stream: accuracy on the newest task, on all tasks so far, and on the first."""
+    """Accuracy over the stream: on the newest task, on all tasks so far, on the first task."""
     R = _matrices(result)
     tasks = np.arange(1, R.shape[1] + 1)
     figure, axis = subplots(figsize=(6, 3.6))
@@ -29,7 +29,7 @@ def draw_accuracy(rows: Rows, result: dict[str, Any]) -> "Figure":
 
 
 def draw_matrix(rows: Rows, result: dict[str, Any]) -> "Figure":
-    """R, the mean over the seeds: a row after each task, a column for each task."""
+    """The accuracy matrix R, mean over seeds: row i is measured after task i."""
     R = _matrices(result).mean(0)
     tasks = len(R)
     figure, axis = subplots(figsize=(5.4, 4.6))
@@ -54,7 +54,7 @@ def _whole_numbers(scale):
 
 
 def _matrices(result: dict[str, Any]) -> np.ndarray:
-    """R in percent, [seeds, T, T], NaN where it was not measured."""
+    """R in percent, [seeds, T, T]; NaN if not measured."""
     return 100 * np.array([seed["accuracy"] for seed in result["seeds"]], float)
 
 

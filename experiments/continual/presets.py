@@ -1,4 +1,4 @@
-"""Settings of runs over streams: Tables S5 to S7 and the public code of the methods compared."""
+"""Settings for streams of tasks: from Tables S5 to S7 and the public code of the methods."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _STREAMS: dict[str, Settings] = {
         "network": "cnn4", "width": 160},
 }  # fmt: skip
 
-# La-MAML's family: Table S6, and for Sync and C-MAML the commands of La-MAML's public code.
+# La-MAML and its variants: Table S6; Sync and C-MAML: the commands of La-MAML's public code.
 _META: dict[str, dict[str, Settings]] = {
     "rotations": {
         "sparse-lamaml": {"inner_lr": 0.15, "mask_lr": 1.7, "glances": 5},
@@ -33,15 +33,15 @@ _META: dict[str, dict[str, Settings]] = {
     },
     "many-permutations": {
         "sparse-lamaml": {"inner_lr": 0.05, "mask_lr": 0.75, "glances": 10},
-        # Table S6's 0.3 freezes 87%; Table S5 is met at the public code's 0.1.
+        # mask_lr: Table S6's 0.3 freezes 87%; the public code's 0.1 reproduces Table S5.
         "lamaml": {"inner_lr": 0.1, "mask_lr": 0.1, "glances": 10},
         "sync-lamaml": {"inner_lr": 0.03, "mask_lr": 0.1, "theta_lr": 0.03, "glances": 10},
         "cmaml-sync": {"inner_lr": 0.03, "theta_lr": 0.15, "glances": 5},
     },
 }
 
-# The other methods on digits: MER's public commands, one image at a time and without clipping.
-# A-GEM is not among them and has GEM's rate; iid has a rate of our own.
+# The other methods on digits: the commands of MER's public code, one image at a time, no clipping.
+# That code lacks A-GEM and iid: A-GEM has GEM's rate, iid's rate is our choice.
 _ONE_BY_ONE = {"batch_size": 1, "glances": 1, "init": "xavier", "clip_norm": None}
 _OTHERS: dict[str, dict[str, Settings]] = {
     "rotations": {
@@ -72,13 +72,13 @@ _OTHERS: dict[str, dict[str, Settings]] = {
     },
 }  # fmt: skip
 
-# Streaming Split-CIFAR-10, Table S7, by the size of the memory: up to 599 images, and beyond. The
-# table's gamma is read as the rate of m (La-MAML's family) or of theta (ER, MER).
+# Streaming Split-CIFAR-10, Table S7: for memories of up to 599 images, and of 600 or more. The
+# table's gamma is taken as the rate of m (La-MAML and its variants) or of theta (ER, MER).
 _CIFAR_META: tuple[Settings, Settings] = (
     {"inner_lr": 0.005, "mask_lr": 0.1, "theta_lr": 0.005, "glances": 2},
     {"inner_lr": 0.01, "mask_lr": 0.01, "theta_lr": 0.01, "glances": 2},
 )
-# The slope of Eq. 10 as printed: with 1/2 the head stays too dense.
+# Slope 1, as Eq. 10 is printed: with 1/2 the head does not become as sparse as published.
 _CIFAR_SPARSE = tuple({**settings, "slope": 1.0} for settings in _CIFAR_META)
 _CIFAR: dict[str, tuple[Settings, ...]] = {
     "sparse-lamaml": _CIFAR_SPARSE,
@@ -115,13 +115,13 @@ _LARGE_MEMORY = 600
 def preset_config(
     stream: str, method: str, data: str | None = None, memories: int = 0
 ) -> ContinualConfig:
-    """The published settings of a method on a stream, ours where none were published.
+    """The published settings of a method on a stream, or ours if none were published.
 
     Args:
-      stream: its name.
-      method: its name.
-      data: other images than the stream's own.
-      memories: images that will be kept; on Split-CIFAR-10 the settings depend on it.
+      stream: name of the stream.
+      method: name of the method.
+      data: name of the images; default: those of the stream.
+      memories: images in memory; the settings on Split-CIFAR-10 depend on it.
 
     Raises:
       ConfigError: there is no such stream or method.
@@ -143,13 +143,13 @@ def _method_settings(stream: str, method: str, memories: int) -> Settings:
 
 
 def describe() -> str:
-    """What every stream sets, and every method on it."""
+    """The settings of every stream and of every method on it, as text for --help."""
     lines = [
-        "what --stream and --method set; flags given beside them override it. From Table S6:"
-        " sparse-lamaml, lamaml; from La-MAML's public code: sync-lamaml, cmaml-sync, lamaml's"
-        " mask-lr on many-permutations; from MER's: er, mer, gem, sgd; from Table S7, on"
-        " split-cifar10: er, mer, gem, lamaml, sparse-lamaml. Ours: agem (gem's rate), iid, and on"
-        " split-cifar10 sync-lamaml, cmaml-sync (lamaml's rates) and sgd:"
+        "what --stream and --method set; other flags override it. Sources: Table S6:"
+        " sparse-lamaml, lamaml; La-MAML's public code: sync-lamaml, cmaml-sync, lamaml's"
+        " mask-lr on many-permutations; MER's public code: er, mer, gem, sgd; Table S7, for"
+        " split-cifar10: er, mer, gem, lamaml, sparse-lamaml. Our choice: agem (gem's rate), iid,"
+        " and on split-cifar10 sync-lamaml, cmaml-sync (lamaml's rates) and sgd:"
     ]
     for stream, settings in _STREAMS.items():
         lines.append(f"  {stream}: {_flags(settings)}")
@@ -158,12 +158,12 @@ def describe() -> str:
             sizes = {0: "", _LARGE_MEMORY: f", --memories {_LARGE_MEMORY} or more"}
         for method in (*META_METHODS, "er", "mer", "gem", "agem", "sgd", "iid"):
             for memories, label in sizes.items():
-                own = _method_settings(stream, method, memories)
-                lines.append(f"    {method}{label}: {_flags(own)}")
+                settings = _method_settings(stream, method, memories)
+                lines.append(f"    {method}{label}: {_flags(settings)}")
     return "\n".join(lines)
 
 
 def _flags(settings):
-    # Also what is None, for that overrides a default.
+    # None is shown too: it overrides a default.
     named = {name: "None" if value is None else value for name, value in settings.items()}
     return preset_flags(named, ())

@@ -1,4 +1,4 @@
-"""What a person sees of a run over a stream of tasks."""
+"""The console output of a run over a stream of tasks."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class StreamReport(ConsoleReport):
         super().__init__(header, path, ("task", c.tasks), None, ("loss", "accuracy"))
 
     def row(self, row: dict[str, Any]) -> None:
-        """Print the line of a task: accuracies on it, on all tasks so far, and the sparsity."""
+        """Print a line for a task: accuracy on it and on all tasks so far, sparsity."""
         done, accuracy = row["task"], row["test_accuracy"]
         if not done:
             return
@@ -58,7 +58,7 @@ class StreamReport(ConsoleReport):
         self.print(f"results and figures: {self.path}")
 
     def scan(self, points: list[dict[str, Any]], best: dict[str, Any]) -> None:
-        """Print what each point of a scan retained on held-out images."""
+        """Print the RA of each point of a scan."""
         table = Table(title="scan on held-out training images")
         for name in ("glances", "inner_lr", "mask_lr", "theta_lr"):
             table.add_column(name, justify="right")

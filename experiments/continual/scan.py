@@ -1,4 +1,4 @@
-"""A scan: the rates and glances that retain most on held-out training images."""
+"""A scan: a grid search for the rates and glances with the highest RA on held-out images."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ from jaxsparse.training.errors import trusting
 
 
 class Grid(NamedTuple):
-    """What a scan goes through; of what is empty, only the configuration's own value."""
+    """The values that a scan tries; for an empty entry, only the configuration's value."""
 
     inner_lr: tuple[float, ...] = ()
     mask_lr: tuple[float, ...] = ()
@@ -30,7 +30,7 @@ class Grid(NamedTuple):
     glances: tuple[int, ...] = ()
 
     def or_usual(self, config: ContinualConfig) -> "Grid":
-        """This grid, or where it is empty the usual one of the configuration's method."""
+        """This grid, or if it is empty the usual one for the configuration's method."""
         if any(self):
             return self
         usual: dict[str, tuple[float, ...]] = {
@@ -45,40 +45,24 @@ class Grid(NamedTuple):
 def choose(
     family: runs.Family, opened: runs.Opened, args: Sequence[str]
 ) -> tuple[ContinualConfig, dict[str, Any]]:
-    """The configuration to run: with --scan the rates and glances that a scan retains most with.
-
-    Args:
-      family: continual learning.
-      opened: what the flags come to.
-      args: the flags.
-
-    Returns:
-      The configuration, and what the run's record says of the scan.
-
-    Raises:
-      ConfigError: a grid that cannot be scanned, or would not be.
-    """
+    """The configuration to run, with --scan chosen by a scan, and further entries of its record."""
     config = opened.config
     grid = grid_of(opened, args)
     if grid is None:
         return config, {}
-    family.load_data(config)  # refuses here what cannot be run
-    place_given = [] if opened.flags.out else ["--out", opened.path]
-    again = cli.command_line(runs.command_of(family), [*args, *place_given])
-    config, points = scan(family, config, grid, opened.out, again)
+    family.load_data(config)  # fail now rather than after the scan
+    place = [] if opened.flags.out else ["--out", opened.path]
+    resume_command = cli.command_line(runs.command_of(family), [*args, *place])
+    config, points = scan(family, config, grid, opened.out, resume_command)
     return config, {"scan": points}
 
 
 def grid_of(opened: runs.Opened, args: Sequence[str]) -> Grid | None:
-    """The grid that the flags ask to scan, None without --scan; checked before anything is run.
-
-    Raises:
-      ConfigError: a grid that cannot be scanned, or would not be.
-    """
+    """The grid that the flags describe, checked; None without --scan."""
     names = [name for name in Grid._fields if f"grid_{name}" in cli.given(args)]
     if not opened.flags.scan:
         if names:
-            raise ConfigError(f"{_grid_flag(names[0])} is read with --scan only")
+            raise ConfigError(f"{_grid_flag(names[0])} is read only with --scan")
         return None
     given = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
     for name in names:
@@ -93,7 +77,7 @@ def _grid_flag(name: str) -> str:
 def _check_axis(config: ContinualConfig, name: str, values: tuple[Any, ...]) -> None:
     flag = _grid_flag(name)
     if not values:
-        raise ConfigError(f"{flag} must have a value or more, got none")
+        raise ConfigError(f"{flag} must have at least one value, got none")
     if len(set(values)) < len(values):
         raise ConfigError(f"{flag} must have different values, got {values}")
     if name not in (*used_rates(config), "glances"):
@@ -113,21 +97,21 @@ def scan(
     resume_command: str,
     open_scan: Callable[[Path, str], RunFolder | None] = runs.open_if_there,
 ) -> tuple[ContinualConfig, list[dict[str, Any]]]:
-    """Choose the rates and glances that retain most on held-out training images.
+    """Choose the rates and glances with the highest RA on held-out training images.
 
-    One program for each number of glances runs the whole grid of rates. Its folders lie beside
-    the run's own; a scan that was stopped goes on there.
+    One program for each number of glances runs the whole grid of rates. Its folder is next to the
+    run's folder, and a stopped scan is resumed from it.
 
     Args:
       family: continual learning.
       config: the run's configuration.
-      grid: what to choose among.
-      out: the run's own folder.
-      resume_command: what goes on with the scan when it is stopped.
-      open_scan: `(path, unit) -> folder`, the scan that is at a path, None where there is none.
+      grid: the values to choose from.
+      out: the run's folder.
+      resume_command: the command to show if the scan is stopped.
+      open_scan: `(path, unit) ->` the folder of the scan at a path, or None.
 
     Returns:
-      The configuration as chosen, and what each point retained.
+      The chosen configuration, and the points with their RA.
     """
     points = []
     axes = (getattr(grid, name) or (getattr(config, name),) for name in Rates._fields)
@@ -157,14 +141,14 @@ def scan(
 
 
 def _retained(point: dict[str, Any]) -> float:
-    """What a point retained; less than anything where that is not finite, null in its file."""
+    """The RA of a point; -inf if it is not finite (null in the file)."""
     mean = point["retained_accuracy"]["mean"]
     return mean if mean is not None and mean == mean else -math.inf
 
 
 def scan_path(out: Path, glances: int) -> Path:
-    """Where the scan with this number of glances lies, beside the run's own folder."""
-    place = out if out.name else out.absolute()  # this folder itself
+    """The folder of the scan with this number of glances, next to the run's folder."""
+    place = out if out.name else out.absolute()  # "." has no name
     return place.with_name(f"{place.name}-scan-{glances}-glances")
 
 
@@ -175,7 +159,7 @@ def _scan_folder(
     grid: list[Any],
     open_scan: Callable[..., Any],
 ) -> tuple[RunFolder | None, dict[str, Any]]:
-    """The folder of this scan, if there is one, and what a new one's record says of it."""
+    """The folder of this scan or None, and the further entries of a new one's record."""
     path = scan_path(out, config.glances)
     of_scan = {"grid": [rates._asdict() for rates in grid]}
     folder = open_scan(path, family.UNIT)
@@ -183,5 +167,5 @@ def _scan_folder(
         return None, of_scan
     stored = runs.stored_config(family, folder)
     if not runs.same_run(stored, config) or folder.config().get("grid") != of_scan["grid"]:
-        raise RunError(f"{path} holds another scan; name another --out")
+        raise RunError(f"{path} holds a different scan; choose another --out")
     return folder, of_scan

@@ -38,7 +38,7 @@ class Flags:  # no docstring: --help would begin with it
     out: Path | None = None
     """folder for the run; default: a new one under runs/fewshot"""
     resume: Path | None = None
-    """folder of a run to go on with; its configuration is used"""
+    """folder of a run to resume; its configuration is used"""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def cores(config: FewShotConfig) -> int:
 
 
 def load_data(config: FewShotConfig) -> dict[str, Any]:
-    """The three splits, checked to hold the tasks that are asked for, for this network."""
+    """The three splits, checked for the size of the tasks and of the network."""
     splits = {}
     for split in ("train", "validation", "test"):
         splits[split] = data.load(
@@ -70,7 +70,7 @@ def load_data(config: FewShotConfig) -> dict[str, Any]:
 
 
 def _check_size(config: FewShotConfig, image_shape: tuple[int, int, int]) -> None:
-    """Refuse what cannot be built, or cannot be held in memory."""
+    """Refuse networks that cannot be built, and runs that do not fit into memory."""
     steps = config.epochs * config.steps_per_epoch
     if steps >= 2**31:
         raise ConfigError(f"epochs * steps_per_epoch must be below 2^31, got {steps}")

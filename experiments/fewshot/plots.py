@@ -7,13 +7,12 @@ from experiments.drawing import Rows, band, draw_sparsities, layers, subplots
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The panels of the sparsity figure, and how the names of their parameters end: the paper's Figs. 1
-# and S1.
+# Panel of the sparsity figure -> ending of its parameters' names (the paper's Figs. 1 and S1).
 _PANELS = {"weights": "kernel", "batch-norm gains": "scale", "biases": "bias"}
 
 
 def draw_curves(rows: Rows, _: Any = None) -> "Figure":
-    """Loss and accuracy over training, of training and validation tasks."""
+    """Loss and accuracy on training and validation tasks over training."""
     figure, axes = subplots(1, 2, figsize=(9, 3.4))
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         for prefix, label in (("", "training tasks"), ("val_", "validation tasks")):
@@ -35,7 +34,7 @@ def draw_sparsity(rows: Rows, _: Any = None) -> "Figure":
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         draw_sparsities(axis, rows, "step", lines)
         axis.set(title=title, xlabel="meta-steps", ylim=(-2, 102))
-        # Below the axes: lines end in every corner.
+        # Below the axes: there is no corner without lines.
         axis.legend(
             frameon=False,
             fontsize="small",

@@ -1,4 +1,4 @@
-"""Settings of few-shot runs: the paper's, and those that fit two processor cores."""
+"""Settings for few-shot runs: the paper's, and smaller ones for two CPU cores."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ from jaxsparse.training import ConfigError, FewShotConfig
 
 Settings = dict[str, Any]
 
-# For 1 shot and for any other number of shots.
+# "1-shot" is for 1 shot, "5-shot" for any other number.
 _GLYPHS = {"width": 32, "inner_lr": 0.4, "inner_steps": 5, "test_inner_steps": 5,
            "meta_batch_size": 4, "epochs": 10, "steps_per_epoch": 80, "schedule": "cosine",
            "val_tasks": 60}  # fmt: skip
@@ -48,23 +48,24 @@ PRESETS: dict[str, dict[str, Settings]] = {
     },
 }
 
-# Table S2 names settings of the sparse methods only. The others' published figures are of settings
-# of their own, which stand here. MAML's: its appendix A.1 and public code (5-shot: 2 tasks, as the
-# paper has it, where the code has 4); 48.07 and 63.15 are its first-order figures, 32 filters.
+# Table S2 gives settings for the sparse methods only. The published results of the other methods
+# were obtained with the settings below. MAML's are from its appendix A.1 and its public code (for
+# 5 shots 2 tasks, as in the paper; the code has 4). Its first-order results are 48.07 and 63.15,
+# with 32 filters.
 _MAML = {"width": 32, "inner_lr": 0.01, "inner_steps": 5, "test_inner_steps": 10, "epochs": 600}
-# 600 epochs of 100 meta-steps are its 60,000. ANIL's paper compares with MAML at MAML's settings.
+# MAML: 60,000 meta-steps, 600 epochs of 100. ANIL's paper uses MAML's settings.
 _ANIL = {**_MAML, "second_order": True}
-# The defaults of BOIL's public code, for both settings: one step, 30,000 meta-steps of 4 tasks.
+# The defaults of BOIL's public code for 1 and 5 shots: one step, 30,000 meta-steps of 4 tasks.
 _BOIL = {"width": 64, "inner_lr": 0.5, "inner_steps": 1, "test_inner_steps": 1, "epochs": 300,
          "meta_batch_size": 4, "second_order": True}  # fmt: skip
-# Of Meta-SGD's paper: one step, whose rates start at random, and learn as fast as theta.
+# Meta-SGD's paper: one step; its rates start at random values and have theta's learning rate.
 _META_SGD = {**_MAML, "inner_steps": 1, "test_inner_steps": 1, "mask_init": "0.005:0.1",
              "mask_lr": 0.001, "second_order": True}  # fmt: skip
-# sparse-MAML+'s mask rate is the authors' 0.0075 with their straight-through slope of 1/2 and sum
-# over tasks, written for our slope of 1 and mean: 0.00375 times the tasks of a meta-step.
+# sparse-MAML+: the authors' mask rate is 0.0075, with a straight-through slope of 1/2 and a sum
+# over tasks. With our slope of 1 and mean over tasks it is 0.00375 times the number of tasks.
 _PLUS = {"inner_lr": 0.1, "mask_optimizer": "nesterov", "epochs": 600}
 
-# What a preset sets apart for a method: for 1 shot and for 5 (or other), and where that is from.
+# What a preset changes for a method: for 1 shot, for other numbers of shots, and the source.
 _BY_METHOD: dict[tuple[str, str], tuple[Settings, Settings, str]] = {
     ("table-s2", "sparse-relu-maml"): ({}, {"inner_lr": 0.1}, "Table S2"),
     ("table-s2", "sparse-maml-plus"): (
@@ -76,13 +77,13 @@ _BY_METHOD: dict[tuple[str, str], tuple[Settings, Settings, str]] = {
     ("table-s2", "meta-sgd"): (_META_SGD, _META_SGD, "Meta-SGD's paper, the rest MAML's"),
 }  # fmt: skip
 
-# Where the settings of a preset are from, and for which methods they were made.
+# The source of each preset, and the methods it was made for.
 _NOTES = {
     "glyphs": "ours, the same for every method; fomaml does better with --inner-lr 0.1",
-    "omniglot": "ours, the same for every method, none tuned for any but sparse-maml",
+    "omniglot": "ours, the same for every method, tuned for sparse-maml only",
     "mini-imagenet-cpu": "ours, a short run, the same for every method",
-    "figures-1-2": "the paper's of sparse-maml, the same for every method",
-    "table-s2": "the paper's of sparse-maml; other methods have their own",
+    "figures-1-2": "the paper's for sparse-maml, used for every method",
+    "table-s2": "the paper's for sparse-maml; other methods have their own",
 }
 
 DEFAULT_PRESET = {
@@ -100,7 +101,7 @@ _NOT_SETTINGS = ("method", "data_dir", "image_size", "shots", "blocks", "seed", 
 def preset_config(
     preset: str | None, dataset: str | None, method: str, shots: int
 ) -> FewShotConfig:
-    """The preset's configuration; without a name, the data set's own preset.
+    """The configuration of a preset; without a name, of the data set's default preset.
 
     Raises:
       ConfigError: there is no such preset.
@@ -109,30 +110,30 @@ def preset_config(
     if name not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     setting = "1-shot" if shots == 1 else "5-shot"
-    values = {**PRESETS[name][setting], **_own(name, setting, method)}
+    values = {**PRESETS[name][setting], **_for_method(name, setting, method)}
     if dataset in DEFAULT_PRESET:
         values["dataset"] = dataset
     values["shots"] = shots
     return FewShotConfig(**values)
 
 
-def _own(preset: str, setting: str, method: str) -> Settings:
-    """What a preset sets apart for a method."""
+def _for_method(preset: str, setting: str, method: str) -> Settings:
+    """What a preset changes for a method."""
     one_shot, more_shots, _ = _BY_METHOD.get((preset, method), ({}, {}, ""))
     return one_shot if setting == "1-shot" else more_shots
 
 
 def describe() -> str:
-    """Every preset in full: what it sets for 1 shot and for 5 (or other) shots, and for methods."""
+    """Every preset in full, as text for --help."""
     defaults = dataclasses.asdict(FewShotConfig())
-    lines = ["presets (--preset NAME); flags given beside one override it:"]
+    lines = ["presets (--preset NAME); other flags override it:"]
     for name, settings in PRESETS.items():
         lines.append(f"  {name}: {_NOTES[name]}")
         for setting, values in settings.items():
             lines.append(f"  {name}, {setting}: {preset_flags(defaults | values, _NOT_SETTINGS)}")
             for (preset, method), (*_, source) in _BY_METHOD.items():
-                own = preset_flags(_own(name, setting, method), _NOT_SETTINGS)
-                if preset == name and own:
-                    lines.append(f"    with --method {method} ({source}): {own}")
+                changed = preset_flags(_for_method(name, setting, method), _NOT_SETTINGS)
+                if preset == name and changed:
+                    lines.append(f"    with --method {method} ({source}): {changed}")
     lines.append("without --preset: " + ", ".join(f"{d}: {p}" for d, p in DEFAULT_PRESET.items()))
     return "\n".join(lines)

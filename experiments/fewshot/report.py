@@ -1,4 +1,4 @@
-"""What a person sees of a few-shot run."""
+"""The console output of a few-shot run."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class FewShotReport(ConsoleReport):
         super().__init__(header, path, unit, steps, shown, c.blocks)
 
     def row(self, row: dict[str, Any]) -> None:
-        """Print an epoch's line."""
+        """Print a line for an epoch."""
         self.print(
             f"epoch {row['epoch']:>3}  loss {mean(row['loss']):.4f}"
             f"  accuracy {mean(row['accuracy']):.4f}"
@@ -49,7 +49,7 @@ class FewShotReport(ConsoleReport):
         self.print(f"results and figures: {self.path}")
 
     def _sparsity_table(self, result, rows):
-        table = Table(title="sparsity: share of parameters the inner loop leaves alone")
+        table = Table(title="sparsity: share of parameters that the inner loop does not change")
         table.add_column("parameters")
         table.add_column("at the start", justify="right")
         table.add_column("tested", justify="right")

@@ -1,4 +1,4 @@
-"""Online learning on a switching stream: predict, learn, go on; report.
+"""Online learning on a switching stream: predict each batch, learn from it, report.
 
 python -m experiments.online --p 0.98 --method sparse-cmaml --seeds 5
 python -m experiments.online --p 0.9 --method online-adam --data glyphs
@@ -43,7 +43,7 @@ class Flags:  # no docstring: --help would begin with it
     out: Path | None = None
     """folder for the run; default: a new one under runs/online"""
     resume: Path | None = None
-    """folder of a run to go on with; its configuration is used"""
+    """folder of a run to resume; its configuration is used"""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -57,12 +57,12 @@ def label(config: OnlineConfig) -> str:
 
 
 def cores(config: OnlineConfig) -> int:
-    """How many cores a run uses: seeds go side by side."""
+    """How many cores a run uses: seeds are divided among them."""
     return machine.cores()
 
 
 def load_data(config: OnlineConfig) -> SwitchingData:
-    """The data sets that a configuration names, checked to hold its tasks."""
+    """The data sets of a configuration, checked for the size of its tasks."""
     data = load_switching(_STREAMS[config.data], config.data_dir)
     check(config, data)
     _check_size(config, data)
@@ -70,7 +70,7 @@ def load_data(config: OnlineConfig) -> SwitchingData:
 
 
 def _check_size(config: OnlineConfig, data: SwitchingData) -> None:
-    """Refuse what cannot be held in memory."""
+    """Refuse runs that do not fit into memory."""
 
     def state() -> int:
         key, pretrained = jax.random.key(config.seed), ()

@@ -1,6 +1,6 @@
-"""Settings on switching streams: Table S9 and sec. B.3, and the tuned ones of OSAKA's public code.
+"""Settings for switching streams: Table S9 and Sec. B.3, and the tuned ones of OSAKA's public code.
 
-Where the table's alpha for C-MAML differs from that code's, 0.1 at both p, the code's is taken.
+For C-MAML's alpha, Table S9 gives 0.1 at both p. The code has other values, which are used here.
 """
 
 import dataclasses
@@ -12,13 +12,13 @@ from jaxsparse.training.online import OnlineConfig
 Settings = dict[str, Any]
 _PUBLISHED = (0.98, 0.9)
 
-# Of C-MAML with modulated updates and prolonged adaptation; the others of its kind are said to keep
-# what they do not name.
+# C-MAML with update modulation and prolonged adaptation. Its variants keep these settings, unless
+# the paper gives others.
 _CMAML: dict[float, Settings] = {
     0.98: {"inner_steps": 16, "theta_lr": 0.005, "modulation": 1000.0, "detection_threshold": 3.0},
     0.9: {"inner_steps": 16, "theta_lr": 0.001, "modulation": 1.0, "detection_threshold": 1.5},
 }
-# How m starts at p = 0.9 is not published for sparse-C-MAML: the one other range that is, is taken.
+# The initial m of sparse-C-MAML at p = 0.9 is not published: sparse-ReLU-C-MAML's range is used.
 _RANGE = "0.005:0.1"
 
 
@@ -63,12 +63,12 @@ _SETTINGS: dict[float, dict[str, Settings]] = {
 
 
 def preset_config(p: float | str, method: str, data: str = "real") -> OnlineConfig:
-    """The published settings of a method, at another p those of the nearer published one.
+    """The published settings of a method; for another p, those of the nearest published one.
 
     Args:
-      p: the probability of no switch; a word that is no number stands for the default, and the
-        flags' own check refuses it.
-      method: its name.
+      p: the probability of no switch. A word that is not a number gives the default; the parser of
+        the flags refuses it later.
+      method: name of the method.
       data: "real" or "glyphs".
 
     Raises:
@@ -84,12 +84,12 @@ def preset_config(p: float | str, method: str, data: str = "real") -> OnlineConf
 
 
 def describe() -> str:
-    """Every method's settings at both published p."""
+    """The settings of every method at both published p, as text for --help."""
     lines = [
-        "settings by --p and --method; another --p has those of the nearer one; flags given beside"
-        " them override. From Table S9: sparse-cmaml, sparse-relu-cmaml, cmaml-fixed; from OSAKA's"
-        " public code: all else. Of cmaml Table S9 names --inner-lr 0.1 at both p; of sparse-cmaml"
-        " at 0.9 no --mask-init, which is sparse-relu-cmaml's:"
+        "what --p and --method set; another --p has the settings of the nearest one; other flags"
+        " override them. Sources: Table S9: sparse-cmaml, sparse-relu-cmaml, cmaml-fixed; OSAKA's"
+        " public code: all others. For cmaml, Table S9 has --inner-lr 0.1 at both p. For"
+        " sparse-cmaml at 0.9 it has no --mask-init; here it is that of sparse-relu-cmaml:"
     ]
     for p, methods in _SETTINGS.items():
         for method, values in methods.items():

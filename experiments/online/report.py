@@ -1,4 +1,4 @@
-"""What a person sees of a run on a switching stream."""
+"""The console output of a run on a switching stream."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class OnlineReport(ConsoleReport):
         super().__init__(header, path, unit, c.timesteps, shown, c.blocks)
 
     def row(self, row: dict[str, Any]) -> None:
-        """Print the line of an interval: accuracies, detections so far, sparsity."""
+        """Print a line for an interval: accuracies, detections so far, sparsity."""
         if "epoch" in row:
             self.print(
                 f"pretraining, epoch {row['epoch']:>3}  loss {row['loss']:.4f}"
@@ -46,7 +46,7 @@ class OnlineReport(ConsoleReport):
         self.print(line)
 
     def result(self, result: dict[str, Any], folder: RunFolder) -> None:
-        """Print every seed's online accuracies and detections, their means, and the sparsity."""
+        """Print the online accuracies and detections of every seed, their means, the sparsity."""
         result = with_sample_std(result)
         table = Table(title=f"{self.config.method} at p = {self.config.p:g}, accuracies in %")
         names = list(result["by_dataset"])
@@ -66,7 +66,7 @@ class OnlineReport(ConsoleReport):
 
 
 def with_sample_std(result: dict[str, Any]) -> dict[str, Any]:
-    """A result whose standard deviations are of a sample; older runs have stored others."""
+    """A result with sample standard deviations (N - 1); older runs stored those with N."""
     return {**result, **over_seeds(result["seeds"])}
 
 

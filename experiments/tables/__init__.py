@@ -1,1 +1,1 @@
-"""What `experiments.reproduce` prints: the paper's tables and figures, ours beside the paper's."""
+"""The tables and figures of `experiments.reproduce`: our numbers next to the paper's."""

@@ -27,7 +27,7 @@ _SUMMARIES = (
     ("LA", "learning_accuracy"),
     ("forward", "forward_transfer"),
 )
-# Ours may be this far from the paper's, in points, or as far as the seeds are from each other.
+# A sparsity is near the paper's within this many points, or within the std over seeds if larger.
 _NEAR = 3.0
 
 
@@ -55,7 +55,7 @@ def accuracies(flags: Flags, runner: Runner) -> Lines:
 def sparsities(flags: Flags, runner: Runner) -> Lines:
     """Table S5: the sparsity at the end of the stream, by tensor."""
     lines = [f"Final sparsity in %, ours ({seeds(flags.seeds)}) / the paper's.", ""]
-    lines += header("stream", "method", "overall", *TENSORS, "overall within the spread or 3")
+    lines += header("stream", "method", "overall", *TENSORS, "overall within std or 3 points")
     for stream, method, settings in _sparsity_runs(flags):
         result = runner.result(continual, *named_run(flags, stream, method, **settings))
         if result is None:
@@ -71,23 +71,23 @@ def sparsities(flags: Flags, runner: Runner) -> Lines:
 
 
 def _sparsity_runs(flags):
-    """Stream, method and settings beside the published ones, of each row of Table S5."""
+    """The rows of Table S5: stream, method, settings that differ from the published ones."""
     for stream in flags.streams:
         for method in SPARSE:
             yield stream, method, {}
         if stream == "many-permutations":
-            # What Table S6 names, where the public code of La-MAML has 0.1.
+            # Table S6 has 0.3; the preset has the 0.1 of La-MAML's public code.
             yield stream, "lamaml", {"mask_lr": 0.3}
 
 
 def settings(flags: Flags, runner: Runner) -> Lines:
-    """Table S6: the rates and glances that retain most on held-out images, beside the paper's.
+    """Table S6: the rates and glances with the highest RA on held-out images, and the paper's.
 
-    What is chosen so is then run on all seeds, and measured on the test images.
+    The chosen settings are then run on all seeds and measured on the test images.
     """
     lines = [
-        "Chosen on training images held out (seed 0), beside the paper's choice; RA of what was"
-        f" chosen, on test images, {seeds(flags.seeds)}:",
+        "Settings chosen on held-out training images (seed 0), and the paper's choice. RA: of the"
+        f" chosen settings on test images, {seeds(flags.seeds)}.",
         "",
     ]
     lines += header("stream", "method", "alpha_0, gamma_m, glances", "RA held out", "RA", "paper",
@@ -112,14 +112,15 @@ def settings(flags: Flags, runner: Runner) -> Lines:
             ))  # fmt: skip
         if all(results.get(method) for method in SPARSE):
             comparisons.append(comparison(
-                f"{stream}, as chosen: RA of sparse-lamaml is {{}} lamaml's", "retained_accuracy",
+                f"{stream}, chosen settings: RA of sparse-lamaml is {{}} lamaml's",
+                "retained_accuracy",
                 results["sparse-lamaml"]["seeds"], results["lamaml"]["seeds"],
             ))  # fmt: skip
     return [*lines, "", *comparisons]
 
 
 def _scanned(flags, runner, stream, method):
-    """alpha_0, gamma_m and glances as a scan chooses them, and what each point retained."""
+    """The alpha_0, gamma_m and glances that a scan chooses, and the points of the scan."""
     config = dataclasses.replace(cell_config(flags, stream, method), seeds=1)
     grid = Grid(
         inner_lr=(0.05, 0.1, 0.15),
@@ -134,7 +135,7 @@ def _scanned(flags, runner, stream, method):
 
 
 def _comparisons(stream, results):
-    """Whether sparse-La-MAML retains more than La-MAML and ER."""
+    """Compare the RA of sparse-La-MAML with La-MAML's and ER's."""
     ours = results.get((stream, "sparse-lamaml"))
     found = {other: results.get((stream, other)) for other in ("lamaml", "er")}
     return [
@@ -166,7 +167,7 @@ def _command(flags, stream, method):
 
 
 def named_run(flags, stream, method, **settings):
-    """The name of a run, which tells what differs from the published settings, and the run."""
+    """The name of a run, with what differs from the published settings, and its configuration."""
     preset = cell_config(flags, stream, method)
     marks = [
         f"{_MARKS.get(name, name)}-{value:g}"
@@ -180,7 +181,7 @@ _MARKS = {"inner_lr": "alpha"}
 
 
 def cell_config(flags: Flags, stream: str, method: str, **settings: Any) -> ContinualConfig:
-    """The published settings of a method on a stream, with the flags' seeds unless given."""
+    """The published settings of a method on a stream, with the flags' seeds and `settings`."""
     config = continual.preset_config(stream, method, memories=settings.get("memories", 0))
     if "seeds" not in settings:
         settings["seeds"] = flags.seeds

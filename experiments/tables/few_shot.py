@@ -1,4 +1,4 @@
-"""Few-shot learning on glyphs, Omniglot and miniImageNet: the runs that fit two cores."""
+"""Few-shot learning on glyphs, Omniglot and miniImageNet: runs that are feasible on two cores."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from jaxsparse.training import FewShotConfig
 
 
 class _Run(NamedTuple):
-    """A row: its name and label, and the flags that make it, beside the data set's preset."""
+    """A row: name and label of a run, and the flags that differ from the data set's preset."""
 
     name: str
     label: str

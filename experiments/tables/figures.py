@@ -1,4 +1,4 @@
-"""Figures 3, S3 and S4: sparsity and accuracy on streams of digits, as tables and drawn."""
+"""Figures 3, S3 and S4: sparsity and accuracy on streams of digits, as tables and figures."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _PANELS = tuple(_MEASURES)
 
 
 def figure_s3(flags: Flags, runner: Runner) -> Lines:
-    """RA and sparsity against alpha_0, of La-MAML and sparse-La-MAML; drawn."""
+    """RA and sparsity of La-MAML and sparse-La-MAML against alpha_0."""
     lines: list[str] = []
     curves: dict[tuple[str, str, float], dict[str, Any]] = {}
     for stream in flags.streams:
@@ -42,12 +42,12 @@ def figure_s3(flags: Flags, runner: Runner) -> Lines:
 
 
 def figure_3(flags: Flags, runner: Runner) -> Lines:
-    """Rotations: sparsity by task, and its end against the width of the layers; drawn."""
+    """Rotations: sparsity by task, and final sparsity against the width of the layers."""
     return _by_width(flags, runner, ("rotations",), _PANELS[1:], "figure-3.png")
 
 
 def figure_s4(flags: Flags, runner: Runner) -> Lines:
-    """Permuted streams: sparsity by task, and RA and sparsity against the width; drawn."""
+    """Permuted streams: sparsity by task, and final RA and sparsity against the width."""
     return _by_width(flags, runner, STREAMS[1:], _PANELS, "figure-s4.png")
 
 
@@ -67,7 +67,7 @@ def _swept(flags, runner, stream, setting, values, panels):
 
 
 def _by_width(flags, runner, streams, panels, name):
-    """Tables of what is measured at each width, and the figure with the sparsity by task."""
+    """Tables by width, and the figure with sparsity by task."""
     lines: list[str] = []
     ends: dict[tuple[str, str, float], dict[str, Any]] = {}
     by_task = {}
@@ -125,7 +125,7 @@ def _draw_by_width(streams, panels, by_task, ends) -> "Figure":
             axis.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
             axis.minorticks_off()
     axes[0, -1].legend(frameon=False, fontsize="small")
-    # Below the panels: within them it would lie on the curves.
+    # Below the panels: inside it would cover the curves.
     labelled = next((axis for axis in axes.flat if axis.get_legend_handles_labels()[0]), axes[0, 0])
     figure.legend(
         *labelled.get_legend_handles_labels(), loc="outside lower left", ncols=1 + len(TENSORS),
@@ -141,11 +141,11 @@ def _draw_by_task(axis, rows):
 
 
 def _against(axis, panel, stream, places, results):
-    """A measure of each method in percent, with the deviation over seeds; a gap where no run is."""
+    """A measure of each method in percent, with the std over seeds; missing runs are gaps."""
     gap: dict[str, Any] = {"mean": math.nan, "std": None}
     for method in SPARSE:
-        there = [results.get((stream, method, place)) for place in places]
-        shares = [gap if result is None else _MEASURES[panel](result) for result in there]
+        found = [results.get((stream, method, place)) for place in places]
+        shares = [gap if result is None else _MEASURES[panel](result) for result in found]
         axis.errorbar(
             places, [100 * share["mean"] for share in shares],
             [100 * (share["std"] or 0) for share in shares],
@@ -155,7 +155,7 @@ def _against(axis, panel, stream, places, results):
 
 
 def _save(draw, runner, name):
-    """Draw into the folder of the figures."""
+    """Draw a figure and write it into the folder of the figures."""
     with own_style():
         picture = rendered(draw())
     with writing(runner.pictures):

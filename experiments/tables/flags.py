@@ -1,4 +1,4 @@
-"""The flags of `experiments.reproduce`, which its tables read."""
+"""The flags of `experiments.reproduce`."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ MethodName = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Run what a table or figure of the paper needs, and print ours beside the paper's."""
+    """Run what a table or figure of the paper needs, and print our numbers next to the paper's."""
 
     table: (
         Literal[
@@ -23,34 +23,34 @@ class Flags:
         | None
     ) = None
     """3: accuracies of every method on every stream of digits; S5: sparsity; S6: settings chosen
-    on held-out images; S7: Split-CIFAR-10; S7-choices: what the choices that S7 leaves open change;
+    on held-out images; S7: Split-CIFAR-10; S7-choices: effect of the choices that S7 leaves open;
     S7-augmented: whole streams of augmented images; S8: online accuracies on a switching stream;
-    S8-lead: where sparse-C-MAML is above C-MAML; S9: accuracies of C-MAML's variants, with their
-    rates; few-shot: glyphs, Omniglot and miniImageNet, no table of the paper"""
+    S8-lead: sparse-C-MAML minus C-MAML, by part of the stream; S9: accuracies and rates of C-MAML's
+    variants; few-shot: glyphs, Omniglot and miniImageNet (not a table of the paper)"""
     figure: Literal["3", "S3", "S4"] | None = None
     """3: sparsity by task, and against layer width, on rotations; S3: accuracy and sparsity against
     alpha_0; S4: sparsity by task, accuracy and sparsity against layer width, on permuted streams"""
     streams: tuple[StreamName, ...] = StreamName.__args__  # type: ignore[attr-defined]
-    """streams of digits, where the table has several"""
+    """streams of digits, if the table has several"""
     methods: tuple[MethodName, ...] = ()
-    """methods, where the table has several; none named: all of the table"""
+    """methods, if the table has several; default: all of the table"""
     memories: tuple[int, ...] = (200, 1000)
-    """S7, S7-choices, S7-augmented: images kept"""
+    """S7, S7-choices, S7-augmented: images in memory"""
     p: tuple[float, ...] = (0.98, 0.9)
-    """S8, S8-lead, S9: probabilities of no switch of task"""
+    """S8, S8-lead, S9: probabilities that the task does not switch"""
     timesteps: int = 10_000
     """S8, S8-lead, S9: batches of the stream"""
     seeds: int = 5
     """number of seeds: 0, 1, ..."""
     data_dir: str | None = None
-    """where the data lies; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
+    """folder of the data; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
     out: Path | None = None
-    """folder of the runs; those that are there are not run again, those begun go on; default:
-    runs/reproduce, with --no-run none"""
+    """folder of the runs; finished runs are not repeated, stopped ones are resumed; default:
+    runs/reproduce; with --no-run none"""
     run: bool = True
-    """run what is missing; --no-run only shows what is there: in --out, else in the file of this
-    table in results/, with the seeds and other settings that it was saved with"""
+    """run what is missing; --no-run only shows existing runs: those in --out, else those in the
+    table's file in results/, with the seeds and other settings stored there"""
     save: bool = False
-    """write the runs that are shown into the file of this table in results/"""
+    """write the runs that are shown into the table's file in results/"""
     document: bool = False
-    """write the table into REPRODUCIBILITY.md, between its marks"""
+    """write the table into its section of REPRODUCIBILITY.md"""

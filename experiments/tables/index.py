@@ -1,4 +1,4 @@
-"""The tables and figures that `experiments.reproduce` prints: how each is made, and of what."""
+"""All tables and figures of `experiments.reproduce`, with the flags that each reads."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,12 +8,12 @@ from experiments.tables.markdown import Lines
 
 
 class Reads(NamedTuple):
-    """How a table is made, and of what.
+    """A table or figure and its flags.
 
     Attributes:
       show: `(flags, runner) -> lines`.
-      flags: the flags it reads beside those of every table; for each the values it knows, None
-        where it takes any.
+      flags: the flags it reads in addition to `data_dir`, `out`, `run`, `save` and `document`,
+        which all read; for each flag the allowed values, or None for any.
     """
 
     show: Callable[..., Lines]
@@ -21,7 +21,6 @@ class Reads(NamedTuple):
 
 
 _STREAMS, _MEMORIES = continual.STREAMS, split_cifar.MEMORIES
-# What every table reads: data_dir, out, run, save, document.
 READS: dict[str, Reads] = {
     "table 3": Reads(
         continual.accuracies, {"streams": _STREAMS, "methods": continual.METHODS, "seeds": None}

@@ -22,12 +22,12 @@ def row(*cells: str) -> str:
 
 
 def seeds(count: int) -> str:
-    """Which seeds a figure is of."""
+    """The words for the seeds of a number."""
     return "seed 0" if count == 1 else f"mean +- std over seeds 0 to {count - 1}"
 
 
 def gap(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """The mean difference of paired shares in points, and its standard error; inf of one pair."""
+    """The mean difference of paired shares in points, and its standard error (inf for one pair)."""
     gaps = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
     spread: Any = mean_and_std(gaps)
     error = np.inf if spread["std"] is None else spread["std"] / len(gaps) ** 0.5
@@ -37,17 +37,15 @@ def gap(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
 def comparison(
     label: str, measure: str, ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]
 ) -> str:
-    """Whether a measure of ours is above theirs: the mean difference of paired seeds.
+    """Compare two methods by a paired t-test over seeds; returns one item of a list.
+
+    The difference is not significant if its 95% interval contains 0, and always with one seed.
 
     Args:
-      label: `"RA of sparse-lamaml is {} er's"`, with a place for the verdict.
-      measure: a key of each seed's result, a share.
-      ours: the results of each seed.
-      theirs: likewise, of the same seeds.
-
-    Returns:
-      An item of a list: above or below, or not significantly different where the 95% interval of
-      Student's t holds 0, as it always does with one seed.
+      label: for example "RA of sparse-lamaml is {} er's"; the verdict replaces the braces.
+      measure: a key of each seed's result; its value is a share.
+      ours: the results of the first method, one per seed.
+      theirs: the results of the second method, for the same seeds.
     """
     count = len(ours)
     mean, error = gap([seed[measure] for seed in ours], [seed[measure] for seed in theirs])

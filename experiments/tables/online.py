@@ -17,15 +17,15 @@ from jaxsparse.training.online import OnlineConfig
 
 _PUBLISHED_TIMESTEPS = 10_000
 _ACCURACIES = ("total", "omniglot", "mnist", "fashion_mnist")
-_EDGES = (100, 200, 500, 1000)  # timesteps: parts of the stream that the lead is shown for
+_EDGES = (100, 200, 500, 1000)  # timesteps where the parts of the stream end, for `lead`
 S8_METHODS = (
     *("online-adam", "fine-tuning", "maml", "anil", "bgd", "metacog", "metabgd"),
     *("cmaml", "cmaml-fixed", "sparse-cmaml", "sparse-relu-cmaml"),
 )
 S9_METHODS = ("cmaml", "cmaml-fixed", "sparse-cmaml", "sparse-relu-cmaml")
-# Settings beside the presets. Of C-MAML Table S9 names another first rate than OSAKA's public code,
-# which the preset has: both are shown.
-_READINGS: dict[str, tuple[dict[str, Any], ...]] = {"cmaml": ({}, {"inner_lr": 0.1})}
+# Changes to the presets. C-MAML's first rate in Table S9 differs from that in OSAKA's public code,
+# which is the preset's: both are shown.
+_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"cmaml": ({}, {"inner_lr": 0.1})}
 
 
 def accuracies(flags: Flags, runner: Runner) -> Lines:
@@ -37,7 +37,7 @@ def accuracies(flags: Flags, runner: Runner) -> Lines:
         results = {}
         for method, config, result in _runs(flags, runner, p, flags.methods or S8_METHODS):
             label = method
-            if method in _READINGS:
+            if method in _VARIANTS:
                 label += f", alpha_0 {config.inner_lr:g}"
             if result is not None:
                 results[label] = result
@@ -67,12 +67,12 @@ def settings(flags: Flags, runner: Runner) -> Lines:
 
 
 def lead(flags: Flags, runner: Runner) -> Lines:
-    """By how many points sparse-C-MAML is above C-MAML, by part of the stream and by data set."""
+    """Accuracy of sparse-C-MAML minus C-MAML's, by part of the stream and by data set."""
     edges = [0, *(edge for edge in _EDGES if edge < flags.timesteps), flags.timesteps]
     spans = list(itertools.pairwise(edges))
     lines = [
-        "Online accuracy of sparse-cmaml less that of cmaml, in points: mean of the differences"
-        f" seed by seed (seeds 0 to {flags.seeds - 1}), with its standard error.",
+        "Online accuracy of sparse-cmaml minus that of cmaml, in points: mean of the differences"
+        f" of each seed (seeds 0 to {flags.seeds - 1}), with its standard error.",
         "",
     ]
     of_spans = [f"{start + 1:,}-{end:,}" for start, end in spans]
@@ -80,22 +80,22 @@ def lead(flags: Flags, runner: Runner) -> Lines:
     lines += header("p", "alpha_0 of cmaml", total, *of_spans, *_ACCURACIES[1:])
     for p in flags.p:
         ours = _parts(flags, runner, p, "sparse-cmaml", {}, spans)
-        for own in _READINGS["cmaml"]:
-            theirs = _parts(flags, runner, p, "cmaml", own, spans)
+        for changes in _VARIANTS["cmaml"]:
+            theirs = _parts(flags, runner, p, "cmaml", changes, spans)
             cells = ["-"] * (len(spans) + len(_ACCURACIES))
             if ours is not None and theirs is not None:
                 cells = [_gap(a, b) for a, b in zip(ours, theirs, strict=True)]
-            rate = cell_config(flags, p, "cmaml", **own).inner_lr
+            rate = cell_config(flags, p, "cmaml", **changes).inner_lr
             lines.append(row(f"{p:g}", f"{rate:g}", *cells))
     return lines
 
 
-def _parts(flags, runner, p, method, own, spans):
-    """Of a run the accuracies of each seed: in total, in spans of timesteps, by data set."""
-    result = _result(flags, runner, p, method, own)
+def _parts(flags, runner, p, method, changes, spans):
+    """The accuracies of each seed of a run: in total, in spans of timesteps, by data set."""
+    result = _result(flags, runner, p, method, changes)
     if result is None:
         return None
-    rows = runner.rows(online, _name(flags, p, method, own))
+    rows = runner.rows(online, _name(flags, p, method, changes))
     total = [seed["accuracy"] for seed in result["seeds"]]
     by_dataset = [
         [seed["by_dataset"].get(name) for seed in result["seeds"]] for name in _ACCURACIES[1:]
@@ -104,7 +104,7 @@ def _parts(flags, runner, p, method, own, spans):
 
 
 def _in_span(rows, start, end):
-    """The accuracy of each seed in the timesteps of a span, None where rows do not tell it."""
+    """The accuracy of each seed in a span of timesteps; [None] if rows do not match the span."""
     lengths, accuracies = [], []
     for before, last in itertools.pairwise(rows):
         if start <= before["step"] and last["step"] <= end:
@@ -122,47 +122,49 @@ def _gap(ours, theirs):
     return f"{mean:+.2f}" if math.isinf(error) else f"{mean:+.2f} ({error:.2f})"
 
 
-def cell_config(flags: Flags, p: float, method: str, **own: Any) -> OnlineConfig:
-    """The published settings of a method at p, with the flags' seeds and timesteps."""
-    own = {"seeds": flags.seeds, "timesteps": flags.timesteps, "data_dir": flags.data_dir, **own}
-    return dataclasses.replace(online.preset_config(p, method), **own)
+def cell_config(flags: Flags, p: float, method: str, **changes: Any) -> OnlineConfig:
+    """The published settings of a method at p, with the flags' seeds, timesteps and `changes`."""
+    changes = {
+        "seeds": flags.seeds,
+        "timesteps": flags.timesteps,
+        "data_dir": flags.data_dir,
+        **changes,
+    }
+    return dataclasses.replace(online.preset_config(p, method), **changes)
 
 
 def _runs(flags, runner, p, methods):
-    """Method, configuration and result of each row; None for what of a method is not there.
-
-    A method of which no run is there has no row.
-    """
+    """Method, configuration and result (or None) of each row; a method without any is skipped."""
     for method in methods:
-        readings = _READINGS.get(method, ({},))
-        results = [_result(flags, runner, p, method, own) for own in readings]
+        variants = _VARIANTS.get(method, ({},))
+        results = [_result(flags, runner, p, method, changes) for changes in variants]
         if any(result is not None for result in results):
-            for own, result in zip(readings, results, strict=True):
-                yield method, cell_config(flags, p, method, **own), result
+            for changes, result in zip(variants, results, strict=True):
+                yield method, cell_config(flags, p, method, **changes), result
 
 
-def _name(flags, p, method, own) -> str:
-    name = "-".join([f"p{p:g}-{method}", *(f"{n}-{value:g}" for n, value in own.items())])
+def _name(flags, p, method, changes) -> str:
+    name = "-".join([f"p{p:g}-{method}", *(f"{n}-{value:g}" for n, value in changes.items())])
     return name if flags.timesteps == _PUBLISHED_TIMESTEPS else f"{name}-{flags.timesteps}"
 
 
-def _result(flags, runner, p, method, own) -> dict[str, Any] | None:
-    name, config = _name(flags, p, method, own), cell_config(flags, p, method, **own)
+def _result(flags, runner, p, method, changes) -> dict[str, Any] | None:
+    name, config = _name(flags, p, method, changes), cell_config(flags, p, method, **changes)
     result = runner.result(online, name, config)
     return None if result is None else with_sample_std(result)
 
 
 def _heading(flags):
     heading = (
-        f"Online accuracy in %, ours ({seeds(flags.seeds)}) / the paper's. Our std has N - 1; the"
-        " paper's, in the rows it takes from OSAKA (all but the sparse ones and cmaml-fixed), is"
-        " that of OSAKA's code, of the population (N)."
+        f"Online accuracy in %, ours ({seeds(flags.seeds)}) / the paper's. Our std divides by"
+        " N - 1. In the rows that the paper takes from OSAKA (all but the sparse methods and"
+        " cmaml-fixed), the std is from OSAKA's code, which divides by N."
     )
     if flags.timesteps == _PUBLISHED_TIMESTEPS:
         return heading
     return (
-        f"{heading} Ours are of the first {flags.timesteps:,} timesteps, the paper's of"
-        f" {_PUBLISHED_TIMESTEPS:,}: they are no comparison, which is between the methods."
+        f"{heading} Ours are over the first {flags.timesteps:,} timesteps, the paper's over all"
+        f" {_PUBLISHED_TIMESTEPS:,}. So compare the methods with each other, not with the paper."
     )
 
 
@@ -193,7 +195,7 @@ def _sparsity(result):
 
 
 def _comparisons(results):
-    """How sparse-C-MAML stands to the others on the same streams."""
+    """Compare sparse-C-MAML with each other method on the same streams."""
     ours = results.get("sparse-cmaml")
     return [
         comparison(f"sparse-cmaml is {{}} {other}", "accuracy", ours["seeds"], result["seeds"])

@@ -1,4 +1,4 @@
-"""The results a table is made of: those that are there, and those still to be run."""
+"""The runs of a table: finds existing results and runs what is missing."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from jaxsparse.training.continual import ContinualConfig
 
 
 @contextmanager
-def _own_errors() -> Iterator[None]:
-    """Tell an error in a run from what a damaged result makes a table fail with."""
+def _run_errors() -> Iterator[None]:
+    """Raise unexpected errors of a run as `RuntimeError`: others come from damaged results."""
     try:
         yield
     except (ConfigError, DataError):
@@ -26,17 +26,17 @@ def _own_errors() -> Iterator[None]:
 
 
 class Runner:
-    """Gives the results of runs, running those that are missing.
+    """Finds the results of runs, and runs what is missing.
 
     Args:
-      out: the folder of the runs' folders.
+      out: the folder of the run folders.
       missing: whether to run what is missing.
-      command: what goes on with the table when it is stopped.
-      saved: a results file to read in place of `out`; nothing is run.
-      pictures: the folder that figures are drawn into; default: `out`.
+      command: the command that resumes the table's runs.
+      saved: a results file to read instead of `out`; nothing is run.
+      pictures: the folder of the figures; default: `out`.
 
     Attributes:
-      found: by name, what a results file keeps of each run that was asked for and is there.
+      found: name -> what a results file keeps of the run, for the requested runs that exist.
     """
 
     def __init__(
@@ -53,16 +53,12 @@ class Runner:
         self._saved = saved
 
     def result(self, family: runs.Family, name: str, config: Any) -> dict[str, Any] | None:
-        """The result of a run called `name`; None where it is not there and not to be run.
-
-        Raises:
-          RunError: the folder holds a run of another configuration.
-        """
+        """The result of the run `name`; None if it does not exist and is not to be run."""
         folder = self._checked(family, name, config)
         result = folder.result() if folder else None
         if self.missing:
             place = folder or self.place / name
-            with _own_errors():
+            with _run_errors():
                 folder, done = runs.run(family, config, place, self.command)
             runs.draw_missing(family, folder, done)
             result = done
@@ -70,23 +66,19 @@ class Runner:
         return result
 
     def check_found(self) -> None:
-        """Refuse what would be empty: nothing that is there gives way to a table of nothing.
-
-        Raises:
-          RunError: no result was there.
-        """
+        """Refuse an empty table: it must not replace an existing one."""
         if not self.found:
             raise RunError(f"there is nothing to show: {self.place} holds none of these runs")
 
     def scan(
         self, name: str, config: ContinualConfig, grid: Grid
     ) -> tuple[ContinualConfig, list[dict[str, Any]]] | None:
-        """The configuration a scan chooses, and its points; None as for `result`."""
+        """The configuration that a scan chooses, and its points; None as in `result`."""
         out = self.place / name
         paths = [scan_path(out, glances) for glances in grid.glances]
         if not self.missing and not all(self._has_result(path) for path in paths):
             return None
-        with _own_errors():
+        with _run_errors():
             chosen = scan(continual, config, grid, out, self.command, self._open)
         for path in paths:
             folder = self._open(path, continual.UNIT)
@@ -94,7 +86,7 @@ class Runner:
         return chosen
 
     def rows(self, family: runs.Family, name: str, *entries: str) -> list[dict[str, Any]]:
-        """The metrics of a run whose result was there; of each row these entries, or all."""
+        """The metrics of a run that was found; only these entries of each row, by default all."""
         path = self.place / name
         folder = self._open(path, family.UNIT) or RunFolder.open(path, family.UNIT)
         rows = [{entry: row[entry] for entry in entries or row} for row in folder.rows()]
@@ -110,20 +102,20 @@ class Runner:
         return folder is not None and folder.result() is not None
 
     def _open(self, path: Path, unit: str) -> RunFolder | None:
-        """The run at `path`, a folder or an entry of the results file; None: there is none."""
+        """The run at `path`, a folder or an entry of the results file, or None."""
         if self._saved is None:
             return runs.open_if_there(path, unit)
         kept = self._saved.runs.get(path.name)
         return None if kept is None else SavedRun(path, unit, kept)
 
     def _checked(self, family, name, config) -> RunFolder | None:
-        """The run of this name, if it is there; it has to be of this configuration."""
+        """The run of this name, or None; a different configuration is a `RunError`."""
         path = self.place / name
         folder = self._open(path, family.UNIT)
         if folder is None:
             return None
-        there = dataclasses.replace(runs.stored_config(family, folder), data_dir=config.data_dir)
-        if there != config:
-            differences = cli.differing(dataclasses.asdict(config), dataclasses.asdict(there))
+        stored = dataclasses.replace(runs.stored_config(family, folder), data_dir=config.data_dir)
+        if stored != config:
+            differences = cli.differing(dataclasses.asdict(config), dataclasses.asdict(stored))
             raise RunError(f"{path} holds a run of another configuration: {differences}")
         return folder

@@ -1,9 +1,9 @@
-"""The results file of a table or figure: the runs that it is made of, in one small file.
+"""The results file of a table or figure: all its runs in one small file.
 
 {"flags": {"seeds": 3}, "runs": {"rotations-er": {"config": ..., "result": ..., "rows": ...}}}
 
-A run is what its `config.json` holds (configuration, versions, device, digest of the data), its
-result without the matrices of accuracies, and the rows of its metrics where a table reads them.
+Of each run it holds the content of `config.json` (configuration, versions, device, digest of the
+data), the result without the accuracy matrices, and the rows of metrics that the table reads.
 """
 
 import json
@@ -16,16 +16,16 @@ from jaxsparse.training.errors import reading, trusting
 from jaxsparse.training.files import replace_text
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-_OWN = ("result", "rows")
+_NOT_CONFIG = ("result", "rows")
 
 
 class Saved(NamedTuple):
     """The content of a results file.
 
     Attributes:
-      path: of the file.
-      flags: those that the table was made with, where they are not the defaults.
-      runs: by name, what is kept of each run.
+      path: path of the file.
+      flags: the flags of the table that differ from the defaults.
+      runs: name -> what is kept of the run.
     """
 
     path: Path
@@ -34,29 +34,29 @@ class Saved(NamedTuple):
 
 
 class SavedRun(RunFolder):
-    """A run in a results file, read as the folder of a run is."""
+    """A run in a results file, with the interface of a run folder."""
 
     def __init__(self, path: Path, unit: str, content: dict[str, Any]):
         super().__init__(path, unit)
         self._content = content
 
     def config(self) -> dict[str, Any]:
-        """What the run's `config.json` held."""
-        return {name: value for name, value in self._content.items() if name not in _OWN}
+        """The content of the run's `config.json`."""
+        return {name: value for name, value in self._content.items() if name not in _NOT_CONFIG}
 
     def result(self) -> dict[str, Any] | None:
         """The result of the run."""
         return self._content["result"]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics of the run, as far as a table reads them."""
+        """The metrics of the run that the table reads."""
         return self._content["rows"]
 
 
 def content(folder: RunFolder, result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a results file keeps of a finished run; rows are added by who reads them."""
+    """What a results file keeps of a finished run; `Runner.rows` adds the rows."""
     record = folder.config()
-    # Where somebody's data lies is no part of a result.
+    # The folder of the data is private to the machine.
     kept = {**record, "config": {**record["config"], "data_dir": None}, "result": dict(result)}
     if "seeds" in result:
         kept["result"]["seeds"] = [_without_lists(seed) for seed in result["seeds"]]
@@ -64,27 +64,23 @@ def content(folder: RunFolder, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_lists(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the matrices of accuracies, most of a result and read by no table."""
+    """Drop the accuracy matrices: they are large, and no table reads them."""
     return {name: value for name, value in entries.items() if not isinstance(value, list)}
 
 
 def results() -> Path:
-    """The folder of the results files, as one names it from the working folder."""
+    """The folder of the results files, relative to the working folder if it is inside."""
     here = Path.cwd()
     return RESULTS.relative_to(here) if RESULTS.is_relative_to(here) else RESULTS
 
 
 def file_of(name: str) -> Path:
-    """The results file of "table S5", say."""
+    """The path of a results file; `name` is for example "table S5"."""
     return results() / f"{name.lower().replace(' ', '-')}.json"
 
 
 def read(name: str) -> Saved:
-    """The results file of a table or figure.
-
-    Raises:
-      RunError: it is not there, or holds something else.
-    """
+    """Read the results file of a table or figure; a missing or damaged one is a `RunError`."""
     path = file_of(name)
     with reading(path):
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -97,11 +93,7 @@ def read(name: str) -> Saved:
 
 
 def write(name: str, flags: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Write the results file of a table or figure, a run's entry on one line.
-
-    Raises:
-      WriteError: it cannot be written; what was there is as it was.
-    """
+    """Write the results file of a table or figure, one line for each entry of a run."""
     lines = [
         f'"{run}": {{\n' + ",\n".join(_entry(*item) for item in kept.items()) + "\n}"
         for run, kept in sorted(runs.items())
@@ -119,5 +111,5 @@ def _entry(name: str, value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a flag: JSON has lists where flags have tuples."""
+    """A value of a flag: lists of JSON become tuples."""
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Table S7, streaming Split-CIFAR-10, and which of the choices that it leaves open decide it."""
+"""Table S7, streaming Split-CIFAR-10, and the effect of the choices that it leaves open."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ from jaxsparse.training.statistics import mean_and_std
 _STREAM = "split-cifar10"
 METHODS = ("er", "mer", "gem", "lamaml", "sparse-lamaml")
 MEMORIES = (200, 1000)
-# Table S7 does not say how often MER goes over an image and what it replays: once, as the public
-# code does unless told, or ten times, as its commands for natural images tell it.
-_READINGS: dict[str, tuple[dict[str, Any], ...]] = {"mer": ({"replay_passes": 1}, {})}
+# Table S7 does not say how many passes MER makes over an image and its replayed rows: 1, the
+# default of the public code, or 10, as in the code's commands for natural images (our preset).
+_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"mer": ({"replay_passes": 1}, {})}
 _SPARSITIES = ("sparsity of the head", "of the rest", "of all")
 # How La-MAML's public code learns natural images.
 _PUBLIC: dict[str, Any] = {
@@ -28,7 +28,7 @@ _PUBLIC: dict[str, Any] = {
     "inner_clip": 1.0,
     "clip_norm": 1.0,
 }
-# What Table S7 leaves open: methods, memories, and what is changed of the preset.
+# Choices that Table S7 leaves open: method, memory, and changes to the preset.
 _CHOICES: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("er", 200, {}),
     ("er", 200, {"augment": True}),
@@ -60,39 +60,39 @@ _CHOICE_SAMPLES = 2000  # of the 10,000 images of a task
 def accuracies(flags: Flags, runner: Runner) -> Lines:
     """Table S7: accuracy on all classes after one pass over Split-CIFAR-10.
 
-    Every seed is a run of its own, so that more can be added to those that are there.
+    Every seed is a separate run, so more seeds can be added later.
     """
     lines = [
-        "Accuracy in %, mean +- std over the seeds that were run (from 0 on) / the paper's.",
+        "Accuracy in %: ours, mean +- std over the seeds that were run (0, 1, ...) / the paper's.",
         "",
     ]
     lines += header("memory", "method", "seeds", "accuracy", *_SPARSITIES, "within 2 points")
     comparisons = []
     for memories in flags.memories:
         by_label = {}
-        for method, reading in _readings(flags.methods or METHODS):
+        for method, variant in _variants(flags.methods or METHODS):
             if (method, memories) not in published.TABLE_S7:
                 continue
-            label = ", ".join([method, *_marks(reading)])
-            folder = "-".join([_STREAM, str(memories), method, *_marks(reading)]).replace(" ", "-")
+            label = ", ".join([method, *_marks(variant)])
+            folder = "-".join([_STREAM, str(memories), method, *_marks(variant)]).replace(" ", "-")
             results = []
             for seed in range(flags.seeds):
-                own = {"memories": memories, "seed": seed, "seeds": 1, **reading}
-                config = cell_config(flags, _STREAM, method, **own)
+                values = {"memories": memories, "seed": seed, "seeds": 1, **variant}
+                config = cell_config(flags, _STREAM, method, **values)
                 results.append(runner.result(continual, f"{folder}-seed-{seed}", config))
-            there = [result for result in results if result is not None]
-            if there:
-                lines.append(_accuracy_row(memories, method, label, there))
+            found = [result for result in results if result is not None]
+            if found:
+                lines.append(_accuracy_row(memories, method, label, found))
             by_label[label] = results
         comparisons += _comparisons(memories, by_label)
     return [*lines, "", *comparisons]
 
 
 def choices(flags: Flags, runner: Runner) -> Lines:
-    """What single choices change: seed 0, a shorter stream, training images held out."""
+    """The effect of single choices: seed 0, a shorter stream, held-out training images."""
     lines = [
-        f"Seed 0, {_CHOICE_SAMPLES:,} images of each task, measured on training images held out; in"
-        " %, beside the paper's sparsities after 10,000.",
+        f"Seed 0, {_CHOICE_SAMPLES:,} images of each task, measured on held-out training images; in"
+        " %. The paper's sparsities are those after 10,000 images of each task.",
         "",
     ]
     lines += header("memory", "method", "changed", "accuracy", *_SPARSITIES)
@@ -115,7 +115,7 @@ def choices(flags: Flags, runner: Runner) -> Lines:
 
 
 def augmented(flags: Flags, runner: Runner) -> Lines:
-    """Whole streams whose images are augmented, with the slope of the paper's listing."""
+    """Whole streams of augmented images, with the slope of the paper's listing."""
     lines = ["Accuracy in % on test images, seed 0, with `--augment --slope 0.5`.", ""]
     lines += header("memory", "method", "accuracy")
     for method, memories in _AUGMENTED:
@@ -131,8 +131,8 @@ def augmented(flags: Flags, runner: Runner) -> Lines:
     return lines
 
 
-def _readings(methods):
-    return [(method, reading) for method in methods for reading in _READINGS.get(method, ({},))]
+def _variants(methods):
+    return [(method, variant) for method in methods for variant in _VARIANTS.get(method, ({},))]
 
 
 def _marks(settings):
@@ -149,7 +149,7 @@ def _accuracy_row(memories, method, label, results):
 
 
 def _comparisons(memories, by_label):
-    """sparse-La-MAML beside each other method, on the seeds that both were run on, if several."""
+    """Compare sparse-La-MAML with each other method, on the seeds that both have (at least two)."""
     ours, lines = by_label.pop("sparse-lamaml", []), []
     for other, theirs in by_label.items():
         pairs = [
@@ -164,7 +164,7 @@ def _comparisons(memories, by_label):
 
 
 def _sparsities(memories, method, results):
-    """Ours / the paper's, of the last layer, of all others, and of all."""
+    """Ours / the paper's: sparsity of the last layer, of the other layers, of all."""
     if not results[0]["sparsity"]:
         return ["-"] * 3
     parts = np.array([_head_rest_all(result["sparsity"]) for result in results]).T
@@ -176,12 +176,12 @@ def _sparsities(memories, method, results):
 
 
 def _head_rest_all(sparsity):
-    """Sparsity of the last layer, of all others, and of all, weighted by their entries."""
+    """Sparsity of the last layer, of the other layers, and of all, weighted by entries."""
     params = jax.eval_shape(nn.strided_cnn(10).init, jax.random.key(0))
     whole = sum(leaf.size for leaf in jax.tree.leaves(params))
     head = {f"head/{name}": leaf.size for name, leaf in params["head"].items()}
     head_size, total = sum(head.values()), sparsity["total"]["mean"]
     frozen = sum(sparsity[name]["mean"] * size for name, size in head.items())
-    # The total is a float32: what is left of it beside the head may be rounding below 0.
+    # The total is a float32: by rounding the difference may be below 0.
     rest = max(0.0, total * whole - frozen)
     return frozen / head_size, rest / (whole - head_size), total
