@@ -54,7 +54,7 @@ def start(seed=0, optimizer=SGD):
 
 
 def squares(w, x):
-    """Half the squared distance to each row, the mean of them: its gradient is w - mean(x)."""
+    """The mean of half the squared distances to the rows: its gradient is w - mean(x)."""
     return 0.5 * jnp.mean(jnp.sum((w - x) ** 2, axis=1))
 
 
@@ -67,7 +67,7 @@ def to_vector(tree):
 
 
 def gradient_of(theta, batch, weights=None, bound=None):
-    """The loss, its gradient (clipped) and the norm it had before."""
+    """The loss, its clipped gradient, and the norm before clipping."""
     weights = np.ones(len(batch[1])) if weights is None else weights
     loss, gradient = loss_and_gradient(theta, batch, weights)
     gradient = {name: gradient[name] for name in theta}
@@ -127,7 +127,7 @@ def test_experience_replay_is_numpys(replay, clip_norm):
 
 
 def test_experience_replay_by_hand():
-    """From 0, half way to the mean of 3 and 6; of 3 and, twice, 6."""
+    """From 0, half way to the mean of 3 and 6. With weight 2 for the 6, the mean is 5."""
     half = optax.sgd(0.5)
     state = init_online_state(jnp.zeros(1), half)
     batch, replay = jnp.full((1, 1), 3.0), jnp.full((1, 1), 6.0)
@@ -169,12 +169,12 @@ def test_mer_is_numpys(filled, clip_norm):
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize(("filled", "clip_norm"), [(None, CLIP), (0, None), (1, CLIP), (2, None)])
 def test_mer_in_factors_is_numpys(filled, clip_norm):
-    """Of few rows the first kernel's gradients are not made: the whole loss is not called."""
+    """With few rows, the first kernel's gradients and the whole loss are not computed."""
     follow_mer(split_loss(), 2, filled, clip_norm)
 
 
 def follow_mer(loss_fn, replayed, filled, clip_norm):
-    """Our steps beside NumPy's; `filled` of the replayed rows count, None: all, without weights."""
+    """Compare with NumPy; `filled` of the replayed rows count, None: all, without weights."""
     state, theta = start(optimizer=None), float64(Classifier.init(0))
     step = quick_jit(functools.partial(mer, loss_fn=loss_fn, clip_norm=clip_norm))
     for i in range(STEPS):
@@ -199,7 +199,7 @@ def test_many_rows_or_halves_keep_mers_kernel_whole():
 
 
 def test_a_blank_row_is_no_division_by_zero_in_mer():
-    """Its kernel gradient is 0 long."""
+    """Its kernel gradient has norm 0."""
     example, replay = rows(1, 1), jax.tree.map(jnp.zeros_like, rows(2, BATCHES, 2))
     step = quick_jit(functools.partial(mer, loss_fn=split_loss(), clip_norm=CLIP))
     state, _ = step(start(optimizer=None), example, replay)
@@ -214,9 +214,10 @@ def test_a_blank_row_is_no_division_by_zero_in_mer():
 
 
 def test_mer_by_hand():
-    """w halves its distance to 8 and then to 0: 4, 2; a quarter of the way: 1/2; from there 17/8.
+    """Each step halves the distance to the row; Reptile within a batch goes a quarter of the way.
 
-    17/8 = (1/2 + 8) / 4; a quarter: 1/2 + 13/32 = 29/32; half of it across batches.
+    First batch: 0 -> 4 (row 8) -> 2 (row 0), a quarter of it is 1/2. Second batch: 1/2 -> 17/4
+    -> 17/8, and 1/2 + (17/8 - 1/2) / 4 = 29/32. Half of it across batches: 29/64.
     """
     state = init_online_state(jnp.zeros(1))
     state, _ = mer_step(
@@ -242,7 +243,7 @@ def test_rows_without_weight_leave_no_trace_in_mer():
 
 
 def test_mer_keeps_small_steps_of_halves():
-    """Far below bfloat16's resolution each, the steps of one example's turn add up to more."""
+    """Single steps are far below bfloat16's resolution; their sum is not."""
     high = init_online_state(jnp.ones((2,), jnp.float32))
     low = high._replace(params=high.params.astype(jnp.bfloat16))
     rates = {"learning_rate": 1e-3, "within_batch_rate": 0.5, "across_batch_rate": 1.0}
@@ -281,8 +282,8 @@ def numpy_gem(theta, batch, memory, observed, margin, bound, ridge):
     )
 
 
-# (tasks, rows kept of each, how many are observed in each of the steps, margin, ridge, clip_norm);
-# more than ten tasks are more than a block of the Gram matrix.
+# (tasks, rows kept of each, tasks observed at each step, margin, ridge, clip_norm); more than ten
+# tasks need more than one block of the Gram matrix.
 GEM_CASES = {
     "none_observed": (3, 4, (0, 0), 0.5, 1e-3, None),
     "published": (3, 4, (0, 1, 2, 3), 0.5, 1e-3, None),
@@ -302,7 +303,7 @@ def test_gem_is_numpys(case):
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", GEM_CASES)
 def test_gem_in_factors_is_numpys(case):
-    """Of two rows for each task the first layer's gradients are not made."""
+    """With two rows per task, the first layer's gradients are not computed."""
     tasks, _, *others = GEM_CASES[case]
     loss_fn = split_loss(whole=Classifier.apply)
     memory = rows(10, tasks, 2)
@@ -314,7 +315,7 @@ def test_gem_in_factors_is_numpys(case):
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", ["published", "clipped"])
 def test_gem_in_pieces_of_a_memory_is_numpys(case, monkeypatch):
-    """Of seven rows for each task three at a time, and then one."""
+    """Seven rows per task, in pieces of three, three and one."""
     taken = set()
 
     def loss_fn(params, batch):
@@ -328,7 +329,7 @@ def test_gem_in_pieces_of_a_memory_is_numpys(case, monkeypatch):
 
 
 def test_pieces_of_halves_add_up(monkeypatch):
-    """A thousandth each of the gradient w - x = 1: added up in bfloat16 they would stay below."""
+    """A thousand shares of the gradient w - x = 1: their sum in bfloat16 would be too small."""
     monkeypatch.setattr(task_gradients_module, "_piece", lambda *_: 1)
     memory = jnp.full((1, 1000, 2), -1.0, jnp.bfloat16)
     (made,) = task_gradients(squares, jnp.zeros(2, jnp.bfloat16), memory, 1)
@@ -336,8 +337,8 @@ def test_pieces_of_halves_add_up(monkeypatch):
 
 
 def test_images_are_taken_in_pieces_that_a_cache_holds():
-    """Of each of these a convolutional network saves about 17 kB, patches and outputs, for its way
-    back: of two hundred more than 1 MiB holds, and less than 1 GiB."""
+    """The backward pass of a convolutional network keeps about 17 kB per image (patches and
+    outputs): for 200 images more than 1 MiB, and less than 1 GiB."""
     images, labels = jnp.zeros((2, 200, 16, 16, 3)), jnp.zeros((2, 200), jnp.int32)
 
     def taken(model, cache_bytes):
@@ -362,7 +363,7 @@ def test_images_are_taken_in_pieces_that_a_cache_holds():
 
 
 def test_gems_gradients_with_batch_norm_are_of_a_whole_memory(monkeypatch):
-    """However little a cache holds: of a piece, batch norm has other statistics."""
+    """Even with a tiny cache: batch norm has other statistics on a piece."""
     monkeypatch.setattr(task_gradients_module, "CACHE_BYTES", 0)
     model = nn.conv4(WAYS, width=2, image_shape=(16, 16, 1))
     loss_fn, params = cross_entropy(model), model.init(jax.random.key(0))
@@ -393,14 +394,14 @@ def test_a_gradient_that_is_not_finite_is_not_clipped_to_nothing(odd):
 
 
 def follow_gem(loss_fn, tasks, kept, counts, margin, ridge, clip_norm):
-    """Our steps beside NumPy's; `counts` are the tasks observed before each."""
+    """Compare with NumPy; `counts` are the tasks observed before each step."""
     state, reference = start(), NumpySGD(Classifier.init(0))
     options = {"margin": margin, "clip_norm": clip_norm, "ridge": ridge, "loss_fn": loss_fn}
     step = quick_jit(functools.partial(gem, **options))
     free, violations = 0, []
     for i, observed in enumerate(counts):
         batch, (inputs, labels) = rows(i, ROWS), rows(10 + i, tasks, kept)
-        # What is kept of tasks to come must not matter, be it as odd as it may.
+        # The memory of future tasks must not matter, whatever it contains.
         inputs = jnp.where(jnp.arange(tasks)[:, None, None] < observed, inputs, jnp.nan)
         memory = inputs, labels
         state, metrics = step(state, batch, memory, jnp.int32(observed))
@@ -415,14 +416,14 @@ def follow_gem(loss_fn, tasks, kept, counts, margin, ridge, clip_norm):
     if not any(counts):
         assert not any(violations)
     else:
-        assert free or margin > 0.1  # some v lay above a bound that is not wide
+        assert free or margin > 0.1  # some v was above a bound that is not wide
         assert any(violations)
 
 
 def test_gem_by_hand():
-    """g = (-1, 0). One task at (0, -1), which agrees; one at (-2, 1), which does not.
+    """g = (-1, 0). The task at (0, -1) agrees with it, the task at (-2, 1) does not.
 
-    The second alone: M = (2, -1), v = 2 / 5, and g + M' v = (-1/5, -2/5): at a right angle.
+    The second alone: M = (2, -1), v = 2 / 5, and g + M' v = (-1/5, -2/5), orthogonal to M.
     """
     one = optax.sgd(1.0)
     state = init_online_state(jnp.zeros(2), one)
@@ -437,7 +438,7 @@ def test_gem_by_hand():
 
 
 def test_gem_takes_losses_with_a_backward_pass_of_their_own():
-    """Such a loss has no forward derivative: nothing may ask for one."""
+    """Such a loss has no forward-mode derivative, so none may be used."""
 
     @jax.custom_vjp
     def distance(w, x):

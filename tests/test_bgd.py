@@ -120,7 +120,7 @@ def test_samples_are_standard_normal():
 
 
 def test_certain_weights_stay():
-    """sigma -> 0: nothing is learned, and sigma remains."""
+    """sigma -> 0: nothing is learned, and sigma stays."""
     distribution, batches = problem(std=1e-12)
     batch = jax.tree.map(lambda x: x[0], batches)
     state = init_online_state(distribution, OPTIMIZER)

@@ -1,4 +1,4 @@
-"""What computes Conv4's blocks: chosen openly, once, and never by what is traced."""
+"""What computes Conv4's blocks: it is reported, and chosen once, not during tracing."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def test_it_is_decided_when_the_network_is_made(compiler):
 
 
 def meta_step():
-    """A meta-step of a small Conv4 as a function of theta and the tasks, and these."""
+    """A meta-step of a small Conv4 as a function of theta and the tasks, and its arguments."""
     model, gate, tx = nn.conv4(3, 9, (16, 16, 1), blocks="xla"), gates.binary(0.1), optax.sgd(0.1)
     key = jax.random.key(0)
     params = model.init(key)
@@ -155,7 +155,7 @@ def test_a_run_says_what_computes_and_keeps_it(flags, small_network, tmp_path, c
 def test_a_run_goes_on_under_the_other_form_with_one_line(
     begun, flags, small_network, compiler, tmp_path, capsys
 ):
-    """Also where an earlier version began it, which had no such setting, and other names."""
+    """Also if it was started by an earlier version, without this setting and with other names."""
     compiler(True)
     fewshot.main(flags)
     run = tmp_path / "run"

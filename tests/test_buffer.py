@@ -54,8 +54,8 @@ def test_each_row_survives_as_often_however_the_rows_are_batched(batches):
     kept = np.asarray(jax.jit(jax.vmap(offer))(keys(2)))
     assert (kept[:, 0] != kept[:, 1]).all()
     for number in range(1, rows + 1):
-        # In with c / (a + 1) once the buffer is full, and then spared by every later row, which
-        # takes one given slot with 1 / (a + 1).
+        # Once the buffer is full, a row is accepted with probability c / (a + 1). Every later row
+        # replaces a given slot with probability 1 / (a + 1).
         entered = 1.0 if number <= capacity else capacity / (number + 1)
         later = range(max(number, capacity) + 1, rows + 1)
         chance = entered * np.prod([1 - 1 / (age + 1) for age in later])

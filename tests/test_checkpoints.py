@@ -1,4 +1,4 @@
-"""Checkpoints under damage: in any file, of any leaf, in any folder; nothing healthy is moved."""
+"""Damaged checkpoints, in any file, leaf or folder; healthy ones are never moved."""
 
 import gc
 import json
@@ -95,7 +95,7 @@ DAMAGES = (truncate, zero, flip, garble, delete, replace_by_folder)
 
 
 def assert_survives(run, damaged, capfd):
-    """Restoring gives the newest healthy one of 1, 2, 3, or refuses; others stay as they are."""
+    """Restoring gives the newest healthy one of 1, 2, 3, or refuses; the others are unchanged."""
     left = [number for number in (3, 2, 1) if number not in damaged]
     before = contents(run)
     reports = []
@@ -118,7 +118,7 @@ def assert_survives(run, damaged, capfd):
                 if name.startswith(f"{folder}/")
             }
         assert len(list(run.glob("broken/*"))) == len(newer)
-    gc.collect()  # what orbax left behind would complain now
+    gc.collect()  # objects that orbax left would warn now
     assert capfd.readouterr() == ("", "")
 
 
@@ -131,7 +131,7 @@ def test_damage_to_any_file_costs_that_checkpoint_only(healthy, run, damage, cap
         shutil.copytree(healthy, run)
         damage(run / name, rng)
         if damage is flip and name.parts[2] == "position":
-            # A digit of the step is what nothing follows from; a flip may also spare the record.
+            # A changed digit of the step has no effect; a flip may also miss the record.
             restored = Checkpoints(run / "checkpoints").restore(LIKE, lambda line: None)
             assert int(restored["n"]) in (2, 3)
             continue
@@ -161,7 +161,7 @@ def test_where_all_are_damaged_nothing_moves_however_often(run, capfd):
 
 
 def test_a_checkpoint_without_its_files_digests_is_known_by_its_arrays(run, capfd):
-    """As earlier versions wrote them; what orbax says of damaged ones is not shown."""
+    """As earlier versions wrote them; orbax's messages about damaged ones are not shown."""
     for number in "123":
         record = run / "checkpoints" / number / "position" / "metadata"
         kept = {k: v for k, v in json.loads(record.read_text()).items() if k != "files"}
@@ -298,7 +298,7 @@ try:
 except WriteError as error:
     print(error)
 gc.collect()
-time.sleep(0.3)  # threads that go on
+time.sleep(0.3)  # threads that still run
 assert os.listdir(run / "checkpoints") == ["1"], os.listdir(run / "checkpoints")
 restored = checkpoints.restore(state, print)
 assert all((np.asarray(restored[name]) == state[name]).all() for name in state)

@@ -22,7 +22,7 @@ TROUBLE = "Error {} persistent compilation cache entry for 'jit_step': OSError: 
 
 @pytest.fixture
 def shown(capsys) -> Iterator:
-    """Show warnings as the command lines do, and give the lines on stderr."""
+    """Show warnings as the commands do, and return the lines on stderr."""
     with cli.one_line_errors():
         warnings.simplefilter("always")
         yield lambda: capsys.readouterr().err.splitlines()
@@ -44,7 +44,7 @@ def test_a_cache_that_fails_is_told_of_once(shown, monkeypatch, tmp_path):
 
 
 def test_a_cache_that_was_cut_short_is_told_of(tmp_path, monkeypatch):
-    """JAX's own words, from an entry that a full disk or a kill may leave."""
+    """JAX's warning about an entry that a full disk or a kill may leave."""
     job = (
         "import jax; from experiments import cli\n"
         "with cli.one_line_errors():\n"
@@ -89,7 +89,7 @@ time.sleep(60)
 
 
 def python(program, *args, **options):
-    """Run a program in a process of its own, for what ends a process."""
+    """Run a program in a separate process."""
     return subprocess.run(
         [sys.executable, "-c", program, *args],
         **{"capture_output": True, "text": True, "timeout": 120, "cwd": ROOT, **options},

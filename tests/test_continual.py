@@ -1,4 +1,4 @@
-"""Whole runs over streams: against a NumPy run, cut to pieces, side by side, from the shell."""
+"""Whole runs over streams: against NumPy, in pieces, several seeds, from the shell."""
 
 import dataclasses
 import json
@@ -81,7 +81,7 @@ def stream():
     ],
 )
 def test_rates_are_used_or_not_as_is_said(method, mask_init):
-    """What a batch changes depends on the rates named, and on no others."""
+    """The update from a batch depends on the named rates and on no others."""
     config = dataclasses.replace(SMALL, method=method, mask_init=mask_init)
     learner, rows = make_learner(config, labelled(0, 60)), seen_rows()
     key, row = jax.random.key(0), jax.tree.map(lambda x: x[0], rows)
@@ -129,7 +129,7 @@ def test_online_sgd_is_the_one_written_in_numpy(stream):
         accuracy.append(test_accuracies(params, stream))
     np.testing.assert_allclose(got["accuracy"], accuracy, atol=1e-6)
     chex.assert_trees_all_close(got["state"].learner.params, params, atol=1e-5)
-    assert np.ptp(accuracy) > 0.2  # or all of this would say little
+    assert np.ptp(accuracy) > 0.2  # otherwise the test would show little
 
 
 def permuted(images, pixel_map):
@@ -178,7 +178,7 @@ def test_cut_to_pieces_a_run_keeps_its_bits(stream, method):
     chex.assert_trees_all_equal(pieces, whole)
     assert int(whole.step) == 17
     # 2 passes of 3 batches a task: 17 steps are 3 tasks but for the last one's last batch, and
-    # only what is seen for the first time is remembered, whatever the number of glances.
+    # only rows seen for the first time are stored, whatever the number of glances.
     remembered = whole.memory.age if method != "gem" else whole.memory.written.sum()
     assert int(remembered) == 36
 
@@ -227,7 +227,7 @@ def test_algorithm_1_as_it_is_printed_can_be_asked_for():
 
 
 def test_mer_on_batches_is_its_public_code_in_numpy(stream):
-    """Row after row: passes over it and replayed rows, then the row is offered to the memory."""
+    """For each row: passes over it and replayed rows, then the row is offered to the memory."""
     beta, gamma, passes, replayed, slots = 0.3, 0.7, 2, 3, 6
     config = dataclasses.replace(
         PLAIN, method="mer", init="xavier", replay_batch_size=replayed, replay_passes=passes,
@@ -346,7 +346,7 @@ def new_folder(path):
 
 
 def stop(config, stream, folder, allowed, batch):
-    """Stop a run when it has been allowed to go on so often: then it is at that batch."""
+    """Stop a run after it was allowed to continue this often: then it is at that batch."""
     asked = iter([False] * allowed + [True])
     with pytest.raises(Stopped, match=f"stopped at batch {batch}$"):
         run_stream(config, stream, folder, Hooks(should_stop=lambda: next(asked)))
@@ -382,7 +382,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(stream, tmp_pa
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_a_network_that_names_no_class_ends_the_run(stream, tmp_path):
-    """The only update makes infinite weights of a finite loss."""
+    """The only update has a finite loss, but gives infinite weights."""
     config = dataclasses.replace(
         PLAIN, samples_per_task=4, theta_lr=1e39, clip_norm=None, seeds=2, seed=3
     )
@@ -481,7 +481,7 @@ def test_a_scan_chooses_without_the_test_images(tmp_path, monkeypatch, capsys):
     assert read == [False, True, False]  # checked, scanned, run once
     assert "scan on held-out training images" in capsys.readouterr().out
     record = json.loads((out / "config.json").read_text())
-    assert record["config"]["inner_lr"] == 0.1  # a learner that stands still retains nothing
+    assert record["config"]["inner_lr"] == 0.1  # a learner that does not move retains nothing
     assert not record["config"]["validation"]
     assert len(record["scan"]) == 2
 
@@ -536,6 +536,6 @@ def test_the_help_says_what_a_method_sets(capsys):
     assert list(lines)[:2] == ["rotations", "sparse-lamaml"]
     for method, flags in list(lines.items())[1:]:
         preset = preset_config("rotations", method)
-        # Beside the method's name the flags change nothing, for they are what it sets.
+        # With the method's name the flags change nothing, because the method sets the same values.
         opened = runs.open_run(continual, [f"--method={method}", *flags.split()])
         assert opened.config == preset

@@ -1,4 +1,4 @@
-"""Folders that are damaged, or cannot be used: each command says so in one line."""
+"""Folders that are damaged or unusable: each command says so in one line."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ COMMANDS = {"fewshot": fewshot, "continual": continual, "online": online}
 
 
 def one_line(capsys, main, args):
-    """What `main` says when it leaves with status 2."""
+    """The line with which `main` ends with status 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         main([str(arg) for arg in args])
@@ -38,7 +38,7 @@ def name(request):
 
 @pytest.fixture
 def run(name, tmp_path):
-    """The folder of a run of each kind, with the row that comes before training."""
+    """The folder of a run of each kind, with the row before training."""
     folder = RunFolder.create(tmp_path / "run", record_of(name), COMMANDS[name].UNIT)
     with folder.lock():
         folder.add_row({folder.unit: 0, "step": 0, "sparsity": {"total": 0.5}})
@@ -179,7 +179,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(name, tmp_path, monke
     assert names == [names[0], f"{names[0]}-2", f"{names[0]}-3"]
     scans = {continual.scan.scan_path(one.path, 5) for one in opened}
     assert len(scans) == 3 and not any(path.exists() for path in scans)
-    for one in opened:  # what the first makes there keeps the others away
+    for one in opened:  # the files of the first keep the others away
         RunFolder.create(one.path, {"config": dataclasses.asdict(one.config)})
 
 

@@ -63,7 +63,7 @@ def test_names_scales_and_kinds_count():
 
 
 def test_it_is_the_same_on_every_machine():
-    """Written down once: a change here would keep every run from going on."""
+    """A stored constant: if it changed, no existing run could be resumed."""
     wanted = "d83e4b6cd8c433fd54e87fb4cab6cab133a8aa219057d0cec90680c2c2397640"
     assert fingerprint({"train": image_set(), "test": labelled()}) == wanted
 
@@ -95,7 +95,7 @@ def test_cached_images_are_not_read_again(tmp_path, monkeypatch):
     fingerprint(data)
     assert np.uint8 not in read
     monkeypatch.undo()
-    # A part of the file is not the file, nor is another shape of it that has been changed.
+    # A part of the file and a reversed view do not have the digest of the file.
     assert fingerprint(part) == wanted[1]
     part = dataclasses.replace(data, images=data.images[:6])
     assert fingerprint(part) == fingerprint(jax.tree.map(np.array, part))

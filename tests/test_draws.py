@@ -1,4 +1,4 @@
-"""Draws compiled fast are the draws of jax.random."""
+"""Draws that compile fast equal the draws of jax.random."""
 
 import jax
 import jax.numpy as jnp

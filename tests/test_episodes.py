@@ -1,4 +1,4 @@
-"""Tasks drawn on the device: against counts, sets and statistics of what was drawn."""
+"""Tasks drawn on the device: counts, sets and statistics of the drawn images."""
 
 import functools
 
@@ -15,11 +15,11 @@ from jaxsparse.errors import DataError
 STATIC = ("tasks", "ways", "shots", "query_shots")
 draw = jax.jit(sample_tasks, static_argnames=STATIC)
 COUNTS = (7, 4, 9, 5, 6, 12)
-SIZES = (200, 4, 1, 3)  # one set of sizes where any will do, to compile once
+SIZES = (200, 4, 1, 3)  # one set of sizes for most tests, to compile once
 
 
 def numbered(counts=COUNTS) -> ImageSet:
-    """Images that say which they are: channel 0 the class, channel 1 the image, 255 for padding."""
+    """Images that encode their index: channel 0 the class, channel 1 the image, 255 for padding."""
     images = np.zeros((len(counts), max(counts), 2, 3, 2), np.uint8)
     images[..., 0] = np.arange(len(counts))[:, None, None, None]
     images[..., 1] = np.arange(max(counts))[:, None, None]
@@ -84,7 +84,7 @@ def test_sets_are_cut_by_class_and_stay_trees():
     np.testing.assert_array_equal(some.of_class(1), data.of_class(0))
     back = jax.tree.map(lambda x: x, data)
     assert back == data or all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(data)))
-    # Any leaves will do in a tree, and a further axis is not taken for padding.
+    # A tree may have any leaves, and another axis is not mistaken for padding.
     assert jax.tree.map(jnp.shape, some).images == (13, 2, 3, 2)
     assert jax.tree.map(lambda x: x[None], some).images.shape == (1, 13, 2, 3, 2)
 
@@ -127,7 +127,7 @@ def uniform(values, categories):
 
 
 def test_all_ordered_pairs_of_classes_are_equally_likely():
-    """So each class is as likely as any other, for every label, whatever the other labels are."""
+    """So for each label every class is equally likely, whatever the other labels are."""
     task = draw(jax.random.key(3), numbered(), 12_000, 2, 1, 1)
     first, second = drawn(task.support, 2)[0][..., 0].T
     assert uniform(first * 5 + second - (second > first), 30)
@@ -150,7 +150,7 @@ def test_images_of_different_classes_and_tasks_are_independent():
 
 
 def test_images_are_independent_of_the_classes():
-    """One task a key, as many classes as images: one key used for both draws would tie them."""
+    """One task per key, as many classes as images: one key for both draws would correlate them."""
     one = jax.jit(jax.vmap(lambda key: sample_tasks(key, numbered((4,) * 4), 1, 1, 1, 1)))
     images = np.rint(one(jax.random.split(jax.random.key(6), 3_200)).support[0] * 255)
     which = images[:, 0, 0, 0, 0].astype(int)
@@ -187,7 +187,7 @@ def test_vmap_and_scan_over_keys_equal_a_loop():
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="names a kernel of XLA's CPU compiler")
 def test_classes_and_images_are_chosen_without_sorting_them_all():
-    """A whole sort is ten times slower; XLA falls back to it for other types and fusions."""
+    """A full sort is ten times slower; XLA falls back to it for other types and fusions."""
     compiled = draw.lower(jax.random.key(0), numbered(), *SIZES).compile().as_text()
     assert "TopK" in compiled and " sort(" not in compiled
 

@@ -1,4 +1,4 @@
-"""Kills, errors and a full disk at every call to the file system; what follows goes on."""
+"""Kills, errors and a full disk at every file-system call; the next call works."""
 
 import json
 
@@ -24,7 +24,7 @@ def at_fault(tmp_path_factory):
 
 
 def interrupted(at_fault, operation, fault, tmp_path, prepare=lambda place: None):
-    """The folder of each operation that met a fault, at each of its calls."""
+    """The folder of each operation that had a fault, for each of its calls."""
 
     def new(name):
         place = tmp_path / name
@@ -101,7 +101,7 @@ TINY = {
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", TINY)
 def test_a_command_killed_at_its_start_is_begun_again(experiment, tmp_path):
-    """Few-shot learning in its own folder; online learning where it keeps its pretraining."""
+    """Few-shot learning in its own folder; online learning where it pretrains."""
     library, kills = faults.build(tmp_path), 0
     for call in range(1, 100):
         cache, out = tmp_path / f"cache-{call}", tmp_path / f"run-{call}"

@@ -1,4 +1,4 @@
-"""The few-shot experiment: whole runs, resumed runs, and what bad input gives."""
+"""The few-shot experiment: whole runs, resumed runs, bad input."""
 
 import json
 import re
@@ -28,7 +28,7 @@ CLASSES, IMAGES = 3, 4
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A tree of class folders: each class its own grey level, with noise."""
+    """A tree of class folders: each class has its own grey level, with noise."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
@@ -43,7 +43,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def flags(images, tmp_path):
-    """The flags of a run that takes a second, but for its compilation."""
+    """The flags of a run that takes a second, without compilation."""
     return [
         *("--dataset=folder", f"--data-dir={images}", "--image-size=16", f"--out={tmp_path}/run"),
         *("--ways=2", "--shots=1", "--query-shots=2", "--width=2", "--meta-batch-size=2"),
@@ -59,7 +59,7 @@ def no_signal_handlers(monkeypatch):
 
 @pytest.fixture
 def small_network(monkeypatch):
-    """A network of one convolution, which compiles in a third of the time."""
+    """A network with one convolution, which compiles in a third of the time."""
     monkeypatch.setattr(nn, "conv4", small_model)
 
 
@@ -152,7 +152,7 @@ def test_a_run_has_the_precision_of_its_configuration(name, wanted):
     data = data_module.ImageSet(images, counts, ("a", "b", "c"), (0.0,), (1.0,))
     state, tasks = jax.eval_shape(program.init, key), jax.eval_shape(program.tasks, key, data)
     learned = state.meta.params, state.meta.mask
-    with jax.default_matmul_precision("bfloat16"):  # the configuration's counts, not this
+    with jax.default_matmul_precision("bfloat16"):  # the configuration decides, not this
         texts = (
             jax.jit(program.train).lower(state, key, data, 1).as_text(),
             jax.jit(program.evaluate).lower(*learned, key, tasks).as_text(),
@@ -270,7 +270,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_nothing_that_is_not_finite_is_saved(flags, small_network, tmp_path, capsys):
-    """The only update makes infinite weights of a finite loss."""
+    """The only update has a finite loss, but gives infinite weights."""
     with pytest.raises(SystemExit) as stop:
         fewshot.main([*flags, "--theta-lr=1e39", "--epochs=1", "--steps-per-epoch=1"])
     assert stop.value.code == 1
@@ -283,7 +283,7 @@ def test_nothing_that_is_not_finite_is_saved(flags, small_network, tmp_path, cap
 
 
 def unfinished(run):
-    """Make a finished run one whose last checkpoint is that of its second epoch."""
+    """Turn a finished run into one whose last checkpoint is that of its second epoch."""
     numbers = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
     shutil.rmtree(run / "checkpoints" / str(numbers[-1]))
     (run / "result.json").unlink()
@@ -320,7 +320,7 @@ def test_a_run_is_not_taken_up_where_its_numbers_would_be_others(
     whole = outcome(run)
     unfinished(run)
     record = run / "config.json"
-    if not kept:  # as earlier versions left it
+    if not kept:  # as earlier versions wrote it
         text = record.read_text()
         record.write_text(json.dumps({"config": json.loads(text)["config"]}))
     before = everything(run)
@@ -372,7 +372,7 @@ def test_data_that_has_moved_is_named_and_compared(
     run = tmp_path / "run"
     whole = outcome(run)
     unfinished(run)
-    monkeypatch.chdir(tmp_path)  # found from everywhere
+    monkeypatch.chdir(tmp_path)  # found from any folder
     fewshot.main([f"--resume={run}"])
     assert outcome(run) == whole
     unfinished(run)

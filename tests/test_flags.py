@@ -1,4 +1,4 @@
-"""Wrong command lines: one line, status 2, nothing written; flags that nothing reads among them."""
+"""Wrong command lines, also flags without effect: one line, status 2, nothing written."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ FAMILIES = {"fewshot": fewshot, "continual": continual, "online": online}
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
-    """Runs a command that must be refused in an empty folder, and gives its line."""
+    """Run a command that must be refused, in an empty folder, and return its line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(memory, "device_memory", lambda: 8 * 2**30)
 
@@ -98,7 +98,7 @@ def test_presets_and_stored_runs_may_hold_what_nothing_reads():
 
 
 def test_published_commands_are_read(monkeypatch, tmp_path):
-    """Every command of the documents that names settings."""
+    """Every command in the documents that has settings."""
     monkeypatch.chdir(tmp_path)
     text = "".join((ROOT / name).read_text() for name in ("README.md", "REPRODUCIBILITY.md"))
     text = text.replace("\\\n", " ")

@@ -1,4 +1,4 @@
-"""The gates against values by hand, NumPy and the statistics of their initialisation."""
+"""The gates against values by hand, NumPy, and statistics of their initialisation."""
 
 import collections
 
@@ -267,7 +267,7 @@ def test_a_single_value_is_open_as_often_as_not():
 
 
 def test_the_default_start_is_the_centred_draw():
-    """By hand: uniform within the bound, less its own mean."""
+    """By hand: uniform within the bound, minus its mean."""
     m = gates.binary(0.1).init(jax.random.key(3), jnp.ones(6))
     key = jax.random.split(jax.random.key(3), 1)[0]
     values = jax.random.uniform(key, (6,), jnp.float32, -0.5, 0.5)
@@ -278,7 +278,7 @@ def test_the_default_start_is_the_centred_draw():
 
 
 class Layer:
-    """A node whose children have attribute names, as Equinox's modules."""
+    """A node whose children have attribute names, like Equinox's modules."""
 
     def __init__(self, layers):
         self.layers = layers

@@ -18,7 +18,7 @@ LOSS = jaxsparse.cross_entropy(MODEL)
 
 
 def square_loss(params, x):
-    """Of a network of one tensor, in the dtype of its parameters."""
+    """The loss of a network with one tensor, in the dtype of its parameters."""
     loss = jnp.mean(jnp.square(x.astype(params["w"].dtype) - params["w"][None]))
     return loss, {"twice": 2 * loss}
 
@@ -276,7 +276,7 @@ def straight_through_case(dtype):
 
 
 def whole(params, batch):
-    """The loss without its parts: no split, no weights of its own."""
+    """The loss as a plain function, without `split` and weights."""
     return LOSS(params, batch)
 
 
@@ -332,7 +332,7 @@ def strict():
 
 
 def check_dtypes(name, dtype):
-    """Traced only: dtypes and ranks are settled there, and nothing is compiled."""
+    """Traced only: this checks dtypes and ranks, and nothing is compiled."""
     got = jax.eval_shape(lambda: CASES[name](dtype))
     assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
 

@@ -24,7 +24,7 @@ def rows(seed=0):
 
 
 def without_own(params, batch):
-    """The same loss as a plain function, which knows of no weights."""
+    """The same loss as a plain function without weights."""
     return LOSS(params, batch)
 
 
@@ -51,7 +51,7 @@ def test_both_ways_have_the_same_gradient():
 
 
 def test_rows_without_weight_do_not_count_in_a_network_that_says_nothing_of_its_rows():
-    """Each row is taken alone there, for the network may have batch norm."""
+    """Each row is evaluated alone then, because the network may have batch norm."""
 
     def apply(params, images):
         x = images.reshape(len(images), -1) @ params

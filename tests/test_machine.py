@@ -1,4 +1,4 @@
-"""How many threads XLA divides an operation among, and that a process may choose them."""
+"""The number of threads that XLA uses, and how a process chooses it."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from experiments import cli
 from jaxsparse import machine
 from jaxsparse.training import environment
 
-# What is summed differs in its last bits by the number of threads: products of many rows, and sums.
+# The last bits of sums and of products of many rows depend on the number of threads.
 SUMS = """
 import os, sys
 from jaxsparse import machine
@@ -28,7 +28,7 @@ print(*(memoryview(jax.device_get(x)).tobytes().hex() for x in results))
 """
 
 
-# A run begun on all cores and killed, which goes on on one.
+# A run that is started on all cores, killed, and resumed on one core.
 ON_ONE_CORE = """
 import os, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
@@ -72,7 +72,7 @@ def test_one_core_gives_the_bits_of_as_many_threads_as_are_asked_for():
     facts, on_one_core = sums(4)
     assert facts == "1 1 True False"  # and once JAX runs it is too late
     facts, with_four_threads = sums(2, PJRT_NPROC="4")
-    assert facts == "1 4 False False"  # what the user has set stays
+    assert facts == "1 4 False False"  # the user's setting is kept
     assert on_one_core == with_four_threads
 
 

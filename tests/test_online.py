@@ -1,4 +1,4 @@
-"""Whole runs on switching streams: against loops written out, cut to pieces, from the shell."""
+"""Whole runs on switching streams: against plain loops, in pieces, from the shell."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ from jaxsparse.training.online.result import accuracies, around_switches, detect
 from jaxsparse.training.runner import Runner
 
 SIDE, T = 16, 13
-STREAM, INIT, LEARN = 0, 1, 2  # what keys are for
+STREAM, INIT, LEARN = 0, 1, 2  # uses of keys
 SMALL = OnlineConfig(
     method="online-adam",
     p=0.7,
@@ -67,7 +67,7 @@ SMALL = OnlineConfig(
 
 
 def images_of(classes, seed, count=6):
-    """Noise with a bright row, another for each class."""
+    """Noise with a bright row, a different one for each class."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 120, size=(classes, count, SIDE, SIDE, 1))
     for row in range(classes):
@@ -83,7 +83,7 @@ DATA = side_by_side({"a": images_of(12, 0), "b": images_of(4, 1), "c": images_of
 
 @pytest.fixture
 def small_network(monkeypatch):
-    """A network without convolutions, which compiles in a moment."""
+    """A network without convolutions, which compiles quickly."""
     monkeypatch.setattr(nn, "conv4", small_model)
 
 
@@ -97,7 +97,7 @@ def run_compiled(config, key=None, pretrained=()):
 
 
 def batches(config, key=None):
-    """The stream as the seed alone makes it."""
+    """The stream that follows from the seed alone."""
     key = jax.random.fold_in(jax.random.key(0) if key is None else key, STREAM)
     task = first_task(config.ways)
     for t in range(config.timesteps):
@@ -109,7 +109,7 @@ def batches(config, key=None):
 
 @functools.cache
 def model_and_key():
-    """The network and its first weights, and the key of what else is drawn before the stream."""
+    """The network, its initial weights, and the key for other draws before the stream."""
     model = small_model(SMALL.ways, SMALL.width, (SIDE, SIDE, 1))
     model_key, mask_key = jax.random.split(jax.random.fold_in(jax.random.key(0), INIT))
     return model, model.init(model_key), mask_key
@@ -144,7 +144,7 @@ def test_online_adam_is_the_loop_written_out(small_network):
         infos
     )
     chex.assert_trees_all_close(got["state"].learner.params, params, atol=3e-4)
-    assert np.ptp(score[1:]) > 0.4  # or all of this would say little
+    assert np.ptp(score[1:]) > 0.4  # otherwise the test would show little
 
 
 CMAML = {
@@ -220,7 +220,7 @@ def test_bgd_scores_the_mean_of_its_samples(small_network, method):
         given |= {"step_sizes": jax.tree.map(lambda x: jnp.float32(0.3), params), "inner_steps": 2}
     key = jax.random.fold_in(jax.random.key(0), LEARN)
     for t, batch, _ in batches(config):
-        if t or method == "metabgd":  # which only makes its fast weights at first
+        if t or method == "metabgd":  # which only creates its fast weights at first
             state, metrics = step(state, batch, jax.random.fold_in(key, t), **given)
         if t:
             score.append(float(metrics["accuracy"]))
@@ -317,7 +317,7 @@ def test_cut_to_pieces_a_run_keeps_its_bits(small_network):
     assert int(whole.step) == T and np.asarray(whole.trace.detected).any()
 
 
-# The host's side
+# The host loop
 
 
 def new_folder(path):
@@ -332,7 +332,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(small_network, tmp_path, monkeyp
     assert [row["step"] for row in rows] == [0, 4, 8, 12, 13]
     folder = new_folder(tmp_path / "stopped")
     stopped_at = []
-    # Within an interval, at its end before its row was written, in the next, at the very end.
+    # Within an interval, at its end before its row is written, in the next, at the very end.
     for allowed in (1, 1, 1, 6):
         asked = iter([False] * allowed + [True])
         with pytest.raises(Stopped, match="stopped at timestep") as stop:
@@ -416,7 +416,7 @@ def test_the_last_row_says_what_the_result_says(small_network, tmp_path):
     assert seed["detections"]["hits"] > 0
 
 
-# What is counted, by hand
+# Counts, by hand
 
 
 def trace_of(switched, detected=(), length=12, dataset=0, score=0.0):
@@ -458,13 +458,13 @@ def test_accuracy_around_switches_by_hand():
     by_offset = dict(zip(curve["offset"], curve["accuracy"], strict=True))
     assert list(by_offset) == list(range(-5, 21))
     want = {
-        -5: 0.3,  # 8 - 5 is of the task before; 3 - 5 is before the stream
+        -5: 0.3,  # 8 - 5 is in the task before; 3 - 5 is before the stream
         -3: 0.5,  # the score at 0 is not counted
         -2: (0.1 + 0.6) / 2,
         -1: (0.2 + 0.7) / 2,
         0: (0.3 + 0.8) / 2,
         3: (0.6 + 1.1) / 2,
-        4: 0.7,  # the second task has ended with the stream; after 5 steps both have
+        4: 0.7,  # the second task ends with the stream; after 5 steps both have ended
     }
     assert {d: by_offset[d] for d in want} == pytest.approx(want)
     assert np.isnan(by_offset[5])
@@ -519,7 +519,7 @@ def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
     rows = []
     whole = run("whole", row=rows.append)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert int(whole.opt_state[0].count) in (2, 4, 6)  # that of the best epoch
+    assert int(whole.opt_state[0].count) in (2, 4, 6)  # the count of the best epoch
     asked = iter([False] * 6 + [True])  # between two batches of the second validation
     with pytest.raises(Stopped, match="stopped at meta-step 4"):
         run("stopped", should_stop=lambda: next(asked))
@@ -527,11 +527,11 @@ def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
     again = []
     chex.assert_trees_all_equal(run("whole", row=again.append), whole)
     assert not again  # nothing was left to do
-    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of the best
+    best = max(rows, key=lambda row: row["val_accuracy"])  # the first one if several are best
     assert int(whole.opt_state[0].count) == 2 * best["epoch"]
 
     got = run_compiled(config, pretrained=whole)["state"].learner
-    assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam goes on
+    assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam continues
 
 
 def test_a_pretrained_run_goes_on_without_its_cache(small_network, tmp_path, monkeypatch):

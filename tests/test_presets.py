@@ -1,4 +1,4 @@
-"""Presets: settings of each method's own, and where they are from."""
+"""Presets: the settings of each method, and their sources."""
 
 import pytest
 

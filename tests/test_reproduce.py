@@ -1,4 +1,4 @@
-"""Tables beside the paper's figures, from results made up for the purpose."""
+"""Tables with the paper's figures, from made-up results."""
 
 import contextlib
 import dataclasses
@@ -138,7 +138,7 @@ def test_nothing_to_show_replaces_nothing(tmp_path, capsys, monkeypatch):
 
 
 class Watched:
-    """Flags that remember which of them were read."""
+    """Flags that record which of them were read."""
 
     def __init__(self, flags):
         self._flags, self.read = flags, set()
@@ -183,7 +183,7 @@ def test_the_document_has_a_place_for_each(name):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are drawn: file name -> axes, kept open."""
+    """The drawn figures: file name -> axes, kept open."""
     figures = {}
     monkeypatch.setattr(drawing, "_save", lambda draw, _, name: figures.update({name: draw()}))
     return figures
@@ -243,7 +243,7 @@ def store_online(out, p, method, totals, sparsity=None, detections=None, mark=""
     folder = out / f"p{p:g}-{method}{mark}"
     folder.mkdir(parents=True)
     result = {
-        # The deviations stored here are not those of the seeds, as older runs have it.
+        # As in older runs, the stored deviations are not those of the seeds.
         "accuracy": value(sum(totals) / 2),
         "by_dataset": {
             "omniglot": value(0.97), "mnist": value(0.94), "fashion_mnist": None,
@@ -273,7 +273,7 @@ def test_online_accuracies_stand_beside_the_papers(tmp_path, capsys):
     out = capsys.readouterr().out
     bgd, _, sparse = table_rows(out)[1:]
     assert bgd[:2] == ["bgd", "88.60 +- 0.85 / 87.8 +- 1.3"]
-    assert bgd[4:] == ["- / 74.4 +- 1.1", "-", "-", "-"]  # no such batch seen, nothing detected
+    assert bgd[4:] == ["- / 74.4 +- 1.1", "-", "-", "-"]  # no such batch, nothing detected
     assert sparse[1:3] == ["94.50 +- 0.71 / 94.2 +- 0.4", "97.00 +- 1.00 / 97.3 +- 0.1"]
     assert sparse[5:] == ["180 of 200", "2", "40.00 +- 1.00"]
     # 6 and 5.8 points: mean 5.9, standard error 0.1; Student's t of one degree is 12.7.
@@ -363,7 +363,7 @@ def test_the_lead_is_shown_by_part_of_the_stream_and_data_set(tmp_path, capsys):
 
 
 def split_cifar_run(folder, accuracy, total, method="sparse-lamaml", **own):
-    """A finished run, of sparse-La-MAML say, half of its head frozen."""
+    """A finished run, for example of sparse-La-MAML, with half of its head frozen."""
     config = cell_config(Flags(), "split-cifar10", method, memories=200, seeds=1, **own)
     sparsity = {"total": value(total), "head/kernel": value(0.5), "head/bias": value(1.0)}
     result = {
@@ -420,7 +420,7 @@ def test_each_reading_of_mer_has_its_row(tmp_path, capsys):
 
 
 def store_scan(out, method, masks, best):
-    """The folders of a scan on rotations: RA of 0.7, and at `best` of 0.8."""
+    """The folders of a scan on rotations: RA is 0.8 at `best`, 0.7 elsewhere."""
     for glances in (5, 10):
         preset = cell_config(Flags(), "rotations", method)
         config = dataclasses.replace(preset, seeds=1, validation=True, glances=glances)
@@ -464,7 +464,7 @@ def test_what_a_scan_chose_is_measured_on_all_seeds(tmp_path, capsys):
 
 
 def test_choices_on_split_cifar_stand_beside_each_other(tmp_path, capsys):
-    frozen = (0.5 * 6400 + 10) / 1523050  # the head's, and a little less, as float32 may have it
+    frozen = (0.5 * 6400 + 10) / 1523050  # the head's, a little less because of float32
     short = {"validation": True, "samples_per_task": 2000}
     name = "split-cifar10-200-sparse-lamaml-held-out"
     split_cifar_run(tmp_path / name, 0.27, frozen, **short)

@@ -1,4 +1,4 @@
-"""The files in results/: small, whole, and what the documents print is in them."""
+"""The files in results/: small, complete, and the source of what the documents print."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def test_what_the_document_prints_is_in_them(name, capsys, monkeypatch):
     printed = capsys.readouterr().out.rstrip()
     section = DOCUMENT.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0].rstrip()
     assert "|---|" in section
-    if name == "table S6":  # it shows the scans before the table
+    if name == "table S6":  # it prints the scans before the table
         assert "scan on held-out" in printed
         printed = printed[printed.index("Chosen on training images") :]
     assert printed == section
@@ -84,7 +84,7 @@ def test_a_folder_of_runs_is_saved_and_shown_again(tmp_path, capsys, results):
     assert content["flags"] == {"seeds": 2}
     run = content["runs"]["rotations-er"]
     assert run["config"]["method"] == "er" and run["config"]["data_dir"] is None
-    # All that the result has, without the matrix.
+    # The whole result without the matrix.
     del stored["seeds"][0]["accuracy"]
     assert run["result"] == stored
     shutil.rmtree(tmp_path / "rotations-er")

@@ -1,4 +1,4 @@
-"""The run folder: what is written is whole, what cannot be read is set aside."""
+"""The run folder: written files are complete, unreadable ones are set aside."""
 
 import errno
 import fcntl
@@ -118,14 +118,14 @@ def empty_folder(path: Path):
 
 
 def other_numbers(path: Path):
-    """A checkpoint that is readable but does not hold what its digest says."""
+    """A checkpoint that is readable, but whose content does not match its digest."""
     position = path / "position" / "metadata"
     record = json.loads(position.read_text())
     position.write_text(json.dumps({**record, "digest": "0" * 64}))
 
 
 def other_place(path: Path):
-    """A checkpoint that names a file which does not lie in it."""
+    """A checkpoint that names a file outside its folder."""
     (path / "position" / "metadata").write_text('{"digest": "0", "files": {"/nowhere": "0"}}')
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(folder,
     reports = []
     assert_same(checkpoints(folder).restore(jax.eval_shape(lambda: STATE), reports.append), STATE)
     assert len(reports) == 1 and "checkpoint 2" in reports[0] and "\n" not in reports[0]
-    # The number is free again, and what was damaged is kept for a look at it.
+    # The number is free again, and the damaged checkpoint is kept for inspection.
     checkpoints(folder).save(STATE, {"step": 2, "epoch": 0})
     assert len(list((folder.path / "broken").iterdir())) == 1
 
@@ -345,7 +345,7 @@ def test_who_waits_takes_over(folder):
 
 
 def at_once(count, function):
-    """What `function(i)` returns, or the error it raises, called by several threads at once."""
+    """The results or errors of `function(i)`, called by several threads at once."""
     barrier, found = threading.Barrier(count), {}
 
     def call(i):
@@ -443,7 +443,7 @@ def test_without_locks_of_the_system_a_file_names_the_holder(tmp_path, monkeypat
         assert f"{os.getpid()} on {socket.gethostname()}" in str(error.value)
     ended = subprocess.Popen(["true"])
     ended.wait()
-    holder.write_text(f"{ended.pid} {socket.gethostname()}")  # killed, it left this
+    holder.write_text(f"{ended.pid} {socket.gethostname()}")  # left by a killed process
     with folder.lock():
         assert holder.read_text().startswith(f"{os.getpid()} ")
     holder.write_text("1 elsewhere")

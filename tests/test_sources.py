@@ -1,4 +1,4 @@
-"""Data sets by name: made-up trees in a temporary folder, and real data where TFDS has it."""
+"""Datasets by name: made-up trees in a temporary folder, and real data if TFDS has it."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def _own_cache(request, tmp_path, monkeypatch):
 
 @pytest.fixture
 def real():
-    """Find a real data set in the TFDS folder, or skip."""
+    """Find a real dataset in the TFDS folder, or skip."""
 
     def find(name):
         root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -490,7 +490,7 @@ def test_a_damaged_cache_is_built_anew(tmp_path, damage, whole, monkeypatch):
         data = load("folder", "train", tmp_path)
         np.testing.assert_array_equal(data.images, expected)
         assert data.names == ("a", "b")
-        no_decoding(monkeypatch)  # the second time it must be whole again
+        no_decoding(monkeypatch)  # the second time the cache must be whole again
 
 
 def test_any_changed_byte_is_seen(tmp_path, monkeypatch):
@@ -618,7 +618,7 @@ def test_bad_pickles_are_named(tmp_path, kind):
     fails("mini-imagenet-cache-test.pkl: ", "mini_imagenet", "test", tmp_path)
 
 
-# What other packages of TFDS's world warn about is not ours to fail for.
+# Warnings of packages that TFDS uses must not fail these tests.
 @pytest.mark.filterwarnings("ignore")
 def test_the_tfds_builder_gives_the_same_images(tmp_path):
     import tensorflow_datasets as tfds
@@ -749,7 +749,7 @@ def test_mini_imagenet_is_all_there(real, tmp_path, monkeypatch):
     assert len({name for data in sets.values() for name in data.names}) == 100
     some = sets["test"].images[::100] / 255
     np.testing.assert_allclose(some.mean((0, 1, 2)), sets["test"].mean, atol=0.1)
-    shutil.rmtree(tmp_path)  # 1.3 GB that pytest would keep
+    shutil.rmtree(tmp_path)  # pytest would keep 1.3 GB
 
 
 def test_mini_imagenet_reads_the_jpegs(real, tmp_path, monkeypatch):

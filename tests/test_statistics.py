@@ -1,4 +1,4 @@
-"""One standard deviation over seeds, wherever a figure of ours is printed or drawn."""
+"""One definition of the standard deviation over seeds, in all tables and figures."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""The straight-through primitives against constants worked out by hand."""
+"""The straight-through primitives against constants computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def test_cotangent_passes_unchanged(mask, slope):
 
 @pytest.mark.parametrize("mask", [binary_mask, relu_mask])
 def test_transformations(mask):
-    """jit, vmap, grad and scan, alone and together, see one and the same function."""
+    """jit, vmap, grad and scan, alone and combined, give the same function."""
     m = jnp.array([[-1.0, 0.0, 2.0], [0.5, -0.5, -0.0]])
     weights = jnp.arange(6.0).reshape(2, 3)
 

@@ -1,4 +1,4 @@
-"""Task streams: rotations against PIL, draws against counting, look-ups against NumPy indexing."""
+"""Task streams: rotations against PIL, draws against counts, look-ups against NumPy."""
 
 import dataclasses
 
@@ -70,7 +70,7 @@ def test_turning_keeps_the_canvas_of_oblong_images():
 
 
 def angle(pixels, side):
-    """The angle in degrees by which a map turns, fitted to the sources of all pixels."""
+    """The rotation angle of a map in degrees, fitted to the source positions of all pixels."""
     at = np.stack(np.divmod(np.arange(side * side), side)) - (side - 1) / 2
     source = np.stack(np.divmod(pixels, side)) - (side - 1) / 2
     (y, x), (v, u) = at[:, pixels >= 0], source[:, pixels >= 0]
@@ -136,7 +136,7 @@ def test_hold_out_takes_the_last_of_each_class():
 
 @pytest.fixture(scope="module")
 def many():
-    """Schedules of 4000 keys: five of twelve images, three tasks."""
+    """Schedules for 4000 keys: three tasks with five of twelve images each."""
     stream = streams.permutations(labelled([12]), labelled([2]), tasks=3)
     draw = jax.jit(jax.vmap(lambda key: streams.draw_schedule(key, stream, 5)))
     return [np.asarray(x) for x in draw(jax.random.split(KEY, 4000))]
@@ -201,7 +201,7 @@ def test_same_key_same_schedule(pair):
 
 
 def by_hand(stream, data, task, indices):
-    """Images through plain loops over pixels."""
+    """The images, computed by loops over pixels."""
     images = data.images[indices]
     if stream.pixel_maps is None:
         return images
@@ -275,7 +275,7 @@ def test_crop_and_mirror_are_those_of_pil():
 
 
 def test_augmentation_draws_each_image_on_its_own():
-    """Two marks tell where an image went, which way round, and how bright it became."""
+    """Two marks show where an image was moved, whether it was mirrored, and its brightness."""
     image = np.zeros((32, 32, 3), np.uint8)
     image[16, 12], image[16, 20] = 100, 200
     out = np.asarray(jax.jit(streams.augment)(KEY, jnp.asarray(np.tile(image, (6000, 1, 1, 1)))))

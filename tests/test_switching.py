@@ -1,4 +1,4 @@
-"""The switching stream: when it switches, what it draws, and from which data."""
+"""The switching stream: when it switches, what it draws, and from which datasets."""
 
 import functools
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_batches_are_what_they_say(drawn):
     first, end = np.array([0, 7, 10]), np.array([7, 10, 13])
     assert (per_label >= first[info["dataset"]][:, None]).all()
     assert (per_label < end[info["dataset"]][:, None]).all()
-    # A task keeps its classes and their order; a new one draws them afresh.
+    # A task keeps its classes and their order; a new task draws them again.
     stays = ~info["switched"][1:]
     np.testing.assert_array_equal(per_label[1:][stays], per_label[:-1][stays])
     orders = {tuple(row) for row in per_label[info["dataset"] == 1]}
@@ -176,7 +176,7 @@ def test_letters_stand_in():
 
 @pytest.mark.slow
 def test_real_data():
-    """The counts of Caccia et al. 2020, and pixels in the ranges that they had."""
+    """The counts and pixel ranges of Caccia et al. 2020."""
     root = Path("~/tensorflow_datasets").expanduser()
     for name in ("omniglot", "mnist", "fashion_mnist"):
         if not (root / name).is_dir():

@@ -1,4 +1,4 @@
-"""Whose folders are used for what, and what becomes of the leftovers of processes that died."""
+"""Which folders are used as caches, and how the leftovers of dead processes are removed."""
 
 import logging
 import os
@@ -24,8 +24,8 @@ OTHER = 54321
 
 @pytest.fixture
 def place(monkeypatch):
-    """A machine of its own: home/, tmp/ for the system's temporary folders; no variables set."""
-    # Not pytest's folder, which nobody else may enter, so that modes further down would not count.
+    """A separate machine: home/, tmp/ for temporary folders, and no environment variables."""
+    # Not pytest's folder: nobody else may enter it, so the modes below it would have no effect.
     place = Path(tempfile.mkdtemp()).resolve()
     place.chmod(0o755)
     if any(mode(folder) & 0o077 == 0 for folder in place.parents):
@@ -73,7 +73,7 @@ def test_without_a_home_folder_it_is_a_private_temporary_one(home, place, monkey
     (place / "file").touch()
     if home is None:
         monkeypatch.setattr(Path, "home", lambda: no_home())
-    elif home == "":  # that of a user without one, who may not write there
+    elif home == "":  # the home of a user without one, who may not write there
         monkeypatch.setattr(user_cache, "_is_trusted", lambda path: path.parts[1] != ".cache")
         monkeypatch.setenv("HOME", home)
     else:
@@ -137,11 +137,11 @@ def test_what_others_may_write_to_holds_data_and_no_code(which, change, place, m
     change(changed)
     before = mode(changed)
     assert cache_dir() == place / "shared/cache"
-    safe = change is sticky and which == "."  # nobody can put another folder in place of ours
+    safe = change is sticky and which == "."  # nobody can replace our folder
     want = place / "shared/cache/native" if safe else temporary(place) / "native"
     for _ in range(2):
         assert code_dir("native") == want
-    assert mode(changed) == before  # what the user has arranged
+    assert mode(changed) == before  # the user's setting is kept
     lines = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == (0 if safe else 1)
     assert safe or f"as other users may write to {place}" in lines[0].message
