@@ -95,7 +95,7 @@ def layer(name):
     return height
 
 
-def test_no_circle_of_imports(graph):
+def test_no_import_cycles(graph):
     assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c"]
     assert circle(graph) == []
 

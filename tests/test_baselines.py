@@ -105,7 +105,7 @@ def assert_step(state, metrics, theta, wanted, rtol=1e-4):
     ("replay", "clip_norm"),
     [("full", None), ("none", CLIP), ("weighted", CLIP), ("weighted", None), ("empty", None)],
 )
-def test_experience_replay_is_numpys(replay, clip_norm):
+def test_experience_replay_matches_numpy(replay, clip_norm):
     given = {"weighted": np.array([2.0, 1.0, 0.0, 0.0]), "empty": np.zeros(REPLAYED)}.get(replay)
     state, reference = start(), NumpySGD(Classifier.init(0))
     step = quick_jit(functools.partial(er, clip_norm=clip_norm))
@@ -162,13 +162,13 @@ def numpy_mer(theta, example, replay, weights, bound):
 @pytest.mark.parametrize(
     ("filled", "clip_norm"), [(None, CLIP), (0, None), (3, CLIP), (REPLAYED, None)]
 )
-def test_mer_is_numpys(filled, clip_norm):
+def test_mer_matches_numpy(filled, clip_norm):
     follow_mer(classification_loss, REPLAYED, filled, clip_norm)
 
 
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize(("filled", "clip_norm"), [(None, CLIP), (0, None), (1, CLIP), (2, None)])
-def test_mer_in_factors_is_numpys(filled, clip_norm):
+def test_factored_mer_matches_numpy(filled, clip_norm):
     """With few rows, the first kernel's gradients and the whole loss are not computed."""
     follow_mer(split_loss(), 2, filled, clip_norm)
 
@@ -189,7 +189,7 @@ def follow_mer(loss_fn, replayed, filled, clip_norm):
     assert state.step == STEPS and state.opt_state == ()
 
 
-def test_many_rows_or_halves_keep_mers_kernel_whole():
+def test_mer_is_not_factored_for_many_rows_or_bfloat16():
     example, replay = rows(1, 1), rows(2, BATCHES, REPLAYED)
     with pytest.raises(AssertionError, match="not to be used"):
         mer(start(optimizer=None), example, replay, loss_fn=split_loss())
@@ -198,7 +198,7 @@ def test_many_rows_or_halves_keep_mers_kernel_whole():
         mer(halves, example, rows(2, BATCHES, 2), loss_fn=split_loss())
 
 
-def test_a_blank_row_is_no_division_by_zero_in_mer():
+def test_mer_with_a_blank_row_does_not_divide_by_zero():
     """Its kernel gradient has norm 0."""
     example, replay = rows(1, 1), jax.tree.map(jnp.zeros_like, rows(2, BATCHES, 2))
     step = quick_jit(functools.partial(mer, loss_fn=split_loss(), clip_norm=CLIP))
@@ -232,7 +232,7 @@ def test_mer_by_hand():
     np.testing.assert_allclose(state.params, [29 / 64], rtol=1e-6)
 
 
-def test_rows_without_weight_leave_no_trace_in_mer():
+def test_rows_of_weight_zero_do_not_affect_mer():
     state, example = start(optimizer=None), rows(1, 1)
     weights = jnp.array([[1.0, 0.0], [0.0, 0.0]])
     one, other = rows(2, 2, 2), rows(3, 2, 2)
@@ -242,7 +242,7 @@ def test_rows_without_weight_leave_no_trace_in_mer():
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_mer_keeps_small_steps_of_halves():
+def test_mer_accumulates_small_bfloat16_steps():
     """Single steps are far below bfloat16's resolution; their sum is not."""
     high = init_online_state(jnp.ones((2,), jnp.float32))
     low = high._replace(params=high.params.astype(jnp.bfloat16))
@@ -296,13 +296,13 @@ GEM_CASES = {
 
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", GEM_CASES)
-def test_gem_is_numpys(case):
+def test_gem_matches_numpy(case):
     follow_gem(classification_loss, *GEM_CASES[case])
 
 
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", GEM_CASES)
-def test_gem_in_factors_is_numpys(case):
+def test_factored_gem_matches_numpy(case):
     """With two rows per task, the first layer's gradients are not computed."""
     tasks, _, *others = GEM_CASES[case]
     loss_fn = split_loss(whole=Classifier.apply)
@@ -314,7 +314,7 @@ def test_gem_in_factors_is_numpys(case):
 
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", ["published", "clipped"])
-def test_gem_in_pieces_of_a_memory_is_numpys(case, monkeypatch):
+def test_gem_on_pieces_of_a_memory_matches_numpy(case, monkeypatch):
     """Seven rows per task, in pieces of three, three and one."""
     taken = set()
 
@@ -328,7 +328,7 @@ def test_gem_in_pieces_of_a_memory_is_numpys(case, monkeypatch):
     assert taken == {ROWS, 3, 1}
 
 
-def test_pieces_of_halves_add_up(monkeypatch):
+def test_pieces_in_bfloat16_add_up(monkeypatch):
     """A thousand shares of the gradient w - x = 1: their sum in bfloat16 would be too small."""
     monkeypatch.setattr(task_gradients_module, "_piece", lambda *_: 1)
     memory = jnp.full((1, 1000, 2), -1.0, jnp.bfloat16)
@@ -336,7 +336,7 @@ def test_pieces_of_halves_add_up(monkeypatch):
     np.testing.assert_allclose(made, [[1.0, 1.0]], atol=0.01)
 
 
-def test_images_are_taken_in_pieces_that_a_cache_holds():
+def test_pieces_of_images_fit_into_the_cache():
     """The backward pass of a convolutional network keeps about 17 kB per image (patches and
     outputs): for 200 images more than 1 MiB, and less than 1 GiB."""
     images, labels = jnp.zeros((2, 200, 16, 16, 3)), jnp.zeros((2, 200), jnp.int32)
@@ -362,7 +362,7 @@ def test_images_are_taken_in_pieces_that_a_cache_holds():
     assert taken(cnn, 0) <= 2
 
 
-def test_gems_gradients_with_batch_norm_are_of_a_whole_memory(monkeypatch):
+def test_gem_with_batch_norm_uses_a_whole_memory(monkeypatch):
     """Even with a tiny cache: batch norm has other statistics on a piece."""
     monkeypatch.setattr(task_gradients_module, "CACHE_BYTES", 0)
     model = nn.conv4(WAYS, width=2, image_shape=(16, 16, 1))
@@ -377,7 +377,7 @@ def test_gems_gradients_with_batch_norm_are_of_a_whole_memory(monkeypatch):
             np.testing.assert_allclose(got[task], want.ravel(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_memory_that_gives_nan_is_not_taken_for_one_that_agrees():
+def test_nan_gradients_of_a_memory_are_not_ignored():
     inputs, labels = rows(3, 1, 4)
     memory = inputs.at[0, 2].set(jnp.nan), labels
     state, metrics = gem(start(), rows(1, ROWS), memory, 1)
@@ -386,7 +386,7 @@ def test_a_memory_that_gives_nan_is_not_taken_for_one_that_agrees():
 
 
 @pytest.mark.parametrize("odd", [jnp.nan, jnp.inf, 1e30])
-def test_a_gradient_that_is_not_finite_is_not_clipped_to_nothing(odd):
+def test_clipping_keeps_nan_and_infinity(odd):
     tree = {"a": jnp.array([odd, 1.0]), "b": jnp.array([0.5])}
     clipped, norm = clip_by_norm(tree, 2.0)
     assert not jnp.isfinite(norm)
@@ -437,7 +437,7 @@ def test_gem_by_hand():
     assert metrics["violations"] == 1
 
 
-def test_gem_takes_losses_with_a_backward_pass_of_their_own():
+def test_gem_accepts_losses_with_a_custom_backward_pass():
     """Such a loss has no forward-mode derivative, so none may be used."""
 
     @jax.custom_vjp
@@ -462,7 +462,7 @@ def test_gem_takes_losses_with_a_backward_pass_of_their_own():
 @pytest.mark.parametrize(
     ("remembered", "clip_norm"), [(None, None), ("all", CLIP), ("weighted", None), ("empty", CLIP)]
 )
-def test_agem_is_numpys(remembered, clip_norm):
+def test_agem_matches_numpy(remembered, clip_norm):
     """Chaudhry et al. 2019b, Eq. 11."""
     given = {
         None: None,

@@ -54,18 +54,18 @@ def assert_alike(ours):
         assert max(of.values()) < 5e-5, errors
 
 
-def test_conv4_learns_alike():
+def test_conv4_learns_the_same_on_both_sides():
     """In both layouts: a timestep that continues from phi, and an update from five batches."""
     assert_alike(narrow("sparse-cmaml"))
 
 
 @pytest.mark.parametrize("method", online.METHODS)
-def test_both_methods_learn_alike(method, small_network):
+def test_both_methods_learn_the_same_on_both_sides(method, small_network):
     assert_alike(compiled_once(method))
 
 
 @pytest.mark.parametrize("method", online.METHODS)
-def test_detection_and_restart_alike(method, small_network):
+def test_detection_and_restart_are_the_same_on_both_sides(method, small_network):
     """Losses that fall at every timestep: detections, updates from one batch, restarts."""
     ours = narrow(method, detection_threshold=1e-3, inner_lr=0.05)
     start = ours_online.draw(ours.config)

@@ -25,7 +25,7 @@ def digits():
 
 
 @pytest.mark.parametrize("method", stream.METHODS)
-def test_both_learn_alike(method, digits):
+def test_both_sides_learn_the_same(method, digits):
     config = dataclasses.replace(CONFIG, method=method)
     errors = stream.check_batches(config, digits)
     assert max(max(of.values()) for of in errors.values()) < 1e-4, errors

@@ -69,7 +69,7 @@ def one_line(capsys) -> str:
     "form",
     ["loop", "channels_last", "vmap", pytest.param("compile", marks=pytest.mark.slow)],
 )
-def test_pytorch_takes_our_step(form, arrays, reference):
+def test_pytorch_makes_the_same_step(form, arrays, reference):
     pytest.importorskip("torch")
     contestant = SPARSE_MAML.make(form, TINY, arrays)
     contestant.step()
@@ -83,7 +83,7 @@ def test_pytorch_takes_our_step(form, arrays, reference):
     [split_cifar("sparse-lamaml"), split_cifar("lamaml", second_order=True)],
     ids=["first order", "second order"],
 )
-def test_pytorch_takes_our_glances_of_convolutions(case):
+def test_pytorch_makes_the_same_glances_with_convolutions(case):
     pytest.importorskip("torch")
     sizes = {"image": (9, 8, 3), "channels": 4, "hidden": (8,), "inner_steps": 3, "meta_rows": 8}
     case = dataclasses.replace(case, convolutions=1, mask_lr=1.0, **sizes)
@@ -126,7 +126,7 @@ def test_pytorch_autocasts_to_bfloat16(form, arrays, reference):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["seeds vmapped", "seeds mapped"])
-def test_every_seed_takes_our_step(form, arrays, reference):
+def test_every_seed_makes_the_same_step(form, arrays, reference):
     contestant = SPARSE_MAML.make(form, dataclasses.replace(TINY, seeds=2), arrays)
     contestant.step()
     errors = harness.check(form, contestant, reference)
@@ -382,7 +382,7 @@ def test_results_of_a_machine_have_a_folder(device, kind, name):
     assert machine.slug({"device": device, "kind": kind, "cores": 2}) == name
 
 
-def test_a_file_is_replaced_whole_or_left(tmp_path, monkeypatch):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path, monkeypatch):
     report.publish(tmp_path, {"result.json": "old"})
     report.publish(tmp_path, {"result.json": "new"})
     assert (tmp_path / "result.json").read_text() == "new"

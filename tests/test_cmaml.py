@@ -211,7 +211,7 @@ class TorchLearner:
     ],
     ids=str,
 )
-def test_timesteps_are_pytorchs(kind, options):
+def test_timesteps_match_pytorch(kind, options):
     settings = {"mask_theta": False, "restart_now": False, "modulation": LAMBDA} | options
     step = quick_jit(make_step(GATES[kind], **options))
     # In float64 both take the same path; in float32 rounding separates them over the steps.
@@ -355,7 +355,7 @@ def test_fast_weights_by_hand():
     assert state.params == 1 and state.stored == 2
 
 
-def test_mask_of_ones_is_the_fixed_method_bit_for_bit():
+def test_a_mask_of_ones_gives_the_bits_of_the_fixed_method():
     states = []
     for gate, optimizer in ((gates.binary(ALPHA, init=1.0), MASK_ADAM), (GATES["constant"], None)):
         step = make_step(gate, optimizer)

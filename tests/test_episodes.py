@@ -70,7 +70,7 @@ DRAWN = (
 )
 
 
-def test_draws_from_equal_classes_are_what_they_were():
+def test_draws_from_equal_classes_are_unchanged():
     task = draw(jax.random.key(7), flat(numbered((5, 5, 5, 5))), 2, 3, 1, 2)
     for batch, wanted in zip((task.support, task.query), DRAWN, strict=True):
         np.testing.assert_array_equal(np.stack(drawn(batch, 3), -1), wanted)
@@ -113,7 +113,7 @@ def test_every_draw_is_without_replacement_and_of_valid_images():
             assert picked[t, label].max() < COUNTS[c]
 
 
-def test_taking_everything_takes_each_image_once():
+def test_drawing_everything_draws_each_image_once():
     task = draw(jax.random.key(2), numbered((5, 5, 5)), 20, 3, 2, 3)
     images = np.concatenate([drawn(task.support, 3)[1], drawn(task.query, 3)[1]], 2)
     np.testing.assert_array_equal(np.sort(images, 2), np.broadcast_to(np.arange(5), (20, 3, 5)))
@@ -169,7 +169,7 @@ def test_pixels_are_scaled_by_mean_and_std_of_each_channel():
     np.testing.assert_allclose(got, wanted[order], rtol=1e-5, atol=1e-6)
 
 
-def test_same_key_same_tasks_other_key_others():
+def test_the_key_determines_the_tasks():
     one, again, other = (draw(jax.random.key(k), numbered(), *SIZES) for k in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, one, again)
     assert not np.array_equal(one.support[0], other.support[0])

@@ -80,7 +80,7 @@ def splits(config):
     }
 
 
-def test_a_run_leaves_what_it_says(flags, tmp_path, capsys):
+def test_a_run_writes_its_files(flags, tmp_path, capsys):
     fewshot.main(flags)
     run = tmp_path / "run"
     rows, result, _ = outcome(run)
@@ -117,7 +117,7 @@ def test_the_interval_is_the_normal_one_over_tasks():
 
 
 @pytest.mark.parametrize("method", training.fewshot.config.Method.__args__)
-def test_every_method_runs_and_changes_what_it_should(method, flags, small_network, tmp_path):
+def test_every_method_trains_only_its_parameters(method, flags, small_network, tmp_path):
     short = ["--embedding=8"] if method == "sparse-maml-plus" else []
     fewshot.main([*flags, f"--method={method}", "--epochs=1", *short])
     rows, _, _ = outcome(tmp_path / "run")
@@ -133,7 +133,7 @@ def test_every_method_runs_and_changes_what_it_should(method, flags, small_netwo
         assert 0.1 < sparsity["total"] < 0.9
 
 
-def test_the_same_seed_gives_the_same_run_and_another_another(flags, small_network, tmp_path):
+def test_the_seed_determines_the_run(flags, small_network, tmp_path):
     outcomes = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         fewshot.main([*flags, f"--out={tmp_path / name}", f"--seed={seed}"])
@@ -161,9 +161,7 @@ def test_a_run_has_the_precision_of_its_configuration(name, wanted):
         assert set(re.findall(r"precision = \[(\w+), (\w+)\]", text)) == {(wanted, wanted)}
 
 
-def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(
-    flags, small_network, tmp_path
-):
+def test_a_run_without_a_new_setting_resumes_with_its_default(flags, small_network, tmp_path):
     fewshot.main(flags)
     run = tmp_path / "run"
     whole = outcome(run)
@@ -177,7 +175,7 @@ def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(
     assert outcome(run) == whole
 
 
-def test_seeds_side_by_side_are_the_seeds_alone(flags, small_network, tmp_path):
+def test_seeds_together_give_the_results_of_each_alone(flags, small_network, tmp_path):
     fewshot.main([*flags, "--seeds=2", "--seed=3"])
     fewshot.main([*flags, "--seed=4", f"--out={tmp_path / 'alone'}"])
     together, alone = outcome(tmp_path / "run")[0], outcome(tmp_path / "alone")[0]
@@ -187,7 +185,7 @@ def test_seeds_side_by_side_are_the_seeds_alone(flags, small_network, tmp_path):
 
 
 @pytest.mark.parametrize("segments", [0, 3, 8, 14])
-def test_a_stopped_run_goes_on_to_the_same_end(
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
     segments, flags, small_network, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(runner_module, "SEGMENT_SECONDS", 1e-9)  # a segment is one meta-step
@@ -204,7 +202,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_costs_time_and_nothing_else(flags, small_network, tmp_path, capsys):
+def test_a_damaged_checkpoint_does_not_change_the_result(flags, small_network, tmp_path, capsys):
     fewshot.main(flags)
     whole = outcome(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
@@ -216,7 +214,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(flags, small_network, 
     assert outcome(tmp_path / "run") == whole
 
 
-def test_the_pure_program_trains_as_the_loop_does(flags, small_network, tmp_path):
+def test_the_pure_program_trains_like_the_loop(flags, small_network, tmp_path):
     fewshot.main(flags)
     rows, result, _ = outcome(tmp_path / "run")
     config = read_config(tmp_path / "run")
@@ -312,7 +310,7 @@ def everything(run):
     ],
 )
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_run_is_not_taken_up_where_its_numbers_would_be_others(
+def test_a_run_is_not_resumed_if_its_numbers_would_change(
     elsewhere, named, kept, flags, small_network, tmp_path, capsys
 ):
     fewshot.main(flags)
@@ -335,7 +333,7 @@ def test_a_run_is_not_taken_up_where_its_numbers_would_be_others(
     assert outcome(run) == whole
 
 
-def test_a_machine_that_gives_other_bits_is_a_line(flags, small_network, tmp_path, capsys):
+def test_a_machine_that_gives_other_bits_is_reported(flags, small_network, tmp_path, capsys):
     fewshot.main(flags)
     run = tmp_path / "run"
     unfinished(run)
@@ -362,7 +360,7 @@ def test_a_run_with_rows_and_no_checkpoint_is_left_alone(flags, small_network, t
         assert everything(run) == before
 
 
-def test_data_that_has_moved_is_named_and_compared(
+def test_moved_data_is_reported_and_compared(
     images, flags, small_network, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "home").mkdir()
@@ -391,7 +389,7 @@ def test_data_that_has_moved_is_named_and_compared(
     assert outcome(run) == whole
 
 
-def test_a_folder_with_a_pattern_for_a_name_is_gone_on_with(flags, small_network, tmp_path):
+def test_a_run_resumes_in_a_folder_named_like_a_pattern(flags, small_network, tmp_path):
     out = [f"--out={tmp_path / 'run[1]*{a,b}?'}"]
     fewshot.main([*flags, *out])
     run = tmp_path / "run[1]*{a,b}?"
@@ -545,7 +543,7 @@ def test_killed_twenty_times_the_run_ends_the_same(flags, tmp_path):
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
-def test_a_killed_run_goes_on_to_the_same_end(flags, tmp_path):
+def test_a_killed_run_ends_like_an_uninterrupted_one(flags, tmp_path):
     finish("fewshot", [*flags, f"--out={tmp_path / 'whole'}"])
     run = tmp_path / "run"
     process = start("fewshot", flags)

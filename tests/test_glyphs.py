@@ -40,7 +40,7 @@ def test_splits_hold_about_a_thousand_letters_of_different_scripts():
         assert abs(np.mean(inside) - share) < 0.02, split
 
 
-def test_form(letters):
+def test_shapes_dtypes_and_scale(letters):
     assert letters.images.shape == (20 * len(letters.names), 28, 28, 1)
     assert letters.images.dtype == np.uint8 and letters.counts.dtype == np.int32
     assert np.all(np.asarray(letters.counts) == 20)
@@ -191,7 +191,7 @@ def _folder(file):
 
 
 @pytest.mark.parametrize("replace", [_pipe, _folder])
-def test_what_is_no_file_makes_room_for_the_cache(few, tmp_path, replace):
+def test_other_entries_in_place_of_the_cache_file_are_replaced(few, tmp_path, replace):
     first = load_glyphs("test", tmp_path)
     (file,) = tmp_path.iterdir()
     replace(file)
@@ -199,7 +199,7 @@ def test_what_is_no_file_makes_room_for_the_cache(few, tmp_path, replace):
     assert [file] == list(tmp_path.iterdir()) and file.is_file()
 
 
-def test_any_changed_byte_is_seen_or_does_not_matter(tmp_path):
+def test_a_changed_byte_is_detected_or_harmless(tmp_path):
     """A zip holds names, sizes and flags besides pixels: the changed byte may be in any of them."""
     images, letters = np.arange(32, dtype=np.uint8).reshape(2, 1, 4, 4, 1), np.arange(2)
     file = tmp_path / "small.npz"
@@ -223,7 +223,7 @@ def test_cache_that_cannot_be_written_only_warns(few, tmp_path):
     assert data.num_classes == len(data.names) > 20
 
 
-def test_writers_at_once_leave_one_whole_file(tmp_path):
+def test_simultaneous_writers_leave_one_complete_file(tmp_path):
     images, letters = np.random.default_rng(0).integers(0, 255, (99, 999), np.uint8), np.arange(50)
     file = tmp_path / "new" / "images.npz"
     with ThreadPoolExecutor(4) as pool:

@@ -390,7 +390,7 @@ def test_other_kinds_of_keys(make, name):
     MODEL.init(make(0))
 
 
-def test_nan_checks_find_none_in_a_loss_without():
+def test_nan_checks_pass_on_a_finite_loss():
     params, rows = params_and_rows("float32", 4)
     with jax.debug_nans(True), jax.enable_checks(True):
         gradient = jax.grad(lambda p: LOSS(p, rows)[0])(params)
@@ -398,7 +398,7 @@ def test_nan_checks_find_none_in_a_loss_without():
     assert np.isfinite(gradient["head"]["bias"]).all()
 
 
-def test_labels_are_found_unknown_under_strict_promotion():
+def test_unknown_labels_are_detected_under_strict_promotion():
     """In every dtype of labels, and in the dtype of the parameters."""
     with strict():
         for kind in ("int8", "uint8", "int16", "uint32"):

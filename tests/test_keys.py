@@ -91,7 +91,7 @@ def key_of(seed, make=jax.random.key):
     return make(seed, impl=NOTING)
 
 
-def test_the_notes_are_right():
+def test_the_records_of_the_keys_are_right():
     key = key_of(0)
     with noted(2):
         a, b = jax.random.split(key)
@@ -104,7 +104,7 @@ def test_the_notes_are_right():
             twice()
 
 
-def test_the_order_of_rows_is_not_that_of_a_gates_draw():
+def test_the_order_of_rows_and_the_gate_draw_from_different_keys():
     gate = gates.Gate(
         lambda key, params: jnp.full((6,), 0.2),
         lambda m, key: m * jax.random.uniform(key, (6,)),

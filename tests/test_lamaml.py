@@ -197,7 +197,7 @@ def name_of(case):
 
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_glances_are_numpys(case):
+def test_glances_match_numpy(case):
     state, metrics = follow(**case)
     if case["kind"] == "constant":
         assert_trees_close(state.mask, start(GATES["constant"][0]).mask, 0, 0)
@@ -210,7 +210,7 @@ SPLIT_CASES = [CASES[i] for i in (0, 2, 5, 7)]  # each gate, each replay
 
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("case", SPLIT_CASES, ids=name_of)
-def test_glances_with_the_first_products_outside_the_loop_are_numpys(case):
+def test_glances_with_the_first_products_outside_the_loop_match_numpy(case):
     follow(loss_fn=split_loss(), **case)
 
 
@@ -236,7 +236,7 @@ def test_first_products_stay_in_the_loop(options, dtype):
 
 
 @pytest.mark.parametrize("hidden", [(), (6, 4)])
-def test_networks_tell_their_first_products(hidden):
+def test_networks_give_their_first_products(hidden):
     images = np.random.default_rng(0).integers(256, size=(2, 3, 4, 1)).astype(np.uint8)
     model = nn.mlp(3, hidden, (3, 4, 1))
     stored = nn.normalised(model, (0.1,), (0.3,))
@@ -270,7 +270,7 @@ def test_glance_by_hand():
 
 @pytest.mark.parametrize("iterates", ["all", "last"])
 @pytest.mark.parametrize("inner_clip", [None, 0.05])
-def test_second_order_is_pytorchs_double_backward(iterates, inner_clip):
+def test_second_order_matches_pytorchs_double_backward(iterates, inner_clip):
     torch = pytest.importorskip("torch_reference")
 
     def glance(theta, m, batch, replay, weights, kind, *, sync, iterates, inner_clip, **_):
@@ -309,7 +309,7 @@ def test_second_order_is_pytorchs_double_backward(iterates, inner_clip):
     )
 
 
-def test_meta_loss_of_its_own():
+def test_a_separate_meta_loss():
     """Two heads: inner steps use that of the stream's task, each meta row that of its own task."""
 
     def head_loss(w, batch, task):
@@ -400,7 +400,7 @@ def test_bfloat16():
 
 @pytest.mark.parametrize("form", ["loop", "sums"])
 @pytest.mark.parametrize("method", ["sparse-lamaml", "lamaml"])
-def test_benchmarked_forms_agree(form, method):
+def test_the_benchmarks_forms_agree(form, method):
     """The contestants of the benchmark do the same arithmetic, on a ReLU network."""
     pytest.importorskip("torch")
     from benchmarks.families import GLANCE

@@ -180,7 +180,7 @@ def test_states_may_be_donated(name):
 
 
 @EVERY
-def test_half_precision_states_stay_so(name):
+def test_half_precision_states_keep_their_dtype(name):
     """bfloat16 parameters: the state keeps its dtypes, and agrees with float32."""
     learner, draw = made(name)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), Classifier.init(0))

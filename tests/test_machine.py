@@ -39,7 +39,7 @@ continual.main(sys.argv[1:])
 
 @pytest.mark.slow
 @pytest.mark.skipif(machine.cores() == 1, reason="one core")
-def test_a_run_goes_on_with_the_same_bits_on_fewer_cores(tmp_path):
+def test_a_run_resumes_with_the_same_bits_on_fewer_cores(tmp_path):
     stream = ["--data=glyphs", "--tasks=3", "--samples-per-task=60", "--memories=30", "--seeds=3"]
     processes.finish("continual", [*stream, f"--out={tmp_path / 'whole'}"])
     run = tmp_path / "moved"
@@ -79,7 +79,7 @@ def test_one_core_gives_the_bits_of_as_many_threads_as_are_asked_for():
 @pytest.mark.parametrize(
     "variables, count", [({}, None), ({"NPROC": "5"}, 5), ({"PJRT_NPROC": "0", "NPROC": "5"}, 1)]
 )
-def test_threads_are_those_xla_counts(variables, count, monkeypatch):
+def test_threads_are_counted_as_in_xla(variables, count, monkeypatch):
     for name in machine._THREADS:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -101,7 +101,7 @@ def test_cores_without_affinity(monkeypatch):
     + [({"environment": {"threads": x}}, []) for x in ("3", 0, 10**9, None)]
     + [({}, []), ({"environment": 3}, [])],
 )
-def test_a_run_that_goes_on_asks_for_its_threads(record, asked, monkeypatch):
+def test_a_resumed_run_asks_for_its_threads(record, asked, monkeypatch):
     counts = []
     monkeypatch.setattr(environment, "use_cpu_threads", counts.append)
     environment.use_threads_of(record)

@@ -120,7 +120,7 @@ CASES += [("rectified", 6, adam), ("constant", 6, adam)]
 
 @pytest.mark.usefixtures("strict_ranks")
 @pytest.mark.parametrize("kind, steps, optimizer", CASES)
-def test_first_order_step_is_pytorchs(kind, steps, optimizer):
+def test_first_order_step_matches_pytorch(kind, steps, optimizer):
     params = Classifier.init(0)
     batches = [classification_tasks(seed) for seed in range(3)]
     state = follow_pytorch(
@@ -141,7 +141,7 @@ def test_first_order_step_is_pytorchs(kind, steps, optimizer):
 
 
 @pytest.mark.parametrize("kind", ["binary", "linear"])
-def test_second_order_step_is_pytorchs_double_backward(kind):
+def test_second_order_step_matches_pytorchs_double_backward(kind):
     follow_pytorch(
         Classifier.init(0),
         GATES[kind],
@@ -168,7 +168,7 @@ CONV4_GATES = {
 
 
 @pytest.mark.parametrize("kind", CONV4_GATES)
-def test_conv4_step_is_pytorchs(kind):
+def test_conv4_step_matches_pytorch(kind):
     model = nn.conv4(ways=3, width=4, image_shape=(28, 28, 1))
     follow_pytorch(
         quick_jit(model.init)(jax.random.key(0)),
@@ -392,7 +392,7 @@ def test_init_state_leaves_the_callers_arrays_alone():
 
 
 @pytest.mark.parametrize("task_loop", ["vmap", "scan"])
-def test_evaluate_is_pytorchs_loop(task_loop):
+def test_evaluate_matches_pytorchs_loop(task_loop):
     reference = pytest.importorskip("torch_reference")
     params, tasks = Classifier.init(0), classification_tasks(0)
     mask = GATES["relu"].init(jax.random.key(1), params)

@@ -87,7 +87,7 @@ def difference(got, want):
 
 @compiled
 @pytest.mark.parametrize("sizes", FEW_CHANNELS + MANY_CHANNELS, ids=str)
-def test_block_and_its_gradients_are_those_of_pytorch(sizes):
+def test_block_and_its_gradients_match_pytorch(sizes):
     args = draw(*sizes)
     assert native.has_few_channels(args[1]) == (sizes in FEW_CHANNELS)
     for got, want in zip(jax.jit(with_gradients)(*args), in_torch(*args), strict=True):
@@ -99,7 +99,7 @@ ALL_SIZES = """
 import test_native
 from jaxsparse.nn.native import library
 for sizes in test_native.FEW_CHANNELS + test_native.MANY_CHANNELS:
-    test_native.test_block_and_its_gradients_are_those_of_pytorch(sizes)
+    test_native.test_block_and_its_gradients_match_pytorch(sizes)
 print(library.load().lanes)
 """
 
@@ -136,7 +136,7 @@ def double_backward(*args):
 
 @pytest.mark.parametrize("form", ["xla", pytest.param("native", marks=compiled)])
 @pytest.mark.parametrize("sizes", [(2, 6, 7, 1, 9), (2, 4, 5, 3, 4)], ids=str)
-def test_second_derivatives_are_those_of_pytorchs_double_backward(sizes, form):
+def test_second_derivatives_match_pytorchs_double_backward(sizes, form):
     *args, _ = draw(*sizes)
 
     def slope(*args):
@@ -158,7 +158,7 @@ PLACES = [(0, (1, 2, 3, 0)), (1, (0, 1, 0, 2)), (2, (1,)), (3, (1,)), (4, (0, 0,
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sizes", [(2, 5, 4, 1, 9), (2, 5, 7, 3, 4)], ids=str)
-def test_nan_and_infinity_go_where_they_go_in_pytorch(sizes, form):
+def test_nan_and_infinity_propagate_as_in_pytorch(sizes, form):
     args = draw(*sizes)
     both = jax.jit(partial(with_gradients, form=form))
 
@@ -195,7 +195,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
     assert one == three != b""
 
 
-def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
+def test_without_a_compiler_the_other_forms_are_used(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
     reason = "there is no C++ compiler: CXX is 'no-such-compiler', which cannot be run"
     with pytest.raises(library.NoLibrary, match=f"^{re.escape(reason)}$"):
@@ -230,7 +230,7 @@ def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
         ("sleep 600", "it had not ended after 1 s"),
     ],
 )
-def test_a_compiler_that_fails_is_told_of_in_one_line(script, said, monkeypatch, caplog, tmp_path):
+def test_a_compiler_error_is_one_line(script, said, monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
     if "sleep" in script:
         monkeypatch.setattr(library, "_BUILD_SECONDS", 1)
@@ -244,7 +244,7 @@ def test_a_compiler_that_fails_is_told_of_in_one_line(script, said, monkeypatch,
     assert list((tmp_path / "native").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_told_of(monkeypatch, caplog, tmp_path):
+def test_a_read_only_cache_is_reported(monkeypatch, caplog, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -302,7 +302,7 @@ DAMAGES = [
 
 
 @compiled
-def test_built_once_and_again_where_the_file_is_damaged(monkeypatch, tmp_path):
+def test_built_once_and_again_if_the_file_is_damaged(monkeypatch, tmp_path):
     _, calls = copying_compiler(monkeypatch, tmp_path)
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
     path, _ = library.built()

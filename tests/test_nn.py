@@ -92,7 +92,7 @@ def block_inputs(h=6, w=5, inputs=3, outputs=8, n=2):
         ("patches", 5, 1, 2),
     ],
 )
-def test_conv_is_that_of_xla(form, size, stride, padding, h, w):
+def test_conv_matches_xla(form, size, stride, padding, h, w):
     images = jax.random.normal(KEYS[0], (2, h, w, 3))
     kernel = jax.random.normal(KEYS[1], (size, size, 3, 4))
     got = derivatives(
@@ -102,7 +102,7 @@ def test_conv_is_that_of_xla(form, size, stride, padding, h, w):
 
 
 @pytest.mark.parametrize("n, h, w, pieces", [(2, 30, 29, 2), (3, 27, 30, 3), (3, 9, 9, 1)])
-def test_winograd_of_a_batch_cut_to_pieces(n, h, w, pieces):
+def test_winograd_on_pieces_of_a_batch(n, h, w, pieces):
     images = jax.random.normal(KEYS[0], (n, h, w, 3))
     kernel = jax.random.normal(KEYS[1], (3, 3, 3, 4))
     assert winograd._pieces(images) == pieces
@@ -169,7 +169,7 @@ def test_batch_norm(offset):
 
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("h, w", [(7, 4)])
-def test_max_pool_is_that_of_xla(h, w, padding):
+def test_max_pool_matches_xla(h, w, padding):
     x = jax.random.normal(KEYS[0], (2, h, w, 3))
     got = derivatives(lambda x: ops.max_pool(x, padding=padding), x)
     close(got, derivatives(lambda x: xla_pool(x, padding), x))
@@ -181,7 +181,7 @@ def test_pooling_gives_ties_to_the_first():
     np.testing.assert_array_equal(jax.grad(lambda x: ops.max_pool(x).sum())(x), want)
 
 
-def test_pooling_takes_nan_for_the_largest():
+def test_pooling_treats_nan_as_the_largest():
     for place in range(4):
         x = jnp.array([3.0, 1.0, 7.0, jnp.inf]).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
         assert jnp.isnan(ops.max_pool(x)).all()
@@ -301,7 +301,7 @@ def torch_conv4(params, images):
 
 
 @pytest.mark.parametrize("shape, n", [((28, 28, 1), 25), ((28, 28, 1), 5), ((37, 40, 3), 10)])
-def test_conv4_is_that_of_pytorch(shape, n):
+def test_conv4_matches_pytorch(shape, n):
     model = nn.conv4(ways=5, width=32, image_shape=shape)
     params = model.init(KEYS[0])
     for i in range(1, 5):
@@ -340,7 +340,7 @@ def test_conv4_without_biases_has_none():
 
 
 @pytest.mark.parametrize("kind", [collections.OrderedDict, FrozenDict])
-def test_params_in_mappings_of_other_kinds(kind):
+def test_params_in_other_mapping_types(kind):
     model, images = nn.mlp(3, (4,), (2, 2, 1)), jnp.ones((2, 2, 2, 1))
     params = model.init(KEYS[0])
     others = kind({name: kind(params[name]) for name in ("head", "dense1")})

@@ -128,7 +128,7 @@ def share_right(model, params, batch):
     return np.mean(np.asarray(model.apply(params, batch[0])).argmax(1) == np.asarray(batch[1]))
 
 
-def test_online_adam_is_the_loop_written_out(small_network):
+def test_online_adam_matches_a_plain_loop(small_network):
     got = run_compiled(SMALL)
     model, params, _ = model_and_key()
     gradient, adam = quick_jit(jax.grad(negative_log_likelihood(model))), optax.adam(SMALL.theta_lr)
@@ -181,7 +181,7 @@ def test_algorithm_2_as_it_is_printed_can_be_asked_for(small_network):
 
 
 @pytest.mark.parametrize("method", CMAML)
-def test_cmaml_is_its_steps_in_a_row(small_network, method):
+def test_cmaml_equals_its_single_steps(small_network, method):
     config = dataclasses.replace(SMALL, method=method, mask_init="-0.1:0.5")
     got = run_compiled(config)
     model, params, mask_key = model_and_key()
@@ -246,7 +246,7 @@ def test_metacog_masks_the_convolutions_with_themselves():
 
 
 @pytest.mark.parametrize(("method", "rate"), [("maml", 0.3), ("anil", 3.0)])
-def test_what_is_frozen_adapts_to_the_batch_before(small_network, method, rate):
+def test_frozen_methods_adapt_to_the_previous_batch(small_network, method, rate):
     config = dataclasses.replace(SMALL, method=method, inner_lr=rate)
     model, _, _ = model_and_key()
     theta = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(9)))
@@ -277,7 +277,7 @@ def test_every_method_sees_one_stream_and_starts_from_the_same_weights(small_net
     assert not (np.asarray(other.switched) == np.asarray(streams[0].switched)).all()
 
 
-def test_the_norms_are_read_and_not_adapted():
+def test_norm_parameters_are_not_adapted():
     config = dataclasses.replace(SMALL, method="sparse-cmaml")
     learner = make_learner(config, (SIDE, SIDE, 1))
     batch = jax.ShapeDtypeStruct((6, SIDE, SIDE, 1), jnp.float32), jax.ShapeDtypeStruct((6,), int)
@@ -305,7 +305,7 @@ def test_masks_may_be_drawn_as_layers_are():
         assert m.min() == pytest.approx(least, rel=0.3)
 
 
-def test_cut_to_pieces_a_run_keeps_its_bits(small_network):
+def test_a_run_in_pieces_gives_the_same_bits(small_network):
     config = dataclasses.replace(SMALL, method="sparse-cmaml", mask_init="-0.1:0.5")
     program, key = make_program(config, DATA), jax.random.key(0)
     train, start = jax.jit(program.train), program.init(key, ())
@@ -324,7 +324,7 @@ def new_folder(path):
     return RunFolder.create(path, {}, "interval")
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(small_network, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(small_network, tmp_path, monkeypatch):
     monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
     config = dataclasses.replace(SMALL, seeds=2)
     whole = run_online(config, DATA, new_folder(tmp_path / "whole"), Hooks())
@@ -344,7 +344,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(small_network, tmp_path, monkeyp
     assert folder.rows() == rows
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(small_network, tmp_path):
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(small_network, tmp_path):
     whole = run_online(SMALL, DATA, new_folder(tmp_path / "whole"), Hooks())
     rows = RunFolder.open(tmp_path / "whole", "interval").rows()
 
@@ -386,7 +386,7 @@ def test_the_last_update_must_leave_finite_weights(small_network, tmp_path):
     assert json.loads((saved / "position" / "metadata").read_text())["step"] == 1
 
 
-def test_seeds_side_by_side_are_those_alone(small_network, tmp_path):
+def test_seeds_together_give_the_results_of_each_alone(small_network, tmp_path):
     config = dataclasses.replace(SMALL, seeds=3, seed=4)
     together = run_online(config, DATA, new_folder(tmp_path / "all"), Hooks())
     for index in (1, 2):
@@ -401,7 +401,7 @@ def test_seeds_side_by_side_are_those_alone(small_network, tmp_path):
     assert np.std(by_seed) > 0
 
 
-def test_the_last_row_says_what_the_result_says(small_network, tmp_path):
+def test_the_last_row_agrees_with_the_result(small_network, tmp_path):
     config = dataclasses.replace(SMALL, method="cmaml-fixed", timesteps=40, p=0.8)
     folder = new_folder(tmp_path / "run")
     (seed,) = run_online(config, DATA, folder, Hooks())["seeds"]
@@ -508,7 +508,7 @@ def test_episodes_keep_classes_and_images_apart():
         pretraining_classes(dataclasses.replace(SMALL, ways=7, method="maml"), DATA)
 
 
-def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
+def test_pretraining_resumes_and_is_stored(small_network, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="fine-tuning")
     monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
 
@@ -534,7 +534,7 @@ def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
     assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam continues
 
 
-def test_a_pretrained_run_goes_on_without_its_cache(small_network, tmp_path, monkeypatch):
+def test_a_pretrained_run_resumes_without_its_cache(small_network, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="maml", seeds=3)
     monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache[1]"))
@@ -554,7 +554,7 @@ def test_a_pretrained_run_goes_on_without_its_cache(small_network, tmp_path, mon
 @pytest.mark.parametrize(
     ("rate", "what"), [(1e39, "of what is learned"), (3e38, "on the held-out classes")]
 )
-def test_a_pretraining_that_diverges_says_so(rate, what, small_network, tmp_path, monkeypatch):
+def test_a_diverging_pretraining_is_reported(rate, what, small_network, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
     config = dataclasses.replace(SMALL, method="maml", theta_lr=rate, pretrain_steps=1)
     for _ in range(2):
@@ -564,7 +564,7 @@ def test_a_pretraining_that_diverges_says_so(rate, what, small_network, tmp_path
     assert not (folder / "result.json").exists()
 
 
-def test_pretraining_in_another_environment_is_another(small_network, tmp_path, monkeypatch):
+def test_pretraining_is_repeated_in_another_environment(small_network, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
     config = dataclasses.replace(SMALL, method="maml", pretrain_epochs=1)
     one = pretrain(config, DATA, Hooks())
@@ -657,7 +657,7 @@ def test_the_command_on_embedded_letters(small_network, tmp_path, capsys, monkey
         (["--resume", "/nowhere"], "/nowhere holds no run"),
     ],
 )
-def test_what_cannot_run_is_said_in_one_line(flags, message, tmp_path, capsys):
+def test_settings_that_cannot_run_are_one_line(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_command("--out", tmp_path / "run", *flags)
     lines = capsys.readouterr().err.strip().splitlines()
@@ -666,7 +666,7 @@ def test_what_cannot_run_is_said_in_one_line(flags, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_settings_are_those_of_the_nearer_published_p():
+def test_settings_come_from_the_nearest_published_p():
     sparse = preset_config(0.98, "sparse-cmaml")
     assert (sparse.inner_lr, sparse.mask_lr, sparse.mask_init) == (0.3, 0.01, "pytorch")
     assert (sparse.theta_lr, sparse.modulation, sparse.detection_threshold) == (0.005, 1000, 3)

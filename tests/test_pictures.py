@@ -270,7 +270,7 @@ def test_lab_is_brought_to_colours():
     assert fit(white, (2, 2, 3)).min() > 250 and fit(black, (2, 2, 3)).max() < 5
 
 
-def test_what_is_grey(tmp_path):
+def test_which_images_are_grey(tmp_path):
     for kind, (name, write, wanted, _) in KINDS.items():
         if kind not in ("LA, 16 bits", "first frame of GIF"):  # which Pillow opens as colours
             write(tmp_path / name)
@@ -278,7 +278,7 @@ def test_what_is_grey(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_pixels_that_are_no_numbers_are_refused(tmp_path, value):
+def test_nan_and_infinite_pixels_are_refused(tmp_path, value):
     pixels = GREY.astype(np.float32)
     pixels[3, 4] = value
     Image.fromarray(pixels).save(tmp_path / "a.tif")
@@ -357,7 +357,9 @@ NO_IMAGES = {
 @pytest.mark.filterwarnings("default")  # as users run: a bomb must not depend on -W error
 @pytest.mark.parametrize("through", ["folder", "file"])
 @pytest.mark.parametrize("kind", NO_IMAGES)
-def test_what_is_no_image_is_refused_in_one_line_at_once(tmp_path, monkeypatch, kind, through):
+def test_files_that_are_no_images_are_refused_at_once_in_one_line(
+    tmp_path, monkeypatch, kind, through
+):
     make, reason = NO_IMAGES[kind]
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "train" / "a" / "x.png"

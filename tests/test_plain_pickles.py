@@ -177,7 +177,7 @@ def test_hostile_instructions_do_no_harm(read, kind):
     assert peak < 2**27
 
 
-def test_endless_programs_end(read, monkeypatch):
+def test_endless_pickles_end(read, monkeypatch):
     monkeypatch.setattr("jaxsparse.data.plain_pickles._MOST_STEPS", 1000)
     with pytest.raises(pickle.UnpicklingError, match="more than 1000 steps"):
         read(b"N0" * 501 + b"N.")

@@ -86,7 +86,7 @@ def assert_optimal(v, P, q, lower):
 
 @pytest.mark.parametrize("size", [1, 4, 20])
 @pytest.mark.parametrize("gradients", GRADIENTS, ids=lambda f: f.__name__)
-def test_minimum_is_quadprogs(gradients, size):
+def test_minimum_matches_quadprog(gradients, size):
     random = np.random.default_rng(size)
     problems = [instance(random, gradients, size) for _ in range(INSTANCES)]
     solutions = solve_all(*map(np.stack, zip(*problems, strict=True)))
@@ -112,7 +112,7 @@ def test_by_hand():
     np.testing.assert_array_equal(solve(P, -q, 0.5), [0.5, 0.5])
 
 
-def test_inactive_entries_are_as_if_deleted():
+def test_inactive_entries_have_no_effect():
     random = np.random.default_rng(7)
     P, q, _ = instance(random, few_directions, 8)
     lower = random.random(8).astype(np.float32)

@@ -53,7 +53,7 @@ def run(out, *flags):
     reproduce.main(["--no-run", "--seeds", "2", "--out", str(out), *flags])
 
 
-def test_sparsity_stands_beside_the_papers(tmp_path, capsys):
+def test_sparsity_is_shown_with_the_papers(tmp_path, capsys):
     store(tmp_path, "rotations", "sparse-lamaml", (0.76, 0.77), sparsity=0.0733)
     store(tmp_path, "rotations", "lamaml", (0.76, 0.75), sparsity=0.30)
     run(tmp_path, "--table", "S5", "--streams", "rotations")
@@ -80,7 +80,7 @@ def test_methods_are_compared_seed_by_seed(tmp_path, capsys):
     assert "| er | 70.50 +- 1.00 | -10.00 +- 1.00 | 85.00" in out
 
 
-def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path, capsys):
+def test_a_run_without_a_new_field_has_its_default(tmp_path, capsys):
     store(tmp_path, "rotations", "er", (0.70, 0.71))
     path = tmp_path / "rotations-er" / "config.json"
     record = json.loads(path.read_text())
@@ -110,7 +110,7 @@ def test_a_section_is_replaced_and_the_rest_stays(tmp_path):
         (["--table", "3", "--streams", "rotations"], "holds a run of another configuration"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(flags, message, tmp_path, capsys):
+def test_impossible_requests_are_one_line(flags, message, tmp_path, capsys):
     store(tmp_path, "rotations", "er", (0.7, 0.7))
     path = tmp_path / "rotations-er" / "config.json"
     record = json.loads(path.read_text())
@@ -264,7 +264,7 @@ def table_rows(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_online_accuracies_stand_beside_the_papers(tmp_path, capsys):
+def test_online_accuracies_are_shown_with_the_papers(tmp_path, capsys):
     found = {"hits": 90, "switches": 100, "false_alarms": 1}
     store_online(tmp_path, 0.98, "sparse-cmaml", (0.94, 0.95), 0.4, found)
     store_online(tmp_path, 0.98, "bgd", (0.88, 0.892))
@@ -282,7 +282,7 @@ def test_online_accuracies_stand_beside_the_papers(tmp_path, capsys):
     assert "not significantly different from cmaml-fixed: +1.50 points, standard error 0.50" in out
 
 
-def test_a_misprinted_row_is_read_both_ways(tmp_path, capsys):
+def test_both_readings_of_a_misprinted_row_are_shown(tmp_path, capsys):
     store_online(tmp_path, 0.9, "sparse-relu-cmaml", (0.85, 0.86))
     run(tmp_path, "--table", "S8", "--p", "0.9")
     printed, moved = table_rows(capsys.readouterr().out)[1:]
@@ -299,7 +299,7 @@ def test_the_printed_accuracies_are_weighted_as_their_data_sets_are_drawn():
             assert close == (reading != "as printed"), (method, reading)
 
 
-def test_rates_stand_beside_the_papers(tmp_path, capsys):
+def test_rates_are_shown_with_the_papers(tmp_path, capsys):
     store_online(tmp_path, 0.9, "cmaml-fixed", (0.85, 0.86))
     run(tmp_path, "--table", "S9", "--p", "0.9")
     (line,) = table_rows(capsys.readouterr().out)[1:]
@@ -308,7 +308,7 @@ def test_rates_stand_beside_the_papers(tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_both_readings_of_cmamls_first_rate_are_shown(tmp_path, capsys):
+def test_both_initial_rates_of_cmaml_are_shown(tmp_path, capsys):
     store_online(tmp_path, 0.9, "sparse-cmaml", (0.84, 0.85))
     store_online(tmp_path, 0.9, "cmaml", (0.80, 0.82))
     run(tmp_path, "--table", "S8", "--p", "0.9")
@@ -330,7 +330,7 @@ def test_both_readings_of_cmamls_first_rate_are_shown(tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_a_short_stream_is_said_to_be_one(tmp_path, capsys):
+def test_a_short_stream_is_labelled(tmp_path, capsys):
     run(tmp_path, "--table", "S8", "--timesteps", "1000")
     assert "first 1,000 timesteps, the paper's of 10,000" in capsys.readouterr().out
 
@@ -376,7 +376,7 @@ def split_cifar_run(folder, accuracy, total, method="sparse-lamaml", **own):
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def test_seeds_of_split_cifar_are_gathered(tmp_path, capsys):
+def test_seeds_of_split_cifar_are_combined(tmp_path, capsys):
     # 1,523,050 parameters, 6,410 of them in the head.
     for seed, accuracy in enumerate((0.26, 0.30)):
         folder = tmp_path / f"split-cifar10-200-sparse-lamaml-seed-{seed}"
@@ -463,7 +463,7 @@ def test_what_a_scan_chose_is_measured_on_all_seeds(tmp_path, capsys):
     )
 
 
-def test_choices_on_split_cifar_stand_beside_each_other(tmp_path, capsys):
+def test_choices_on_split_cifar_are_compared(tmp_path, capsys):
     frozen = (0.5 * 6400 + 10) / 1523050  # the head's, a little less because of float32
     short = {"validation": True, "samples_per_task": 2000}
     name = "split-cifar10-200-sparse-lamaml-held-out"

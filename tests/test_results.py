@@ -32,13 +32,13 @@ def results(tmp_path, monkeypatch):
     return place
 
 
-def test_they_are_few_and_small():
+def test_results_are_few_and_small():
     files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]
     assert 0 < len(files) < 60
     assert sum(path.stat().st_size for path in files) < 3_000_000
 
 
-def test_each_belongs_to_a_table_or_is_shown():
+def test_each_file_belongs_to_a_table_or_is_shown():
     shown = DOCUMENT + (ROOT / "README.md").read_text("utf-8")
     for path in (ROOT / "results").iterdir():
         known = path.name in [saved.file_of(name).name for name in READS]
@@ -46,7 +46,7 @@ def test_each_belongs_to_a_table_or_is_shown():
 
 
 @pytest.mark.parametrize("name", READS)
-def test_what_the_document_prints_is_in_them(name, capsys, monkeypatch):
+def test_the_document_prints_the_stored_results(name, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(figures, "_save", lambda *_: None)
     show(name)

@@ -47,7 +47,7 @@ def test_every_step_of_every_run_is_taken_once_and_in_order(counts, first, steps
 
 
 @given(COUNTS, st.integers(1, 40))
-def test_all_devices_are_busy_for_as_long(counts, parts):
+def test_all_devices_have_the_same_work(counts, parts):
     """Each takes n/d times the steps of one run: one part per turn, except in the last turn."""
     devices, runs = counts
     if runs % devices == 0:
@@ -59,7 +59,7 @@ def test_all_devices_are_busy_for_as_long(counts, parts):
     np.testing.assert_array_equal(taken.sum(0), runs * parts)
 
 
-def test_odd_runs_are_handed_to_the_next_device():
+def test_surplus_runs_move_from_device_to_device():
     """Eight runs on three devices: 0 to 5 stay on theirs, 6 and 7 move from device to device."""
     placement = Placement(8, Devices(3))
     orders = [placement.order(turn).tolist() for turn in range(3)]
@@ -68,7 +68,7 @@ def test_odd_runs_are_handed_to_the_next_device():
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3, 4, 5])
-def test_what_is_put_is_kept(runs):
+def test_put_keeps_the_values(runs):
     tree = {"a": np.arange(runs * 6.0).reshape(runs, 2, 3), "b": np.arange(runs)}
     placement = on_two(runs) if runs > 1 else Placement(1, None)
     placed = placement.put(tree)

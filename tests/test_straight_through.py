@@ -28,12 +28,12 @@ def test_relu_values():
 
 
 @given(FLOATS)
-def test_binary_is_numpys_comparison(m):
+def test_binary_matches_numpys_comparison(m):
     np.testing.assert_array_equal(binary_mask(jnp.asarray(m)), (m >= 0).astype(np.float32))
 
 
 @given(FLOATS)
-def test_relu_is_numpys_maximum(m):
+def test_relu_matches_numpys_maximum(m):
     np.testing.assert_array_equal(relu_mask(jnp.asarray(m)), np.maximum(m, 0))
 
 

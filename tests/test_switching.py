@@ -86,7 +86,7 @@ def test_data_sets_are_drawn_by_their_weights(drawn):
     assert set(np.asarray(info["dataset"])) == {2}
 
 
-def test_batches_are_what_they_say(drawn):
+def test_labels_and_datasets_of_batches(drawn):
     classes, images, labels, info = drawn
     np.testing.assert_array_equal(labels, np.tile(np.repeat(np.arange(3), 4), (STEPS, 1)))
     per_label = classes.reshape(STEPS, 3, 4)
@@ -132,7 +132,7 @@ def test_the_stream_depends_on_its_key_alone():
             np.testing.assert_array_equal(got, want[t])
 
 
-def test_it_never_or_always_switches():
+def test_probabilities_zero_and_one():
     switched = {p: run(jax.random.key(0), DATA, p, steps=100)[1]["switched"] for p in (0.0, 1.0)}
     assert switched[0.0].all()
     assert switched[1.0].tolist() == [True] + [False] * 99
@@ -161,7 +161,7 @@ def test_by_class_cuts_to_the_smallest_in_order():
         by_class(LabelledSet(images, labels, (0.0,), (1.0,), 4))
 
 
-def test_letters_stand_in():
+def test_letters_replace_the_datasets():
     data = load_switching("glyphs")
     assert data.num_classes[0] > 200 and data.num_classes[1:] == (10, 10)
     assert len(data.images) == 20 * sum(data.num_classes)

@@ -51,7 +51,7 @@ def temporary(place):
     return place / "tmp" / f"jaxsparse-{os.geteuid()}"
 
 
-def test_the_environment_says_where(place, monkeypatch):
+def test_environment_variables_choose_the_cache_folder(place, monkeypatch):
     assert cache_dir() == place / "home/.cache/jaxsparse"
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "scratch"))
     assert cache_dir() == place / "scratch/jaxsparse"
@@ -62,7 +62,7 @@ def test_the_environment_says_where(place, monkeypatch):
         assert mode(made) == 0o700
 
 
-def test_a_user_that_is_not_there_is_named(place, monkeypatch):
+def test_an_unknown_user_is_named(place, monkeypatch):
     monkeypatch.setenv("JAXSPARSE_CACHE", "~nosuchuser/x")
     with pytest.raises(DataError, match="JAXSPARSE_CACHE: got '~nosuchuser/x', want a folder"):
         cache_dir()
@@ -130,7 +130,9 @@ def linked(path):
 
 @pytest.mark.parametrize("change", [loose, sticky, linked, pytest.param(given_away, marks=as_root)])
 @pytest.mark.parametrize("which", ["cache", "cache/native", "."])
-def test_what_others_may_write_to_holds_data_and_no_code(which, change, place, monkeypatch, caplog):
+def test_folders_that_others_may_write_to_hold_data_but_no_code(
+    which, change, place, monkeypatch, caplog
+):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(place / "shared/cache"))
     (place / "shared/cache/native").mkdir(parents=True)
     changed = place / "shared" / which
@@ -147,7 +149,7 @@ def test_what_others_may_write_to_holds_data_and_no_code(which, change, place, m
     assert safe or f"as other users may write to {place}" in lines[0].message
 
 
-def test_what_others_cannot_enter_they_cannot_write_to(place):
+def test_folders_that_others_cannot_enter_are_private(place):
     cache = place / "home/.cache/jaxsparse"
     cache.mkdir(parents=True)
     for path in (cache, cache.parent):
@@ -163,7 +165,7 @@ def test_no_code_is_kept_where_no_folder_is_private(place, monkeypatch):
         code_dir("native")
 
 
-def test_what_is_left_of_processes_that_ended_is_removed(tmp_path):
+def test_leftovers_of_ended_processes_are_removed(tmp_path):
     program = (
         "import os, sys, pathlib; from jaxsparse.user_cache import partial\n"
         "with partial(pathlib.Path(sys.argv[1]) / 'set-1') as beside:\n"
