@@ -1,4 +1,4 @@
-"""What all tests share: reproducible examples, a cache of their own, strict JAX where asked for."""
+"""What all tests share: reproducible examples, a separate cache, and strict JAX on request."""
 
 import contextlib
 import os
@@ -25,9 +25,9 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Keep the tests out of the user's cache folder, and what they compile for one another."""
+    """Give the tests their own cache folder, and share compiled programs among them."""
     own = tmp_path_factory.getbasetemp()
-    # Compiling takes most of the tests' time; what it makes serves all processes of the session.
+    # Compilation takes most of the tests' time; all processes of the session share its results.
     cache = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXSPARSE_CACHE", str(cache))

@@ -1,4 +1,4 @@
-"""What is interrupted at every call to the file system; each takes the folder it works in."""
+"""Operations that are interrupted at each file-system call; each takes the folder it works in."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def write_result(place: Path) -> None:
 
 
 def append(place: Path) -> None:
-    """A line more in each file of lines; TensorBoard's come first with the second row."""
+    """Append a line to each file of lines; TensorBoard's file starts with the second row."""
     folder = RunFolder(place)
     with folder.lock():
         folder.log_timing(seconds=1.0)

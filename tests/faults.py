@@ -1,6 +1,6 @@
 """Kills and failures at every call to the file system that an operation makes; see faults.c.
 
-What can be interrupted so is in fault_operations.py.
+The operations are in fault_operations.py.
 """
 
 import json
@@ -16,7 +16,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 KINDS = {"k": "killed", "h": "killed within a write", "e": "an error", "f": "a full disk"}
 
-# Forks for each operation: what takes long to import is imported once.
+# It forks for each operation, so that slow imports happen once.
 _SERVER = """
 import ctypes, json, os, sys
 import fault_operations
@@ -48,7 +48,7 @@ for line in sys.stdin:
 class Outcome(NamedTuple):
     """How an operation ended: "done", "killed" or the name of an exception, and its message.
 
-    `calls` were made to the file system; it is not known of one that was killed.
+    `calls` counts the file-system calls; it is unknown if the operation was killed.
     """
 
     ended: str
@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
 
 
 def build(folder: Path) -> Path:
-    """The library that makes the faults; skips the test where it cannot be had."""
+    """The library that makes the faults; skips the test if it cannot be built."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("c++")
     if not sys.platform.startswith("linux") or compiler is None:
         pytest.skip("faults are injected on Linux, by a library that wants a C compiler")
@@ -69,7 +69,7 @@ def build(folder: Path) -> Path:
 
 
 def environment(library: Path, fault: str = "", call: int = 0, place: Path | None = None):
-    """The environment of a process that meets a fault at a call under `place`."""
+    """The environment of a process with a fault at a call under `place`."""
     armed = {"FAULTS": f"{fault}:{call}:{place}"} if fault else {}
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     own = {"LD_PRELOAD": str(library), "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
@@ -77,7 +77,7 @@ def environment(library: Path, fault: str = "", call: int = 0, place: Path | Non
 
 
 class Faults:
-    """A process that carries out operations, each in a fork that meets one fault."""
+    """A process that runs operations, each in a fork with one fault."""
 
     def __init__(self, library: Path):
         self._server = subprocess.Popen(
@@ -86,7 +86,7 @@ class Faults:
         )  # fmt: skip
 
     def __call__(self, operation: str, place: Path, fault: str = "k", call: int = 0) -> Outcome:
-        """Carry out an operation on `place`, with a fault at that call under it; 0: none."""
+        """Run an operation on `place`, with a fault at this call under it; 0: no fault."""
         server = self._server
         server.stdin.write(json.dumps([operation, fault, call, str(place)]) + "\n")
         server.stdin.flush()

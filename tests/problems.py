@@ -13,7 +13,7 @@ from jaxsparse.nn.model import InputLayer
 
 TASKS, WAYS = 3, 3
 
-# For programs that run once: compiled in half the time.
+# For programs that run once: they compile in half the time.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -48,7 +48,7 @@ def not_used(*args):
 
 
 def split_loss(inputs=lambda x: x, apply=after_products, whole=not_used):
-    """The classifier's loss, cut behind the first products."""
+    """The classifier's loss, split after the products of the first layer."""
     layer = InputLayer("hidden/w", inputs, apply)
     return cross_entropy(types.SimpleNamespace(apply=whole, input_layer=layer))
 
@@ -65,14 +65,14 @@ def classification_tasks(seed, samples=7, shape=(5,)):
 
 
 def task_list(tasks):
-    """The tasks one by one, without their leading axis."""
+    """The tasks as a list, without their leading axis."""
     count = len(jax.tree.leaves(tasks)[0])
     tasks = jax.tree.map(np.asarray, tasks)
     return [jax.tree.map(lambda x, i=i: x[i], tasks) for i in range(count)]
 
 
 def loss_and_gradient(params, rows, weights):
-    """The weighted mean cross-entropy of the tanh classifier and its gradient, by hand."""
+    """The weighted mean cross-entropy of the tanh classifier and its gradient, in NumPy."""
     inputs, labels = rows
     hidden = np.tanh(inputs @ params["hidden/w"] + params["hidden/b"])
     logits = hidden @ params["head/w"] + params["head/b"]
@@ -91,7 +91,7 @@ def loss_and_gradient(params, rows, weights):
 
 
 def clip(tree, bound):
-    """A tree of NumPy arrays scaled to a norm of at most `bound`, and its norm before."""
+    """A tree of NumPy arrays scaled to a norm of at most `bound`, and its norm before scaling."""
     norm = np.sqrt(sum(np.sum(x**2) for x in tree.values()))
     scale = 1.0 if bound is None else min(1.0, bound / (norm + 1e-6))
     return {n: scale * x for n, x in tree.items()}, norm

@@ -1,4 +1,4 @@
-"""Experiments as processes of their own, to be stopped and killed."""
+"""Experiments in separate processes, to be stopped and killed."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(experiment, args, save_seconds=None, **options):
-    """Start `python -m experiments.EXPERIMENT`, saving as often as is asked for."""
+    """Start `python -m experiments.EXPERIMENT` with this interval between checkpoints."""
     command = [sys.executable, "-m", f"experiments.{experiment}", *args]
     if save_seconds is not None:
         program = (
@@ -30,14 +30,14 @@ def start(experiment, args, save_seconds=None, **options):
 
 
 def finish(experiment, args, **options):
-    """Run to the end, which must be reached."""
+    """Run to the end, and check that the process succeeds."""
     process = start(experiment, args, **options)
     _, errors = process.communicate(timeout=1800)
     assert process.returncode == 0, errors
 
 
 def kill(process):
-    """End it as the system would that runs out of memory."""
+    """Kill it as the system does when memory runs out."""
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
@@ -48,17 +48,17 @@ def kill_at_random(experiment, args, run, kills, longest, **options):
     for _ in range(kills):
         resume = [f"--resume={run}"] if (run / "config.json").exists() else args
         process = start(experiment, resume, **options)
-        # Most of a run is start-up: the kills fall into that, too, but mostly later.
+        # A run spends most of its time on start-up. Some kills hit that, but most come later.
         time.sleep(rng.uniform(0.5, longest))
         if process.poll() is not None and not (run / "result.json").exists():
             raise AssertionError(f"ended by itself: {process.communicate()[1]}")
         kill(process)
-        # Finished already: what follows its last checkpoint is to be done again.
+        # Finished already: repeat the part after its last checkpoint.
         (run / "result.json").unlink(missing_ok=True)
 
 
 def outcome(run):
-    """Everything that equal runs must agree in, to the bit."""
+    """Everything in which equal runs must agree to the bit."""
     folder = RunFolder(run)
     newest = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name))
     digest = json.loads((newest / "position" / "metadata").read_text())["digest"]

@@ -1,4 +1,4 @@
-"""Who may import whom, as CONTRIBUTING.md says, and how long a file may be."""
+"""Which module may import which, as CONTRIBUTING.md says, and how long a file may be."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jaxsparse", "experiments", "benchmarks")
-# From the ground up: a module may import what stands in its own row or above it, never below.
+# From the bottom layer up: a module may import from its own row or from rows above it in this list.
 LAYERS = (
     ("errors", "_tree", "checks", "clipping", "draws", "machine", "precision", "straight_through"),
     ("user_cache", "metrics", "_stored_batches"),
@@ -33,7 +33,7 @@ def only_for_types(node):
 
 
 def nodes(tree):
-    """All nodes of a module but those that only a type checker reads."""
+    """All nodes of a module except those that only a type checker reads."""
     for node in ast.iter_child_nodes(tree):
         if not only_for_types(node):
             yield node
@@ -41,7 +41,7 @@ def nodes(tree):
 
 
 def imports(tree, known):
-    """The modules of ours that a module imports, wherever in it."""
+    """Our modules that a module imports, anywhere in it."""
     for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
@@ -60,7 +60,7 @@ def graph():
 
 
 def circle(graph):
-    """Modules that import one another in a circle; [] where there is none."""
+    """Modules that import one another in a cycle; [] if there is none."""
     done, path = set(), []
 
     def visit(name):
@@ -82,7 +82,7 @@ def circle(graph):
 
 
 def layer(name):
-    """How high a module stands."""
+    """The layer of a module."""
     package, _, rest = name.partition(".")
     if package != "jaxsparse":
         return len(LAYERS) + 2 + PACKAGES.index(package)
@@ -95,7 +95,7 @@ def layer(name):
     return height
 
 
-def test_no_circle_of_imports(graph):
+def test_no_import_cycles(graph):
     assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c"]
     assert circle(graph) == []
 

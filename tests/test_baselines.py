@@ -54,7 +54,7 @@ def start(seed=0, optimizer=SGD):
 
 
 def squares(w, x):
-    """Half the squared distance to each row, the mean of them: its gradient is w - mean(x)."""
+    """The mean of half the squared distances to the rows: its gradient is w - mean(x)."""
     return 0.5 * jnp.mean(jnp.sum((w - x) ** 2, axis=1))
 
 
@@ -67,7 +67,7 @@ def to_vector(tree):
 
 
 def gradient_of(theta, batch, weights=None, bound=None):
-    """The loss, its gradient (clipped) and the norm it had before."""
+    """The loss, its clipped gradient, and the norm before clipping."""
     weights = np.ones(len(batch[1])) if weights is None else weights
     loss, gradient = loss_and_gradient(theta, batch, weights)
     gradient = {name: gradient[name] for name in theta}
@@ -104,7 +104,7 @@ def assert_step(state, metrics, theta, wanted, rtol=1e-4):
     ("replay", "clip_norm"),
     [("full", None), ("none", CLIP), ("weighted", CLIP), ("weighted", None), ("empty", None)],
 )
-def test_experience_replay_is_numpys(replay, clip_norm):
+def test_experience_replay_matches_numpy(replay, clip_norm):
     given = {"weighted": np.array([2.0, 1.0, 0.0, 0.0]), "empty": np.zeros(REPLAYED)}.get(replay)
     state, reference = start(), NumpySGD(Classifier.init(0))
     step = quick_jit(functools.partial(er, clip_norm=clip_norm))
@@ -126,7 +126,7 @@ def test_experience_replay_is_numpys(replay, clip_norm):
 
 
 def test_experience_replay_by_hand():
-    """From 0, half way to the mean of 3 and 6; of 3 and, twice, 6."""
+    """From 0, half way to the mean of 3 and 6. With weight 2 for the 6, the mean is 5."""
     half = optax.sgd(0.5)
     state = init_online_state(jnp.zeros(1), half)
     batch, replay = jnp.full((1, 1), 3.0), jnp.full((1, 1), 6.0)
@@ -160,18 +160,18 @@ def numpy_mer(theta, example, replay, weights, bound):
 @pytest.mark.parametrize(
     ("filled", "clip_norm"), [(None, CLIP), (0, None), (3, CLIP), (REPLAYED, None)]
 )
-def test_mer_is_numpys(filled, clip_norm):
+def test_mer_matches_numpy(filled, clip_norm):
     follow_mer(classification_loss, REPLAYED, filled, clip_norm)
 
 
 @pytest.mark.parametrize(("filled", "clip_norm"), [(None, CLIP), (0, None), (1, CLIP), (2, None)])
-def test_mer_in_factors_is_numpys(filled, clip_norm):
-    """Of few rows the first kernel's gradients are not made: the whole loss is not called."""
+def test_factored_mer_matches_numpy(filled, clip_norm):
+    """With few rows, the first kernel's gradients and the whole loss are not computed."""
     follow_mer(split_loss(), 2, filled, clip_norm)
 
 
 def follow_mer(loss_fn, replayed, filled, clip_norm):
-    """Our steps beside NumPy's; `filled` of the replayed rows count, None: all, without weights."""
+    """Compare with NumPy; `filled` of the replayed rows count, None: all, without weights."""
     state, theta = start(optimizer=None), float64(Classifier.init(0))
     step = quick_jit(functools.partial(mer, loss_fn=loss_fn, clip_norm=clip_norm))
     for i in range(STEPS):
@@ -186,7 +186,7 @@ def follow_mer(loss_fn, replayed, filled, clip_norm):
     assert state.step == STEPS and state.opt_state == ()
 
 
-def test_many_rows_or_halves_keep_mers_kernel_whole():
+def test_mer_is_not_factored_for_many_rows_or_bfloat16():
     example, replay = rows(1, 1), rows(2, BATCHES, REPLAYED)
     with pytest.raises(AssertionError, match="not to be used"):
         mer(start(optimizer=None), example, replay, loss_fn=split_loss())
@@ -195,8 +195,8 @@ def test_many_rows_or_halves_keep_mers_kernel_whole():
         mer(halves, example, rows(2, BATCHES, 2), loss_fn=split_loss())
 
 
-def test_a_blank_row_is_no_division_by_zero_in_mer():
-    """Its kernel gradient is 0 long."""
+def test_mer_with_a_blank_row_does_not_divide_by_zero():
+    """Its kernel gradient has norm 0."""
     example, replay = rows(1, 1), jax.tree.map(jnp.zeros_like, rows(2, BATCHES, 2))
     step = quick_jit(functools.partial(mer, loss_fn=split_loss(), clip_norm=CLIP))
     state, _ = step(start(optimizer=None), example, replay)
@@ -211,9 +211,10 @@ def test_a_blank_row_is_no_division_by_zero_in_mer():
 
 
 def test_mer_by_hand():
-    """w halves its distance to 8 and then to 0: 4, 2; a quarter of the way: 1/2; from there 17/8.
+    """Each step halves the distance to the row; Reptile within a batch goes a quarter of the way.
 
-    17/8 = (1/2 + 8) / 4; a quarter: 1/2 + 13/32 = 29/32; half of it across batches.
+    First batch: 0 -> 4 (row 8) -> 2 (row 0), a quarter of it is 1/2. Second batch: 1/2 -> 17/4
+    -> 17/8, and 1/2 + (17/8 - 1/2) / 4 = 29/32. Half of it across batches: 29/64.
     """
     state = init_online_state(jnp.zeros(1))
     state, _ = mer_step(
@@ -228,7 +229,7 @@ def test_mer_by_hand():
     np.testing.assert_allclose(state.params, [29 / 64], rtol=1e-6)
 
 
-def test_rows_without_weight_leave_no_trace_in_mer():
+def test_rows_of_weight_zero_do_not_affect_mer():
     state, example = start(optimizer=None), rows(1, 1)
     weights = jnp.array([[1.0, 0.0], [0.0, 0.0]])
     one, other = rows(2, 2, 2), rows(3, 2, 2)
@@ -238,8 +239,8 @@ def test_rows_without_weight_leave_no_trace_in_mer():
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_mer_keeps_small_steps_of_halves():
-    """Far below bfloat16's resolution each, the steps of one example's turn add up to more."""
+def test_mer_accumulates_small_bfloat16_steps():
+    """Single steps are far below bfloat16's resolution; their sum is not."""
     high = init_online_state(jnp.ones((2,), jnp.float32))
     low = high._replace(params=high.params.astype(jnp.bfloat16))
     rates = {"learning_rate": 1e-3, "within_batch_rate": 0.5, "across_batch_rate": 1.0}
@@ -278,8 +279,8 @@ def numpy_gem(theta, batch, memory, observed, margin, bound, ridge):
     )
 
 
-# (tasks, rows kept of each, how many are observed in each of the steps, margin, ridge, clip_norm);
-# more than ten tasks are more than a block of the Gram matrix.
+# (tasks, rows kept of each, tasks observed at each step, margin, ridge, clip_norm); more than ten
+# tasks need more than one block of the Gram matrix.
 GEM_CASES = {
     "none_observed": (3, 4, (0, 0), 0.5, 1e-3, None),
     "published": (3, 4, (0, 1, 2, 3), 0.5, 1e-3, None),
@@ -291,13 +292,13 @@ GEM_CASES = {
 
 
 @pytest.mark.parametrize("case", GEM_CASES)
-def test_gem_is_numpys(case):
+def test_gem_matches_numpy(case):
     follow_gem(classification_loss, *GEM_CASES[case])
 
 
 @pytest.mark.parametrize("case", GEM_CASES)
-def test_gem_in_factors_is_numpys(case):
-    """Of two rows for each task the first layer's gradients are not made."""
+def test_factored_gem_matches_numpy(case):
+    """With two rows per task, the first layer's gradients are not computed."""
     tasks, _, *others = GEM_CASES[case]
     loss_fn = split_loss(whole=Classifier.apply)
     memory = rows(10, tasks, 2)
@@ -307,8 +308,8 @@ def test_gem_in_factors_is_numpys(case):
 
 
 @pytest.mark.parametrize("case", ["published", "clipped"])
-def test_gem_in_pieces_of_a_memory_is_numpys(case, monkeypatch):
-    """Of seven rows for each task three at a time, and then one."""
+def test_gem_on_pieces_of_a_memory_matches_numpy(case, monkeypatch):
+    """Seven rows per task, in pieces of three, three and one."""
     taken = set()
 
     def loss_fn(params, batch):
@@ -321,17 +322,17 @@ def test_gem_in_pieces_of_a_memory_is_numpys(case, monkeypatch):
     assert taken == {ROWS, 3, 1}
 
 
-def test_pieces_of_halves_add_up(monkeypatch):
-    """A thousandth each of the gradient w - x = 1: added up in bfloat16 they would stay below."""
+def test_pieces_in_bfloat16_add_up(monkeypatch):
+    """A thousand shares of the gradient w - x = 1: their sum in bfloat16 would be too small."""
     monkeypatch.setattr(task_gradients_module, "_piece", lambda *_: 1)
     memory = jnp.full((1, 1000, 2), -1.0, jnp.bfloat16)
     (made,) = task_gradients(squares, jnp.zeros(2, jnp.bfloat16), memory, 1)
     np.testing.assert_allclose(made, [[1.0, 1.0]], atol=0.01)
 
 
-def test_images_are_taken_in_pieces_that_a_cache_holds():
-    """Of each of these a convolutional network saves about 17 kB, patches and outputs, for its way
-    back: of two hundred more than 1 MiB holds, and less than 1 GiB."""
+def test_pieces_of_images_fit_into_the_cache():
+    """The backward pass of a convolutional network keeps about 17 kB per image (patches and
+    outputs): for 200 images more than 1 MiB, and less than 1 GiB."""
     images, labels = jnp.zeros((2, 200, 16, 16, 3)), jnp.zeros((2, 200), jnp.int32)
 
     def taken(model, cache_bytes):
@@ -355,8 +356,8 @@ def test_images_are_taken_in_pieces_that_a_cache_holds():
     assert taken(cnn, 0) <= 2
 
 
-def test_gems_gradients_with_batch_norm_are_of_a_whole_memory(monkeypatch):
-    """However little a cache holds: of a piece, batch norm has other statistics."""
+def test_gem_with_batch_norm_uses_a_whole_memory(monkeypatch):
+    """Even with a tiny cache: batch norm has other statistics on a piece."""
     monkeypatch.setattr(task_gradients_module, "CACHE_BYTES", 0)
     model = nn.conv4(WAYS, width=2, image_shape=(16, 16, 1))
     loss_fn, params = cross_entropy(model), model.init(jax.random.key(0))
@@ -370,7 +371,7 @@ def test_gems_gradients_with_batch_norm_are_of_a_whole_memory(monkeypatch):
             np.testing.assert_allclose(got[task], want.ravel(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_memory_that_gives_nan_is_not_taken_for_one_that_agrees():
+def test_nan_gradients_of_a_memory_are_not_ignored():
     inputs, labels = rows(3, 1, 4)
     memory = inputs.at[0, 2].set(jnp.nan), labels
     state, metrics = gem(start(), rows(1, ROWS), memory, 1)
@@ -379,7 +380,7 @@ def test_a_memory_that_gives_nan_is_not_taken_for_one_that_agrees():
 
 
 @pytest.mark.parametrize("odd", [jnp.nan, jnp.inf, 1e30])
-def test_a_gradient_that_is_not_finite_is_not_clipped_to_nothing(odd):
+def test_clipping_keeps_nan_and_infinity(odd):
     tree = {"a": jnp.array([odd, 1.0]), "b": jnp.array([0.5])}
     clipped, norm = clip_by_norm(tree, 2.0)
     assert not jnp.isfinite(norm)
@@ -387,14 +388,14 @@ def test_a_gradient_that_is_not_finite_is_not_clipped_to_nothing(odd):
 
 
 def follow_gem(loss_fn, tasks, kept, counts, margin, ridge, clip_norm):
-    """Our steps beside NumPy's; `counts` are the tasks observed before each."""
+    """Compare with NumPy; `counts` are the tasks observed before each step."""
     state, reference = start(), NumpySGD(Classifier.init(0))
     options = {"margin": margin, "clip_norm": clip_norm, "ridge": ridge, "loss_fn": loss_fn}
     step = quick_jit(functools.partial(gem, **options))
     free, violations = 0, []
     for i, observed in enumerate(counts):
         batch, (inputs, labels) = rows(i, ROWS), rows(10 + i, tasks, kept)
-        # What is kept of tasks to come must not matter, be it as odd as it may.
+        # The memory of future tasks must not matter, whatever it contains.
         inputs = jnp.where(jnp.arange(tasks)[:, None, None] < observed, inputs, jnp.nan)
         memory = inputs, labels
         state, metrics = step(state, batch, memory, jnp.int32(observed))
@@ -409,14 +410,14 @@ def follow_gem(loss_fn, tasks, kept, counts, margin, ridge, clip_norm):
     if not any(counts):
         assert not any(violations)
     else:
-        assert free or margin > 0.1  # some v lay above a bound that is not wide
+        assert free or margin > 0.1  # some v was above a bound that is not wide
         assert any(violations)
 
 
 def test_gem_by_hand():
-    """g = (-1, 0). One task at (0, -1), which agrees; one at (-2, 1), which does not.
+    """g = (-1, 0). The task at (0, -1) agrees with it, the task at (-2, 1) does not.
 
-    The second alone: M = (2, -1), v = 2 / 5, and g + M' v = (-1/5, -2/5): at a right angle.
+    The second alone: M = (2, -1), v = 2 / 5, and g + M' v = (-1/5, -2/5), orthogonal to M.
     """
     one = optax.sgd(1.0)
     state = init_online_state(jnp.zeros(2), one)
@@ -430,8 +431,8 @@ def test_gem_by_hand():
     assert metrics["violations"] == 1
 
 
-def test_gem_takes_losses_with_a_backward_pass_of_their_own():
-    """Such a loss has no forward derivative: nothing may ask for one."""
+def test_gem_accepts_losses_with_a_custom_backward_pass():
+    """Such a loss has no forward-mode derivative, so none may be used."""
 
     @jax.custom_vjp
     def distance(w, x):
@@ -454,7 +455,7 @@ def test_gem_takes_losses_with_a_backward_pass_of_their_own():
 @pytest.mark.parametrize(
     ("remembered", "clip_norm"), [(None, None), ("all", CLIP), ("weighted", None), ("empty", CLIP)]
 )
-def test_agem_is_numpys(remembered, clip_norm):
+def test_agem_matches_numpy(remembered, clip_norm):
     """Chaudhry et al. 2019b, Eq. 11."""
     given = {
         None: None,

@@ -1,4 +1,4 @@
-"""The benchmark of online learning: both sides learn alike, what differs is not timed."""
+"""The benchmark of online learning: both sides learn the same, and a mismatch is not timed."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 
 def narrow(method, **changes):
-    """Ours in the sizes of the check."""
+    """Our side, with the sizes of the check."""
     config = dataclasses.replace(online.make_config(method, FLAGS), **changes)
     ours = ours_online.Ours(config, [ours_online.draw(config)], QUICK)
     ours.compile()
@@ -35,7 +35,7 @@ def perceptron(params, images):
 
 @pytest.fixture
 def small_network(monkeypatch):
-    """One that compiles in a moment, on both sides."""
+    """A network that compiles quickly, on both sides."""
     monkeypatch.setattr(nn, "conv4", lambda ways, width, shape, **_: nn.mlp(ways, (width,), shape))
     monkeypatch.setattr(torch_online, "conv4_logits", perceptron)
 
@@ -54,18 +54,18 @@ def assert_alike(ours):
         assert max(of.values()) < 5e-5, errors
 
 
-def test_conv4_learns_alike():
-    """In both layouts: a timestep that goes on from phi, and an update from five batches."""
+def test_conv4_learns_the_same_on_both_sides():
+    """In both layouts: a timestep that continues from phi, and an update from five batches."""
     assert_alike(narrow("sparse-cmaml"))
 
 
 @pytest.mark.parametrize("method", online.METHODS)
-def test_both_methods_learn_alike(method, small_network):
+def test_both_methods_learn_the_same_on_both_sides(method, small_network):
     assert_alike(compiled_once(method))
 
 
 @pytest.mark.parametrize("method", online.METHODS)
-def test_detection_and_restart_alike(method, small_network):
+def test_detection_and_restart_are_the_same_on_both_sides(method, small_network):
     """Losses that fall at every timestep: detections, updates from one batch, restarts."""
     ours = narrow(method, detection_threshold=1e-3, inner_lr=0.05)
     start = ours_online.draw(ours.config)
@@ -119,7 +119,7 @@ def test_another_arithmetic_is_a_mismatch(sabotage, what, small_network, monkeyp
 
 
 def test_each_stream_is_learned(small_network):
-    """Three streams on two devices, each as if it were alone."""
+    """Three streams on two devices: each learns as if it were alone."""
     config = online.make_config("cmaml", FLAGS)
     starts = [ours_online.draw(config, seed) for seed in range(3)]
     side_by_side = ours_online.Seeds(config, starts, QUICK)
@@ -160,7 +160,7 @@ def test_whole_benchmark(small_network, tmp_path, monkeypatch, capsys):
 
 
 def test_rates_are_of_all_streams():
-    """Two streams: rounds of three timesteps in 4 s, of one update in 5 s."""
+    """Two streams: three timesteps take 4 s, one update takes 5 s."""
 
     class Learner:
         name, streams = "two", 2
@@ -181,7 +181,7 @@ def test_what_differs_is_not_timed(small_network, tmp_path, monkeypatch, capsys)
 
 
 def test_the_faster_number_of_threads(monkeypatch):
-    """Work of as many seconds as there are threads, at first 100 more."""
+    """Work takes as many seconds as there are threads, and 100 more at first."""
     now, counts, warm = [0.0], [], set()
     monkeypatch.setattr(torch_base.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(torch, "set_num_threads", counts.append)

@@ -1,4 +1,4 @@
-"""The benchmark of a whole stream: both sides learn alike, its counts and errors are right."""
+"""The benchmark of a whole stream: both sides learn the same; its counts and errors."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from benchmarks import harness, machine, ours_continual, stream, torch_continual
 from experiments.continual import load_stream
 from experiments.continual.presets import preset_config
 
-# So small a memory that the reservoir has rows to drop.
+# A memory so small that the reservoir drops rows.
 CONFIG = dataclasses.replace(
     preset_config("rotations", "sparse-lamaml", "glyphs"),
     tasks=2, samples_per_task=20, glances=2, memories=12,
@@ -25,7 +25,7 @@ def digits():
 
 
 @pytest.mark.parametrize("method", stream.METHODS)
-def test_both_learn_alike(method, digits):
+def test_both_sides_learn_the_same(method, digits):
     config = dataclasses.replace(CONFIG, method=method)
     errors = stream.check_batches(config, digits)
     assert max(max(of.values()) for of in errors.values()) < 1e-4, errors
@@ -43,7 +43,7 @@ def test_another_arithmetic_is_a_mismatch(digits, monkeypatch):
 
 
 def test_the_memory_is_a_reservoir(digits):
-    """Given slots 3, 12 and 0 for three rows beyond its 12: the second one is dropped."""
+    """Three rows more than its 12 get the slots 3, 12 and 0: the second row is dropped."""
     peer = stream.torch_learners(CONFIG, digits)(0)
     images, labels = ours_continual.task_images(digits, 0, np.arange(15))
     images, labels = torch_continual.tensors(images, labels)
@@ -54,7 +54,7 @@ def test_the_memory_is_a_reservoir(digits):
         np.testing.assert_array_equal(image, images[row])
         assert label == labels[row]
     assert peer.age == 15
-    # Draws of its own: picks lie in the memory, and there are at most 10 of them.
+    # Its own draws: picks are indices into the memory, at most 10 of them.
     rows, classes = peer._meta_batch(images[:4], labels[:4], None)
     assert rows.shape == (14, 784)
     np.testing.assert_array_equal(rows[10:], images[:4])
@@ -63,7 +63,7 @@ def test_the_memory_is_a_reservoir(digits):
 
 
 class Clock:
-    """Learns a task in as many seconds as it is told, and measures one test set in one second."""
+    """Learns a task in a given number of seconds, and measures one test set in one second."""
 
     def __init__(self, monkeypatch, seconds):
         self.now, self.seconds, self.measured = 0.0, iter(seconds), 0
@@ -79,7 +79,7 @@ class Clock:
 
 
 def test_times_are_scaled_by_the_counts(monkeypatch):
-    """The first of 5 tasks takes 2 s and later ones 7 s; 10 passes over 5 test sets, 1 s each."""
+    """The first of 5 tasks takes 2 s, later ones 7 s; 10 passes over 5 test sets take 1 s each."""
     data = [((None, None), (None, None))] * 5
     peer = Clock(monkeypatch, [2.0, 7.0])
     times = stream.peer_times(peer, data, 2)

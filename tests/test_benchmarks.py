@@ -1,4 +1,4 @@
-"""The benchmark: its contestants agree, its figures are right, its errors are one line."""
+"""The benchmark: its contestants agree, its figures are right, errors are one line."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ QUICK = harness.Setting(repeats=1, probe=False)
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """One folder of compiled programs for the whole module: ours takes longest to compile."""
+    """One folder of compiled programs for the whole module, because ours compile slowly."""
     cache = tmp_path_factory.mktemp("programs")
     with probe.keeping_programs(cache):
         jax.jit(lambda x: x + 1)(1.0).block_until_ready()  # opens it
@@ -37,9 +37,9 @@ def programs(tmp_path_factory):
 def arrays():
     """The tiny case's tasks.
 
-    A fixed seed, few steps and few images, so that no activation is within rounding of zero and
-    no two of a pooling window within rounding of each other: PyTorch and we sum in different
-    orders, a flipped ReLU or maximum is a different gradient, and more steps would amplify it.
+    The seed is fixed, and steps and images are few, so that no activation is within rounding of
+    zero and no two in a pooling window are within rounding of each other. PyTorch sums in another
+    order: a flipped ReLU or maximum changes the gradient, and more steps would amplify it.
     """
     return TINY.draw()
 
@@ -55,7 +55,7 @@ def small_products(monkeypatch):
 
 
 def one_line(capsys) -> str:
-    """What is on stderr beside the progress: one line, an error's."""
+    """The one error line on stderr, without the progress."""
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("  ")]
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
@@ -69,7 +69,7 @@ def one_line(capsys) -> str:
     "form",
     ["loop", "channels_last", "vmap", pytest.param("compile", marks=pytest.mark.slow)],
 )
-def test_pytorch_takes_our_step(form, arrays, reference):
+def test_pytorch_makes_the_same_step(form, arrays, reference):
     pytest.importorskip("torch")
     contestant = SPARSE_MAML.make(form, TINY, arrays)
     contestant.step()
@@ -83,7 +83,7 @@ def test_pytorch_takes_our_step(form, arrays, reference):
     [split_cifar("sparse-lamaml"), split_cifar("lamaml", second_order=True)],
     ids=["first order", "second order"],
 )
-def test_pytorch_takes_our_glances_of_convolutions(case):
+def test_pytorch_makes_the_same_glances_with_convolutions(case):
     pytest.importorskip("torch")
     sizes = {"image": (9, 8, 3), "channels": 4, "hidden": (8,), "inner_steps": 3, "meta_rows": 8}
     case = dataclasses.replace(case, convolutions=1, mask_lr=1.0, **sizes)
@@ -103,7 +103,8 @@ def test_flops_of_a_glance():
         image=(5, 5, 1), convolutions=1, channels=2, hidden=(), ways=3, inner_steps=2, inner_rows=2,
         meta_rows=4, glances=1,
     )  # fmt: skip
-    # 9 places x 9 taps x 2 channels, forward and by the kernel; 18 x 3, and by the inputs, too.
+    # 9 positions x 9 taps x 2 channels, forward and for the kernel's gradient; 18 x 3, also for the
+    # inputs' gradient.
     per_row = 2 * (2 * 162 + 3 * 54)
     assert case.flops() == 2 * (2 + 4) * per_row
     assert dataclasses.replace(case, second_order=True).flops() == 2 * (3 * 2 + 4) * per_row
@@ -125,7 +126,7 @@ def test_pytorch_autocasts_to_bfloat16(form, arrays, reference):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["seeds vmapped", "seeds mapped"])
-def test_every_seed_takes_our_step(form, arrays, reference):
+def test_every_seed_makes_the_same_step(form, arrays, reference):
     contestant = SPARSE_MAML.make(form, dataclasses.replace(TINY, seeds=2), arrays)
     contestant.step()
     errors = harness.check(form, contestant, reference)
@@ -144,20 +145,20 @@ def test_results_are_not_overwritten_by_the_next_step(arrays):
 
 
 def sabotaged(name):
-    """The loop, broken; made here because PyTorch may be missing."""
+    """The PyTorch loop, broken; defined here because PyTorch may be missing."""
     from benchmarks import torch_fewshot
 
     class OneStepFewer(torch_fewshot.Loop):
         def __init__(self, case, *args):
             super().__init__(dataclasses.replace(case, inner_steps=case.inner_steps - 1), *args)
 
-    class MaskUp(torch_fewshot.Loop):  # too small a change for the updated masks to show it
+    class MaskUp(torch_fewshot.Loop):  # the change is too small to show in the updated masks
         def _meta_gradient(self):
             super()._meta_gradient()
             for x in self.mask.values():
                 x.grad = -x.grad
 
-    class OtherResult(torch_fewshot.Loop):  # the gradient is right, what is made of it is not
+    class OtherResult(torch_fewshot.Loop):  # the gradient is right, its use is not
         def result(self):
             trees = super().result()
             return {tree: {n: 1.01 * x for n, x in trees[tree].items()} for tree in trees}
@@ -381,7 +382,7 @@ def test_results_of_a_machine_have_a_folder(device, kind, name):
     assert machine.slug({"device": device, "kind": kind, "cores": 2}) == name
 
 
-def test_a_file_is_replaced_whole_or_left(tmp_path, monkeypatch):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path, monkeypatch):
     report.publish(tmp_path, {"result.json": "old"})
     report.publish(tmp_path, {"result.json": "new"})
     assert (tmp_path / "result.json").read_text() == "new"
@@ -448,7 +449,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_timed(
 
 def test_a_probe_reports_seconds_and_memory_of_its_own_process(programs):
     pytest.importorskip("torch")
-    ballast = np.ones(2**27)  # a gigabyte that the probe must not be charged with
+    ballast = np.ones(2**27)  # a gigabyte that the probe must not count
     done = probe.in_new_process(SPARSE_MAML, "loop", TINY, cache=programs, steps=3)
     assert ballast.all()
     assert len(done["seconds"]) == 3 and done["compile_s"] >= 0
@@ -490,12 +491,12 @@ def test_a_failed_probe_says_why(programs):
 
 def test_a_program_is_missed_once(tmp_path, programs):
     with probe.keeping_programs(tmp_path), probe._cache_misses() as misses:
-        size = 7919  # of an array that nothing else here has
+        size = 7919  # the size of an array that is unique here
         jax.jit(lambda x: 3 * x)(np.ones(size)).block_until_ready()
         assert len(misses) == 1
         jax.jit(lambda x: 3 * x)(np.ones(size)).block_until_ready()
     assert len(misses) == 1
-    assert any((tmp_path / "jax").iterdir())  # here, though a cache elsewhere was open before
+    assert any((tmp_path / "jax").iterdir())  # here, although another cache was open before
 
 
 def test_memory_is_measured_again_where_a_program_was_missing(monkeypatch, tmp_path):

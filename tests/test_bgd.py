@@ -72,7 +72,7 @@ def assert_trees_close(got, want, rtol=1e-9, atol=1e-12):
 
 
 @pytest.mark.parametrize("gradient", [-30.0, -0.5, 0.0, 0.5, 30.0])
-def test_update_is_the_published_one(gradient):
+def test_update_matches_the_published_one(gradient):
     std = 0.3
     weights = Gaussian(jnp.array(2.0), jnp.array(std))
     given = Gaussian(jnp.array(0.7), jnp.array(gradient))
@@ -85,7 +85,7 @@ def test_update_is_the_published_one(gradient):
     assert new.std > 0
 
 
-def test_steps_are_numpys():
+def test_steps_match_numpy():
     step = quick_jit(functools.partial(bgd_step, loss_fn=loss_fn, optimizer=OPTIMIZER))
     with jax.enable_x64(True):
         distribution, batches = problem()
@@ -120,7 +120,7 @@ def test_samples_are_standard_normal():
 
 
 def test_certain_weights_stay():
-    """sigma -> 0: nothing is learned, and sigma remains."""
+    """sigma -> 0: nothing is learned, and sigma stays."""
     distribution, batches = problem(std=1e-12)
     batch = jax.tree.map(lambda x: x[0], batches)
     state = init_online_state(distribution, OPTIMIZER)
@@ -148,7 +148,7 @@ def inner_params(name):
 SIZES = {"gain": None, "w": np.array(INNER_RATE)}
 
 
-def test_metabgd_timesteps_are_numpys():
+def test_metabgd_timesteps_match_numpy():
     given = {"optimizer": OPTIMIZER, "step_sizes": SIZES, "inner_steps": INNER_STEPS}
     step = quick_jit(functools.partial(metabgd_step, loss_fn=loss_fn, **given))
     with jax.enable_x64(True):

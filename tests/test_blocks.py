@@ -1,4 +1,4 @@
-"""What computes Conv4's blocks: chosen openly, once, and never by what is traced."""
+"""What computes Conv4's blocks: it is reported, and chosen once, not during tracing."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def test_the_default_device_decides_not_the_default_backend(compiler, monkeypatc
             assert _resolve("auto") == "scan" and rows_at_a_time() < 10**6
 
 
-def test_it_is_decided_when_the_network_is_made(compiler):
+def test_blocks_are_chosen_when_the_network_is_made(compiler):
     compiler(False)
     model = nn.conv4(3, 2, (16, 16, 1))
     compiler(True)
@@ -86,7 +86,7 @@ def test_it_is_decided_when_the_network_is_made(compiler):
 
 
 def meta_step():
-    """A meta-step of a small Conv4 as a function of theta and the tasks, and these."""
+    """A meta-step of a small Conv4 as a function of theta and the tasks, and its arguments."""
     model, gate, tx = nn.conv4(3, 9, (16, 16, 1), blocks="xla"), gates.binary(0.1), optax.sgd(0.1)
     key = jax.random.key(0)
     params = model.init(key)
@@ -120,7 +120,7 @@ def test_a_meta_step_is_exported_for_other_platforms(change):
     assert exported("cpu", "cuda").platforms == ("cpu", "cuda")
 
 
-def test_what_is_exported_for_several_platforms_computes_the_same_here():
+def test_a_step_exported_for_several_platforms_gives_the_same():
     loss, args = meta_step()
     program = jax.export.export(jax.jit(loss), platforms=["cpu", "cuda"])(*args)
     got, want = quick_jit(program.call)(*args), quick_jit(loss)(*args)
@@ -145,7 +145,7 @@ def test_xla_is_on_this_cpu_the_fastest_form_to_the_bit(shape):
 # ---- runs
 
 
-def test_a_run_says_what_computes_and_keeps_it(flags, small_network, tmp_path, capsys):
+def test_a_run_prints_and_stores_its_blocks(flags, small_network, tmp_path, capsys):
     fewshot.main([*flags, "--blocks=xla"])
     record = json.loads((tmp_path / "run/config.json").read_text())
     assert record["config"]["blocks"] == record["environment"]["blocks"] == "xla"
@@ -154,10 +154,10 @@ def test_a_run_says_what_computes_and_keeps_it(flags, small_network, tmp_path, c
 
 
 @pytest.mark.parametrize("begun", ["native", "C++", "xla", "XLA"])
-def test_a_run_goes_on_under_the_other_form_with_one_line(
+def test_a_run_resumed_with_other_blocks_warns_in_one_line(
     begun, flags, small_network, compiler, tmp_path, capsys
 ):
-    """Also where an earlier version began it, which had no such setting, and other names."""
+    """Also if it was started by an earlier version, without this setting and with other names."""
     compiler(True)
     fewshot.main(flags)
     run = tmp_path / "run"
@@ -189,7 +189,7 @@ def test_native_without_a_compiler_is_refused(flags, compiler, tmp_path, capsys)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_under_native_does_not_go_on_without(
+def test_a_native_run_does_not_resume_without_a_compiler(
     flags, small_network, compiler, tmp_path, capsys
 ):
     compiler(True)

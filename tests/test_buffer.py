@@ -54,8 +54,8 @@ def test_each_row_survives_as_often_however_the_rows_are_batched(batches):
     kept = np.asarray(jax.jit(jax.vmap(offer))(keys(2)))
     assert (kept[:, 0] != kept[:, 1]).all()
     for number in range(1, rows + 1):
-        # In with c / (a + 1) once the buffer is full, and then spared by every later row, which
-        # takes one given slot with 1 / (a + 1).
+        # Once the buffer is full, a row is accepted with probability c / (a + 1). Every later row
+        # replaces a given slot with probability 1 / (a + 1).
         entered = 1.0 if number <= capacity else capacity / (number + 1)
         later = range(max(number, capacity) + 1, rows + 1)
         chance = entered * np.prod([1 - 1 / (age + 1) for age in later])
@@ -79,7 +79,7 @@ def test_samples_are_uniform_and_with_replacement():
     assert stats.chisquare(pairs.ravel()).pvalue > 1e-3
 
 
-def test_samples_of_a_buffer_that_holds_fewer():
+def test_samples_of_a_buffer_with_fewer_rows():
     empty = buffer.init_buffer(jnp.float32(0), 7)
     assert buffer.sample(empty, jax.random.key(0), 3)[1].tolist() == [0, 0, 0]
     two = buffer.add(empty, jnp.ones(2), jax.random.key(0))
@@ -106,7 +106,7 @@ def test_a_task_memory_is_a_queue_for_each_task(count):
     assert same.written.tolist() == memory.written.tolist()
 
 
-def test_earlier_tasks_are_drawn_alike():
+def test_earlier_tasks_are_equally_likely():
     memory = buffer.init_memory(jnp.int32(0), tasks=3, slots=2)
     for task in range(3):
         memory = buffer.write(memory, task, jnp.array([10 * task, 10 * task + 1]))

@@ -1,4 +1,4 @@
-"""Checkpoints under damage: in any file, of any leaf, in any folder; nothing healthy is moved."""
+"""Damaged checkpoints, in any file, leaf or folder; healthy ones are never moved."""
 
 import gc
 import json
@@ -95,7 +95,7 @@ DAMAGES = (truncate, zero, flip, garble, delete, replace_by_folder)
 
 
 def assert_survives(run, damaged, capfd):
-    """Restoring gives the newest healthy one of 1, 2, 3, or refuses; others stay as they are."""
+    """Restoring gives the newest healthy one of 1, 2, 3, or refuses; the others are unchanged."""
     left = [number for number in (3, 2, 1) if number not in damaged]
     before = contents(run)
     reports = []
@@ -118,12 +118,12 @@ def assert_survives(run, damaged, capfd):
                 if name.startswith(f"{folder}/")
             }
         assert len(list(run.glob("broken/*"))) == len(newer)
-    gc.collect()  # what orbax left behind would complain now
+    gc.collect()  # objects that orbax left would warn now
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_any_file_costs_that_checkpoint_only(healthy, run, damage, capfd):
+def test_damage_to_a_file_affects_only_that_checkpoint(healthy, run, damage, capfd):
     rng = random.Random(0)
     for path in files(healthy / "checkpoints" / "3"):
         name = path.relative_to(healthy)
@@ -131,7 +131,7 @@ def test_damage_to_any_file_costs_that_checkpoint_only(healthy, run, damage, cap
         shutil.copytree(healthy, run)
         damage(run / name, rng)
         if damage is flip and name.parts[2] == "position":
-            # A digit of the step is what nothing follows from; a flip may also spare the record.
+            # A changed digit of the step has no effect; a flip may also miss the record.
             restored = Checkpoints(run / "checkpoints").restore(LIKE, lambda line: None)
             assert int(restored["n"]) in (2, 3)
             continue
@@ -153,7 +153,7 @@ def test_damage_anywhere(healthy, run, seed, capfd):
         assert_survives(run, damaged, capfd)
 
 
-def test_where_all_are_damaged_nothing_moves_however_often(run, capfd):
+def test_if_all_are_damaged_nothing_is_moved(run, capfd):
     for number in "123":
         zero(max(files(run / "checkpoints" / number), key=lambda p: p.stat().st_size), None)
     for _ in range(2):
@@ -161,7 +161,7 @@ def test_where_all_are_damaged_nothing_moves_however_often(run, capfd):
 
 
 def test_a_checkpoint_without_its_files_digests_is_known_by_its_arrays(run, capfd):
-    """As earlier versions wrote them; what orbax says of damaged ones is not shown."""
+    """As earlier versions wrote them; orbax's messages about damaged ones are not shown."""
     for number in "123":
         record = run / "checkpoints" / number / "position" / "metadata"
         kept = {k: v for k, v in json.loads(record.read_text()).items() if k != "files"}
@@ -195,7 +195,7 @@ def test_orbax_reads_what_was_saved(run):
         ("more", jnp.int32(1), "absent", r"int32\[\]"),
     ],
 )
-def test_a_state_of_other_leaves_is_refused_and_nothing_moves(run, name, leaf, got, want):
+def test_a_state_with_other_leaves_is_refused_and_nothing_is_moved(run, name, leaf, got, want):
     template = {**state_of(0), name: leaf}
     before = contents(run)
     for _ in range(2):
@@ -205,7 +205,7 @@ def test_a_state_of_other_leaves_is_refused_and_nothing_moves(run, name, leaf, g
     assert contents(run) == before
 
 
-def test_leaves_whose_names_join_alike_are_kept_apart(tmp_path):
+def test_leaves_whose_joined_names_are_equal_stay_distinct(tmp_path):
     state = {
         "a": {"b": jnp.zeros(2), "b.c": jnp.ones(2), "b/c": jnp.full(2, 2.0)},
         "a.b": jnp.full(2, 3.0),
@@ -254,7 +254,7 @@ def test_a_folder_may_have_any_name(name, tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
-def test_where_the_temporary_folder_has_an_odd_name_another_is_used(tmp_path, monkeypatch):
+def test_a_temporary_folder_with_a_special_name_is_not_used(tmp_path, monkeypatch):
     (tmp_path / "run[1]").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "run[1]"))
     checkpoints = Checkpoints(tmp_path / "run[1]" / "checkpoints")
@@ -262,7 +262,7 @@ def test_where_the_temporary_folder_has_an_odd_name_another_is_used(tmp_path, mo
     chex.assert_trees_all_equal(checkpoints.restore(LIKE, pytest.fail), state_of(1))
 
 
-def test_a_first_checkpoint_that_cannot_be_read_back_is_none(tmp_path, monkeypatch):
+def test_an_unreadable_first_checkpoint_is_removed(tmp_path, monkeypatch):
     write = ocp.Checkpointer.save
 
     def forgetful(self, path, *args, **options):
@@ -298,7 +298,7 @@ try:
 except WriteError as error:
     print(error)
 gc.collect()
-time.sleep(0.3)  # threads that go on
+time.sleep(0.3)  # threads that still run
 assert os.listdir(run / "checkpoints") == ["1"], os.listdir(run / "checkpoints")
 restored = checkpoints.restore(state, print)
 assert all((np.asarray(restored[name]) == state[name]).all() for name in state)
@@ -326,7 +326,7 @@ def test_checkpoints_deleted_in_between_do_no_harm(run):
         Checkpoints(run / "checkpoints").save(state_of(5), {"step": 5})
 
 
-def test_what_a_killed_writer_left_is_no_checkpoint(run, monkeypatch):
+def test_leftovers_of_a_killed_writer_are_no_checkpoint(run, monkeypatch):
     def killed(self, target):
         raise KeyboardInterrupt
 

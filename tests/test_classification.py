@@ -1,4 +1,4 @@
-"""Labelled sets: made-up records, the built-in digits, and real data where TFDS has it."""
+"""Labelled sets: made-up records, the built-in digits, and real data if TFDS has it."""
 
 import io
 import os
@@ -20,7 +20,7 @@ MADE_UP = {"mnist": (28, 28), "fashion_mnist": (28, 28), "cifar10": (32, 32, 3)}
 
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
-    """Prepare a data set of five random records a split, labelled 7, 0, 9, 0, 3."""
+    """Prepare a dataset of five random records per split, labelled 7, 0, 9, 0, 3."""
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
 
     def prepare(name):
@@ -169,7 +169,7 @@ def test_no_digit_is_blank_and_no_two_are_equal_in_or_across_splits(rendered):
 
 
 def test_digits_are_upright_and_told_apart_by_their_nearest_neighbours(rendered):
-    """A 6 turned half round is a 9: were distortions that large, neighbours would mix them."""
+    """A 6 upside down is a 9: with such distortions, nearest neighbours would confuse them."""
     train, test = (rendered[s].images.reshape(400, -1).astype(float) for s in ("train", "test"))
     distance = (train**2).sum(1) - 2 * test @ train.T
     guess = rendered["train"].labels[distance.argmin(1)]

@@ -22,7 +22,7 @@ TROUBLE = "Error {} persistent compilation cache entry for 'jit_step': OSError: 
 
 @pytest.fixture
 def shown(capsys) -> Iterator:
-    """Show warnings as the command lines do, and give the lines on stderr."""
+    """Show warnings as the commands do, and return the lines on stderr."""
     with cli.one_line_errors():
         warnings.simplefilter("always")
         yield lambda: capsys.readouterr().err.splitlines()
@@ -34,7 +34,7 @@ def test_a_warning_is_one_line(shown):
     assert shown() == ["warning: digits: not kept"] * 2
 
 
-def test_a_cache_that_fails_is_told_of_once(shown, monkeypatch, tmp_path):
+def test_a_failing_cache_is_reported_once(shown, monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
     for verb in ("writing", "reading"):
@@ -43,8 +43,8 @@ def test_a_cache_that_fails_is_told_of_once(shown, monkeypatch, tmp_path):
     assert "(OSError: No space left)" in line and line.endswith(f"delete {tmp_path / 'xla'}")
 
 
-def test_a_cache_that_was_cut_short_is_told_of(tmp_path, monkeypatch):
-    """JAX's own words, from an entry that a full disk or a kill may leave."""
+def test_a_truncated_cache_entry_is_reported(tmp_path, monkeypatch):
+    """JAX's warning about an entry that a full disk or a kill may leave."""
     job = (
         "import jax; from experiments import cli\n"
         "with cli.one_line_errors():\n"
@@ -89,7 +89,7 @@ time.sleep(60)
 
 
 def python(program, *args, **options):
-    """Run a program in a process of its own, for what ends a process."""
+    """Run a program in a separate process."""
     return subprocess.run(
         [sys.executable, "-c", program, *args],
         **{"capture_output": True, "text": True, "timeout": 120, "cwd": ROOT, **options},
@@ -150,7 +150,7 @@ def test_a_run_saves_when_asked_and_ends_when_asked_again(asked, then, line):
     assert done.stderr == f"error: {line}\n"
 
 
-def test_the_handlers_of_before_are_put_back():
+def test_earlier_signal_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with cli.command(), cli.saving_on_signal("go on") as should_stop:
         assert signal.getsignal(signal.SIGTERM) != before[1]
@@ -204,7 +204,7 @@ def test_a_report_on_a_full_disk_says_so(monkeypatch):
         cli._drop_output()
 
 
-def test_closed_streams_do_not_take_what_is_written_to_files(tmp_path):
+def test_closed_standard_streams_do_not_receive_file_output(tmp_path):
     program = (
         "from experiments import signals\n"
         "signals.handle()\n"
@@ -220,7 +220,7 @@ def test_closed_streams_do_not_take_what_is_written_to_files(tmp_path):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "cpuu"])
-def test_a_platform_that_is_not_there_is_one_line(platform):
+def test_a_missing_platform_is_one_line(platform):
     program = "from experiments import cli\nwith cli.command():\n    cli.start_backend()"
     done = python(program, env={**os.environ, "JAX_PLATFORMS": platform})
     if platform == "cuda" and done.returncode == 0:
@@ -229,7 +229,7 @@ def test_a_platform_that_is_not_there_is_one_line(platform):
     assert done.returncode == 2 and f"JAX_PLATFORMS='{platform}'" in line
 
 
-def test_no_call_for_the_cores_a_process_may_use(monkeypatch):
+def test_without_sched_getaffinity(monkeypatch):
     """As on macOS."""
     counts = []
     monkeypatch.setattr(cli, "use_cores", counts.append)
@@ -266,7 +266,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("setting", [{"text.usetex": True}, {"figure.dpi": -3.0, "font.size": 900}])
-def test_a_users_style_has_no_say(setting, tmp_path):
+def test_the_users_matplotlib_style_has_no_effect(setting, tmp_path):
     import matplotlib
 
     assert drawing.draw_run(tmp_path, fewshot.FIGURES, ROWS, None) == {}
@@ -306,7 +306,7 @@ def test_damaged_pictures_are_known(tmp_path):
     assert not drawing.is_whole(path) and not drawing.is_whole(tmp_path)
 
 
-def test_a_full_disk_leaves_the_figure_that_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_figure(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -332,7 +332,7 @@ def test_the_command_of_figures_has_help(args, status, lines, capsys):
 # ---- the document
 
 
-def test_a_full_disk_leaves_the_document(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_document(tmp_path, monkeypatch):
     document = tmp_path / "document.md"
     text = "before\n<!-- table 3 -->\nold\n<!-- end of table 3 -->\nafter\n"
     document.write_text(text)
@@ -362,7 +362,7 @@ def test_a_document_without_its_section_is_refused_before_anything_runs(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_table_of_nothing_replaces_none(tmp_path, monkeypatch, capsys):
+def test_an_empty_table_replaces_none(tmp_path, monkeypatch, capsys):
     document = tmp_path / "document.md"
     text = "<!-- table 3 -->\nold\n<!-- end of table 3 -->\n"
     document.write_text(text)

@@ -102,7 +102,7 @@ def assert_trees_equal(got, want):
 
 
 class TorchLearner:
-    """The timestep as its public code orders it, batches kept in a list, in float64."""
+    """The timestep in the order of the public code, with batches in a list, in float64."""
 
     def __init__(self, state, kind, mask_theta, restart_now, modulation):
         self.lib = pytest.importorskip("torch_reference")
@@ -117,7 +117,7 @@ class TorchLearner:
         self.stored, self.reset, self.t, self.branches = [], False, 0, []
 
     def loss(self, part, batch):
-        """`part` of the weights, the rest as theta has them now."""
+        """The loss of `part` of the weights; the rest is the present theta."""
         torch, w = self.lib.torch, self.theta | part
         x = batch[0] @ w["dense/kernel"]
         x = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
@@ -211,10 +211,10 @@ class TorchLearner:
     ],
     ids=str,
 )
-def test_timesteps_are_pytorchs(kind, options):
+def test_timesteps_match_pytorch(kind, options):
     settings = {"mask_theta": False, "restart_now": False, "modulation": LAMBDA} | options
     step = quick_jit(make_step(GATES[kind], **options))
-    # In float64 both follow the same path; in float32 rounding takes them apart over the steps.
+    # In float64 both take the same path; in float32 rounding separates them over the steps.
     with jax.enable_x64(True):
         batches = BATCHES[0].astype(np.float64), BATCHES[1]
         state = start(GATES[kind], batches=batches)
@@ -326,7 +326,7 @@ def test_algorithm_2_as_it_is_printed():
 
 
 def test_fast_weights_by_hand():
-    """Towards 9 by halves: the switch is seen at the third batch, the restart is at the fourth."""
+    """Half way to 9 per step. The third batch detects the switch, the fourth restarts."""
     gate, sgd = gates.constant(0.25), optax.sgd(0.5)
     options = {"theta_optimizer": sgd, "mask_optimizer": None}
     state = init_cmaml_state(jnp.array(1.0), gate, jax.random.key(0), batch=jnp.zeros(1), **options)
@@ -342,7 +342,7 @@ def test_fast_weights_by_hand():
     first, metrics = step(state, jnp.array([33.0]))
     assert metrics["loss"] - metrics["adapted_loss"] == 768 and not metrics["detected"]
     assert metrics["restarted"] and not first.restart and first.stored == 1
-    # A fall from 64 to 16 just counts. The update, from the batches 1 and 1, has J = 0.
+    # A fall from 64 to 16 is just enough. The update, from the batches 1 and 1, has J = 0.
     fast, detected, losses = [], [], []
     for x in (1.0, 1.0, 9.0, 9.0, 9.0):
         state, metrics = step(state, jnp.array([x]))
@@ -355,7 +355,7 @@ def test_fast_weights_by_hand():
     assert state.params == 1 and state.stored == 2
 
 
-def test_mask_of_ones_is_the_fixed_method_bit_for_bit():
+def test_a_mask_of_ones_gives_the_bits_of_the_fixed_method():
     states = []
     for gate, optimizer in ((gates.binary(ALPHA, init=1.0), MASK_ADAM), (GATES["constant"], None)):
         step = make_step(gate, optimizer)
@@ -389,7 +389,7 @@ def test_parts_of_the_parameters():
 
 
 def test_vmapped_scan_is_the_loop():
-    """Seeds side by side, whose switches are detected at different times."""
+    """Vmapped seeds whose switches are detected at different times."""
     gate, count, seeds = GATES["binary"], 6, (0, 3)
     alone = [start(gate, params=init(seed)) for seed in seeds]
     states = jax.tree.map(lambda *x: jnp.stack(x), *alone)

@@ -1,4 +1,4 @@
-"""Whole runs over streams: against a NumPy run, cut to pieces, side by side, from the shell."""
+"""Whole runs over streams: against NumPy, in pieces, several seeds, from the shell."""
 
 import dataclasses
 import json
@@ -80,8 +80,8 @@ def stream():
         ("er", "auto"),
     ],
 )
-def test_rates_are_used_or_not_as_is_said(method, mask_init):
-    """What a batch changes depends on the rates named, and on no others."""
+def test_only_the_named_rates_are_used(method, mask_init):
+    """The update from a batch depends on the named rates and on no others."""
     config = dataclasses.replace(SMALL, method=method, mask_init=mask_init)
     learner, rows = make_learner(config, labelled(0, 60)), seen_rows()
     key, row = jax.random.key(0), jax.tree.map(lambda x: x[0], rows)
@@ -108,7 +108,7 @@ def rows_of(folder):
     return [{k: v for k, v in row.items() if k != "step"} for row in folder.rows()]
 
 
-def test_online_sgd_is_the_one_written_in_numpy(stream):
+def test_online_sgd_matches_numpy(stream):
     config = dataclasses.replace(PLAIN, init="xavier")
     key = jax.random.key(0)
     got = jax.jit(make_stream(config, stream))(key, stream)
@@ -129,7 +129,7 @@ def test_online_sgd_is_the_one_written_in_numpy(stream):
         accuracy.append(test_accuracies(params, stream))
     np.testing.assert_allclose(got["accuracy"], accuracy, atol=1e-6)
     chex.assert_trees_all_close(got["state"].learner.params, params, atol=1e-5)
-    assert np.ptp(accuracy) > 0.2  # or all of this would say little
+    assert np.ptp(accuracy) > 0.2  # otherwise the test would show little
 
 
 def permuted(images, pixel_map):
@@ -165,7 +165,7 @@ test_accuracies.__test__ = False  # a helper, whatever its name says
 
 
 @pytest.mark.parametrize("method", ["sparse-lamaml", "er", "gem"])
-def test_cut_to_pieces_a_run_keeps_its_bits(stream, method):
+def test_a_run_in_pieces_gives_the_same_bits(stream, method):
     config = dataclasses.replace(SMALL, method=method, epochs=2)
     program, key, rates = make_program(config, stream), jax.random.key(1), Rates(0.1, 1.0, 0.05)
     schedule = program.schedule(key, stream)
@@ -178,7 +178,7 @@ def test_cut_to_pieces_a_run_keeps_its_bits(stream, method):
     chex.assert_trees_all_equal(pieces, whole)
     assert int(whole.step) == 17
     # 2 passes of 3 batches a task: 17 steps are 3 tasks but for the last one's last batch, and
-    # only what is seen for the first time is remembered, whatever the number of glances.
+    # only rows seen for the first time are stored, whatever the number of glances.
     remembered = whole.memory.age if method != "gem" else whole.memory.written.sum()
     assert int(remembered) == 36
 
@@ -226,8 +226,8 @@ def test_algorithm_1_as_it_is_printed_can_be_asked_for():
     chex.assert_trees_all_close(got.mask, wanted.mask, rtol=1e-5, atol=1e-7)
 
 
-def test_mer_on_batches_is_its_public_code_in_numpy(stream):
-    """Row after row: passes over it and replayed rows, then the row is offered to the memory."""
+def test_mer_on_batches_matches_its_public_code_in_numpy(stream):
+    """For each row: passes over it and replayed rows, then the row is offered to the memory."""
     beta, gamma, passes, replayed, slots = 0.3, 0.7, 2, 3, 6
     config = dataclasses.replace(
         PLAIN, method="mer", init="xavier", replay_batch_size=replayed, replay_passes=passes,
@@ -313,7 +313,7 @@ def test_the_diagonal_is_that_of_the_whole_matrix(stream):
     np.testing.assert_array_equal(part[measured], np.asarray(whole)[measured])
 
 
-def test_seeds_side_by_side_are_those_alone(stream, tmp_path):
+def test_seeds_together_give_the_results_of_each_alone(stream, tmp_path):
     config = dataclasses.replace(SMALL, method="er", seeds=3, seed=4)
     together = run_stream(config, stream, new_folder(tmp_path / "all"), Hooks())
     for index in (0, 2):
@@ -325,7 +325,7 @@ def test_seeds_side_by_side_are_those_alone(stream, tmp_path):
     assert first != second
 
 
-def test_another_number_of_devices_goes_on_with_a_run(stream, tmp_path, monkeypatch):
+def test_a_run_resumes_on_another_number_of_devices(stream, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="er", seeds=3)
     whole = run_stream(config, stream, new_folder(tmp_path / "whole"), Hooks())
     folder = new_folder(tmp_path / "moved")
@@ -346,14 +346,14 @@ def new_folder(path):
 
 
 def stop(config, stream, folder, allowed, batch):
-    """Stop a run when it has been allowed to go on so often: then it is at that batch."""
+    """Stop a run after it was allowed to continue this often: then it is at that batch."""
     asked = iter([False] * allowed + [True])
     with pytest.raises(Stopped, match=f"stopped at batch {batch}$"):
         run_stream(config, stream, folder, Hooks(should_stop=lambda: next(asked)))
     return RunFolder.open(folder.path, "task")
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(stream, tmp_path):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(stream, tmp_path):
     config = dataclasses.replace(SMALL, method="er")
     whole = run_stream(config, stream, new_folder(tmp_path / "whole"), Hooks())
     folder = new_folder(tmp_path / "stopped")
@@ -364,7 +364,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(stream, tmp_path):
     assert rows_of(folder) == rows_of(RunFolder.open(tmp_path / "whole", "task"))
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(stream, tmp_path, monkeypatch):
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(stream, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="sgd", glances=1)
 
     def end(self):
@@ -381,8 +381,8 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(stream, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-def test_a_network_that_names_no_class_ends_the_run(stream, tmp_path):
-    """The only update makes infinite weights of a finite loss."""
+def test_infinite_weights_end_the_run(stream, tmp_path):
+    """The only update has a finite loss, but gives infinite weights."""
     config = dataclasses.replace(
         PLAIN, samples_per_task=4, theta_lr=1e39, clip_norm=None, seeds=2, seed=3
     )
@@ -424,7 +424,7 @@ def test_rows_without_a_checkpoint_are_not_dropped(stream, tmp_path, method):
         assert folder.rows() == rows
 
 
-def test_a_scan_gives_each_point_what_a_run_of_it_gives(stream, tmp_path):
+def test_a_scan_gives_each_point_the_result_of_its_run(stream, tmp_path):
     config = dataclasses.replace(SMALL, validation=True)
     grid = [Rates(0.1, 1.7, 0.1), Rates(0.3, 0.5, 0.1)]
     points = scan_stream(config, grid, stream, new_folder(tmp_path / "scan"), Hooks())["points"]
@@ -481,7 +481,7 @@ def test_a_scan_chooses_without_the_test_images(tmp_path, monkeypatch, capsys):
     assert read == [False, True, False]  # checked, scanned, run once
     assert "scan on held-out training images" in capsys.readouterr().out
     record = json.loads((out / "config.json").read_text())
-    assert record["config"]["inner_lr"] == 0.1  # a learner that stands still retains nothing
+    assert record["config"]["inner_lr"] == 0.1  # a learner that does not move retains nothing
     assert not record["config"]["validation"]
     assert len(record["scan"]) == 2
 
@@ -512,7 +512,7 @@ def test_a_scan_chooses_without_the_test_images(tmp_path, monkeypatch, capsys):
         (["--resume", "/nowhere"], "/nowhere holds no run"),
     ],
 )
-def test_what_cannot_run_is_said_in_one_line(flags, message, tmp_path, capsys):
+def test_settings_that_cannot_run_are_one_line(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_command("--out", tmp_path / "run", *flags)
     lines = capsys.readouterr().err.strip().splitlines()
@@ -527,7 +527,7 @@ def test_absent_data_says_what_to_do(tmp_path, capsys):
     assert "download_and_prepare" in capsys.readouterr().err
 
 
-def test_the_help_says_what_a_method_sets(capsys):
+def test_the_help_lists_what_a_method_sets(capsys):
     with pytest.raises(SystemExit) as stopped:
         continual.main(["--help"])
     assert stopped.value.code == 0
@@ -536,6 +536,6 @@ def test_the_help_says_what_a_method_sets(capsys):
     assert list(lines)[:2] == ["rotations", "sparse-lamaml"]
     for method, flags in list(lines.items())[1:]:
         preset = preset_config("rotations", method)
-        # Beside the method's name the flags change nothing, for they are what it sets.
+        # With the method's name the flags change nothing, because the method sets the same values.
         opened = runs.open_run(continual, [f"--method={method}", *flags.split()])
         assert opened.config == preset

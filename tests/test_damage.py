@@ -1,4 +1,4 @@
-"""Folders that are damaged, or cannot be used: each command says so in one line."""
+"""Folders that are damaged or unusable: each command says so in one line."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ COMMANDS = {"fewshot": fewshot, "continual": continual, "online": online}
 
 
 def one_line(capsys, main, args):
-    """What `main` says when it leaves with status 2."""
+    """The line with which `main` ends with status 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         main([str(arg) for arg in args])
@@ -38,7 +38,7 @@ def name(request):
 
 @pytest.fixture
 def run(name, tmp_path):
-    """The folder of a run of each kind, with the row that comes before training."""
+    """The folder of a run of each kind, with the row before training."""
     folder = RunFolder.create(tmp_path / "run", record_of(name), COMMANDS[name].UNIT)
     with folder.lock():
         folder.add_row({folder.unit: 0, "step": 0, "sparsity": {"total": 0.5}})
@@ -75,7 +75,7 @@ def test_a_wrong_configuration_is_named(name, run, damage, message, capsys):
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
-def test_a_run_from_before_experiments_were_named_goes_on(name, run):
+def test_a_run_stored_without_its_experiments_name_resumes(name, run):
     record = json.loads((run / "config.json").read_text())
     del record["experiment"]
     (run / "config.json").write_text(json.dumps(record))
@@ -130,7 +130,7 @@ def test_figures_of_damaged_rows_are_refused(run, text, capsys):
     assert f"{run}" in one_line(capsys, plots.main, [run])
 
 
-def test_runs_that_are_not_there_are_refused_by_plots(tmp_path, capsys):
+def test_plots_refuses_missing_runs(tmp_path, capsys):
     for place in ("/nowhere", tmp_path, "n" * 300, "a\0b", "~nosuchuser/run", "/dev/null"):
         one_line(capsys, plots.main, [place])
 
@@ -165,7 +165,7 @@ def test_a_tilde_is_the_home_folder(name, tmp_path, monkeypatch):
     assert not Path("~").exists()
 
 
-def test_runs_of_the_same_second_have_folders_of_their_own(name, tmp_path, monkeypatch):
+def test_runs_started_in_the_same_second_have_separate_folders(name, tmp_path, monkeypatch):
     class Frozen(runs.datetime.datetime):
         @classmethod
         def now(cls):
@@ -179,11 +179,11 @@ def test_runs_of_the_same_second_have_folders_of_their_own(name, tmp_path, monke
     assert names == [names[0], f"{names[0]}-2", f"{names[0]}-3"]
     scans = {continual.scan.scan_path(one.path, 5) for one in opened}
     assert len(scans) == 3 and not any(path.exists() for path in scans)
-    for one in opened:  # what the first makes there keeps the others away
+    for one in opened:  # the files of the first keep the others away
         RunFolder.create(one.path, {"config": dataclasses.asdict(one.config)})
 
 
-def test_a_data_dir_of_nobody_is_one_line(name, tmp_path, capsys):
+def test_a_data_dir_of_an_unknown_user_is_one_line(name, tmp_path, capsys):
     data = {"fewshot": ["--dataset=omniglot"], "continual": [], "online": []}[name]
     for place in ("~nosuchuser", "n" * 300):
         flags = [*data, f"--data-dir={place}", f"--out={tmp_path / 'run'}"]

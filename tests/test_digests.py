@@ -39,7 +39,7 @@ SETS = {
 
 
 @pytest.mark.parametrize("kind", SETS)
-def test_it_depends_on_content_alone(kind):
+def test_the_fingerprint_depends_only_on_content(kind):
     data = SETS[kind]
     first = fingerprint(data)
     assert len(first) == 64 and int(first, 16) >= 0
@@ -62,8 +62,8 @@ def test_names_scales_and_kinds_count():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
 
 
-def test_it_is_the_same_on_every_machine():
-    """Written down once: a change here would keep every run from going on."""
+def test_the_fingerprint_is_the_same_on_every_machine():
+    """A stored constant: if it changed, no existing run could be resumed."""
     wanted = "d83e4b6cd8c433fd54e87fb4cab6cab133a8aa219057d0cec90680c2c2397640"
     assert fingerprint({"train": image_set(), "test": labelled()}) == wanted
 
@@ -74,7 +74,7 @@ def test_a_digest_is_sha256_of_little_endian_rows():
     assert digests.digest(numbers) == digests.digest(np.asfortranarray(numbers)) == wanted
 
 
-def test_what_it_cannot_be_taken_of_is_named():
+def test_data_without_a_fingerprint_is_named():
     for thing in (object(), np.array(["a"]), {1, 2}):
         with pytest.raises(TypeError, match="a fingerprint cannot be taken of"):
             fingerprint(thing)
@@ -95,7 +95,7 @@ def test_cached_images_are_not_read_again(tmp_path, monkeypatch):
     fingerprint(data)
     assert np.uint8 not in read
     monkeypatch.undo()
-    # A part of the file is not the file, nor is another shape of it that has been changed.
+    # A part of the file and a reversed view do not have the digest of the file.
     assert fingerprint(part) == wanted[1]
     part = dataclasses.replace(data, images=data.images[:6])
     assert fingerprint(part) == fingerprint(jax.tree.map(np.array, part))

@@ -1,4 +1,4 @@
-"""Draws compiled fast are the draws of jax.random."""
+"""Draws that compile fast equal the draws of jax.random."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ from jaxsparse.draws import draw_each, uniform
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [(), (5,), (3, 3, 2, 4), (2, 0)])
-def test_a_flat_draw_is_that_of_the_shape(shape, dtype):
+def test_a_flat_draw_equals_a_shaped_draw(shape, dtype):
     key = jax.random.key(0)
     want = jax.random.uniform(key, shape, dtype, -0.3, 0.7)
     np.testing.assert_array_equal(uniform(key, shape, dtype, -0.3, 0.7), want)
 
 
-def test_drawn_together_each_has_its_own_key():
+def test_joint_draws_use_separate_keys():
     keys = jax.random.split(jax.random.key(0), 5)
     shapes = [(2,), (3, 1), (2,), (2,), (3, 1)]
     together = draw_each(jax.random.normal, keys, shapes)

@@ -1,4 +1,4 @@
-"""Tasks drawn on the device: against counts, sets and statistics of what was drawn."""
+"""Tasks drawn on the device: counts, sets and statistics of the drawn images."""
 
 import functools
 
@@ -15,11 +15,11 @@ from jaxsparse.errors import DataError
 STATIC = ("tasks", "ways", "shots", "query_shots")
 draw = jax.jit(sample_tasks, static_argnames=STATIC)
 COUNTS = (7, 4, 9, 5, 6, 12)
-SIZES = (200, 4, 1, 3)  # one set of sizes where any will do, to compile once
+SIZES = (200, 4, 1, 3)  # one set of sizes for most tests, to compile once
 
 
 def numbered(counts=COUNTS) -> ImageSet:
-    """Images that say which they are: channel 0 the class, channel 1 the image, 255 for padding."""
+    """Images that encode their index: channel 0 the class, channel 1 the image, 255 for padding."""
     images = np.zeros((len(counts), max(counts), 2, 3, 2), np.uint8)
     images[..., 0] = np.arange(len(counts))[:, None, None, None]
     images[..., 1] = np.arange(max(counts))[:, None, None]
@@ -70,7 +70,7 @@ DRAWN = (
 )
 
 
-def test_draws_from_equal_classes_are_what_they_were():
+def test_draws_from_equal_classes_are_unchanged():
     task = draw(jax.random.key(7), flat(numbered((5, 5, 5, 5))), 2, 3, 1, 2)
     for batch, wanted in zip((task.support, task.query), DRAWN, strict=True):
         np.testing.assert_array_equal(np.stack(drawn(batch, 3), -1), wanted)
@@ -84,7 +84,7 @@ def test_sets_are_cut_by_class_and_stay_trees():
     np.testing.assert_array_equal(some.of_class(1), data.of_class(0))
     back = jax.tree.map(lambda x: x, data)
     assert back == data or all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(data)))
-    # Any leaves will do in a tree, and a further axis is not taken for padding.
+    # A tree may have any leaves, and another axis is not mistaken for padding.
     assert jax.tree.map(jnp.shape, some).images == (13, 2, 3, 2)
     assert jax.tree.map(lambda x: x[None], some).images.shape == (1, 13, 2, 3, 2)
 
@@ -113,7 +113,7 @@ def test_every_draw_is_without_replacement_and_of_valid_images():
             assert picked[t, label].max() < COUNTS[c]
 
 
-def test_taking_everything_takes_each_image_once():
+def test_drawing_everything_draws_each_image_once():
     task = draw(jax.random.key(2), numbered((5, 5, 5)), 20, 3, 2, 3)
     images = np.concatenate([drawn(task.support, 3)[1], drawn(task.query, 3)[1]], 2)
     np.testing.assert_array_equal(np.sort(images, 2), np.broadcast_to(np.arange(5), (20, 3, 5)))
@@ -127,7 +127,7 @@ def uniform(values, categories):
 
 
 def test_all_ordered_pairs_of_classes_are_equally_likely():
-    """So each class is as likely as any other, for every label, whatever the other labels are."""
+    """So for each label every class is equally likely, whatever the other labels are."""
     task = draw(jax.random.key(3), numbered(), 12_000, 2, 1, 1)
     first, second = drawn(task.support, 2)[0][..., 0].T
     assert uniform(first * 5 + second - (second > first), 30)
@@ -150,7 +150,7 @@ def test_images_of_different_classes_and_tasks_are_independent():
 
 
 def test_images_are_independent_of_the_classes():
-    """One task a key, as many classes as images: one key used for both draws would tie them."""
+    """One task per key, as many classes as images: one key for both draws would correlate them."""
     one = jax.jit(jax.vmap(lambda key: sample_tasks(key, numbered((4,) * 4), 1, 1, 1, 1)))
     images = np.rint(one(jax.random.split(jax.random.key(6), 3_200)).support[0] * 255)
     which = images[:, 0, 0, 0, 0].astype(int)
@@ -169,7 +169,7 @@ def test_pixels_are_scaled_by_mean_and_std_of_each_channel():
     np.testing.assert_allclose(got, wanted[order], rtol=1e-5, atol=1e-6)
 
 
-def test_same_key_same_tasks_other_key_others():
+def test_the_key_determines_the_tasks():
     one, again, other = (draw(jax.random.key(k), numbered(), *SIZES) for k in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, one, again)
     assert not np.array_equal(one.support[0], other.support[0])
@@ -187,7 +187,7 @@ def test_vmap_and_scan_over_keys_equal_a_loop():
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="names a kernel of XLA's CPU compiler")
 def test_classes_and_images_are_chosen_without_sorting_them_all():
-    """A whole sort is ten times slower; XLA falls back to it for other types and fusions."""
+    """A full sort is ten times slower; XLA falls back to it for other types and fusions."""
     compiled = draw.lower(jax.random.key(0), numbered(), *SIZES).compile().as_text()
     assert "TopK" in compiled and " sort(" not in compiled
 

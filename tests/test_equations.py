@@ -1,4 +1,4 @@
-"""docs/equations.md: every name in it exists, and every command is one that there is."""
+"""docs/equations.md: every name and every command in it exists."""
 
 import functools
 import importlib
@@ -47,7 +47,7 @@ def test_the_equations_are_named_where_they_are_computed():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command, capsys):
-    """Each command's flags are among those its --help lists, with the values they may have."""
+    """Each command's flags and their values are listed by its --help."""
     name, *flags = command.split()
     module = importlib.import_module(name)
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""Kills, errors and a full disk at every call to the file system; what follows goes on."""
+"""Kills, errors and a full disk at every file-system call; the next call works."""
 
 import json
 
@@ -24,7 +24,7 @@ def at_fault(tmp_path_factory):
 
 
 def interrupted(at_fault, operation, fault, tmp_path, prepare=lambda place: None):
-    """The folder of each operation that met a fault, at each of its calls."""
+    """The folder of each operation that had a fault, for each of its calls."""
 
     def new(name):
         place = tmp_path / name
@@ -45,9 +45,7 @@ def interrupted(at_fault, operation, fault, tmp_path, prepare=lambda place: None
 
 @pytest.mark.parametrize("fault", faults.KINDS, ids=faults.KINDS.get)
 @pytest.mark.parametrize("operation", CREATIONS)
-def test_a_folder_whose_making_was_cut_off_is_made_by_the_same_call(
-    at_fault, operation, fault, tmp_path
-):
+def test_a_half_made_folder_is_completed_by_the_same_call(at_fault, operation, fault, tmp_path):
     for place in interrupted(at_fault, operation, fault, tmp_path):
         again = at_fault(operation, place)
         assert again.ended == "done", (place, again)
@@ -57,7 +55,7 @@ def test_a_folder_whose_making_was_cut_off_is_made_by_the_same_call(
 
 
 @pytest.mark.parametrize("fault", faults.KINDS, ids=faults.KINDS.get)
-def test_a_result_is_there_whole_or_not_at_all(at_fault, fault, tmp_path):
+def test_a_result_is_complete_or_missing(at_fault, fault, tmp_path):
     def prepare(place):
         RunFolder.create(place, CONFIG)
 
@@ -100,8 +98,8 @@ TINY = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", TINY)
-def test_a_command_killed_at_its_start_is_begun_again(experiment, tmp_path):
-    """Few-shot learning in its own folder; online learning where it keeps its pretraining."""
+def test_a_command_killed_at_its_start_can_be_started_again(experiment, tmp_path):
+    """Few-shot learning in its own folder; online learning where it pretrains."""
     library, kills = faults.build(tmp_path), 0
     for call in range(1, 100):
         cache, out = tmp_path / f"cache-{call}", tmp_path / f"run-{call}"

@@ -1,4 +1,4 @@
-"""The few-shot experiment: whole runs, resumed runs, and what bad input gives."""
+"""The few-shot experiment: whole runs, resumed runs, bad input."""
 
 import json
 import re
@@ -28,7 +28,7 @@ CLASSES, IMAGES = 3, 4
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A tree of class folders: each class its own grey level, with noise."""
+    """A tree of class folders: each class has its own grey level, with noise."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
@@ -43,7 +43,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def flags(images, tmp_path):
-    """The flags of a run that takes a second, but for its compilation."""
+    """The flags of a run that takes a second, without compilation."""
     return [
         *("--dataset=folder", f"--data-dir={images}", "--image-size=16", f"--out={tmp_path}/run"),
         *("--ways=2", "--shots=1", "--query-shots=2", "--width=2", "--meta-batch-size=2"),
@@ -59,7 +59,7 @@ def no_signal_handlers(monkeypatch):
 
 @pytest.fixture
 def small_network(monkeypatch):
-    """A network of one convolution, which compiles in a third of the time."""
+    """A network with one convolution, which compiles in a third of the time."""
     monkeypatch.setattr(nn, "conv4", small_model)
 
 
@@ -80,7 +80,7 @@ def splits(config):
     }
 
 
-def test_a_run_leaves_what_it_says(flags, tmp_path, capsys):
+def test_a_run_writes_its_files(flags, tmp_path, capsys):
     fewshot.main(flags)
     run = tmp_path / "run"
     rows, result, _ = outcome(run)
@@ -117,7 +117,7 @@ def test_the_interval_is_the_normal_one_over_tasks():
 
 
 @pytest.mark.parametrize("method", training.fewshot.config.Method.__args__)
-def test_every_method_runs_and_changes_what_it_should(method, flags, small_network, tmp_path):
+def test_every_method_trains_only_its_parameters(method, flags, small_network, tmp_path):
     short = ["--embedding=8"] if method == "sparse-maml-plus" else []
     fewshot.main([*flags, f"--method={method}", "--epochs=1", *short])
     rows, _, _ = outcome(tmp_path / "run")
@@ -133,7 +133,7 @@ def test_every_method_runs_and_changes_what_it_should(method, flags, small_netwo
         assert 0.1 < sparsity["total"] < 0.9
 
 
-def test_the_same_seed_gives_the_same_run_and_another_another(flags, small_network, tmp_path):
+def test_the_seed_determines_the_run(flags, small_network, tmp_path):
     outcomes = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         fewshot.main([*flags, f"--out={tmp_path / name}", f"--seed={seed}"])
@@ -152,7 +152,7 @@ def test_a_run_has_the_precision_of_its_configuration(name, wanted):
     data = data_module.ImageSet(images, counts, ("a", "b", "c"), (0.0,), (1.0,))
     state, tasks = jax.eval_shape(program.init, key), jax.eval_shape(program.tasks, key, data)
     learned = state.meta.params, state.meta.mask
-    with jax.default_matmul_precision("bfloat16"):  # the configuration's counts, not this
+    with jax.default_matmul_precision("bfloat16"):  # the configuration decides, not this
         texts = (
             jax.jit(program.train).lower(state, key, data, 1).as_text(),
             jax.jit(program.evaluate).lower(*learned, key, tasks).as_text(),
@@ -161,9 +161,7 @@ def test_a_run_has_the_precision_of_its_configuration(name, wanted):
         assert set(re.findall(r"precision = \[(\w+), (\w+)\]", text)) == {(wanted, wanted)}
 
 
-def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(
-    flags, small_network, tmp_path
-):
+def test_a_run_without_a_new_setting_resumes_with_its_default(flags, small_network, tmp_path):
     fewshot.main(flags)
     run = tmp_path / "run"
     whole = outcome(run)
@@ -177,7 +175,7 @@ def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(
     assert outcome(run) == whole
 
 
-def test_seeds_side_by_side_are_the_seeds_alone(flags, small_network, tmp_path):
+def test_seeds_together_give_the_results_of_each_alone(flags, small_network, tmp_path):
     fewshot.main([*flags, "--seeds=2", "--seed=3"])
     fewshot.main([*flags, "--seed=4", f"--out={tmp_path / 'alone'}"])
     together, alone = outcome(tmp_path / "run")[0], outcome(tmp_path / "alone")[0]
@@ -187,7 +185,7 @@ def test_seeds_side_by_side_are_the_seeds_alone(flags, small_network, tmp_path):
 
 
 @pytest.mark.parametrize("segments", [0, 3, 8, 14])
-def test_a_stopped_run_goes_on_to_the_same_end(
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
     segments, flags, small_network, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(runner_module, "SEGMENT_SECONDS", 1e-9)  # a segment is one meta-step
@@ -204,7 +202,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_costs_time_and_nothing_else(flags, small_network, tmp_path, capsys):
+def test_a_damaged_checkpoint_does_not_change_the_result(flags, small_network, tmp_path, capsys):
     fewshot.main(flags)
     whole = outcome(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
@@ -216,7 +214,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(flags, small_network, 
     assert outcome(tmp_path / "run") == whole
 
 
-def test_the_pure_program_trains_as_the_loop_does(flags, small_network, tmp_path):
+def test_the_pure_program_trains_like_the_loop(flags, small_network, tmp_path):
     fewshot.main(flags)
     rows, result, _ = outcome(tmp_path / "run")
     config = read_config(tmp_path / "run")
@@ -270,7 +268,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_nothing_that_is_not_finite_is_saved(flags, small_network, tmp_path, capsys):
-    """The only update makes infinite weights of a finite loss."""
+    """The only update has a finite loss, but gives infinite weights."""
     with pytest.raises(SystemExit) as stop:
         fewshot.main([*flags, "--theta-lr=1e39", "--epochs=1", "--steps-per-epoch=1"])
     assert stop.value.code == 1
@@ -283,7 +281,7 @@ def test_nothing_that_is_not_finite_is_saved(flags, small_network, tmp_path, cap
 
 
 def unfinished(run):
-    """Make a finished run one whose last checkpoint is that of its second epoch."""
+    """Turn a finished run into one whose last checkpoint is that of its second epoch."""
     numbers = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
     shutil.rmtree(run / "checkpoints" / str(numbers[-1]))
     (run / "result.json").unlink()
@@ -312,7 +310,7 @@ def everything(run):
     ],
 )
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_run_is_not_taken_up_where_its_numbers_would_be_others(
+def test_a_run_is_not_resumed_if_its_numbers_would_change(
     elsewhere, named, kept, flags, small_network, tmp_path, capsys
 ):
     fewshot.main(flags)
@@ -320,7 +318,7 @@ def test_a_run_is_not_taken_up_where_its_numbers_would_be_others(
     whole = outcome(run)
     unfinished(run)
     record = run / "config.json"
-    if not kept:  # as earlier versions left it
+    if not kept:  # as earlier versions wrote it
         text = record.read_text()
         record.write_text(json.dumps({"config": json.loads(text)["config"]}))
     before = everything(run)
@@ -335,7 +333,7 @@ def test_a_run_is_not_taken_up_where_its_numbers_would_be_others(
     assert outcome(run) == whole
 
 
-def test_a_machine_that_gives_other_bits_is_a_line(flags, small_network, tmp_path, capsys):
+def test_a_machine_that_gives_other_bits_is_reported(flags, small_network, tmp_path, capsys):
     fewshot.main(flags)
     run = tmp_path / "run"
     unfinished(run)
@@ -362,7 +360,7 @@ def test_a_run_with_rows_and_no_checkpoint_is_left_alone(flags, small_network, t
         assert everything(run) == before
 
 
-def test_data_that_has_moved_is_named_and_compared(
+def test_moved_data_is_reported_and_compared(
     images, flags, small_network, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "home").mkdir()
@@ -372,7 +370,7 @@ def test_data_that_has_moved_is_named_and_compared(
     run = tmp_path / "run"
     whole = outcome(run)
     unfinished(run)
-    monkeypatch.chdir(tmp_path)  # found from everywhere
+    monkeypatch.chdir(tmp_path)  # found from any folder
     fewshot.main([f"--resume={run}"])
     assert outcome(run) == whole
     unfinished(run)
@@ -391,7 +389,7 @@ def test_data_that_has_moved_is_named_and_compared(
     assert outcome(run) == whole
 
 
-def test_a_folder_with_a_pattern_for_a_name_is_gone_on_with(flags, small_network, tmp_path):
+def test_a_run_resumes_in_a_folder_named_like_a_pattern(flags, small_network, tmp_path):
     out = [f"--out={tmp_path / 'run[1]*{a,b}?'}"]
     fewshot.main([*flags, *out])
     run = tmp_path / "run[1]*{a,b}?"
@@ -545,7 +543,7 @@ def test_killed_twenty_times_the_run_ends_the_same(flags, tmp_path):
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
-def test_a_killed_run_goes_on_to_the_same_end(flags, tmp_path):
+def test_a_killed_run_ends_like_an_uninterrupted_one(flags, tmp_path):
     finish("fewshot", [*flags, f"--out={tmp_path / 'whole'}"])
     run = tmp_path / "run"
     process = start("fewshot", flags)

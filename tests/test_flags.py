@@ -1,4 +1,4 @@
-"""Wrong command lines: one line, status 2, nothing written; flags that nothing reads among them."""
+"""Wrong command lines, also flags without effect: one line, status 2, nothing written."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ FAMILIES = {"fewshot": fewshot, "continual": continual, "online": online}
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
-    """Runs a command that must be refused in an empty folder, and gives its line."""
+    """Run a command that must be refused, in an empty folder, and return its line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(memory, "device_memory", lambda: 8 * 2**30)
 
@@ -46,7 +46,7 @@ def refused(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_table_of_what_is_read_has_every_setting_once(family):
+def test_the_table_of_used_settings_has_each_setting_once(family):
     reads, config_type = FAMILIES[family].READS, FAMILIES[family].Config
     names = [*reads.always, *reads.cases]
     assert sorted(names) == sorted(field.name for field in dataclasses.fields(config_type))
@@ -87,18 +87,18 @@ def test_the_table_of_what_is_read_has_every_setting_once(family):
         ("reproduce --figure S4 --timesteps 3", "--timesteps is not read with --figure S4"),
     ],
 )
-def test_a_flag_that_nothing_reads_is_refused(line, message, refused):
+def test_a_flag_without_effect_is_refused(line, message, refused):
     assert message in refused(*line.split())
 
 
-def test_presets_and_stored_runs_may_hold_what_nothing_reads():
+def test_presets_and_stored_runs_may_have_unused_settings():
     config = dataclasses.replace(FewShotConfig(method="anil"), mask_lr=0.3, embedding=8)
     assert unread.unread(unread.FEWSHOT, config, ["method", "width", "no_bias"]) is None
     assert unread.unread(unread.FEWSHOT, config, ["embedding"]) is not None
 
 
-def test_published_commands_are_read(monkeypatch, tmp_path):
-    """Every command of the documents that names settings."""
+def test_published_commands_are_accepted(monkeypatch, tmp_path):
+    """Every command in the documents that has settings."""
     monkeypatch.chdir(tmp_path)
     text = "".join((ROOT / name).read_text() for name in ("README.md", "REPRODUCIBILITY.md"))
     text = text.replace("\\\n", " ")
@@ -122,7 +122,7 @@ def test_published_commands_are_read(monkeypatch, tmp_path):
         ("er", {"theta_lr"}),
     ],
 )
-def test_a_scan_goes_through_what_the_method_uses(method, names):
+def test_a_scan_varies_what_the_method_uses(method, names):
     config = ContinualConfig(method=method, theta_lr=0.1)
     grid = continual.scan.Grid().or_usual(config)
     assert {name for name in grid._fields if getattr(grid, name)} == names
@@ -301,7 +301,7 @@ def test_the_flags_of_a_new_run_are_refused_beside_resume(refused, tmp_path):
         assert config.read_text() == record
 
 
-def test_a_place_of_data_that_a_resumed_run_does_not_read_is_refused(tmp_path, capsys):
+def test_a_data_dir_that_a_resumed_run_does_not_use_is_refused(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"config": {"dataset": "glyphs"}}')
     with pytest.raises(SystemExit) as stop:
         fewshot.main([f"--resume={tmp_path}", "--data-dir=/nowhere"])
@@ -309,7 +309,7 @@ def test_a_place_of_data_that_a_resumed_run_does_not_read_is_refused(tmp_path, c
     assert "--data-dir is read only with --dataset" in capsys.readouterr().err
 
 
-def test_repeated_flags_and_either_dash_are_read_alike():
+def test_repeated_flags_and_both_kinds_of_dash():
     words = ["--shots=1", "--shots", "3", "--data_dir=a"]
     assert cli.last_value(words, "shots") == "3" and cli.last_value(words, "data_dir") == "a"
     assert cli.last_value(["--resume"], "resume") is None

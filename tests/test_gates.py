@@ -1,4 +1,4 @@
-"""The gates against values by hand, NumPy and the statistics of their initialisation."""
+"""The gates against values by hand, NumPy, and statistics of their initialisation."""
 
 import collections
 
@@ -108,7 +108,7 @@ def test_kaiming_fan_in_of_a_convolution():
     np.testing.assert_allclose(jnp.abs(m).max(), np.sqrt(6 / (9 * 16)), rtol=0.02)
 
 
-def test_leaves_and_keys_draw_apart():
+def test_leaves_and_keys_draw_independently():
     params = {"a": jnp.ones((30, 30)), "b": jnp.ones((30, 30))}
     init = gates.binary(0.1).init
     m, other = init(jax.random.key(0), params), init(jax.random.key(1), params)
@@ -163,7 +163,7 @@ def scores(m, key):
     return z, out.reshape(3, 3, 2, 4) + np.asarray(m.maps["conv"].bias)
 
 
-def test_generated_is_numpys_linear_map():
+def test_generated_matches_numpys_linear_map():
     m = random_mask()
     for seed in range(3):
         _, score = scores(m, jax.random.key(seed))
@@ -173,7 +173,7 @@ def test_generated_is_numpys_linear_map():
         np.testing.assert_array_equal(sizes[name], np.float32(0.1) * (m.maps[name] >= 0))
 
 
-def test_generated_draws_afresh_with_each_key():
+def test_generated_draws_again_with_each_key():
     m = GENERATED.init(jax.random.key(0), CONVS)
     first, second = (GENERATED.apply(m, jax.random.key(seed)) for seed in range(2))
     assert 0.2 < np.mean(first["conv"] != second["conv"]) < 0.8
@@ -255,7 +255,7 @@ def test_initial_sparsity_of_none_and_of_all_is_exact(shape, dtype):
         assert np.mean(np.asarray(gate.apply(m, None)) == 0) == share
 
 
-def test_a_single_value_is_open_as_often_as_not():
+def test_a_single_value_is_open_half_of_the_time():
     keys = jax.random.split(jax.random.key(0), 4000)
     for share in (0.5, 0.2):
         gate = gates.binary(0.1, initial_sparsity=share)
@@ -265,7 +265,7 @@ def test_a_single_value_is_open_as_often_as_not():
 
 
 def test_the_default_start_is_the_centred_draw():
-    """By hand: uniform within the bound, less its own mean."""
+    """By hand: uniform within the bound, minus its mean."""
     m = gates.binary(0.1).init(jax.random.key(3), jnp.ones(6))
     key = jax.random.split(jax.random.key(3), 1)[0]
     values = jax.random.uniform(key, (6,), jnp.float32, -0.5, 0.5)
@@ -276,7 +276,7 @@ def test_the_default_start_is_the_centred_draw():
 
 
 class Layer:
-    """A node whose children have attribute names, as Equinox's modules."""
+    """A node whose children have attribute names, like Equinox's modules."""
 
     def __init__(self, layers):
         self.layers = layers
@@ -317,7 +317,7 @@ def test_heads_of_other_libraries(make, params, head):
     ],
 )
 @pytest.mark.parametrize("make", [gates.head_only, gates.all_but_head])
-def test_a_head_that_is_none_or_all(make, params, head, message):
+def test_a_head_of_no_or_all_parameters(make, params, head, message):
     with pytest.raises(ValueError, match=message):
         make(0.1, head=head).init(jax.random.key(0), params)
 
@@ -339,7 +339,7 @@ def test_bad_inits(make, init):
 
 
 @pytest.mark.parametrize("make", INITS)
-def test_rates_are_not_drawn_about_zero(make):
+def test_rates_are_not_drawn_around_zero(make):
     with pytest.raises(ValueError, match=r"init must be a number or .*got 'kaiming'"):
         make("kaiming")
 
@@ -398,7 +398,7 @@ def test_sparsity_of_awkward_names():
     assert {k: float(v) for k, v in got.items()} == want
 
 
-def test_sparsity_keeps_leaves_apart_whose_keys_read_like_paths_in_full():
+def test_sparsity_distinguishes_leaves_whose_keys_look_like_paths():
     zeros, ones = jnp.zeros(1), jnp.ones(1)
     got = gates.sparsity({"total": zeros, "['total']": jnp.ones(3)})
     want = {"total": 0.25, "['total']": 1.0, "[\"['total']\"]": 0.0}

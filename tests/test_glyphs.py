@@ -1,4 +1,4 @@
-"""The built-in letters: which, how they look, how they are kept."""
+"""The built-in letters: which there are, how they look, how they are cached."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ def letters() -> ImageSet:
 
 @pytest.fixture
 def few(monkeypatch):
-    """Hebrew alone, so that rendering takes a moment."""
+    """Hebrew alone, to render quickly."""
     monkeypatch.setattr(glyphs, "SPLITS", {"test": ("HEBREW",)})
 
 
@@ -40,7 +40,7 @@ def test_splits_hold_about_a_thousand_letters_of_different_scripts():
         assert abs(np.mean(inside) - share) < 0.02, split
 
 
-def test_form(letters):
+def test_shapes_dtypes_and_scale(letters):
     assert letters.images.shape == (20 * len(letters.names), 28, 28, 1)
     assert letters.images.dtype == np.uint8 and letters.counts.dtype == np.int32
     assert np.all(np.asarray(letters.counts) == 20)
@@ -92,7 +92,7 @@ def test_stamp_is_the_ink_scaled_and_centred():
 
 
 def test_turned_by_a_right_angle_is_rot90():
-    # an empty rim, since rounding may step outside
+    # an empty rim, because rounding may step outside
     stamp = np.pad(np.arange(36.0).reshape(1, 6, 6), ((0, 0), (1, 1), (1, 1)))
     where = glyphs._turned(np.array([np.pi / 2]), np.zeros(1), np.ones((2, 1)), 8)
     turned = glyphs._sample(stamp, *where)
@@ -127,7 +127,7 @@ def test_without_distortion_a_class_is_its_faces(monkeypatch):
 
 
 def test_distortions_stay_legible_and_make_the_task_neither_trivial_nor_hopeless(letters):
-    """5-way 5-shot by the nearest neighbour in pixels, halved in size: about 0.4."""
+    """5-way 5-shot by the nearest neighbour in pixels, at half the size: about 0.4."""
     draw = jax.jit(sample_tasks, static_argnums=(2, 3, 4, 5))
     task = draw(jax.random.key(0), letters, 200, 5, 5, 15)
     small = [
@@ -191,7 +191,7 @@ def _folder(file):
 
 
 @pytest.mark.parametrize("replace", [_pipe, _folder])
-def test_what_is_no_file_makes_room_for_the_cache(few, tmp_path, replace):
+def test_other_entries_in_place_of_the_cache_file_are_replaced(few, tmp_path, replace):
     first = load_glyphs("test", tmp_path)
     (file,) = tmp_path.iterdir()
     replace(file)
@@ -199,8 +199,8 @@ def test_what_is_no_file_makes_room_for_the_cache(few, tmp_path, replace):
     assert [file] == list(tmp_path.iterdir()) and file.is_file()
 
 
-def test_any_changed_byte_is_seen_or_does_not_matter(tmp_path):
-    """Beside pixels a zip holds names, sizes and flags: each may be the byte that is changed."""
+def test_a_changed_byte_is_detected_or_harmless(tmp_path):
+    """A zip holds names, sizes and flags besides pixels: the changed byte may be in any of them."""
     images, letters = np.arange(32, dtype=np.uint8).reshape(2, 1, 4, 4, 1), np.arange(2)
     file = tmp_path / "small.npz"
     glyphs._write(file, images, letters)
@@ -223,7 +223,7 @@ def test_cache_that_cannot_be_written_only_warns(few, tmp_path):
     assert data.num_classes == len(data.names) > 20
 
 
-def test_writers_at_once_leave_one_whole_file(tmp_path):
+def test_simultaneous_writers_leave_one_complete_file(tmp_path):
     images, letters = np.random.default_rng(0).integers(0, 255, (99, 999), np.uint8), np.arange(50)
     file = tmp_path / "new" / "images.npz"
     with ThreadPoolExecutor(4) as pool:

@@ -1,4 +1,4 @@
-"""The gated inner loop against PyTorch, plain autodiff and numbers by hand."""
+"""The gated inner loop against PyTorch, autodiff and numbers by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def test_no_steps_return_the_parameters(second_order):
 
 
 @pytest.mark.parametrize("steps", [1, 6])
-def test_adapt_is_pytorchs_loop(steps):
+def test_adapt_matches_pytorchs_loop(steps):
     reference = pytest.importorskip("torch_reference")
     theta, sizes, support, _ = problem()
     phi, metrics = quick_jit(adapt, static_argnums=(0, 4))(
@@ -79,7 +79,7 @@ def test_adapt_is_pytorchs_loop(steps):
 
 
 def unrolled(theta, sizes, batch, steps, second_order):
-    """The loop as it is written on paper, for JAX to differentiate."""
+    """The loop as written in the paper, for JAX to differentiate."""
     phi = theta
     for _ in range(steps):
         gradient = jax.grad(lambda p: classification_loss(p, batch)[0])(phi)
@@ -90,7 +90,7 @@ def unrolled(theta, sizes, batch, steps, second_order):
 
 
 @pytest.mark.parametrize("second_order", [False, True])
-def test_rule_is_autodiff_of_the_loop(second_order):
+def test_the_rule_matches_autodiff_of_the_loop(second_order):
     theta, sizes, support, query = problem()
 
     def ours(theta, sizes):
@@ -213,8 +213,8 @@ def test_transformations(second_order):
     assert_trees_close(jax.lax.scan(lambda c, b: (c, run(b)), 0, batch)[1], want)
 
 
-def test_bfloat16_adds_its_gradients_up_in_float32():
-    """256 gradients of 1 stop adding up at 256 in bfloat16's eight bits; 300 must be reached."""
+def test_bfloat16_gradients_are_summed_in_float32():
+    """In bfloat16's eight bits, a sum of gradients of 1 stops at 256; it must reach 300."""
     w, size = jnp.zeros((), jnp.bfloat16), jnp.ones((), jnp.bfloat16)
     phi, d = jax.value_and_grad(lambda a: adapt(lambda w, _: w, w, a, None, 300)[0])(size)
     assert phi.dtype == d.dtype == jnp.bfloat16

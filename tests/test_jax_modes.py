@@ -18,7 +18,7 @@ LOSS = jaxsparse.cross_entropy(MODEL)
 
 
 def square_loss(params, x):
-    """Of a network of one tensor, in the dtype of its parameters."""
+    """The loss of a network with one tensor, in the dtype of its parameters."""
     loss = jnp.mean(jnp.square(x.astype(params["w"].dtype) - params["w"][None]))
     return loss, {"twice": 2 * loss}
 
@@ -276,7 +276,7 @@ def straight_through_case(dtype):
 
 
 def whole(params, batch):
-    """The loss without its parts: no split, no weights of its own."""
+    """The loss as a plain function, without `split` and weights."""
     return LOSS(params, batch)
 
 
@@ -332,7 +332,7 @@ def strict():
 
 
 def check_dtypes(name, dtype):
-    """Traced only: dtypes and ranks are settled there, and nothing is compiled."""
+    """Traced only: this checks dtypes and ranks, and nothing is compiled."""
     got = jax.eval_shape(lambda: CASES[name](dtype))
     assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
 
@@ -390,7 +390,7 @@ def test_other_kinds_of_keys(make, name):
     MODEL.init(make(0))
 
 
-def test_nan_checks_find_none_in_a_loss_without():
+def test_nan_checks_pass_on_a_finite_loss():
     params, rows = params_and_rows("float32", 4)
     with jax.debug_nans(True), jax.enable_checks(True):
         gradient = jax.grad(lambda p: LOSS(p, rows)[0])(params)
@@ -398,7 +398,7 @@ def test_nan_checks_find_none_in_a_loss_without():
     assert np.isfinite(gradient["head"]["bias"]).all()
 
 
-def test_labels_are_found_unknown_under_strict_promotion():
+def test_unknown_labels_are_detected_under_strict_promotion():
     """In every dtype of labels, and in the dtype of the parameters."""
     with strict():
         for kind in ("int8", "uint8", "int16", "uint32"):

@@ -1,5 +1,5 @@
-"""Every random key is drawn from once, and what is drawn from is not split: whole programs, by a
-generator that takes notes."""
+"""Every random key is either drawn from once or split: whole programs, with a generator that
+records the use of its keys."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from jaxsparse.training.online.pretrain_program import make_pretraining, pretrai
 
 
 class Notes:
-    """The keys that bits were drawn from, and those that others were made from."""
+    """The keys that bits were drawn from, and those that were split."""
 
     def __init__(self):
         self.drawn: Counter[tuple[int, ...]] = Counter()
@@ -74,9 +74,9 @@ NOTING = extended.define_prng_impl(
 
 @contextlib.contextmanager
 def noted(least, times=1, anew=()):
-    """What is run within draws `times` times from each key, and from `least` keys or more.
+    """Check that the code within draws `times` times from each key, and from at least `least` keys.
 
-    From the keys `anew` the same draw is made again and again.
+    The keys `anew` may repeat the same draw any number of times.
     """
     notes = Notes()
     NOTES.append(notes)
@@ -91,7 +91,7 @@ def key_of(seed, make=jax.random.key):
     return make(seed, impl=NOTING)
 
 
-def test_the_notes_are_right():
+def test_the_records_of_the_keys_are_right():
     key = key_of(0)
     with noted(2):
         a, b = jax.random.split(key)
@@ -104,7 +104,7 @@ def test_the_notes_are_right():
             twice()
 
 
-def test_the_order_of_rows_is_not_that_of_a_gates_draw():
+def test_the_order_of_rows_and_the_gate_draw_from_different_keys():
     gate = gates.Gate(
         lambda key, params: jnp.full((6,), 0.2),
         lambda m, key: m * jax.random.uniform(key, (6,)),
@@ -115,7 +115,7 @@ def test_the_order_of_rows_is_not_that_of_a_gates_draw():
     def loss_fn(w, rows):
         return jnp.mean((w - rows) ** 2)
 
-    with noted(2, times=2):  # the gate's draw is made anew for the new mask: the same bits
+    with noted(2, times=2):  # the gate draws again for the new mask: the same bits
         _, metrics = lamaml_step(
             state, jnp.ones((6, 6)), None, key_of(1), loss_fn=loss_fn, gate=gate,
             mask_optimizer=None,
@@ -130,11 +130,11 @@ def test_runs_over_streams(method):
     config = dataclasses.replace(
         STREAM_RUN, method=method, epochs=2, memories=12, replay_passes=2, init="xavier"
     )
-    # Each batch makes the order of its task's pass anew.
+    # Each batch computes the order of its task's pass again.
     order = jax.random.fold_in(jax.random.key(0), program._ORDER)
     orders = [jax.random.fold_in(order, 1000 * task + done) for task in range(3) for done in (0, 1)]
-    orders = [jax.random.split(key)[1] for key in orders]  # what permutations draw from
-    # Images of each task, three tensors, passes but the first, rows replayed and offered.
+    orders = [jax.random.split(key)[1] for key in orders]  # keys of the permutations
+    # Images of each task, three tensors, all passes except the first, replayed and offered rows.
     with noted(4 + 3 * 2 + (18 if method != "iid" else 0), anew=orders):
         jax.block_until_ready(quick_jit(make_stream(config, stream))(key_of(0), stream))
 
@@ -154,7 +154,7 @@ def test_few_shot_runs_with_generated_masks(monkeypatch):
     data = few_shot_images()
     program = training.make_program(config, data.image_shape)
     state = jax.jit(program.init)(jax.random.key(0))
-    # The mask's first values are no part of this: what a leaf draws and does not use is noted, too.
+    # Without the mask's first values: draws that a leaf does not use are recorded, too.
     state = state._replace(meta=state.meta._replace(key=jax.random.split(key_of(7))[0]))
     key = key_of(0)
     with noted(2 * (2 + 2) + 2 + 20):
@@ -168,7 +168,7 @@ def test_few_shot_runs_with_generated_masks(monkeypatch):
 
 
 def test_a_pretraining_and_a_stream_of_one_seed(monkeypatch):
-    """And the pairs that C-MAML draws."""
+    """Also the pairs that C-MAML draws."""
     monkeypatch.setattr(nn, "conv4", small_model)
     config = dataclasses.replace(ONLINE_RUN, method="sparse-cmaml", pairs="one", timesteps=6)
     program, pretraining = make_program(config, DATA), make_pretraining(config, DATA)

@@ -1,7 +1,7 @@
-"""Runs that are killed, at random moments or at chosen ones, end with the bits of one that was not.
+"""Runs that are killed, at random or chosen moments, end with the bits of an uninterrupted run.
 
-A kill at a chosen moment is an exception that nothing catches, thrown where a run is about to write
-or has just written.
+A kill at a chosen moment is an exception that nothing catches. It is raised just before or after a
+run writes.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def test_killed_twenty_times_a_stream_ends_the_same(name, tmp_path):
 
 @contextlib.contextmanager
 def on_one_core():
-    """What is started within has one core; a system without affinities has all."""
+    """Processes started within have one core, or all cores if the system has no affinities."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -77,9 +77,9 @@ def on_one_core():
         os.sched_setaffinity(0, cores)
 
 
-def test_a_stream_that_is_killed_goes_on_to_the_same_end_on_one_core(tmp_path):
+def test_a_killed_stream_ends_the_same_on_one_core(tmp_path):
     flags = ["--data=glyphs", "--tasks=3", "--samples-per-task=100", "--glances=2"]
-    flags = [*flags, "--seeds=3", "--memories=100"]  # sizes whose sums XLA divides
+    flags = [*flags, "--seeds=3", "--memories=100"]  # sizes whose sums XLA divides among threads
     finish("continual", [*flags, f"--out={tmp_path / 'whole'}"])
     run = tmp_path / "run"
     process = start("continual", [*flags, f"--out={run}"])
@@ -96,11 +96,11 @@ def test_a_stream_that_is_killed_goes_on_to_the_same_end_on_one_core(tmp_path):
 
 
 class Killed(BaseException):
-    """Nothing catches it, and nothing is done after it but what a context must."""
+    """Nothing catches it, and only context managers do anything after it."""
 
 
 class Writes:
-    """Counts the moments before and after a run's writes, and kills the run at one of them."""
+    """Counts the moments before and after each write of a run, and kills the run at one of them."""
 
     def __init__(self, monkeypatch):
         self.count, self.last = 0, float("inf")
@@ -148,7 +148,7 @@ def killed_again_and_again(writes, run, folder, every):
 def assert_ends_alike(monkeypatch, run, tmp_path, unit, every):
     whole = RunFolder.create(tmp_path / "whole", {}, unit)
     result = run(whole)
-    shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # what is before the run is killed, too
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # pretrain again, and kill that, too
     writes = Writes(monkeypatch)
     folder = RunFolder.create(tmp_path / "run", {}, unit)
     assert killed_again_and_again(writes, run, folder, every) == (whole.rows(), result)

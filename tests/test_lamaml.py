@@ -31,7 +31,7 @@ RANGE = (-0.1, 0.4)
 NORMED = cross_entropy(nn.conv4(3, 2, (16, 16, 1), blocks="xla"))
 MASK_SGD, THETA_SGD = optax.sgd(MASK_RATE), optax.sgd(THETA_RATE)
 
-# gate: (ours, its step sizes, what d step is multiplied with to give dm)
+# gate: (ours, its step sizes, the factor from d step to dm)
 GATES = {
     "binary": (
         gates.binary(ALPHA, init=RANGE),
@@ -66,7 +66,7 @@ def numpy_glance(
     iterates="all",
     gradient_sum="before",
 ):
-    """A glance in float64, `batch` in the order its rows are taken in."""
+    """A glance in float64; the rows of `batch` are in the order of the inner steps."""
     names, n = list(theta), len(batch[1])
     _, inner_size, factor = GATES[inner_kind or kind]
     _, size, _ = GATES[kind]
@@ -85,7 +85,7 @@ def numpy_glance(
         if inner_clip is not None:
             g = {i: np.clip(x, -inner_clip, inner_clip) for i, x in g.items()}
         phi = {i: phi[i] - a[i] * g[i] for i in names}
-        if gradient_sum == "after":  # as Algorithm 1 is printed: G <- G + grad L(phi, B_k) at last
+        if gradient_sum == "after":  # as printed in Algorithm 1: G <- G + grad L(phi, B_k) last
             _, g = loss_and_gradient(phi, rows, np.ones(chunk))
             if inner_clip is not None:
                 g = {i: np.clip(x, -inner_clip, inner_clip) for i, x in g.items()}
@@ -130,7 +130,7 @@ def follow(
     loss_fn=classification_loss,
     **options,
 ):
-    """Take glances here and in the reference and compare all that they change and report."""
+    """Run glances here and in the reference, and compare the states and metrics."""
     gate = GATES[kind][0]
     ours = dict(options)
     if inner_kind := ours.pop("inner_kind", None):
@@ -196,7 +196,7 @@ def name_of(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_glances_are_numpys(case):
+def test_glances_match_numpy(case):
     state, metrics = follow(**case)
     if case["kind"] == "constant":
         assert_trees_close(state.mask, start(GATES["constant"][0]).mask, 0, 0)
@@ -208,7 +208,7 @@ SPLIT_CASES = [CASES[i] for i in (0, 2, 5, 7)]  # each gate, each replay
 
 
 @pytest.mark.parametrize("case", SPLIT_CASES, ids=name_of)
-def test_glances_with_the_first_products_outside_the_loop_are_numpys(case):
+def test_glances_with_the_first_products_outside_the_loop_match_numpy(case):
     follow(loss_fn=split_loss(), **case)
 
 
@@ -225,7 +225,7 @@ def test_glances_with_the_first_products_outside_the_loop_are_numpys(case):
     ],
 )
 def test_first_products_stay_in_the_loop(options, dtype):
-    """Where taking them out would not be exact, or not pay."""
+    """If moving them out would not be exact, or not faster."""
     params = jax.tree.map(lambda x: x.astype(dtype), Classifier.init(0))
     gate = GATES["rectified"][0]
     loss_fn = split_loss(not_used, not_used, Classifier.apply)
@@ -234,7 +234,7 @@ def test_first_products_stay_in_the_loop(options, dtype):
 
 
 @pytest.mark.parametrize("hidden", [(), (6, 4)])
-def test_networks_tell_their_first_products(hidden):
+def test_networks_give_their_first_products(hidden):
     images = np.random.default_rng(0).integers(256, size=(2, 3, 4, 1)).astype(np.uint8)
     model = nn.mlp(3, hidden, (3, 4, 1))
     stored = nn.normalised(model, (0.1,), (0.3,))
@@ -268,7 +268,7 @@ def test_glance_by_hand():
 
 @pytest.mark.parametrize("iterates", ["all", "last"])
 @pytest.mark.parametrize("inner_clip", [None, 0.05])
-def test_second_order_is_pytorchs_double_backward(iterates, inner_clip):
+def test_second_order_matches_pytorchs_double_backward(iterates, inner_clip):
     torch = pytest.importorskip("torch_reference")
 
     def glance(theta, m, batch, replay, weights, kind, *, sync, iterates, inner_clip, **_):
@@ -307,8 +307,8 @@ def test_second_order_is_pytorchs_double_backward(iterates, inner_clip):
     )
 
 
-def test_meta_loss_of_its_own():
-    """Two heads: inner steps see the head of the stream's task, each meta row that of its own."""
+def test_a_separate_meta_loss():
+    """Two heads: inner steps use that of the stream's task, each meta row that of its own task."""
 
     def head_loss(w, batch, task):
         return jnp.mean((jnp.take(w, task) - batch["x"]) ** 2)
@@ -350,7 +350,7 @@ def test_step_sizes_shared_by_a_tensor(loss_fn):
 
 
 def test_stochastic_gate_keeps_its_draw_over_the_glance():
-    """theta moves by the step sizes of the new mask and of the draw that the inner loop had."""
+    """theta's step sizes come from the new mask, with the draw of the inner loop."""
     gate = gates.Gate(
         lambda key, params: jnp.full((), 0.2),
         lambda m, key: m * jax.random.uniform(key),
@@ -376,7 +376,7 @@ def test_stochastic_gate_keeps_its_draw_over_the_glance():
 
 
 def test_bfloat16():
-    """Steps too small for bfloat16 add up: fast weights and sums are carried in float32."""
+    """Steps too small for bfloat16 add up, because fast weights and sums are float32."""
     gate = gates.binary(0.004, slope=0.5, init=RANGE)
     one, replay, key = rows(1, 1), rows(2, REPLAYED), jax.random.key(1)
     batch = jax.tree.map(lambda x: jnp.repeat(x, 64, 0), one)
@@ -398,7 +398,7 @@ def test_bfloat16():
 
 @pytest.mark.parametrize("form", ["loop", "sums"])
 @pytest.mark.parametrize("method", ["sparse-lamaml", "lamaml"])
-def test_benchmarked_forms_agree(form, method):
+def test_the_benchmarks_forms_agree(form, method):
     """The contestants of the benchmark do the same arithmetic, on a ReLU network."""
     pytest.importorskip("torch")
     from benchmarks.families import GLANCE

@@ -103,7 +103,7 @@ def stacked(trees):
 
 
 def numbers(tree):
-    """A tree with the data of its typed keys, which NumPy can compare."""
+    """A tree with typed keys replaced by their data, which NumPy can compare."""
 
     def plain(x):
         typed = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -146,7 +146,7 @@ def test_scan_of_vmapped_seeds_is_the_loop(name):
 
 @EVERY
 def test_a_second_batch_compiles_nothing(name):
-    """New batches and the returned state reuse the first call's program, weak types included."""
+    """New batches and the returned state reuse the first call's program, also with weak types."""
     traced = []
 
     def loss_fn(params, batch):
@@ -178,8 +178,8 @@ def test_states_may_be_donated(name):
 
 
 @EVERY
-def test_half_precision_states_stay_so(name):
-    """bfloat16 parameters: the state keeps its dtypes, and goes where float32's goes."""
+def test_half_precision_states_keep_their_dtype(name):
+    """bfloat16 parameters: the state keeps its dtypes, and agrees with float32."""
     learner, draw = made(name)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), Classifier.init(0))
     single = jax.tree.map(lambda x: x.astype(jnp.float32), half)
@@ -203,7 +203,7 @@ def test_integer_parameters_are_refused(name):
 
 
 def test_the_first_layer_outside_the_loop_under_transformations():
-    """A glance whose first products are taken out of the loop is the one whose are not."""
+    """A glance gives the same with the first products outside and inside the loop."""
     ends = []
     for loss_fn in (classification_loss, split_loss()):
         learner = jaxsparse.lamaml(loss_fn, RECTIFIED, mask_optimizer=MASK_SGD)

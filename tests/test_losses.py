@@ -24,7 +24,7 @@ def rows(seed=0):
 
 
 def without_own(params, batch):
-    """The same loss as a plain function, which knows of no weights."""
+    """The same loss as a plain function without weights."""
     return LOSS(params, batch)
 
 
@@ -50,8 +50,8 @@ def test_both_ways_have_the_same_gradient():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_rows_without_weight_do_not_count_in_a_network_that_says_nothing_of_its_rows():
-    """Each row is taken alone there, for the network may have batch norm."""
+def test_rows_of_weight_zero_do_not_count_if_rowwise_is_unknown():
+    """Each row is evaluated alone then, because the network may have batch norm."""
 
     def apply(params, images):
         x = images.reshape(len(images), -1) @ params
@@ -78,7 +78,7 @@ def test_rows_without_weight_do_not_count_in_a_network_that_says_nothing_of_its_
         (resnet12(3, (2, 2, 2, 2), (16, 16, 1)), False),
     ],
 )
-def test_networks_say_whether_their_rows_count_alone(model, rowwise):
+def test_networks_say_whether_they_are_rowwise(model, rowwise):
     for network in (model, normalised(model, (0.1,), (0.5,))):
         loss_fn = cross_entropy(network)
         assert loss_fn.rowwise is rowwise
@@ -90,7 +90,7 @@ def test_networks_say_whether_their_rows_count_alone(model, rowwise):
                 weighted_loss(loss_fn, rows(), WEIGHTS)
 
 
-def test_without_weights_all_rows_are_alike():
+def test_without_weights_all_rows_count_equally():
     params = MODEL.init(jax.random.key(2))
     loss, _ = weighted_loss(LOSS, rows(), None)(params)
     equal, _ = weighted_loss(LOSS, rows(), jnp.full(4, 3.0))(params)

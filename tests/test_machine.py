@@ -1,4 +1,4 @@
-"""How many threads XLA divides an operation among, and that a process may choose them."""
+"""The number of threads that XLA uses, and how a process chooses it."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from experiments import cli
 from jaxsparse import machine
 from jaxsparse.training import environment
 
-# What is summed differs in its last bits by the number of threads: products of many rows, and sums.
+# The last bits of sums and of products of many rows depend on the number of threads.
 SUMS = """
 import os, sys
 from jaxsparse import machine
@@ -28,7 +28,7 @@ print(*(memoryview(jax.device_get(x)).tobytes().hex() for x in results))
 """
 
 
-# A run begun on all cores and killed, which goes on on one.
+# A run that is started on all cores, killed, and resumed on one core.
 ON_ONE_CORE = """
 import os, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
@@ -39,7 +39,7 @@ continual.main(sys.argv[1:])
 
 @pytest.mark.slow
 @pytest.mark.skipif(machine.cores() == 1, reason="one core")
-def test_a_run_goes_on_with_the_same_bits_on_fewer_cores(tmp_path):
+def test_a_run_resumes_with_the_same_bits_on_fewer_cores(tmp_path):
     stream = ["--data=glyphs", "--tasks=3", "--samples-per-task=60", "--memories=30", "--seeds=3"]
     processes.finish("continual", [*stream, f"--out={tmp_path / 'whole'}"])
     run = tmp_path / "moved"
@@ -72,14 +72,14 @@ def test_one_core_gives_the_bits_of_as_many_threads_as_are_asked_for():
     facts, on_one_core = sums(4)
     assert facts == "1 1 True False"  # and once JAX runs it is too late
     facts, with_four_threads = sums(2, PJRT_NPROC="4")
-    assert facts == "1 4 False False"  # what the user has set stays
+    assert facts == "1 4 False False"  # the user's setting is kept
     assert on_one_core == with_four_threads
 
 
 @pytest.mark.parametrize(
     "variables, count", [({}, None), ({"NPROC": "5"}, 5), ({"PJRT_NPROC": "0", "NPROC": "5"}, 1)]
 )
-def test_threads_are_those_xla_counts(variables, count, monkeypatch):
+def test_threads_are_counted_as_in_xla(variables, count, monkeypatch):
     for name in machine._THREADS:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -101,7 +101,7 @@ def test_cores_without_affinity(monkeypatch):
     + [({"environment": {"threads": x}}, []) for x in ("3", 0, 10**9, None)]
     + [({}, []), ({"environment": 3}, [])],
 )
-def test_a_run_that_goes_on_asks_for_its_threads(record, asked, monkeypatch):
+def test_a_resumed_run_asks_for_its_threads(record, asked, monkeypatch):
     counts = []
     monkeypatch.setattr(environment, "use_cpu_threads", counts.append)
     environment.use_threads_of(record)

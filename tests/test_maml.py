@@ -63,7 +63,7 @@ def assert_trees_close(got, want, rtol=1e-5, atol=1e-6):
 def follow_pytorch(
     params, gate, reference_gate, loss_fn, reference_loss, batches, theta, mask, inner_steps, **opts
 ):
-    """Take a meta-step per batch of tasks in both frameworks and compare all that they change."""
+    """Run a meta-step per batch of tasks in both frameworks, and compare the states."""
     reference = pytest.importorskip("torch_reference")
     (theta_tx, theta_torch), (mask_tx, mask_torch) = theta, mask
     step = quick_jit(make_step(loss_fn, gate, theta_tx, mask_tx, inner_steps, **opts))
@@ -101,7 +101,7 @@ def follow_pytorch(
 
 
 def codes_from(key, torch_gate, torch):
-    """The codes z that a step from `key` draws: one key for the gate, split over the tasks."""
+    """The codes z that a step with `key` draws: one key for the gate, split over the tasks."""
     if hasattr(torch_gate, "codes"):
         _, gate_key = jax.random.split(key)
         draws = [jax.random.normal(k, (EMBEDDING,)) for k in jax.random.split(gate_key, 3)]
@@ -119,7 +119,7 @@ CASES += [("rectified", 6, adam), ("constant", 6, adam)]
 
 
 @pytest.mark.parametrize("kind, steps, optimizer", CASES)
-def test_first_order_step_is_pytorchs(kind, steps, optimizer):
+def test_first_order_step_matches_pytorch(kind, steps, optimizer):
     params = Classifier.init(0)
     batches = [classification_tasks(seed) for seed in range(3)]
     state = follow_pytorch(
@@ -140,7 +140,7 @@ def test_first_order_step_is_pytorchs(kind, steps, optimizer):
 
 
 @pytest.mark.parametrize("kind", ["binary", "linear"])
-def test_second_order_step_is_pytorchs_double_backward(kind):
+def test_second_order_step_matches_pytorchs_double_backward(kind):
     follow_pytorch(
         Classifier.init(0),
         GATES[kind],
@@ -167,7 +167,7 @@ CONV4_GATES = {
 
 
 @pytest.mark.parametrize("kind", CONV4_GATES)
-def test_conv4_step_is_pytorchs(kind):
+def test_conv4_step_matches_pytorch(kind):
     model = nn.conv4(ways=3, width=4, image_shape=(28, 28, 1))
     follow_pytorch(
         quick_jit(model.init)(jax.random.key(0)),
@@ -181,7 +181,7 @@ def test_conv4_step_is_pytorchs(kind):
     )
 
 
-# One table of gates, each under every way of running it
+# A table of gates, each with every way to run it
 
 ALL_GATES = GATES | {
     "head_only": gates.head_only(ALPHA),
@@ -222,7 +222,7 @@ def test_task_loops_agree(kind, second_order):
 
 
 def test_no_second_compilation(caplog):
-    """New tasks and the returned state reuse the first call's program, weak types included."""
+    """New tasks and the returned state reuse the first call's program, also with weak types."""
     traces = 0
 
     def loss_fn(params, batch):
@@ -263,8 +263,8 @@ def lowered_evaluation(model, params, tasks):
 
 @pytest.mark.parametrize("lowered", [lowered_step, lowered_evaluation])
 def test_products_are_float32_unless_the_caller_sets_a_precision(lowered):
-    # Conv4's layers have derivatives of their own, which must follow, too; compiled ones are
-    # float32 always.
+    # Conv4's layers have custom derivatives, which must obey, too. Compiled blocks are always
+    # float32.
     model = nn.conv4(ways=WAYS, width=2, image_shape=(16, 16, 3), blocks="xla")
     params, tasks = model.init(jax.random.key(0)), classification_tasks(0, shape=(16, 16, 3))
 
@@ -312,7 +312,7 @@ def test_vmap_over_seeds():
 
 
 def test_meta_gradient_flows_through_the_step():
-    """`grad` of the loss that the next step reports, with respect to the tasks of this one."""
+    """`grad` of the next step's loss with respect to the tasks of this step."""
     state = init_state(Classifier.init(0), GATES["linear"], SGD, SGD, jax.random.key(1))
     step = make_step(classification_loss, GATES["linear"], SGD, SGD, 1, second_order=True)
     (support, (inputs, labels)), probe = classification_tasks(0), classification_tasks(1)
@@ -337,7 +337,7 @@ def test_bfloat16(kind):
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
 
     low = init_state(lower(state.params), gate, tx, tx, jax.random.key(1))
-    # Both from the same numbers, as the two types draw differently.
+    # Both start from the same numbers, because the two dtypes draw differently.
     mask = jax.tree.map(lambda x, like: x.astype(like.dtype), state.mask, low.mask)
     state = state._replace(
         params=jax.tree.map(lambda x: x.astype(jnp.float32), low.params),
@@ -380,7 +380,7 @@ def test_any_pytree(params):
 
 
 def test_init_state_leaves_the_callers_arrays_alone():
-    """A step whose state is donated must not take the arrays that the state was made from."""
+    """A step with a donated state must not delete the arrays that the state was made from."""
     params = {"w": jnp.ones(3)}
     state = init_state(params, GATES["binary"], SGD, SGD, jax.random.key(0))
     jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s.params), donate_argnums=0)(state)
@@ -391,7 +391,7 @@ def test_init_state_leaves_the_callers_arrays_alone():
 
 
 @pytest.mark.parametrize("task_loop", ["vmap", "scan"])
-def test_evaluate_is_pytorchs_loop(task_loop):
+def test_evaluate_matches_pytorchs_loop(task_loop):
     reference = pytest.importorskip("torch_reference")
     params, tasks = Classifier.init(0), classification_tasks(0)
     mask = GATES["relu"].init(jax.random.key(1), params)

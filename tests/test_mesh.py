@@ -72,7 +72,7 @@ def test_a_meta_step_on_two_devices_gives_the_bits_of_one(gate):
 
 
 @GATES
-def test_side_by_side_on_two_devices_is_one_up_to_rounding(gate):
+def test_vmapped_tasks_on_two_devices_match_one_device_up_to_rounding(gate):
     one, two = (
         step(gate, mesh, task_loop="vmap")[0]._replace(key=0) for mesh in (None, two_devices())
     )

@@ -1,4 +1,4 @@
-"""What users hand over wrongly: each error names the argument, what it got and what it wanted."""
+"""Wrong arguments: each error names the argument, what it got and what it wanted."""
 
 import types
 

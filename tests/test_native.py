@@ -24,14 +24,14 @@ from jaxsparse.nn.native import library
 compiled = pytest.mark.skipif(
     shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler"
 )
-# n, h, w, inputs, outputs. Odd sizes, channels that fill no vector, images enough for several in a
-# piece or for several shares.
+# n, h, w, inputs, outputs. Odd sizes, channels that do not fill a vector, enough images for
+# several per piece or for several shares.
 FEW_CHANNELS = [(2, 4, 4, 1, 9), (2, 7, 6, 1, 10), (3, 6, 9, 2, 37), (5, 65, 60, 1, 16)]
 MANY_CHANNELS = [(2, 2, 2, 3, 5), (2, 5, 8, 8, 8), (14, 3, 3, 20, 33), (12, 14, 13, 16, 16)]
 
 
 def draw(n, h, w, inputs, outputs, offset=0.0):
-    """Images, kernel, scale of both signs, bias, and a gradient of the output."""
+    """Images, kernel, scale of both signs, bias, and a cotangent of the output."""
     shapes = [(n, h, w, inputs), (3, 3, inputs, outputs), (outputs,), (outputs,)]
     shapes.append((n, h // 2, w // 2, outputs))
     keys = jax.random.split(jax.random.key(3), len(shapes))
@@ -44,7 +44,7 @@ FROM_TORCH = [(0, 2, 3, 1), (2, 3, 1, 0), (0,), (0,)]
 
 
 def torch_block(images, kernel, scale, bias):
-    """PyTorch's layers in float64: their arguments, and the output [n, c, h, w]."""
+    """PyTorch's layers in float64: their arguments and the output [n, c, h, w]."""
     torch = pytest.importorskip("torch")
     arrays = [np.asarray(a, np.float64) for a in (images, kernel, scale, bias)]
     x, k, s, b = args = [
@@ -52,7 +52,7 @@ def torch_block(images, kernel, scale, bias):
         for a, turn in zip(arrays, TO_TORCH, strict=True)
     ]
     y = torch.nn.functional.conv2d(x, k, padding=1)
-    # PyTorch's own norm would fold the mean into the bias: infinity less infinity.
+    # PyTorch's own norm would fold the mean into the bias: infinity minus infinity.
     variance, mean = torch.var_mean(y, (0, 2, 3), correction=0, keepdim=True)
     unit = (y - mean) / torch.sqrt(variance + 1e-5)
     y = unit * s[:, None, None] + b[:, None, None]
@@ -60,7 +60,7 @@ def torch_block(images, kernel, scale, bias):
 
 
 def from_torch(arrays):
-    """Images, kernel, scale and bias, or gradients by them, in our order of axes."""
+    """Images, kernel, scale and bias, or their gradients, in our order of axes."""
     return [a.numpy().transpose(t) for a, t in zip(arrays, FROM_TORCH, strict=True)]
 
 
@@ -74,7 +74,7 @@ def in_torch(*args):
 
 
 def with_gradients(*args, form="native"):
-    """The same of the compiled block, or of another form."""
+    """The output and all gradients of the compiled block, or of another form."""
     *args, gradient = args
     out, pull = jax.vjp(lambda *a: blocks.conv_norm_pool(*a, form=form), *args)
     return [out, *pull(gradient)]
@@ -87,7 +87,7 @@ def difference(got, want):
 
 @compiled
 @pytest.mark.parametrize("sizes", FEW_CHANNELS + MANY_CHANNELS, ids=str)
-def test_block_and_its_gradients_are_those_of_pytorch(sizes):
+def test_block_and_its_gradients_match_pytorch(sizes):
     args = draw(*sizes)
     assert native.has_few_channels(args[1]) == (sizes in FEW_CHANNELS)
     for got, want in zip(jax.jit(with_gradients)(*args), in_torch(*args), strict=True):
@@ -99,7 +99,7 @@ ALL_SIZES = """
 import test_native
 from jaxsparse.nn.native import library
 for sizes in test_native.FEW_CHANNELS + test_native.MANY_CHANNELS:
-    test_native.test_block_and_its_gradients_are_those_of_pytorch(sizes)
+    test_native.test_block_and_its_gradients_match_pytorch(sizes)
 print(library.load().lanes)
 """
 
@@ -116,7 +116,7 @@ def test_block_for_shorter_vectors(flag, lanes, monkeypatch, tmp_path):
 @compiled
 @pytest.mark.parametrize("sizes", [FEW_CHANNELS[1], MANY_CHANNELS[1]], ids=str)
 def test_statistics_do_not_cancel(sizes):
-    """Images far from zero: their level is no part of what the norm leaves."""
+    """Images far from zero: the norm removes their mean without cancellation."""
     args = draw(*sizes, offset=100.0)
     out, *gradients = in_torch(*args)
     got = with_gradients(*args)
@@ -136,7 +136,7 @@ def double_backward(*args):
 
 @pytest.mark.parametrize("form", ["xla", pytest.param("native", marks=compiled)])
 @pytest.mark.parametrize("sizes", [(2, 6, 7, 1, 9), (2, 4, 5, 3, 4)], ids=str)
-def test_second_derivatives_are_those_of_pytorchs_double_backward(sizes, form):
+def test_second_derivatives_match_pytorchs_double_backward(sizes, form):
     *args, _ = draw(*sizes)
 
     def slope(*args):
@@ -158,7 +158,7 @@ PLACES = [(0, (1, 2, 3, 0)), (1, (0, 1, 0, 2)), (2, (1,)), (3, (1,)), (4, (0, 0,
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sizes", [(2, 5, 4, 1, 9), (2, 5, 7, 3, 4)], ids=str)
-def test_nan_and_infinity_go_where_they_go_in_pytorch(sizes, form):
+def test_nan_and_infinity_propagate_as_in_pytorch(sizes, form):
     args = draw(*sizes)
     both = jax.jit(partial(with_gradients, form=form))
 
@@ -171,9 +171,9 @@ def test_nan_and_infinity_go_where_they_go_in_pytorch(sizes, form):
             np.testing.assert_array_equal(np.isnan(got), np.isnan(want), f"argument {which}")
         for value in (np.inf, -np.inf):
             for got, want in pairs(which, lambda a, v=value, p=place: a.at[p].set(v)):
-                # Infinity less infinity may be taken here or there.
+                # Infinity minus infinity may occur in one or the other.
                 assert np.all(np.isfinite(want) | ~np.isfinite(got)), (which, value)
-    for which in (0, 1):  # the square of a deviation of 1e25 is no float32
+    for which in (0, 1):  # the square of 1e25 is too large for float32
         (got, want), *_ = pairs(which, lambda a: 1e25 * a)
         assert np.all(np.isnan(got)) or difference(got, want) < 1e-5
 
@@ -195,7 +195,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
     assert one == three != b""
 
 
-def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
+def test_without_a_compiler_the_other_forms_are_used(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
     reason = "there is no C++ compiler: CXX is 'no-such-compiler', which cannot be run"
     with pytest.raises(library.NoLibrary, match=f"^{re.escape(reason)}$"):
@@ -230,7 +230,7 @@ def test_without_a_compiler_the_other_forms_serve(monkeypatch, caplog):
         ("sleep 600", "it did not finish within 1 s"),
     ],
 )
-def test_a_compiler_that_fails_is_told_of_in_one_line(script, said, monkeypatch, caplog, tmp_path):
+def test_a_compiler_error_is_one_line(script, said, monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
     if "sleep" in script:
         monkeypatch.setattr(library, "_BUILD_SECONDS", 1)
@@ -244,7 +244,7 @@ def test_a_compiler_that_fails_is_told_of_in_one_line(script, said, monkeypatch,
     assert list((tmp_path / "native").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_told_of(monkeypatch, caplog, tmp_path):
+def test_a_read_only_cache_is_reported(monkeypatch, caplog, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -266,7 +266,7 @@ def test_a_compiler_of_several_words(cxx, monkeypatch, tmp_path):
 
 
 def replace(path, content):
-    """Another file of this name: this process has loaded the one that is there."""
+    """Replace the file by a new one, because this process has loaded the old one."""
     path.unlink()
     path.write_bytes(content)
 
@@ -302,7 +302,7 @@ DAMAGES = [
 
 
 @compiled
-def test_built_once_and_again_where_the_file_is_damaged(monkeypatch, tmp_path):
+def test_built_once_and_again_if_the_file_is_damaged(monkeypatch, tmp_path):
     _, calls = copying_compiler(monkeypatch, tmp_path)
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
     path, _ = library.built()
@@ -332,7 +332,7 @@ BUILD = "from jaxsparse.nn.native import library; library.built()"
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
 def test_a_compiler_ends_with_the_process_and_leaves_nothing(monkeypatch, tmp_path):
-    """And what it has started itself, also where SIGKILL ends us."""
+    """Also the processes that it has started, and also if SIGKILL ends us."""
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
     numbers = tmp_path / "numbers"
     use_compiler(monkeypatch, tmp_path, f"sleep 600 & echo $$ $! > {numbers}.new; "
@@ -359,7 +359,7 @@ def wait_until(condition):
 
 
 def copying_compiler(monkeypatch, folder):
-    """A compiler, in a path with spaces, that copies the library: in place of ten seconds.
+    """A compiler, in a path with spaces, that copies the library instead of compiling.
 
     Returns its path, and a function that counts its calls.
     """
@@ -371,7 +371,7 @@ def copying_compiler(monkeypatch, folder):
 
 
 def in_a_process(program, **environment):
-    """What it prints, run in the folder of this file."""
+    """The output of a program that runs in the folder of this file."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},

@@ -20,7 +20,7 @@ KEYS = jax.random.split(jax.random.key(0), 8)
 
 
 def close(got, want, tolerance=1e-5):
-    """Every leaf equal up to a fraction of the largest entry that is wanted."""
+    """Every leaf is equal up to a fraction of its largest wanted entry."""
     leaves, other = jax.tree.leaves(got), jax.tree.leaves(want)
     assert len(leaves) == len(other)
     for a, b in zip(leaves, other, strict=True):
@@ -30,12 +30,12 @@ def close(got, want, tolerance=1e-5):
 
 
 def quick(f):
-    """Compile for running once: XLA's passes stay on, the optimisation of machine code is off."""
+    """Compile to run once: with XLA's passes, without optimisation of machine code."""
     return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def derivatives(f, *args):
-    """Value, gradient and a gradient of the gradient of a scalar made of f."""
+    """Value, gradient and second derivative of a scalar function of f."""
     spots = tuple(range(len(args)))
 
     def scalar(*args):
@@ -92,7 +92,7 @@ def block_inputs(h=6, w=5, inputs=3, outputs=8, n=2):
         ("patches", 5, 1, 2),
     ],
 )
-def test_conv_is_that_of_xla(form, size, stride, padding, h, w):
+def test_conv_matches_xla(form, size, stride, padding, h, w):
     images = jax.random.normal(KEYS[0], (2, h, w, 3))
     kernel = jax.random.normal(KEYS[1], (size, size, 3, 4))
     got = derivatives(
@@ -102,12 +102,12 @@ def test_conv_is_that_of_xla(form, size, stride, padding, h, w):
 
 
 @pytest.mark.parametrize("n, h, w, pieces", [(2, 30, 29, 2), (3, 27, 30, 3), (3, 9, 9, 1)])
-def test_winograd_of_a_batch_cut_to_pieces(n, h, w, pieces):
+def test_winograd_on_pieces_of_a_batch(n, h, w, pieces):
     images = jax.random.normal(KEYS[0], (n, h, w, 3))
     kernel = jax.random.normal(KEYS[1], (3, 3, 3, 4))
     assert winograd._pieces(images) == pieces
     got = derivatives(lambda x, k: ops.conv(x, k, form="winograd"), images, kernel)
-    # A sum over more positions than elsewhere: float32 keeps less of it.
+    # A sum over more positions than elsewhere: float32 is less precise.
     close(got, derivatives(xla_conv, images, kernel), 1e-4)
 
 
@@ -120,7 +120,7 @@ def test_sums_of_a_piece_are_not_divided_among_cores():
 
     rows = winograd.undivided_rows(64)
     assert not divided(rows) and divided(rows + 1)
-    # 245 tiles in place of 490.
+    # 245 tiles instead of 490.
     assert winograd._pieces(jax.ShapeDtypeStruct((50, 14, 14, 64), jnp.float32)) == 10
 
 
@@ -155,7 +155,7 @@ def test_split_and_join_are_inverse():
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_batch_norm(offset):
-    """The offset is the cancellation test: a mean far larger than the deviation."""
+    """The offset tests cancellation: a mean far larger than the standard deviation."""
     x = offset + jax.random.normal(KEYS[0], (3, 4, 5, 6))
     scale, bias = jax.random.normal(KEYS[1], (2, 6))
     wide = [np.asarray(a, np.float64) for a in (x, scale, bias)]
@@ -169,7 +169,7 @@ def test_batch_norm(offset):
 
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("h, w", [(7, 4)])
-def test_max_pool_is_that_of_xla(h, w, padding):
+def test_max_pool_matches_xla(h, w, padding):
     x = jax.random.normal(KEYS[0], (2, h, w, 3))
     got = derivatives(lambda x: ops.max_pool(x, padding=padding), x)
     close(got, derivatives(lambda x: xla_pool(x, padding), x))
@@ -181,7 +181,7 @@ def test_pooling_gives_ties_to_the_first():
     np.testing.assert_array_equal(jax.grad(lambda x: ops.max_pool(x).sum())(x), want)
 
 
-def test_pooling_takes_nan_for_the_largest():
+def test_pooling_treats_nan_as_the_largest():
     for place in range(4):
         x = jnp.array([3.0, 1.0, 7.0, jnp.inf]).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
         assert jnp.isnan(ops.max_pool(x)).all()
@@ -197,7 +197,7 @@ def test_norm_of_a_variance_that_overflows_is_nan():
 
 @pytest.mark.parametrize("form", blocks.FORMS)
 def test_block_gives_ties_to_the_first(form):
-    """Columns in equal pairs make every window a tie of two; the row decides nothing."""
+    """Columns in equal pairs make every window a tie of two."""
     column = jnp.repeat(jnp.array([1.0, -2.0, 3.0]), 2)
     images = jnp.broadcast_to(column, (1, 6, 6))[..., None]
     # The kernel looks at one pixel only, so that the output ties where the input does.
@@ -223,17 +223,17 @@ def test_block_gives_ties_to_the_first(form):
 @pytest.mark.parametrize("form", blocks.FORMS)
 @pytest.mark.parametrize("h, w", [(6, 7), (3, 4)])
 def test_block_is_its_parts(form, h, w):
-    """Scales are of both signs, which decides whether pooling takes the largest or the least."""
+    """Scales have both signs: the sign decides whether pooling takes the maximum or the minimum."""
     args = block_inputs(h, w)
     assert (args[2] < 0).any() and (args[2] > 0).any()
     got = derivatives(lambda *a: blocks.conv_norm_pool(*a, form=form), *args)
     want = derivatives(plain_block, *args)
     close(got[:2], want[:2])
-    close(got[2], want[2], 1e-4)  # second derivatives of 1 / sqrt(var) lose a digit on either side
+    close(got[2], want[2], 1e-4)  # second derivatives of 1 / sqrt(var) lose a digit in both
 
 
 def test_one_pass_statistics_do_not_cancel():
-    """The mean of squares alone would lose the variance when the mean is 1000 deviations."""
+    """With a mean of 1000 standard deviations, the mean of squares alone loses the variance."""
     quads = [list(row) for row in 1000.0 + jax.random.normal(KEYS[0], (2, 2, 4, 5, 6, 3))]
     mean, variance = block_forms._statistics([q for row in quads for q in row], 4 * 4 * 5 * 6)
     wide = np.asarray(quads, np.float64)
@@ -255,7 +255,7 @@ def test_block_with_one_kernel_per_task(form):
 
 
 def test_block_with_a_dead_channel():
-    """Equal inputs have no variance; nothing may become infinite."""
+    """Equal inputs have variance 0; nothing may become infinite."""
     _, kernel, scale, bias = block_inputs()
     images = jnp.ones((2, 6, 6, 3))
     for form in blocks.FORMS:
@@ -301,7 +301,7 @@ def torch_conv4(params, images):
 
 
 @pytest.mark.parametrize("shape, n", [((28, 28, 1), 25), ((28, 28, 1), 5), ((37, 40, 3), 10)])
-def test_conv4_is_that_of_pytorch(shape, n):
+def test_conv4_matches_pytorch(shape, n):
     model = nn.conv4(ways=5, width=32, image_shape=shape)
     params = model.init(KEYS[0])
     for i in range(1, 5):
@@ -325,7 +325,7 @@ def test_conv4_is_that_of_pytorch(shape, n):
 
 
 def test_conv4_without_biases_has_none():
-    """But for the shifts of the norms: its head is linear, which no constant can move."""
+    """Except the shifts of the norms. The head is linear: it maps 0 to 0."""
     biased, plain = (nn.conv4(3, 4, (16, 16, 2), use_bias=b) for b in (True, False))
     params = biased.init(KEYS[0])
     bare = {
@@ -340,7 +340,7 @@ def test_conv4_without_biases_has_none():
 
 
 @pytest.mark.parametrize("kind", [collections.OrderedDict, FrozenDict])
-def test_params_in_mappings_of_other_kinds(kind):
+def test_params_in_other_mapping_types(kind):
     model, images = nn.mlp(3, (4,), (2, 2, 1)), jnp.ones((2, 2, 2, 1))
     params = model.init(KEYS[0])
     others = kind({name: kind(params[name]) for name in ("head", "dense1")})
@@ -470,7 +470,7 @@ def test_strided_cnn_has_the_published_sizes():
 @pytest.mark.parametrize("build", [nn.mlp, nn.strided_cnn])
 @pytest.mark.parametrize("init", ["kaiming", "xavier"])
 def test_other_initialisations(build, init):
-    """The deviation follows from the fans; the law from its fourth moment and largest entry."""
+    """The fans give the deviation; the fourth moment and largest entry give the distribution."""
     if build is nn.mlp:
         model = nn.mlp(40, (300,), (12, 12, 2), init)
         fans = {"dense1": (288, 300), "head": (300, 40)}
@@ -485,7 +485,7 @@ def test_other_initialisations(build, init):
         variance = {"kaiming": 2 / fan_in, "xavier": 2 / (fan_in + fan_out)}[init]
         assert abs(kernel.mean()) < 4 * (variance / kernel.size) ** 0.5
         np.testing.assert_allclose(kernel.var(), variance, rtol=0.15)
-        kurtosis = (kernel**4).mean() / kernel.var() ** 2  # 3 for a normal, 9 / 5 for a uniform law
+        kurtosis = (kernel**4).mean() / kernel.var() ** 2  # normal: 3, uniform: 9 / 5
         assert abs(kurtosis - {"kaiming": 3.0, "xavier": 1.8}[init]) < 0.35
         if init == "xavier":
             assert 0.9 < np.abs(kernel).max() / (3 * variance) ** 0.5 <= 1 + 1e-6
@@ -557,7 +557,7 @@ def test_builders_refuse_bad_sizes(build, message):
 
 
 def test_first_layer_computes_no_image_gradient():
-    """Nobody asks for the gradient of the images, and inside the loop none may be computed."""
+    """The gradient of the images is not needed, and the loop must not compute it."""
     model = nn.conv4(5, 32, (32, 32, 3))
     params = jax.eval_shape(model.init, KEYS[0])
     images = jax.ShapeDtypeStruct((5, 32, 32, 3), jnp.float32)

@@ -1,4 +1,4 @@
-"""Whole runs on switching streams: against loops written out, cut to pieces, from the shell."""
+"""Whole runs on switching streams: against plain loops, in pieces, from the shell."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ from jaxsparse.training.online.result import accuracies, around_switches, detect
 from jaxsparse.training.runner import Runner
 
 SIDE, T = 16, 13
-STREAM, INIT, LEARN = 0, 1, 2  # what keys are for
+STREAM, INIT, LEARN = 0, 1, 2  # uses of keys
 SMALL = OnlineConfig(
     method="online-adam",
     p=0.7,
@@ -67,7 +67,7 @@ SMALL = OnlineConfig(
 
 
 def images_of(classes, seed, count=6):
-    """Noise with a bright row, another for each class."""
+    """Noise with a bright row, a different one for each class."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 120, size=(classes, count, SIDE, SIDE, 1))
     for row in range(classes):
@@ -83,7 +83,7 @@ DATA = side_by_side({"a": images_of(12, 0), "b": images_of(4, 1), "c": images_of
 
 @pytest.fixture
 def small_network(monkeypatch):
-    """A network without convolutions, which compiles in a moment."""
+    """A network without convolutions, which compiles quickly."""
     monkeypatch.setattr(nn, "conv4", small_model)
 
 
@@ -97,7 +97,7 @@ def run_compiled(config, key=None, pretrained=()):
 
 
 def batches(config, key=None):
-    """The stream as the seed alone makes it."""
+    """The stream that follows from the seed alone."""
     key = jax.random.fold_in(jax.random.key(0) if key is None else key, STREAM)
     task = first_task(config.ways)
     for t in range(config.timesteps):
@@ -109,7 +109,7 @@ def batches(config, key=None):
 
 @functools.cache
 def model_and_key():
-    """The network and its first weights, and the key of what else is drawn before the stream."""
+    """The network, its initial weights, and the key for other draws before the stream."""
     model = small_model(SMALL.ways, SMALL.width, (SIDE, SIDE, 1))
     model_key, mask_key = jax.random.split(jax.random.fold_in(jax.random.key(0), INIT))
     return model, model.init(model_key), mask_key
@@ -128,7 +128,7 @@ def share_right(model, params, batch):
     return np.mean(np.asarray(model.apply(params, batch[0])).argmax(1) == np.asarray(batch[1]))
 
 
-def test_online_adam_is_the_loop_written_out(small_network):
+def test_online_adam_matches_a_plain_loop(small_network):
     got = run_compiled(SMALL)
     model, params, _ = model_and_key()
     gradient, adam = quick_jit(jax.grad(negative_log_likelihood(model))), optax.adam(SMALL.theta_lr)
@@ -144,7 +144,7 @@ def test_online_adam_is_the_loop_written_out(small_network):
         infos
     )
     chex.assert_trees_all_close(got["state"].learner.params, params, atol=3e-4)
-    assert np.ptp(score[1:]) > 0.4  # or all of this would say little
+    assert np.ptp(score[1:]) > 0.4  # otherwise the test would show little
 
 
 CMAML = {
@@ -181,7 +181,7 @@ def test_algorithm_2_as_it_is_printed_can_be_asked_for(small_network):
 
 
 @pytest.mark.parametrize("method", CMAML)
-def test_cmaml_is_its_steps_in_a_row(small_network, method):
+def test_cmaml_equals_its_single_steps(small_network, method):
     config = dataclasses.replace(SMALL, method=method, mask_init="-0.1:0.5")
     got = run_compiled(config)
     model, params, mask_key = model_and_key()
@@ -220,7 +220,7 @@ def test_bgd_scores_the_mean_of_its_samples(small_network, method):
         given |= {"step_sizes": jax.tree.map(lambda x: jnp.float32(0.3), params), "inner_steps": 2}
     key = jax.random.fold_in(jax.random.key(0), LEARN)
     for t, batch, _ in batches(config):
-        if t or method == "metabgd":  # which only makes its fast weights at first
+        if t or method == "metabgd":  # which only creates its fast weights at first
             state, metrics = step(state, batch, jax.random.fold_in(key, t), **given)
         if t:
             score.append(float(metrics["accuracy"]))
@@ -246,7 +246,7 @@ def test_metacog_masks_the_convolutions_with_themselves():
 
 
 @pytest.mark.parametrize(("method", "rate"), [("maml", 0.3), ("anil", 3.0)])
-def test_what_is_frozen_adapts_to_the_batch_before(small_network, method, rate):
+def test_frozen_methods_adapt_to_the_previous_batch(small_network, method, rate):
     config = dataclasses.replace(SMALL, method=method, inner_lr=rate)
     model, _, _ = model_and_key()
     theta = jax.tree.map(lambda x: 3 * x, model.init(jax.random.key(9)))
@@ -277,7 +277,7 @@ def test_every_method_sees_one_stream_and_starts_from_the_same_weights(small_net
     assert not (np.asarray(other.switched) == np.asarray(streams[0].switched)).all()
 
 
-def test_the_norms_are_read_and_not_adapted():
+def test_norm_parameters_are_not_adapted():
     config = dataclasses.replace(SMALL, method="sparse-cmaml")
     learner = make_learner(config, (SIDE, SIDE, 1))
     batch = jax.ShapeDtypeStruct((6, SIDE, SIDE, 1), jnp.float32), jax.ShapeDtypeStruct((6,), int)
@@ -305,7 +305,7 @@ def test_masks_may_be_drawn_as_layers_are():
         assert m.min() == pytest.approx(least, rel=0.3)
 
 
-def test_cut_to_pieces_a_run_keeps_its_bits(small_network):
+def test_a_run_in_pieces_gives_the_same_bits(small_network):
     config = dataclasses.replace(SMALL, method="sparse-cmaml", mask_init="-0.1:0.5")
     program, key = make_program(config, DATA), jax.random.key(0)
     train, start = jax.jit(program.train), program.init(key, ())
@@ -317,14 +317,14 @@ def test_cut_to_pieces_a_run_keeps_its_bits(small_network):
     assert int(whole.step) == T and np.asarray(whole.trace.detected).any()
 
 
-# The host's side
+# The host loop
 
 
 def new_folder(path):
     return RunFolder.create(path, {}, "interval")
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(small_network, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(small_network, tmp_path, monkeypatch):
     monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
     config = dataclasses.replace(SMALL, seeds=2)
     whole = run_online(config, DATA, new_folder(tmp_path / "whole"), Hooks())
@@ -332,7 +332,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(small_network, tmp_path, monkeyp
     assert [row["step"] for row in rows] == [0, 4, 8, 12, 13]
     folder = new_folder(tmp_path / "stopped")
     stopped_at = []
-    # Within an interval, at its end before its row was written, in the next, at the very end.
+    # Within an interval, at its end before its row is written, in the next, at the very end.
     for allowed in (1, 1, 1, 6):
         asked = iter([False] * allowed + [True])
         with pytest.raises(Stopped, match="stopped at timestep") as stop:
@@ -344,7 +344,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(small_network, tmp_path, monkeyp
     assert folder.rows() == rows
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(small_network, tmp_path):
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(small_network, tmp_path):
     whole = run_online(SMALL, DATA, new_folder(tmp_path / "whole"), Hooks())
     rows = RunFolder.open(tmp_path / "whole", "interval").rows()
 
@@ -386,7 +386,7 @@ def test_the_last_update_must_leave_finite_weights(small_network, tmp_path):
     assert json.loads((saved / "position" / "metadata").read_text())["step"] == 1
 
 
-def test_seeds_side_by_side_are_those_alone(small_network, tmp_path):
+def test_seeds_together_give_the_results_of_each_alone(small_network, tmp_path):
     config = dataclasses.replace(SMALL, seeds=3, seed=4)
     together = run_online(config, DATA, new_folder(tmp_path / "all"), Hooks())
     for index in (1, 2):
@@ -401,7 +401,7 @@ def test_seeds_side_by_side_are_those_alone(small_network, tmp_path):
     assert np.std(by_seed) > 0
 
 
-def test_the_last_row_says_what_the_result_says(small_network, tmp_path):
+def test_the_last_row_agrees_with_the_result(small_network, tmp_path):
     config = dataclasses.replace(SMALL, method="cmaml-fixed", timesteps=40, p=0.8)
     folder = new_folder(tmp_path / "run")
     (seed,) = run_online(config, DATA, folder, Hooks())["seeds"]
@@ -416,7 +416,7 @@ def test_the_last_row_says_what_the_result_says(small_network, tmp_path):
     assert seed["detections"]["hits"] > 0
 
 
-# What is counted, by hand
+# Counts, by hand
 
 
 def trace_of(switched, detected=(), length=12, dataset=0, score=0.0):
@@ -458,13 +458,13 @@ def test_accuracy_around_switches_by_hand():
     by_offset = dict(zip(curve["offset"], curve["accuracy"], strict=True))
     assert list(by_offset) == list(range(-5, 21))
     want = {
-        -5: 0.3,  # 8 - 5 is of the task before; 3 - 5 is before the stream
+        -5: 0.3,  # 8 - 5 is in the task before; 3 - 5 is before the stream
         -3: 0.5,  # the score at 0 is not counted
         -2: (0.1 + 0.6) / 2,
         -1: (0.2 + 0.7) / 2,
         0: (0.3 + 0.8) / 2,
         3: (0.6 + 1.1) / 2,
-        4: 0.7,  # the second task has ended with the stream; after 5 steps both have
+        4: 0.7,  # the second task ends with the stream; after 5 steps both have ended
     }
     assert {d: by_offset[d] for d in want} == pytest.approx(want)
     assert np.isnan(by_offset[5])
@@ -508,7 +508,7 @@ def test_episodes_keep_classes_and_images_apart():
         pretraining_classes(dataclasses.replace(SMALL, ways=7, method="maml"), DATA)
 
 
-def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
+def test_pretraining_resumes_and_is_stored(small_network, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="fine-tuning")
     monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
 
@@ -519,7 +519,7 @@ def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
     rows = []
     whole = run("whole", row=rows.append)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert int(whole.opt_state[0].count) in (2, 4, 6)  # that of the best epoch
+    assert int(whole.opt_state[0].count) in (2, 4, 6)  # the count of the best epoch
     asked = iter([False] * 6 + [True])  # between two batches of the second validation
     with pytest.raises(Stopped, match="stopped at meta-step 4"):
         run("stopped", should_stop=lambda: next(asked))
@@ -527,14 +527,14 @@ def test_pretraining_goes_on_and_is_kept(small_network, tmp_path, monkeypatch):
     again = []
     chex.assert_trees_all_equal(run("whole", row=again.append), whole)
     assert not again  # nothing was left to do
-    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of the best
+    best = max(rows, key=lambda row: row["val_accuracy"])  # the first one if several are best
     assert int(whole.opt_state[0].count) == 2 * best["epoch"]
 
     got = run_compiled(config, pretrained=whole)["state"].learner
-    assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam goes on
+    assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam continues
 
 
-def test_a_pretrained_run_goes_on_without_its_cache(small_network, tmp_path, monkeypatch):
+def test_a_pretrained_run_resumes_without_its_cache(small_network, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="maml", seeds=3)
     monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache[1]"))
@@ -554,7 +554,7 @@ def test_a_pretrained_run_goes_on_without_its_cache(small_network, tmp_path, mon
 @pytest.mark.parametrize(
     ("rate", "what"), [(1e39, "the parameter .*"), (3e38, "on the held-out classes")]
 )
-def test_a_pretraining_that_diverges_says_so(rate, what, small_network, tmp_path, monkeypatch):
+def test_a_diverging_pretraining_is_reported(rate, what, small_network, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
     config = dataclasses.replace(SMALL, method="maml", theta_lr=rate, pretrain_steps=1)
     for _ in range(2):
@@ -564,7 +564,7 @@ def test_a_pretraining_that_diverges_says_so(rate, what, small_network, tmp_path
     assert not (folder / "result.json").exists()
 
 
-def test_pretraining_in_another_environment_is_another(small_network, tmp_path, monkeypatch):
+def test_pretraining_is_repeated_in_another_environment(small_network, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
     config = dataclasses.replace(SMALL, method="maml", pretrain_epochs=1)
     one = pretrain(config, DATA, Hooks())
@@ -657,7 +657,7 @@ def test_the_command_on_embedded_letters(small_network, tmp_path, capsys, monkey
         (["--resume", "/nowhere"], "/nowhere holds no run"),
     ],
 )
-def test_what_cannot_run_is_said_in_one_line(flags, message, tmp_path, capsys):
+def test_settings_that_cannot_run_are_one_line(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_command("--out", tmp_path / "run", *flags)
     lines = capsys.readouterr().err.strip().splitlines()
@@ -666,7 +666,7 @@ def test_what_cannot_run_is_said_in_one_line(flags, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_settings_are_those_of_the_nearer_published_p():
+def test_settings_come_from_the_nearest_published_p():
     sparse = preset_config(0.98, "sparse-cmaml")
     assert (sparse.inner_lr, sparse.mask_lr, sparse.mask_init) == (0.3, 0.01, "pytorch")
     assert (sparse.theta_lr, sparse.modulation, sparse.detection_threshold) == (0.005, 1000, 3)

@@ -1,4 +1,4 @@
-"""Image files of every kind against the pixels that NumPy computes, and files that are none."""
+"""Image files of every kind against pixels from NumPy, and files that are no images."""
 
 import os
 import socket
@@ -36,7 +36,7 @@ def png(pixels, depth, kind, transparent=None, palette=None):
 
     height, width = pixels.shape[:2]
     dtype = ">u2" if depth == 16 else "u1"
-    if depth < 8:  # several pixels in a byte, the first one highest
+    if depth < 8:  # several pixels per byte, the first one in the highest bits
         shifts = np.arange(8 - depth, -1, -depth)
         pixels = (pixels.reshape(height, -1, 8 // depth) << shifts).sum(-1)
     rows = b"".join(b"\0" + row.astype(dtype).tobytes() for row in pixels)
@@ -51,7 +51,7 @@ def png(pixels, depth, kind, transparent=None, palette=None):
 
 
 def on_white(colour, alpha):
-    """The colours of pixels of this opacity, 0 to 255, over white, in floats."""
+    """The colours of pixels with this opacity (0 to 255) over white, as floats."""
     share = np.broadcast_to(alpha[..., None] if colour.ndim == 3 else alpha, colour.shape) / 255
     return colour * share + 255 * (1 - share)
 
@@ -84,7 +84,7 @@ deep = np.where(GREY > 90, 30_000, 300)
 palette_image = Image.frombytes("P", (8, 8), INDICES.tobytes())
 palette_image.putpalette(PALETTE.tobytes())
 
-# name -> (file name, how it is written, the pixels wanted, how far off they may be)
+# name -> (file name, how it is written, wanted pixels, tolerance)
 KINDS = {
     "1": ("a.png", saved(Image.fromarray(GREY > 90)), np.where(GREY > 90, 255, 0), 0),
     "L": ("a.png", saved(Image.fromarray(GREY)), GREY, 0),
@@ -159,7 +159,7 @@ KINDS = {
     ),
     "F, 0 to 1": ("a.tif", saved(Image.fromarray(GREY.astype(np.float32) / 255)), GREY, 0),
     "F, 0 to 255": ("a.tif", saved(Image.fromarray(GREY.astype(np.float32))), GREY, 0),
-    "F of PPM, 0 to 1": (  # its rows go from the lowest to the highest
+    "F of PPM, 0 to 1": (  # its rows go from bottom to top
         "a.ppm",
         written(b"Pf 8 8 -1.0\n" + (GREY[::-1].astype("<f4") / 255).tobytes()),
         GREY,
@@ -270,7 +270,7 @@ def test_lab_is_brought_to_colours():
     assert fit(white, (2, 2, 3)).min() > 250 and fit(black, (2, 2, 3)).max() < 5
 
 
-def test_what_is_grey(tmp_path):
+def test_which_images_are_grey(tmp_path):
     for kind, (name, write, wanted, _) in KINDS.items():
         if kind not in ("LA, 16 bits", "first frame of GIF"):  # which Pillow opens as colours
             write(tmp_path / name)
@@ -278,7 +278,7 @@ def test_what_is_grey(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_pixels_that_are_no_numbers_are_refused(tmp_path, value):
+def test_nan_and_infinite_pixels_are_refused(tmp_path, value):
     pixels = GREY.astype(np.float32)
     pixels[3, 4] = value
     Image.fromarray(pixels).save(tmp_path / "a.tif")
@@ -291,7 +291,7 @@ def test_pixels_that_are_no_numbers_are_refused(tmp_path, value):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_turned_as_exif_says(tmp_path, orientation, suffix):
-    # What the viewer is to see: dark at the top left, brighter to the right, brightest below.
+    # What a viewer shows: dark at the top left, brighter to the right, brightest at the bottom.
     seen = np.array([[0, 80], [160, 240]], np.uint8).repeat(16, 0).repeat(16, 1)[:24]
     back = {
         1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: np.transpose,
@@ -357,7 +357,9 @@ NO_IMAGES = {
 @pytest.mark.filterwarnings("default")  # as users run: a bomb must not depend on -W error
 @pytest.mark.parametrize("through", ["folder", "file"])
 @pytest.mark.parametrize("kind", NO_IMAGES)
-def test_what_is_no_image_is_refused_in_one_line_at_once(tmp_path, monkeypatch, kind, through):
+def test_files_that_are_no_images_are_refused_at_once_in_one_line(
+    tmp_path, monkeypatch, kind, through
+):
     make, reason = NO_IMAGES[kind]
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "train" / "a" / "x.png"
@@ -389,7 +391,7 @@ def class_of(tmp_path, name, images):
 
 
 def test_a_class_that_is_blank_on_white_is_refused(tmp_path):
-    white = np.dstack([np.full((8, 8), 255, np.uint8), ALPHA])  # white strokes, nothing behind
+    white = np.dstack([np.full((8, 8), 255, np.uint8), ALPHA])  # white on transparent
     class_of(tmp_path, "good", [Image.fromarray(GREY)])
     class_of(tmp_path, "ghosts", [Image.fromarray(white), Image.fromarray(white[::-1].copy())])
     with pytest.raises(
@@ -398,7 +400,7 @@ def test_a_class_that_is_blank_on_white_is_refused(tmp_path):
         load("folder", "train", tmp_path, image_size=8)
     assert list((tmp_path / "cache").iterdir()) == []
     Image.fromarray(GREY).save(tmp_path / "train" / "ghosts" / "seen.png")
-    load("folder", "train", tmp_path, image_size=8)  # one that shows something will do
+    load("folder", "train", tmp_path, image_size=8)  # one image that is not blank is enough
 
 
 def test_a_class_of_blank_files_is_named_before_a_run(tmp_path):

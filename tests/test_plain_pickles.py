@@ -1,4 +1,4 @@
-"""Pickles from files not trusted: what miniImageNet's hold is read, nothing else is carried out."""
+"""Untrusted pickles: the content of miniImageNet's is read, and nothing else is executed."""
 
 import collections
 import pickle
@@ -25,7 +25,7 @@ def read(tmp_path):
 
 
 class Reduced:
-    """Whatever `__reduce__` is to return."""
+    """An object whose `__reduce__` returns a given value."""
 
     def __init__(self, *parts):
         self.parts = parts
@@ -123,7 +123,7 @@ def test_anything_else_is_refused(tmp_path, kind, protocol):
     assert "\n" not in str(caught.value)
 
 
-DEEP = 200_000  # enough for what calls itself to leave the stack
+DEEP = 200_000  # deep enough that recursion would overflow the stack
 PROTO, STOP = b"\x80\x04", b"."
 SIZE = struct.Struct("<Q")
 HOSTILE = {
@@ -164,7 +164,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_instructions_do_no_harm(read, kind):
-    """Each ends with an exception or a plain value, in little memory; a crash would end pytest."""
+    """Each gives an exception or a plain value, with little memory; a crash would end pytest."""
     tracemalloc.start()
     try:
         got = read(HOSTILE[kind])
@@ -177,7 +177,7 @@ def test_hostile_instructions_do_no_harm(read, kind):
     assert peak < 2**27
 
 
-def test_endless_programs_end(read, monkeypatch):
+def test_endless_pickles_end(read, monkeypatch):
     monkeypatch.setattr("jaxsparse.data.plain_pickles._MOST_STEPS", 1000)
     with pytest.raises(pickle.UnpicklingError, match="more than 1000 steps"):
         read(b"N0" * 501 + b"N.")
@@ -200,7 +200,7 @@ def test_changed_bytes_give_an_error_or_plain_values(read, protocol):
 
 
 def test_no_instruction_of_the_usual_files_is_missing():
-    """What pickles of such content hold, of every protocol, as pickletools lists it."""
+    """All instructions in pickles of such content, of every protocol, as pickletools lists them."""
     from jaxsparse.data.plain_pickles import _INSTRUCTIONS
 
     content = {"image_data": IMAGES, "class_dict": {"a": [0, np.int64(1), 300, 70000]}}

@@ -26,7 +26,7 @@ from jaxsparse.nn.ops import conv
 SHAPE, WAYS, ROWS = (16, 16, 1), 3, 2
 SGD, KEY = optax.sgd(0.1), jax.random.key(0)
 MODELS = {
-    "conv4": nn.conv4(WAYS, 2, SHAPE, blocks="xla"),  # compiled blocks are float32 always
+    "conv4": nn.conv4(WAYS, 2, SHAPE, blocks="xla"),  # compiled blocks are always float32
     "cnn": nn.strided_cnn(WAYS, 2, 2, (4,), SHAPE),
     "mlp": nn.mlp(WAYS, (4,), SHAPE),
     "plain": None,
@@ -38,7 +38,7 @@ def rows(*shape):
 
 
 def plain_loss(params, batch):
-    """A caller's own, which asks for no precision."""
+    """A user's loss, which sets no precision."""
     images, labels = batch
     hidden = jnp.tanh(images.reshape(len(labels), -1) @ params["body"])
     logits = hidden @ params["head"]["kernel"] + params["head"]["bias"]
@@ -193,14 +193,14 @@ CASES = {
     "metabgd_step": (meta_bayes, "plain"),
     "generated": (generated, "mlp"),
 }
-# Loops whose length is data have no gradient backwards, nor has the search of a quadratic program.
+# Loops of traced length have no reverse-mode gradient, and neither has the quadratic program.
 WITHOUT_GRADIENT = {"cmaml_step", "gem_step", "gem_step-factors"}
 # GEM's and MER's own products of gradients are exact whatever the caller sets.
 EXACT = {"gem_step", "gem_step-factors", "mer_step-factors"}
 
 
 def precisions(function, params):
-    """Of all products in the function's jaxpr, and whether there are convolutions of XLA's own."""
+    """The precisions of all products in the jaxpr, and whether it has XLA convolutions."""
     found, left = [], [jax.make_jaxpr(function)(params).jaxpr]
     while left:
         for equation in left.pop().eqns:
@@ -212,7 +212,7 @@ def precisions(function, params):
 
 
 def inner_jaxprs(value):
-    """The jaxprs in an equation's parameters, however deep."""
+    """All jaxprs in an equation's parameters, at any depth."""
     if isinstance(value, tuple | list):
         return [jaxpr for x in value for jaxpr in inner_jaxprs(x)]
     if hasattr(value, "eqns"):
@@ -221,7 +221,7 @@ def inner_jaxprs(value):
 
 
 def total(function):
-    """The sum of all that `function` returns and that can be differentiated."""
+    """The sum of all differentiable outputs of `function`."""
 
     def summed(params):
         leaves = jax.tree.leaves(function(params))

@@ -1,4 +1,4 @@
-"""Presets: settings of each method's own, and where they are from."""
+"""Presets: the settings of each method, and their sources."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_maml_has_its_own_settings_on_table_s2(method, shots):
     assert config.dataset == "mini_imagenet" and config.schedule == "constant"
 
 
-def test_anil_boil_and_meta_sgd_have_theirs():
+def test_anil_boil_and_meta_sgd_have_their_own_settings_on_table_s2():
     anil, boil, sgd = (
         presets.preset_config("table-s2", None, m, 5) for m in ("anil", "boil", "meta-sgd")
     )
@@ -30,7 +30,7 @@ def test_anil_boil_and_meta_sgd_have_theirs():
 
 
 @pytest.mark.parametrize("method", ["sparse-maml", "sparse-relu-maml", "sparse-maml-plus"])
-def test_the_sparse_methods_keep_table_s2(method):
+def test_the_sparse_methods_have_the_settings_of_table_s2(method):
     config = presets.preset_config("table-s2", None, method, 1)
     assert (config.inner_steps, config.test_inner_steps, config.width) == (35, 100, 64)
 

@@ -11,7 +11,7 @@ from jaxsparse.continual.quadratic import solve_bounded_qp
 
 INSTANCES = 12
 RIDGE = 1e-3
-# What float32 can be held to, relative to the sums of the terms' absolute values.
+# The precision of float32, relative to the sums of the terms' absolute values.
 OBJECTIVE, OPTIMALITY = 1e-6, 1e-5
 
 solve, solve_all = quick_jit(solve_bounded_qp), quick_jit(jax.vmap(solve_bounded_qp))
@@ -59,7 +59,7 @@ GRADIENTS = [
 
 
 def instance(random, gradients, size):
-    """P, q and a bound as GEM has them: Gram matrix, alignments with a gradient, margin."""
+    """P, q and a bound as in GEM: Gram matrix, inner products with a gradient, margin."""
     M = gradients(random, size)
     g = np.sqrt(np.mean(M**2)) * random.normal(size=M.shape[1]) - random.random() * M.mean(0)
     P, q = M @ M.T + RIDGE * np.eye(size), M @ g
@@ -72,7 +72,7 @@ def by_quadprog(P, q, lower):
 
 
 def assert_optimal(v, P, q, lower):
-    """As low as quadprog's minimum, within the bounds, and all conditions of optimality hold."""
+    """As low as quadprog's minimum, within the bounds, and optimal by all conditions."""
     v, P, q = (np.asarray(x, np.float64) for x in (v, P, q))
     best = by_quadprog(P, q, float(lower))
     terms = np.abs(P) @ np.abs(v) + np.abs(q)
@@ -86,7 +86,7 @@ def assert_optimal(v, P, q, lower):
 
 @pytest.mark.parametrize("size", [1, 4, 20])
 @pytest.mark.parametrize("gradients", GRADIENTS, ids=lambda f: f.__name__)
-def test_minimum_is_quadprogs(gradients, size):
+def test_minimum_matches_quadprog(gradients, size):
     random = np.random.default_rng(size)
     problems = [instance(random, gradients, size) for _ in range(INSTANCES)]
     solutions = solve_all(*map(np.stack, zip(*problems, strict=True)))
@@ -107,12 +107,12 @@ def test_by_hand():
     P, q = jnp.array([[2.0, 1.0], [1.0, 2.0]]), jnp.array([-4.0, -5.0])
     np.testing.assert_allclose(solve(P, q, 0.0), [1, 2], rtol=1e-6)
     np.testing.assert_allclose(solve(P, q, jnp.array([3.0, 0.0])), [3, 1], rtol=1e-6)
-    # Held by its bound where alone; released where the other pulls.
+    # The first at its bound: v_2 = (4 + 1) / 2. Then both at their bounds.
     np.testing.assert_allclose(solve(P, jnp.array([1.0, -4.0]), -1.0), [-1, 2.5], rtol=1e-6)
     np.testing.assert_array_equal(solve(P, -q, 0.5), [0.5, 0.5])
 
 
-def test_inactive_entries_are_as_if_deleted():
+def test_inactive_entries_have_no_effect():
     random = np.random.default_rng(7)
     P, q, _ = instance(random, few_directions, 8)
     lower = random.random(8).astype(np.float32)
@@ -126,7 +126,7 @@ def test_inactive_entries_are_as_if_deleted():
 
 
 def test_flat_directions_do_no_harm():
-    """Gradients so large that float32 loses the ridge: P is of rank two, and its factor fails."""
+    """Gradients so large that float32 loses the ridge: P has rank two, factorisation fails."""
     random = np.random.default_rng(0)
     for _ in range(INSTANCES):
         M = 1000 * (random.normal(size=(20, 2)) + 0.5)

@@ -1,4 +1,4 @@
-"""The README's code blocks and the core's docstring examples run as they stand."""
+"""The README's code blocks and the docstring examples of public modules run."""
 
 import doctest
 import importlib
@@ -15,7 +15,7 @@ import jaxsparse
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-# All public modules but those whose examples want a folder or a data set of the reader's.
+# All public modules except those whose examples need a folder or dataset of the user.
 ELSEWHERE = (
     *("data.folder", "data.mini_imagenet", "data.classification", "data.episodes", "data.cache"),
     *("data.streams", "data.plain_pickles", "data.pictures", "data.files", "machine"),
@@ -52,7 +52,7 @@ def test_other_blocks_run():
 
 
 def test_sinusoids(capsys):
-    """The example is short, learns, and prints what it says it prints."""
+    """The example is short, learns, and prints what it claims."""
     (block,) = (b for b in BLOCKS if "sin(" in b)
     assert len(block.splitlines()) <= 40
     names = run(block)

@@ -1,4 +1,4 @@
-"""Tables beside the paper's figures, from results made up for the purpose."""
+"""Tables with the paper's figures, from made-up results."""
 
 import contextlib
 import dataclasses
@@ -53,7 +53,7 @@ def run(out, *flags):
     reproduce.main(["--no-run", "--seeds", "2", "--out", str(out), *flags])
 
 
-def test_sparsity_stands_beside_the_papers(tmp_path, capsys):
+def test_sparsity_is_shown_with_the_papers(tmp_path, capsys):
     store(tmp_path, "rotations", "sparse-lamaml", (0.76, 0.77), sparsity=0.0733)
     store(tmp_path, "rotations", "lamaml", (0.76, 0.75), sparsity=0.30)
     run(tmp_path, "--table", "S5", "--streams", "rotations")
@@ -80,7 +80,7 @@ def test_methods_are_compared_seed_by_seed(tmp_path, capsys):
     assert "| er | 70.50 +- 1.00 | -10.00 +- 1.00 | 85.00" in out
 
 
-def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path, capsys):
+def test_a_run_without_a_new_field_has_its_default(tmp_path, capsys):
     store(tmp_path, "rotations", "er", (0.70, 0.71))
     path = tmp_path / "rotations-er" / "config.json"
     record = json.loads(path.read_text())
@@ -110,7 +110,7 @@ def test_a_section_is_replaced_and_the_rest_stays(tmp_path):
         (["--table", "3", "--streams", "rotations"], "holds a run of another configuration"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(flags, message, tmp_path, capsys):
+def test_impossible_requests_are_one_line(flags, message, tmp_path, capsys):
     store(tmp_path, "rotations", "er", (0.7, 0.7))
     path = tmp_path / "rotations-er" / "config.json"
     record = json.loads(path.read_text())
@@ -138,7 +138,7 @@ def test_nothing_to_show_replaces_nothing(tmp_path, capsys, monkeypatch):
 
 
 class Watched:
-    """Flags that remember which of them were read."""
+    """Flags that record which of them were read."""
 
     def __init__(self, flags):
         self._flags, self.read = flags, set()
@@ -183,7 +183,7 @@ def test_the_document_has_a_place_for_each(name):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are drawn: file name -> axes, kept open."""
+    """The drawn figures: file name -> axes, kept open."""
     figures = {}
     monkeypatch.setattr(drawing, "_save", lambda draw, _, name: figures.update({name: draw()}))
     return figures
@@ -243,7 +243,7 @@ def store_online(out, p, method, totals, sparsity=None, detections=None, mark=""
     folder = out / f"p{p:g}-{method}{mark}"
     folder.mkdir(parents=True)
     result = {
-        # The deviations stored here are not those of the seeds, as older runs have it.
+        # As in older runs, the stored deviations are not those of the seeds.
         "accuracy": value(sum(totals) / 2),
         "by_dataset": {
             "omniglot": value(0.97), "mnist": value(0.94), "fashion_mnist": None,
@@ -264,7 +264,7 @@ def table_rows(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_online_accuracies_stand_beside_the_papers(tmp_path, capsys):
+def test_online_accuracies_are_shown_with_the_papers(tmp_path, capsys):
     found = {"hits": 90, "switches": 100, "false_alarms": 1}
     store_online(tmp_path, 0.98, "sparse-cmaml", (0.94, 0.95), 0.4, found)
     store_online(tmp_path, 0.98, "bgd", (0.88, 0.892))
@@ -273,7 +273,7 @@ def test_online_accuracies_stand_beside_the_papers(tmp_path, capsys):
     out = capsys.readouterr().out
     bgd, _, sparse = table_rows(out)[1:]
     assert bgd[:2] == ["bgd", "88.60 +- 0.85 / 87.8 +- 1.3"]
-    assert bgd[4:] == ["- / 74.4 +- 1.1", "-", "-", "-"]  # no such batch seen, nothing detected
+    assert bgd[4:] == ["- / 74.4 +- 1.1", "-", "-", "-"]  # no such batch, nothing detected
     assert sparse[1:3] == ["94.50 +- 0.71 / 94.2 +- 0.4", "97.00 +- 1.00 / 97.3 +- 0.1"]
     assert sparse[5:] == ["180 of 200", "2", "40.00 +- 1.00"]
     # 6 and 5.8 points: mean 5.9, standard error 0.1; Student's t of one degree is 12.7.
@@ -282,7 +282,7 @@ def test_online_accuracies_stand_beside_the_papers(tmp_path, capsys):
     assert "not significantly different from cmaml-fixed: +1.50 points, standard error 0.50" in out
 
 
-def test_a_misprinted_row_is_read_both_ways(tmp_path, capsys):
+def test_both_readings_of_a_misprinted_row_are_shown(tmp_path, capsys):
     store_online(tmp_path, 0.9, "sparse-relu-cmaml", (0.85, 0.86))
     run(tmp_path, "--table", "S8", "--p", "0.9")
     printed, moved = table_rows(capsys.readouterr().out)[1:]
@@ -299,7 +299,7 @@ def test_the_printed_accuracies_are_weighted_as_their_data_sets_are_drawn():
             assert close == (reading != "as printed"), (method, reading)
 
 
-def test_rates_stand_beside_the_papers(tmp_path, capsys):
+def test_rates_are_shown_with_the_papers(tmp_path, capsys):
     store_online(tmp_path, 0.9, "cmaml-fixed", (0.85, 0.86))
     run(tmp_path, "--table", "S9", "--p", "0.9")
     (line,) = table_rows(capsys.readouterr().out)[1:]
@@ -308,7 +308,7 @@ def test_rates_stand_beside_the_papers(tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_both_readings_of_cmamls_first_rate_are_shown(tmp_path, capsys):
+def test_both_initial_rates_of_cmaml_are_shown(tmp_path, capsys):
     store_online(tmp_path, 0.9, "sparse-cmaml", (0.84, 0.85))
     store_online(tmp_path, 0.9, "cmaml", (0.80, 0.82))
     run(tmp_path, "--table", "S8", "--p", "0.9")
@@ -330,7 +330,7 @@ def test_both_readings_of_cmamls_first_rate_are_shown(tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_a_short_stream_is_said_to_be_one(tmp_path, capsys):
+def test_a_short_stream_is_labelled(tmp_path, capsys):
     run(tmp_path, "--table", "S8", "--timesteps", "1000")
     assert "first 1,000 timesteps, the paper's over all 10,000" in capsys.readouterr().out
 
@@ -363,7 +363,7 @@ def test_the_lead_is_shown_by_part_of_the_stream_and_data_set(tmp_path, capsys):
 
 
 def split_cifar_run(folder, accuracy, total, method="sparse-lamaml", **own):
-    """A finished run, of sparse-La-MAML say, half of its head frozen."""
+    """A finished run, for example of sparse-La-MAML, with half of its head frozen."""
     config = cell_config(Flags(), "split-cifar10", method, memories=200, seeds=1, **own)
     sparsity = {"total": value(total), "head/kernel": value(0.5), "head/bias": value(1.0)}
     result = {
@@ -376,7 +376,7 @@ def split_cifar_run(folder, accuracy, total, method="sparse-lamaml", **own):
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def test_seeds_of_split_cifar_are_gathered(tmp_path, capsys):
+def test_seeds_of_split_cifar_are_combined(tmp_path, capsys):
     # 1,523,050 parameters, 6,410 of them in the head.
     for seed, accuracy in enumerate((0.26, 0.30)):
         folder = tmp_path / f"split-cifar10-200-sparse-lamaml-seed-{seed}"
@@ -420,7 +420,7 @@ def test_each_reading_of_mer_has_its_row(tmp_path, capsys):
 
 
 def store_scan(out, method, masks, best):
-    """The folders of a scan on rotations: RA of 0.7, and at `best` of 0.8."""
+    """The folders of a scan on rotations: RA is 0.8 at `best`, 0.7 elsewhere."""
     for glances in (5, 10):
         preset = cell_config(Flags(), "rotations", method)
         config = dataclasses.replace(preset, seeds=1, validation=True, glances=glances)
@@ -463,8 +463,8 @@ def test_what_a_scan_chose_is_measured_on_all_seeds(tmp_path, capsys):
     )
 
 
-def test_choices_on_split_cifar_stand_beside_each_other(tmp_path, capsys):
-    frozen = (0.5 * 6400 + 10) / 1523050  # the head's, and a little less, as float32 may have it
+def test_choices_on_split_cifar_are_compared(tmp_path, capsys):
+    frozen = (0.5 * 6400 + 10) / 1523050  # the head's, a little less because of float32
     short = {"validation": True, "samples_per_task": 2000}
     name = "split-cifar10-200-sparse-lamaml-held-out"
     split_cifar_run(tmp_path / name, 0.27, frozen, **short)

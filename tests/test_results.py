@@ -1,4 +1,4 @@
-"""The files in results/: small, whole, and what the documents print is in them."""
+"""The files in results/: small, complete, and the source of what the documents print."""
 
 import json
 import re
@@ -32,13 +32,13 @@ def results(tmp_path, monkeypatch):
     return place
 
 
-def test_they_are_few_and_small():
+def test_results_are_few_and_small():
     files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]
     assert 0 < len(files) < 60
     assert sum(path.stat().st_size for path in files) < 3_000_000
 
 
-def test_each_belongs_to_a_table_or_is_shown():
+def test_each_file_belongs_to_a_table_or_is_shown():
     shown = DOCUMENT + (ROOT / "README.md").read_text("utf-8")
     for path in (ROOT / "results").iterdir():
         known = path.name in [saved.file_of(name).name for name in READS]
@@ -46,14 +46,14 @@ def test_each_belongs_to_a_table_or_is_shown():
 
 
 @pytest.mark.parametrize("name", READS)
-def test_what_the_document_prints_is_in_them(name, capsys, monkeypatch):
+def test_the_document_prints_the_stored_results(name, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(figures, "_save", lambda *_: None)
     show(name)
     printed = capsys.readouterr().out.rstrip()
     section = DOCUMENT.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0].rstrip()
     assert "|---|" in section
-    if name == "table S6":  # it shows the scans before the table
+    if name == "table S6":  # it prints the scans before the table
         assert "scan on held-out" in printed
         printed = printed[printed.index("Settings chosen on held-out") :]
     assert printed == section
@@ -84,7 +84,7 @@ def test_a_folder_of_runs_is_saved_and_shown_again(tmp_path, capsys, results):
     assert content["flags"] == {"seeds": 2}
     run = content["runs"]["rotations-er"]
     assert run["config"]["method"] == "er" and run["config"]["data_dir"] is None
-    # All that the result has, without the matrix.
+    # The whole result without the matrix.
     del stored["seeds"][0]["accuracy"]
     assert run["result"] == stored
     shutil.rmtree(tmp_path / "rotations-er")

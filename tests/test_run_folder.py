@@ -1,4 +1,4 @@
-"""The run folder: what is written is whole, what cannot be read is set aside."""
+"""The run folder: written files are complete, unreadable ones are set aside."""
 
 import errno
 import fcntl
@@ -83,7 +83,7 @@ def assert_same(got, wanted):
     chex.assert_trees_all_equal(got, wanted, strict=True)
 
 
-def test_a_checkpoint_comes_back_as_it_was(folder):
+def test_a_checkpoint_is_restored_unchanged(folder):
     assert checkpoints(folder).restore(STATE, pytest.fail) is None
     checkpoints(folder).save(STATE, {"step": 1, "epoch": 0})
     checkpoints(folder).save(NEWER, {"step": 2, "epoch": 0})
@@ -118,14 +118,14 @@ def empty_folder(path: Path):
 
 
 def other_numbers(path: Path):
-    """A checkpoint that is readable but does not hold what its digest says."""
+    """A checkpoint that is readable, but whose content does not match its digest."""
     position = path / "position" / "metadata"
     record = json.loads(position.read_text())
     position.write_text(json.dumps({**record, "digest": "0" * 64}))
 
 
 def other_place(path: Path):
-    """A checkpoint that names a file which does not lie in it."""
+    """A checkpoint that names a file outside its folder."""
     (path / "position" / "metadata").write_text('{"digest": "0", "files": {"/nowhere": "0"}}')
 
 
@@ -144,7 +144,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(folder,
     reports = []
     assert_same(checkpoints(folder).restore(jax.eval_shape(lambda: STATE), reports.append), STATE)
     assert len(reports) == 1 and "checkpoint 2" in reports[0] and "\n" not in reports[0]
-    # The number is free again, and what was damaged is kept for a look at it.
+    # The number is free again, and the damaged checkpoint is kept for inspection.
     checkpoints(folder).save(STATE, {"step": 2, "epoch": 0})
     assert len(list((folder.path / "broken").iterdir())) == 1
 
@@ -194,7 +194,7 @@ def test_the_row_before_training_reaches_tensorboard_with_the_first_epochs(tmp_p
     assert scalars == [(step, tag) for step in (0, 10) for tag in ("loss", "sparsity/total")]
 
 
-def test_a_run_that_goes_on_tells_tensorboard_from_where(folder):
+def test_a_resumed_run_tells_tensorboard_its_first_step(folder):
     folder.add_row(row(0))
     folder.add_row(row(1))
     folder.keep_rows(0)
@@ -203,7 +203,7 @@ def test_a_run_that_goes_on_tells_tensorboard_from_where(folder):
     assert [event.step for event in starts] == [1]
 
 
-def test_a_run_starts_without_importing_what_takes_seconds():
+def test_a_run_starts_without_slow_imports():
     program = "import sys, experiments.report; print({'torch', 'tensorboardX'} & set(sys.modules))"
     python = [sys.executable, "-c", program]
     root = Path(__file__).resolve().parent.parent
@@ -216,7 +216,7 @@ def test_one_writer_at_a_time(folder):
         pass
 
 
-def test_places_that_cannot_hold_a_new_run(folder, tmp_path):
+def test_invalid_places_for_a_new_run(folder, tmp_path):
     with pytest.raises(RunError, match="holds another run"):
         RunFolder.create(folder.path, {})
     file = tmp_path / "file"
@@ -275,7 +275,7 @@ def test_folders_that_nobody_may_enter(tmp_path):
         os.seteuid(0)
 
 
-def test_a_run_that_has_not_begun_is_made_by_the_same_call_and_no_other(tmp_path):
+def test_an_empty_run_is_reused_by_the_same_call_only(tmp_path):
     config = {"config": {"shots": 5, "rates": (0.1, 0.2)}, "versions": {"jax": "1"}}
     RunFolder.create(tmp_path / "run", config)
     before = (tmp_path / "run" / "config.json").read_bytes()
@@ -291,7 +291,7 @@ def test_a_run_that_has_not_begun_is_made_by_the_same_call_and_no_other(tmp_path
         RunFolder.create(tmp_path / "run", config)
 
 
-def test_what_a_user_put_into_a_folder_stays(tmp_path):
+def test_a_users_files_in_a_folder_stay(tmp_path):
     for name in (".notes", "config.json.bak", ".partial.json", ".0123456789ab.partial.png"):
         place = tmp_path / name
         place.mkdir()
@@ -310,7 +310,7 @@ def test_folders_without_a_name_are_never_shared(tmp_path):
         RunFolder.create_unnamed(tmp_path / "file" / "now")
 
 
-def test_a_folder_whose_making_was_cut_off_is_said_to_be_one(tmp_path):
+def test_a_half_made_folder_is_reported(tmp_path):
     (tmp_path / ".lock").write_text("")
     with pytest.raises(RunError, match=r"its creation was interrupted, start it again with --out"):
         RunFolder.open(tmp_path)
@@ -319,7 +319,7 @@ def test_a_folder_whose_making_was_cut_off_is_said_to_be_one(tmp_path):
 # Locks
 
 
-def test_who_waits_takes_over(folder):
+def test_a_waiting_process_takes_over(folder):
     other, told = RunFolder.open(folder.path), []
     script = (
         "import sys, time; from pathlib import Path; from jaxsparse.training import RunFolder\n"
@@ -345,7 +345,7 @@ def test_who_waits_takes_over(folder):
 
 
 def at_once(count, function):
-    """What `function(i)` returns, or the error it raises, called by several threads at once."""
+    """The results or errors of `function(i)`, called by several threads at once."""
     barrier, found = threading.Barrier(count), {}
 
     def call(i):
@@ -363,7 +363,7 @@ def at_once(count, function):
     return found
 
 
-def test_of_runs_started_at_once_one_makes_the_folder(tmp_path):
+def test_one_of_several_simultaneous_starts_makes_the_folder(tmp_path):
     for turn in range(20):
         path = tmp_path / str(turn)
         found = at_once(4, lambda i, path=path: RunFolder.create(path, {"config": {"seed": i}}))
@@ -374,7 +374,7 @@ def test_of_runs_started_at_once_one_makes_the_folder(tmp_path):
         assert {p.name for p in path.iterdir()} == {".lock", "config.json"}
 
 
-def test_a_run_made_between_the_look_and_the_lock_is_left_alone(tmp_path, monkeypatch):
+def test_a_run_made_between_check_and_lock_is_left_alone(tmp_path, monkeypatch):
     ours, theirs, look = {"config": {"n": 1}}, {"config": {"n": 2}}, RunFolder.check_new
     others = iter([lambda: RunFolder.create(tmp_path / "run", theirs)])
 
@@ -389,7 +389,7 @@ def test_a_run_made_between_the_look_and_the_lock_is_left_alone(tmp_path, monkey
     assert RunFolder.open(tmp_path / "run").config() == theirs
 
 
-def test_a_configuration_that_is_there_stays(folder):
+def test_an_existing_configuration_stays(folder):
     folder.begin({"config": {"shots": 1}})
     assert folder.config() == {"config": {"shots": 5}}
     (folder.path / "config.json").unlink()
@@ -399,7 +399,7 @@ def test_a_configuration_that_is_there_stays(folder):
 
 @pytest.mark.filterwarnings("ignore:files cannot be locked")
 @pytest.mark.parametrize("locks_of", ["the system", "our own"])
-def test_of_runs_that_go_on_at_once_one_has_the_folder(tmp_path, locks_of, monkeypatch):
+def test_one_of_several_simultaneous_resumes_has_the_folder(tmp_path, locks_of, monkeypatch):
     if locks_of == "our own":
         monkeypatch.setattr(locks, "fcntl", None)
     RunFolder.create(tmp_path / "run", {})
@@ -419,7 +419,7 @@ def test_of_runs_that_go_on_at_once_one_has_the_folder(tmp_path, locks_of, monke
         assert all(isinstance(one, int | RunError) for one in found.values())
 
 
-def test_waiting_ends_where_the_waiter_says_so(folder):
+def test_waiting_ends_when_the_waiter_asks(folder):
     def wait():
         raise Stopped("asked to")
 
@@ -443,7 +443,7 @@ def test_without_locks_of_the_system_a_file_names_the_holder(tmp_path, monkeypat
         assert f"{os.getpid()} on {socket.gethostname()}" in str(error.value)
     ended = subprocess.Popen(["true"])
     ended.wait()
-    holder.write_text(f"{ended.pid} {socket.gethostname()}")  # killed, it left this
+    holder.write_text(f"{ended.pid} {socket.gethostname()}")  # left by a killed process
     with folder.lock():
         assert holder.read_text().startswith(f"{os.getpid()} ")
     holder.write_text("1 elsewhere")
@@ -468,7 +468,7 @@ def test_a_lock_that_fails_is_one_line(folder, monkeypatch):
         pass
 
 
-def test_without_fcntl_runs_go_on(tmp_path, monkeypatch):
+def test_without_fcntl_runs_work(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "fcntl", None)
     with pytest.warns(
         UserWarning, match="files cannot be locked in .*run; .lock-holder there names"
@@ -495,7 +495,7 @@ def test_a_small_file_of_another_content_is_one_line(folder, name, content):
     assert "\n" not in str(error.value)
 
 
-def test_something_else_in_the_place_of_a_small_file_is_one_line(folder):
+def test_a_pipe_or_folder_in_place_of_a_small_file_is_one_line(folder):
     for name, read in (("result.json", folder.result), ("metrics.jsonl", folder.rows)):
         os.mkfifo(folder.path / name)
         with pytest.raises(RunError, match=f"{name} is not a file"):
@@ -549,7 +549,7 @@ def test_zeros_that_a_failing_machine_left_at_the_end_are_no_row(folder):
     assert folder.rows() == [row(0)]
 
 
-def test_a_line_after_half_a_line_stands_alone(folder):
+def test_a_line_after_half_a_line_is_separate(folder):
     path = folder.path / "timing.jsonl"
     for torn in (b'{"epoch": 1, "sec', b"\0" * 9):
         path.write_bytes(b'{"epoch": 0}\n' + torn)
@@ -557,7 +557,7 @@ def test_a_line_after_half_a_line_stands_alone(folder):
         assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
 
 
-def test_what_is_not_finite_is_null_and_said_once_for_each_file(folder):
+def test_values_that_are_not_finite_are_null_and_reported_once_per_file(folder):
     nan, inf = float("nan"), float("inf")
     bad = {**row(1), "loss": [nan, 1.0], "sparsity": {"total": -inf, "head": 0.5}}
     with pytest.warns(UserWarning, match=r"metrics\.jsonl: null .* loss, sparsity/total") as told:
@@ -579,7 +579,7 @@ def test_what_is_not_finite_is_null_and_said_once_for_each_file(folder):
     assert values["sparsity/head"] == 0.5 and values["loss"] != values["loss"]
 
 
-def test_rows_of_earlier_versions_with_nan_go_on_as_null(folder):
+def test_nan_in_rows_of_earlier_versions_becomes_null(folder):
     (folder.path / "metrics.jsonl").write_text(
         json.dumps(row(0)) + "\n" + json.dumps({**row(1), "loss": float("nan")}) + "\n"
     )
@@ -591,7 +591,7 @@ def test_rows_of_earlier_versions_with_nan_go_on_as_null(folder):
 # Files that are replaced
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path):
     path, link = tmp_path / "document.md", tmp_path / "link.md"
     path.write_text("old")
     path.chmod(0o640)
@@ -640,7 +640,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one(tmp_path):
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_a_matrix_takes_a_line_for_each_row(folder):
+def test_a_matrix_has_a_line_per_row(folder):
     result = {"rows": [[1, None], [0.5, 2]], "text": "a [ b ]", "empty": [], "seeds": [{"x": [1]}]}
     folder.write_result(result)
     text = (folder.path / "result.json").read_text()

@@ -1,4 +1,4 @@
-"""Runs divided among devices: where each lies, and who takes which of its steps."""
+"""Runs divided among devices: which device has which run, and takes which of its steps."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxsparse.training.seeds import Placement
 
 
 class Devices:
-    """Of a mesh, all that says who takes which step; there are only two devices to compute with."""
+    """The part of a mesh that decides which device takes which step; only two devices exist."""
 
     def __init__(self, size):
         self.size = size
@@ -39,7 +39,7 @@ def test_every_step_of_every_run_is_taken_once_and_in_order(counts, first, steps
         order = placement.order(turn)
         assert len(order) == len(begins) == len(ends) == devices * (runs // devices + 1)
         busy = [run for run, a, b in zip(order, begins, ends, strict=True) if b > a]
-        assert len(busy) == len(set(busy))  # no run in two places at once
+        assert len(busy) == len(set(busy))  # no run is on two devices at once
         for run, begin, end in zip(order, begins, ends, strict=True):
             if end > begin:
                 assert begin == at[run]
@@ -48,8 +48,8 @@ def test_every_step_of_every_run_is_taken_once_and_in_order(counts, first, steps
 
 
 @given(COUNTS, st.integers(1, 40))
-def test_all_devices_are_busy_for_as_long(counts, parts):
-    """n/d times one run's steps each, and up to the last turn one part of them in each turn."""
+def test_all_devices_have_the_same_work(counts, parts):
+    """Each takes n/d times the steps of one run: one part per turn, except in the last turn."""
     devices, runs = counts
     if runs % devices == 0:
         return
@@ -60,8 +60,8 @@ def test_all_devices_are_busy_for_as_long(counts, parts):
     np.testing.assert_array_equal(taken.sum(0), runs * parts)
 
 
-def test_odd_runs_are_handed_to_the_next_device():
-    """Eight runs on three: 0 to 5 stay where they are, 6 and 7 go round."""
+def test_surplus_runs_move_from_device_to_device():
+    """Eight runs on three devices: 0 to 5 stay on theirs, 6 and 7 move from device to device."""
     placement = Placement(8, Devices(3))
     orders = [placement.order(turn).tolist() for turn in range(3)]
     assert [order[2::3] for order in orders] == [[6, 7, 7], [7, 6, 7], [7, 7, 6]]
@@ -69,7 +69,7 @@ def test_odd_runs_are_handed_to_the_next_device():
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3, 4, 5])
-def test_what_is_put_is_kept(runs):
+def test_put_keeps_the_values(runs):
     tree = {"a": np.arange(runs * 6.0).reshape(runs, 2, 3), "b": np.arange(runs)}
     placement = on_two(runs) if runs > 1 else Placement(1, None)
     placed = placement.put(tree)

@@ -1,4 +1,4 @@
-"""Data sets by name: made-up trees in a temporary folder, and real data where TFDS has it."""
+"""Datasets by name: made-up trees in a temporary folder, and real data if TFDS has it."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def _own_cache(request, tmp_path, monkeypatch):
 
 @pytest.fixture
 def real():
-    """Find a real data set in the TFDS folder, or skip."""
+    """Find a real dataset in the TFDS folder, or skip."""
 
     def find(name):
         root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -238,7 +238,7 @@ def test_no_class_may_be_in_two_splits(tmp_path):
     fails("val/c and .*test/e: one class in two splits", "folder", "validation", tmp_path)
 
 
-def test_splits_that_number_their_classes_anew_are_only_warned_of(tmp_path):
+def test_splits_with_numbered_classes_give_a_warning(tmp_path):
     names = {"0": 2, "1": 2}
     tree(tmp_path, {"train": names, "val": names, "test": names})
     with warnings.catch_warnings(record=True) as told:
@@ -380,7 +380,7 @@ def test_images_that_find_no_room_are_refused_before_anything_is_written(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_the_way_to_the_data_does_not_matter(tmp_path, monkeypatch):
+def test_the_path_to_the_data_does_not_matter(tmp_path, monkeypatch):
     tree(tmp_path / "data", {"train": {"a": 3}, "test": {"b": 1}})
     (tmp_path / "link").symlink_to(tmp_path / "data")
     first = load("folder", "train", tmp_path / "data"), load("folder", "test", tmp_path / "data")
@@ -478,7 +478,7 @@ DAMAGE |= {
 
 @pytest.mark.parametrize("whole", [2**26, 0], ids=["checked whole", "checked in samples"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_cache_is_built_anew(tmp_path, damage, whole, monkeypatch):
+def test_a_damaged_cache_is_built_again(tmp_path, damage, whole, monkeypatch):
     monkeypatch.setattr(cache, "_WHOLE", whole)
     tree(tmp_path, {"train": {"a": 3, "b": 2}})
     first = load("folder", "train", tmp_path)
@@ -490,10 +490,10 @@ def test_a_damaged_cache_is_built_anew(tmp_path, damage, whole, monkeypatch):
         data = load("folder", "train", tmp_path)
         np.testing.assert_array_equal(data.images, expected)
         assert data.names == ("a", "b")
-        no_decoding(monkeypatch)  # the second time it must be whole again
+        no_decoding(monkeypatch)  # the second time the cache must be whole again
 
 
-def test_any_changed_byte_is_seen(tmp_path, monkeypatch):
+def test_a_changed_byte_is_detected(tmp_path, monkeypatch):
     tree(tmp_path, {"train": {"a": 2}})
     expected = np.array(load("folder", "train", tmp_path, image_size=4).images)
     (entry,) = (tmp_path / "cache").iterdir()
@@ -511,7 +511,7 @@ def test_any_changed_byte_is_seen(tmp_path, monkeypatch):
     assert cache._open(entry) is not None
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_builds_is_not(tmp_path):
+def test_only_leftovers_of_dead_processes_are_removed(tmp_path):
     tree(tmp_path, {"train": {"a": 1}})
     load("folder", "train", tmp_path)
     (entry,) = (tmp_path / "cache").iterdir()
@@ -526,7 +526,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_builds_is_n
     assert list((tmp_path / "cache").iterdir()) == [entry]
 
 
-def test_losing_the_race_to_write_the_cache_is_no_error(tmp_path, monkeypatch):
+def test_a_second_writer_of_the_cache_is_no_error(tmp_path, monkeypatch):
     tree(tmp_path, {"train": {"a": 1}})
     write = cache._write
 
@@ -618,7 +618,7 @@ def test_bad_pickles_are_named(tmp_path, kind):
     fails("mini-imagenet-cache-test.pkl: ", "mini_imagenet", "test", tmp_path)
 
 
-# What other packages of TFDS's world warn about is not ours to fail for.
+# Warnings of packages that TFDS uses must not fail these tests.
 @pytest.mark.filterwarnings("ignore")
 def test_the_tfds_builder_gives_the_same_images(tmp_path):
     import tensorflow_datasets as tfds
@@ -662,7 +662,7 @@ def test_area_averages_are_exact():
     np.testing.assert_allclose(omniglot._area_weights(10, 30), np.kron(np.eye(10), np.ones((3, 1))))
 
 
-def test_the_mixed_split_does_not_drift():
+def test_the_mixed_split_is_fixed():
     names = [f"alphabet/character{i}" for i in range(1623)]
     parts = [omniglot._members(names, split, True) for split in SPLITS]
     assert [len(p) for p in parts] == [1100, 100, 423]
@@ -736,7 +736,7 @@ def test_omniglot_1200_splits_characters(real):
 
 
 @pytest.mark.slow
-def test_mini_imagenet_is_all_there(real, tmp_path, monkeypatch):
+def test_mini_imagenet_is_complete(real, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path))
     root = real("mini_imagenet")
     sets = {split: load("mini_imagenet", split, root) for split in SPLITS}
@@ -749,7 +749,7 @@ def test_mini_imagenet_is_all_there(real, tmp_path, monkeypatch):
     assert len({name for data in sets.values() for name in data.names}) == 100
     some = sets["test"].images[::100] / 255
     np.testing.assert_allclose(some.mean((0, 1, 2)), sets["test"].mean, atol=0.1)
-    shutil.rmtree(tmp_path)  # 1.3 GB that pytest would keep
+    shutil.rmtree(tmp_path)  # pytest would keep 1.3 GB
 
 
 def test_mini_imagenet_reads_the_jpegs(real, tmp_path, monkeypatch):

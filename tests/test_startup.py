@@ -1,4 +1,4 @@
-"""The benchmark of the start: its stages add up, its processes are the job's."""
+"""The benchmark of startup: its stages add up, and it times the job's processes."""
 
 import numpy as np
 import pytest

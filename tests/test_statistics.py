@@ -1,4 +1,4 @@
-"""One standard deviation over seeds, wherever a figure of ours is printed or drawn."""
+"""One definition of the standard deviation over seeds, in all tables and figures."""
 
 import math
 import statistics
@@ -19,14 +19,14 @@ VALUES = [0.61, 0.64, 0.7]  # of three seeds; population and sample differ by a 
 STD = statistics.stdev(VALUES)
 
 
-def test_mean_and_std_are_a_samples():
+def test_mean_and_std_are_those_of_a_sample():
     assert mean_and_std(VALUES) == {"mean": pytest.approx(0.65), "std": pytest.approx(STD)}
     assert mean_and_std(np.array(VALUES)) == mean_and_std(VALUES)
     assert mean_and_std([0.3]) == {"mean": 0.3, "std": None}
     assert all(math.isnan(x) for x in mean_and_std([0.3, math.nan]).values())
 
 
-def test_few_shot_results_have_it():
+def test_few_shot_results_have_the_sample_std():
     accuracy = np.array([[v - 0.1, v, v + 0.1] for v in VALUES])
     best = type("Best", (), {"epoch": [0] * 3, "accuracy": [0.5] * 3})
     state = type("State", (), {"best": best})
@@ -39,7 +39,7 @@ def test_few_shot_results_have_it():
     assert result["seeds"][0]["interval95"] == pytest.approx(1.96 * of_tasks / 3**0.5)
 
 
-def test_results_on_streams_have_it():
+def test_stream_results_have_the_sample_std():
     config = ContinualConfig(seeds=3, tasks=1)
     accuracy = np.array([[[0.1], [v]] for v in VALUES], np.float32)
     rows = [{"sparsity": {"total": VALUES}}]
@@ -48,14 +48,14 @@ def test_results_on_streams_have_it():
     assert result["sparsity"]["total"]["std"] == pytest.approx(STD)
 
 
-def test_results_on_switching_streams_have_it():
+def test_online_results_have_the_sample_std():
     seeds = [{"seed": i, "accuracy": v, "by_dataset": {"a": None}} for i, v in enumerate(VALUES)]
     whole = over_seeds(seeds)
     assert whole == {"accuracy": mean_and_std(VALUES), "by_dataset": {"a": None}}
     assert whole["accuracy"]["std"] == pytest.approx(STD)
 
 
-def test_differences_have_it():
+def test_differences_have_the_sample_std():
     ours, theirs = ([{"x": v} for v in values] for values in (VALUES, [0.5, 0.5, 0.5]))
     error = 100 * STD / 3**0.5
     assert f"+15.00 points, standard error {error:.2f} over 3 seeds" in comparison(
@@ -63,7 +63,7 @@ def test_differences_have_it():
     )
 
 
-def test_bands_have_it():
+def test_bands_have_the_sample_std():
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots()

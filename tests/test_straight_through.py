@@ -1,4 +1,4 @@
-"""The straight-through primitives against constants worked out by hand."""
+"""The straight-through primitives against constants computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,12 @@ def test_relu_values():
 
 
 @given(FLOATS)
-def test_binary_is_numpys_comparison(m):
+def test_binary_matches_numpys_comparison(m):
     np.testing.assert_array_equal(binary_mask(jnp.asarray(m)), (m >= 0).astype(np.float32))
 
 
 @given(FLOATS)
-def test_relu_is_numpys_maximum(m):
+def test_relu_matches_numpys_maximum(m):
     np.testing.assert_array_equal(relu_mask(jnp.asarray(m)), np.maximum(m, 0))
 
 
@@ -65,7 +65,7 @@ def test_cotangent_passes_unchanged(mask, slope):
 
 @pytest.mark.parametrize("mask", [binary_mask, relu_mask])
 def test_transformations(mask):
-    """jit, vmap, grad and scan, alone and together, see one and the same function."""
+    """jit, vmap, grad and scan, alone and combined, give the same function."""
     m = jnp.array([[-1.0, 0.0, 2.0], [0.5, -0.5, -0.0]])
     weights = jnp.arange(6.0).reshape(2, 3)
 

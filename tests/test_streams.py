@@ -1,4 +1,4 @@
-"""Task streams: rotations against PIL, draws against counting, look-ups against NumPy indexing."""
+"""Task streams: rotations against PIL, draws against counts, look-ups against NumPy."""
 
 import dataclasses
 
@@ -53,7 +53,7 @@ def fails(match, call, *args, **kwargs):
 
 
 @pytest.mark.parametrize("degrees", [0.0, 3.7, 45.0, 89.99, 90.0, 121.3, 179.999])
-def test_turned_images_are_those_of_pil(rendered, degrees):
+def test_rotated_images_match_pil(rendered, degrees):
     pixels = streams._rotation_map(28, 28, degrees)
     stream = TaskStream(rendered, rendered, pixel_maps=pixels[None])
     got, _ = streams.test_rows(stream, 0)
@@ -70,7 +70,7 @@ def test_turning_keeps_the_canvas_of_oblong_images():
 
 
 def angle(pixels, side):
-    """The angle in degrees by which a map turns, fitted to the sources of all pixels."""
+    """The rotation angle of a map in degrees, fitted to the source positions of all pixels."""
     at = np.stack(np.divmod(np.arange(side * side), side)) - (side - 1) / 2
     source = np.stack(np.divmod(pixels, side)) - (side - 1) / 2
     (y, x), (v, u) = at[:, pixels >= 0], source[:, pixels >= 0]
@@ -93,7 +93,7 @@ def test_angles_grow_within_their_strata():
     assert [int(angle(pixels, 64) // 60) for pixels in three] == [0, 1, 2]
 
 
-def test_permutations_are_permutations_all_different(pair):
+def test_permutations_are_valid_and_all_different(pair):
     maps = streams.permutations(*pair, tasks=7).pixel_maps
     assert maps.shape == (7, 30) and maps.dtype == np.int32
     np.testing.assert_array_equal(np.sort(maps, 1), np.tile(np.arange(30), (7, 1)))
@@ -136,7 +136,7 @@ def test_hold_out_takes_the_last_of_each_class():
 
 @pytest.fixture(scope="module")
 def many():
-    """Schedules of 4000 keys: five of twelve images, three tasks."""
+    """Schedules for 4000 keys: three tasks with five of twelve images each."""
     stream = streams.permutations(labelled([12]), labelled([2]), tasks=3)
     draw = jax.jit(jax.vmap(lambda key: streams.draw_schedule(key, stream, 5)))
     return [np.asarray(x) for x in draw(jax.random.split(KEY, 4000))]
@@ -201,7 +201,7 @@ def test_same_key_same_schedule(pair):
 
 
 def by_hand(stream, data, task, indices):
-    """Images through plain loops over pixels."""
+    """The images, computed by loops over pixels."""
     images = data.images[indices]
     if stream.pixel_maps is None:
         return images
@@ -253,7 +253,7 @@ def test_rows_inside_loops_and_over_seeds(pair):
 # --- augmentation ---
 
 
-def test_brightness_is_that_of_pil_for_every_value():
+def test_brightness_matches_pil_for_every_value():
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
     factors = np.linspace(1 - 63 / 255, 1 + 63 / 255, 301).astype(np.float32)
     got = augmentation._brightened(jnp.asarray(values.repeat(301, 0)), jnp.asarray(factors))
@@ -262,7 +262,7 @@ def test_brightness_is_that_of_pil_for_every_value():
     np.testing.assert_array_equal(got, want)
 
 
-def test_crop_and_mirror_are_those_of_pil():
+def test_crop_and_mirror_match_pil():
     images = np.random.default_rng(0).integers(0, 256, (162, 32, 32, 3), dtype=np.uint8)
     places = np.stack(np.divmod(np.arange(162) % 81, 9), 1)
     flips = np.arange(162) >= 81
@@ -274,8 +274,8 @@ def test_crop_and_mirror_are_those_of_pil():
         np.testing.assert_array_equal(got[i], np.asarray(want))
 
 
-def test_augmentation_draws_each_image_on_its_own():
-    """Two marks tell where an image went, which way round, and how bright it became."""
+def test_augmentation_draws_for_each_image_separately():
+    """Two marks show where an image was moved, whether it was mirrored, and its brightness."""
     image = np.zeros((32, 32, 3), np.uint8)
     image[16, 12], image[16, 20] = 100, 200
     out = np.asarray(jax.jit(streams.augment)(KEY, jnp.asarray(np.tile(image, (6000, 1, 1, 1)))))
@@ -356,7 +356,7 @@ def test_streams_whose_parts_do_not_go_together_are_refused(pair, change, match)
     fails(rf"^stream.{match}", streams.draw_schedule, KEY, wrong, None)
 
 
-def test_draws_and_look_ups_that_cannot_be_are_refused(pair):
+def test_impossible_draws_and_look_ups_are_refused(pair):
     stream = streams.permutations(*pair, tasks=2)
     for count, match in ((37, "at most 36, .*; got 37"), (0, "whole number >= 1, got 0")):
         fails(

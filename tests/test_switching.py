@@ -1,4 +1,4 @@
-"""The switching stream: when it switches, what it draws, and from which data."""
+"""The switching stream: when it switches, what it draws, and from which datasets."""
 
 import functools
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_data_sets_are_drawn_by_their_weights(drawn):
     assert set(np.asarray(info["dataset"])) == {2}
 
 
-def test_batches_are_what_they_say(drawn):
+def test_labels_and_datasets_of_batches(drawn):
     classes, images, labels, info = drawn
     np.testing.assert_array_equal(labels, np.tile(np.repeat(np.arange(3), 4), (STEPS, 1)))
     per_label = classes.reshape(STEPS, 3, 4)
@@ -96,7 +96,7 @@ def test_batches_are_what_they_say(drawn):
     first, end = np.array([0, 7, 10]), np.array([7, 10, 13])
     assert (per_label >= first[info["dataset"]][:, None]).all()
     assert (per_label < end[info["dataset"]][:, None]).all()
-    # A task keeps its classes and their order; a new one draws them afresh.
+    # A task keeps its classes and their order; a new task draws them again.
     stays = ~info["switched"][1:]
     np.testing.assert_array_equal(per_label[1:][stays], per_label[:-1][stays])
     orders = {tuple(row) for row in per_label[info["dataset"] == 1]}
@@ -132,7 +132,7 @@ def test_the_stream_depends_on_its_key_alone():
             np.testing.assert_array_equal(got, want[t])
 
 
-def test_it_never_or_always_switches():
+def test_probabilities_zero_and_one():
     switched = {p: run(jax.random.key(0), DATA, p, steps=100)[1]["switched"] for p in (0.0, 1.0)}
     assert switched[0.0].all()
     assert switched[1.0].tolist() == [True] + [False] * 99
@@ -161,7 +161,7 @@ def test_by_class_cuts_to_the_smallest_in_order():
         by_class(LabelledSet(images, labels, (0.0,), (1.0,), 4))
 
 
-def test_letters_stand_in():
+def test_letters_replace_the_datasets():
     data = load_switching("glyphs")
     assert data.num_classes[0] > 200 and data.num_classes[1:] == (10, 10)
     assert len(data.images) == 20 * sum(data.num_classes)
@@ -176,7 +176,7 @@ def test_letters_stand_in():
 
 @pytest.mark.slow
 def test_real_data():
-    """The counts of Caccia et al. 2020, and pixels in the ranges that they had."""
+    """The counts and pixel ranges of Caccia et al. 2020."""
     root = Path("~/tensorflow_datasets").expanduser()
     for name in ("omniglot", "mnist", "fashion_mnist"):
         if not (root / name).is_dir():

@@ -1,4 +1,4 @@
-"""Whose folders are used for what, and what becomes of the leftovers of processes that died."""
+"""Which folders are used as caches, and how the leftovers of dead processes are removed."""
 
 import logging
 import os
@@ -24,8 +24,8 @@ OTHER = 54321
 
 @pytest.fixture
 def place(monkeypatch):
-    """A machine of its own: home/, tmp/ for the system's temporary folders; no variables set."""
-    # Not pytest's folder, which nobody else may enter, so that modes further down would not count.
+    """A separate machine: home/, tmp/ for temporary folders, and no environment variables."""
+    # Not pytest's folder: nobody else may enter it, so the modes below it would have no effect.
     place = Path(tempfile.mkdtemp()).resolve()
     place.chmod(0o755)
     if any(mode(folder) & 0o077 == 0 for folder in place.parents):
@@ -51,7 +51,7 @@ def temporary(place):
     return place / "tmp" / f"jaxsparse-{os.geteuid()}"
 
 
-def test_the_environment_says_where(place, monkeypatch):
+def test_environment_variables_choose_the_cache_folder(place, monkeypatch):
     assert cache_dir() == place / "home/.cache/jaxsparse"
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "scratch"))
     assert cache_dir() == place / "scratch/jaxsparse"
@@ -62,7 +62,7 @@ def test_the_environment_says_where(place, monkeypatch):
         assert mode(made) == 0o700
 
 
-def test_a_user_that_is_not_there_is_named(place, monkeypatch):
+def test_an_unknown_user_is_named(place, monkeypatch):
     monkeypatch.setenv("JAXSPARSE_CACHE", "~nosuchuser/x")
     with pytest.raises(DataError, match="JAXSPARSE_CACHE: got '~nosuchuser/x', want a folder"):
         cache_dir()
@@ -73,7 +73,7 @@ def test_without_a_home_folder_it_is_a_private_temporary_one(home, place, monkey
     (place / "file").touch()
     if home is None:
         monkeypatch.setattr(Path, "home", lambda: no_home())
-    elif home == "":  # that of a user without one, who may not write there
+    elif home == "":  # the home of a user without one, who may not write there
         monkeypatch.setattr(user_cache, "_is_trusted", lambda path: path.parts[1] != ".cache")
         monkeypatch.setenv("HOME", home)
     else:
@@ -130,24 +130,26 @@ def linked(path):
 
 @pytest.mark.parametrize("change", [loose, sticky, linked, pytest.param(given_away, marks=as_root)])
 @pytest.mark.parametrize("which", ["cache", "cache/native", "."])
-def test_what_others_may_write_to_holds_data_and_no_code(which, change, place, monkeypatch, caplog):
+def test_folders_that_others_may_write_to_hold_data_but_no_code(
+    which, change, place, monkeypatch, caplog
+):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(place / "shared/cache"))
     (place / "shared/cache/native").mkdir(parents=True)
     changed = place / "shared" / which
     change(changed)
     before = mode(changed)
     assert cache_dir() == place / "shared/cache"
-    safe = change is sticky and which == "."  # nobody can put another folder in place of ours
+    safe = change is sticky and which == "."  # nobody can replace our folder
     want = place / "shared/cache/native" if safe else temporary(place) / "native"
     for _ in range(2):
         assert code_dir("native") == want
-    assert mode(changed) == before  # what the user has arranged
+    assert mode(changed) == before  # the user's setting is kept
     lines = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == (0 if safe else 1)
     assert safe or f"as other users may write to {place}" in lines[0].message
 
 
-def test_what_others_cannot_enter_they_cannot_write_to(place):
+def test_folders_that_others_cannot_enter_are_private(place):
     cache = place / "home/.cache/jaxsparse"
     cache.mkdir(parents=True)
     for path in (cache, cache.parent):
@@ -163,7 +165,7 @@ def test_no_code_is_kept_where_no_folder_is_private(place, monkeypatch):
         code_dir("native")
 
 
-def test_what_is_left_of_processes_that_ended_is_removed(tmp_path):
+def test_leftovers_of_ended_processes_are_removed(tmp_path):
     program = (
         "import os, sys, pathlib; from jaxsparse.user_cache import partial\n"
         "with partial(pathlib.Path(sys.argv[1]) / 'set-1') as beside:\n"

@@ -1,6 +1,6 @@
-"""Gated MAML written a second time, in PyTorch and from the equations alone.
+"""Gated MAML, written again in PyTorch, from the equations alone.
 
-Trees are flat dicts `{name: tensor}`, in the parameters' own (JAX) layout and in float64. The
+Trees are flat dicts `{name: tensor}`, in the (JAX) layout of the parameters and in float64. The
 meta-gradient is written out, not derived: `d theta = c`, `d step = -c * sum_k grad L_in(phi_k)`.
 """
 
@@ -104,7 +104,7 @@ def second_order(loss_fn, theta, sizes, task, steps):
     return loss.item(), d_theta, d_sizes
 
 
-# gate: (step sizes of m, what d step is multiplied with to give dm); alpha is the inner rate
+# gate: (step sizes of m, the factor from d step to dm); alpha is the inner rate
 ELEMENTWISE = {
     "binary": (lambda m, alpha: alpha * (m >= 0).double(), lambda m, alpha: alpha),
     "half_slope": (lambda m, alpha: alpha * (m >= 0).double(), lambda m, alpha: 0.5 * alpha),
@@ -130,7 +130,7 @@ class ElementwiseGate:
 
 
 class GeneratedGate:
-    """sparse-MAML+: scores `A (z * sigma + mu) + b` of the convolutions, an own m elsewhere."""
+    """sparse-MAML+: scores `A (z * sigma + mu) + b` of the convolutions, m elsewhere."""
 
     def __init__(self, mask, alpha):
         self.mask, self.alpha = to_torch(mask), alpha
