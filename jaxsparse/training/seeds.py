@@ -162,7 +162,7 @@ class Placement(NamedTuple):
         return take
 
     def shares(self, first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each turn, the first step of each place and the one after its last, int32 [places]."""
+        """For each turn, the first step of each place and the one after its last."""
         own, odd = divmod(self.runs, self.devices)
         device = np.arange(self.devices)
         taken = np.full((self.devices, own + 1), first, np.int32)
