@@ -330,7 +330,7 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
             state.params,
             step_sizes,
             support,
-            lambda phi: loss_fn(phi, query),
+            lambda phi, _: loss_fn(phi, query),
             steps=inner_steps,
         )
         derived = metrics["loss"], *gradients

@@ -108,7 +108,8 @@ def meta_gradient(
       step_sizes: a, as in `adapt`.
       batches: B_0 .. B_{K-1}, a tree whose leaves have a leading axis of length K. If `steps` is
         given, a single batch that every step uses.
-      outer_loss: `params -> (scalar, dict of scalars)`.
+      outer_loss: `(params, inner) -> (scalar, dict of scalars)`. For the "last" iterate, `inner` has
+        the losses and metrics of the K inner steps, [K, ...] each; else it is None.
       steps: K, if every step uses the same batch.
       iterates: the outer loss is the mean over "all" phi_1 .. phi_K, or that of the "last".
       second_order: differentiate through the inner gradients.
@@ -123,7 +124,8 @@ def meta_gradient(
     Example:
       >>> square = lambda w, x: (w - x) ** 2
       >>> d_params, d_sizes, _ = meta_gradient(
-      ...     square, jnp.array(1.0), jnp.array(0.25), 3.0, lambda w: (square(w, 5.0), {}), steps=2)
+      ...     square, jnp.array(1.0), jnp.array(0.25), 3.0,
+      ...     lambda w, inner: (square(w, 5.0), {}), steps=2)
       >>> float(d_params), float(d_sizes)
       (-5.0, -30.0)
 
@@ -279,8 +281,8 @@ def _first_order(loop, outer_and_grad, every, after):
     share = 1.0 / loop.steps if every else 1.0
     zeros = zeros_to_sum(restrict(loop.theta, loop.a))
 
-    def add_iterate(sums, phi, total):
-        outer, h = outer_and_grad(phi)
+    def add_iterate(sums, phi, total, inner=None):
+        outer, h = outer_and_grad(phi, inner)
         return add_meta_terms(sums, share, h, total), outer
 
     def visit(sums, phi, total, rows):
@@ -296,7 +298,7 @@ def _first_order(loop, outer_and_grad, every, after):
     end, (inner, outer) = _first_order_steps(loop, visit, sums)
     phi, total, (total_after, own) = end
     if not every:
-        own, outer = add_iterate(own, phi, total_after if after else total)
+        own, outer = add_iterate(own, phi, total_after if after else total, inner)
     d_params, d_sizes = own
     return d_params, summed_like(loop.a, d_sizes), inner["loss"], outer
 
@@ -312,7 +314,7 @@ def _second_order(loop, outer_and_grad, every):
 
     def step(phi, rows):
         end, metrics = loop.moved(phi, loop.a, rows)
-        return end, (phi, metrics["loss"])
+        return end, (phi, metrics)
 
     def step_back(carry, passed):
         cotangent, d_sizes = carry
@@ -320,19 +322,19 @@ def _second_order(loop, outer_and_grad, every):
         end, pull, _ = jax.vjp(lambda p, a: loop.moved(p, a, rows), start, loop.a, has_aux=True)
         outer = None
         if every:
-            outer, h = outer_and_grad(end)
+            outer, h = outer_and_grad(end, None)
             cotangent = jax.tree.map(lambda c, x: c + share * x, cotangent, h)
         cotangent, d_step = pull(cotangent)
         return (cotangent, jax.tree.map(jnp.add, d_sizes, d_step)), outer
 
-    end, (starts, inner_loss) = _scan(step, loop.theta, loop.rows, loop.steps)
+    end, (starts, inner) = _scan(step, loop.theta, loop.rows, loop.steps)
     outer, cotangent = None, jax.tree.map(jnp.zeros_like, loop.theta)
     if not every:
-        outer, cotangent = outer_and_grad(end)
+        outer, cotangent = outer_and_grad(end, inner)
     start = cotangent, jax.tree.map(jnp.zeros_like, loop.a)
     passed = starts, loop.rows
     (d_params, d_sizes), outers = _scan(step_back, start, passed, loop.steps, reverse=True)
-    return d_params, d_sizes, inner_loss, outers if every else outer
+    return d_params, d_sizes, inner["loss"], outers if every else outer
 
 
 def _scan(step, carry, inputs, steps, reverse=False):

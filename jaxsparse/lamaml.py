@@ -253,12 +253,13 @@ def lamaml_step(
             split, state.params, sizes, batch, meta_rows, weights
         )
     else:
+        meta_loss = weighted_loss(meta_loss_fn or loss_fn, meta_rows, weights)
         d_params, d_sizes, metrics = meta_gradient(
             loss_fn,
             state.params,
             sizes,
             jax.tree.map(lambda x: x.reshape(-1, inner_batch_size, *x.shape[1:]), batch),
-            weighted_loss(meta_loss_fn or loss_fn, meta_rows, weights),
+            lambda phi, _: meta_loss(phi),
             iterates=meta_iterates,
             second_order=second_order,
             inner_clip=inner_clip,

@@ -167,13 +167,12 @@ def sparse_maml_step(
     )
 
     def task_gradients(params, sizes, task):
-        support, query = task
         return meta_gradient(
             loss_fn,
             params,
             sizes,
-            support,
-            lambda phi: scalar_loss(loss_fn)(phi, query),
+            task[0],
+            lambda phi, inner: query_loss(loss_fn, phi, task, inner),
             steps=inner_steps,
             second_order=second_order,
         )
@@ -247,9 +246,8 @@ def evaluate(
     count = check_leading_axis("tasks", tasks)
 
     def one_task(params, sizes, task):
-        support, query = task
-        phi, inner = adapt(loss_fn, params, sizes, support, inner_steps)
-        loss, metrics = scalar_loss(loss_fn)(phi, query)
+        phi, inner = adapt(loss_fn, params, sizes, task[0], inner_steps)
+        loss, metrics = query_loss(loss_fn, phi, task, inner)
         return {"loss": loss, **metrics, "inner_loss": inner["loss"]}
 
     over_tasks = _over_tasks(one_task, count, step_sizes_per_task, task_loop, mesh)

@@ -42,8 +42,10 @@ class BatchNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(features, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
 
-    def __call__(self, x: Array) -> Array:
-        return ops.batch_norm(x, self.scale[...], self.bias[...])
+    def __call__(self, x: Array, moments: "Moments | None" = None) -> Array:
+        if moments is None:
+            return ops.batch_norm(x, self.scale[...], self.bias[...])
+        return ops.normalise(x, *moments.of(x), self.scale[...], self.bias[...])
 
 
 class Linear(nnx.Module):
@@ -83,9 +85,14 @@ class Conv4(nnx.Module):
             setattr(self, f"norm{i}", BatchNorm(width))
         self.head = Linear((h // 16) * (w // 16) * width, ways, use_bias, draw=draw)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, moments: Moments | None = None) -> Array:
         for i in range(1, 5):
             conv, norm = getattr(self, f"conv{i}"), getattr(self, f"norm{i}")
+            if moments is not None:
+                # Shifted by the bias, which given moments do not cancel. Those of the batch do.
+                y = ops.conv(x, conv.kernel[...]) + conv.shift(x.dtype)
+                x = ops.max_pool(nnx.relu(norm(y, moments)))
+                continue
             # The bias of the convolution is not used: the norm subtracts any constant, so neither
             # the logits nor their derivatives depend on it, and its gradient is exactly zero.
             params = (conv.kernel[...], norm.scale[...], norm.bias[...])

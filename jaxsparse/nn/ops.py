@@ -136,10 +136,21 @@ def batch_norm(x: Array, scale: Array, bias: Array, *, eps: float = 1e-5) -> Arr
     for name, p in (("scale", scale), ("bias", bias)):
         if p.shape != x.shape[-1:]:
             raise ValueError(f"{name}: got shape {p.shape}, want {x.shape[-1:]}")
-    axes = tuple(range(x.ndim - 1))
-    wide, scale, bias = (a.astype(jnp.float32) for a in (x, scale, bias))
+    return normalise(x, *moments(x), scale, bias, eps=eps)
+
+
+def moments(x: Array) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel of x [..., c], float32 [c]."""
+    axes, wide = tuple(range(x.ndim - 1)), x.astype(jnp.float32)
     mean = jnp.mean(wide, axes)
-    variance = jnp.mean(jnp.square(wide - of_rank(x.ndim, mean)), axes)
+    return mean, jnp.mean(jnp.square(wide - of_rank(x.ndim, mean)), axes)
+
+
+def normalise(
+    x: Array, mean: Array, variance: Array, scale: Array, bias: Array, *, eps: float = 1e-5
+) -> Array:
+    """`batch_norm` with the given mean and variance of each channel, [c]."""
+    wide, scale, bias = (a.astype(jnp.float32) for a in (x, scale, bias))
     gain = scale * inverse_deviation(variance, eps)
     shift = bias - mean * gain
     return (wide * of_rank(x.ndim, gain) + of_rank(x.ndim, shift)).astype(x.dtype)
