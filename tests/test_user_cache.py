@@ -100,7 +100,7 @@ def test_a_temporary_folder_that_another_user_took_is_not_used(taken, place, mon
         os.chown(mine, OTHER, OTHER)
     assert code_dir("native").parent == cache_dir() != mine
     assert cache_dir().parent == mine.parent and mode(cache_dir()) == 0o700
-    assert "is removed at the end; set JAXSPARSE_CACHE" in caplog.text
+    assert "removed at exit; set JAXSPARSE_CACHE" in caplog.text
 
 
 @as_root
@@ -144,7 +144,7 @@ def test_what_others_may_write_to_holds_data_and_no_code(which, change, place, m
     assert mode(changed) == before  # what the user has arranged
     lines = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == (0 if safe else 1)
-    assert safe or f"as other users may write to {place}" in lines[0].message
+    assert safe or f"because other users may write to {place}" in lines[0].message
 
 
 def test_what_others_cannot_enter_they_cannot_write_to(place):
