@@ -91,7 +91,7 @@ def _s8(total, omniglot, mnist, fashion_mnist):
 
 
 # Table S8: online accuracy over 10,000 timesteps; "" is the row as printed. In each row the total
-# is the mean of the data sets, weighted by how often they are drawn. This does not hold in the row
+# is the mean of the datasets, weighted by how often they are drawn. This does not hold in the row
 # of sparse-ReLU-C-MAML, which is misprinted. It holds if the numbers are moved one column to the
 # left. At p = 0.9 the total is then missing, and Table S9's is used.
 TABLE_S8 = {

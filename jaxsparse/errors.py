@@ -2,7 +2,7 @@
 
 
 class DataError(ValueError):
-    """A data set cannot be used as it is. The message is one line that says what to change.
+    """A dataset cannot be used as it is. The message is one line that says what to change.
 
     Example:
         >>> raise DataError("glyphs: split must be 'train' or 'test', got 'dev'")

@@ -221,7 +221,7 @@ def _temporary() -> Path:
 def _for_this_process(base: Path) -> Path:
     path = Path(tempfile.mkdtemp(prefix="jaxsparse-", dir=base))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
-    _warn_once(f"{path} is used as the cache and removed at exit; set JAXSPARSE_CACHE to keep one")
+    _warn_once(f"{path} is used as the cache and removed at exit; set JAXSPARSE_CACHE")
     return path
 
 

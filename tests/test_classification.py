@@ -81,7 +81,7 @@ def test_scales_are_those_of_the_literature(made_up, tmp_path):
 
 
 def test_what_is_missing_says_what_to_do(tmp_path, monkeypatch):
-    fails("no labelled data set 'omniglot'; there are: mnist, .*, glyphs", "omniglot", "train")
+    fails("no labelled dataset 'omniglot'; there are: mnist, .*, glyphs", "omniglot", "train")
     fails("no split 'validation'; there are: train, test", "mnist", "validation")
     fails("cifar10: not prepared in .*'cifar10'.*download_and_prepare", "cifar10", "test", tmp_path)
     fails("mnist: data_dir .*: there is no such folder", "mnist", "test", tmp_path / "nowhere")

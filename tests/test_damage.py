@@ -88,9 +88,9 @@ RESULTS = {
     "null": (None, "want an object, got null"),
     "text": ("done", 'want an object, got "done"'),
     "nothing": ({}, "no 'se"),
-    "a number": ({"seeds": 3, "sparsity": 3}, "what no run writes"),
+    "a number": ({"seeds": 3, "sparsity": 3}, "contents that no run writes"),
     "seeds without": ({"seeds": [{}], "sparsity": {}}, "no '"),
-    "seeds of text": ({"seeds": ["a"], "sparsity": {"total": "b"}}, "what no run writes"),
+    "seeds of text": ({"seeds": ["a"], "sparsity": {"total": "b"}}, "contents that no run writes"),
 }
 
 

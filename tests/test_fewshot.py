@@ -421,7 +421,7 @@ def test_a_setting_that_cannot_be_is_named_with_its_value(given, message):
 
 BAD = {
     "unknown method": (["--method=magic"], "'magic'"),
-    "unknown data set": (["--dataset=imagenet"], "'imagenet'"),
+    "unknown dataset": (["--dataset=imagenet"], "'imagenet'"),
     "unknown flag": (["--shoots=5"], "--shoots"),
     "no number": (["--shots=many"], "'many'"),
     "unknown preset": (["--preset=best"], "preset must be one of glyphs"),

@@ -151,7 +151,7 @@ def test_hidden_files_and_other_files_are_passed_over(tmp_path):
 
 def test_unknown_names_are_answered_with_the_known_ones():
     fails(
-        "no data set 'imagenet'; there are: glyphs, omniglot, .*mini_imagenet", "imagenet", "train"
+        "no dataset 'imagenet'; there are: glyphs, omniglot, .*mini_imagenet", "imagenet", "train"
     )
     fails("no split 'val'; there are: train, validation, test", "glyphs", "val")
     fails("image_size must be a whole number of pixels, got 2.5", "glyphs", "train", image_size=2.5)

@@ -100,7 +100,7 @@ def test_a_temporary_folder_that_another_user_took_is_not_used(taken, place, mon
         os.chown(mine, OTHER, OTHER)
     assert code_dir("native").parent == cache_dir() != mine
     assert cache_dir().parent == mine.parent and mode(cache_dir()) == 0o700
-    assert "is removed at the end; set JAXSPARSE_CACHE" in caplog.text
+    assert "removed at exit; set JAXSPARSE_CACHE" in caplog.text
 
 
 @as_root
@@ -146,7 +146,7 @@ def test_folders_that_others_may_write_to_hold_data_but_no_code(
     assert mode(changed) == before  # the user's setting is kept
     lines = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == (0 if safe else 1)
-    assert safe or f"as other users may write to {place}" in lines[0].message
+    assert safe or f"because other users may write to {place}" in lines[0].message
 
 
 def test_folders_that_others_cannot_enter_are_private(place):

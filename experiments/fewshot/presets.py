@@ -101,7 +101,7 @@ _NOT_SETTINGS = ("method", "data_dir", "image_size", "shots", "blocks", "seed", 
 def preset_config(
     preset: str | None, dataset: str | None, method: str, shots: int
 ) -> FewShotConfig:
-    """The configuration of a preset; without a name, of the data set's default preset.
+    """The configuration of a preset; without a name, of the dataset's default preset.
 
     Raises:
       ConfigError: there is no such preset.

@@ -62,7 +62,7 @@ def cores(config: OnlineConfig) -> int:
 
 
 def load_data(config: OnlineConfig) -> SwitchingData:
-    """The data sets of a configuration, checked for the size of its tasks."""
+    """The datasets of a configuration, checked for the size of its tasks."""
     data = load_switching(_STREAMS[config.data], config.data_dir)
     check(config, data)
     _check_size(config, data)

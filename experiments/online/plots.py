@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def draw_online(rows: Rows, result: dict[str, Any]) -> "Figure":
-    """The accuracy over all timesteps so far, in total and by data set."""
+    """The accuracy over all timesteps so far, in total and by dataset."""
     figure, axis = subplots(figsize=(6, 3.6))
     learned = [row for row in rows if row["interval"]]
     _line(axis, learned, [row["accuracy"] for row in learned], "all")

@@ -13,7 +13,7 @@ from jaxsparse.training import FewShotConfig
 
 
 class _Run(NamedTuple):
-    """A row: name and label of a run, and the flags that differ from the data set's preset."""
+    """A row: name and label of a run, and the flags that differ from the dataset's preset."""
 
     name: str
     label: str
@@ -41,7 +41,7 @@ _RUNS = (
 
 
 def accuracies(flags: Flags, runner: Runner) -> Lines:
-    """Test accuracy and sparsity of each method on each data set."""
+    """Test accuracy and sparsity of each method on each dataset."""
     lines = [
         "Test accuracy and sparsity in %, seed 0, 5-way, +- the 95% interval over the test tasks.",
         "",

@@ -29,7 +29,7 @@ _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"cmaml": ({}, {"inner_lr": 0
 
 
 def accuracies(flags: Flags, runner: Runner) -> Lines:
-    """Table S8: the online accuracy of every method, in total and by data set."""
+    """Table S8: the online accuracy of every method, in total and by dataset."""
     lines = [_heading(flags), ""]
     for p in flags.p:
         lines += [f"**p = {p:g}**", ""]
@@ -67,7 +67,7 @@ def settings(flags: Flags, runner: Runner) -> Lines:
 
 
 def lead(flags: Flags, runner: Runner) -> Lines:
-    """Accuracy of sparse-C-MAML minus C-MAML's, by part of the stream and by data set."""
+    """Accuracy of sparse-C-MAML minus C-MAML's, by part of the stream and by dataset."""
     edges = [0, *(edge for edge in _EDGES if edge < flags.timesteps), flags.timesteps]
     spans = list(itertools.pairwise(edges))
     lines = [
@@ -91,7 +91,7 @@ def lead(flags: Flags, runner: Runner) -> Lines:
 
 
 def _parts(flags, runner, p, method, changes, spans):
-    """The accuracies of each seed of a run: in total, in spans of timesteps, by data set."""
+    """The accuracies of each seed of a run: in total, in spans of timesteps, by dataset."""
     result = _result(flags, runner, p, method, changes)
     if result is None:
         return None

@@ -1,4 +1,4 @@
-"""Image data sets, and the few-shot tasks and streams sampled from them."""
+"""Image datasets, and the few-shot tasks and streams sampled from them."""
 
 from jaxsparse.data import streams, switching
 from jaxsparse.data.classification import load_labelled

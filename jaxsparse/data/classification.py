@@ -1,4 +1,4 @@
-"""Data sets of ten classes, from which continual-learning streams are made."""
+"""Datasets of ten classes, from which continual-learning streams are made."""
 
 import io
 import os
@@ -28,7 +28,7 @@ _SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 3
 def load_labelled(
     name: str, split: str, data_dir: str | os.PathLike[str] | None = None
 ) -> LabelledSet:
-    """Load one split of a data set with ten classes, in the order of its records.
+    """Load one split of a dataset with ten classes, in the order of its records.
 
     | name | what | images, train and test | shape |
     |---|---|---|---|
@@ -49,7 +49,7 @@ def load_labelled(
         1, except for cifar10, which has its own mean and std per channel.
 
     Raises:
-        DataError: there is no such data set or split, or the data are missing or damaged; the
+        DataError: there is no such dataset or split, or the data are missing or damaged; the
             message is one line that says what to do.
 
     Example:
@@ -57,7 +57,7 @@ def load_labelled(
         (10000, 28, 28, 1)
     """
     if name not in NAMES:
-        raise DataError(f"there is no labelled data set {name!r}; there are: {', '.join(NAMES)}")
+        raise DataError(f"there is no labelled dataset {name!r}; there are: {', '.join(NAMES)}")
     if split not in SPLITS:
         raise DataError(f"there is no split {split!r}; there are: {', '.join(SPLITS)}")
     if name == "glyphs":

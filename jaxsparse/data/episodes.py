@@ -74,7 +74,7 @@ def sample_tasks(
 
 
 def check_episode(data: ImageSet, ways: int, shots: int, query_shots: int) -> None:
-    """Check that tasks of this size can be sampled from a data set.
+    """Check that tasks of this size can be sampled from a dataset.
 
     ``ways <= classes,  shots + query_shots <= images of the smallest class``
 

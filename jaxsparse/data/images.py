@@ -1,4 +1,4 @@
-"""The form of all few-shot image data sets."""
+"""The form of all few-shot image datasets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

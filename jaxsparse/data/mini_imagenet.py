@@ -45,7 +45,7 @@ def load_mini_imagenet(split: str, data_dir: Path, image_size: int | None = None
 
 
 def _prepared_rows(data_dir: Path, split: str, shape: tuple[int, int, int]) -> Rows:
-    import jaxsparse.data.mini_imagenet_builder  # noqa: F401  registers the data set
+    import jaxsparse.data.mini_imagenet_builder  # noqa: F401  registers the dataset
 
     encoded = defaultdict(list)
     for record in records("mini_imagenet", split, data_dir):

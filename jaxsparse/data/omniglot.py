@@ -127,9 +127,9 @@ def _area_weights(length: int, size: int) -> np.ndarray:
 
 
 def prepared_files(name: str, data_dir: Path) -> list[tuple[str, int, int]]:
-    """The array_record files that TFDS prepared for a data set: [(path, bytes, time)], sorted.
+    """The array_record files that TFDS prepared for a dataset: [(path, bytes, time)], sorted.
 
-    The list is empty if the data set is not prepared, or in another format.
+    The list is empty if the dataset is not prepared, or in another format.
     """
     # Without TFDS: importing it takes longer than opening the cache.
     files = sorted((data_dir / name).glob(f"*/{name}-*.array_record*"))

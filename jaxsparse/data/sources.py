@@ -1,4 +1,4 @@
-"""Image data sets by name."""
+"""Image datasets by name."""
 
 import os
 import stat
@@ -23,7 +23,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
 ) -> ImageSet:
-    """Load one split of a data set. The splits share no class.
+    """Load one split of a dataset. The splits share no class.
 
     | name | what | shape of an image |
     |---|---|---|
@@ -46,7 +46,7 @@ def load(
         An ImageSet of NumPy arrays; large sets are read from disk when they are used.
 
     Raises:
-        DataError: there is no such data set or split, or the data are missing or damaged; the
+        DataError: there is no such dataset or split, or the data are missing or damaged; the
             message is one line that says what to do.
 
     Example:
@@ -54,7 +54,7 @@ def load(
         (12000, 84, 84, 3)
     """
     if name not in NAMES:
-        raise DataError(f"there is no data set {name!r}; there are: {', '.join(NAMES)}")
+        raise DataError(f"there is no dataset {name!r}; there are: {', '.join(NAMES)}")
     if split not in SPLITS:
         raise DataError(f"there is no split {split!r}; there are: {', '.join(SPLITS)}")
     if image_size is not None and not isinstance(image_size, Integral):
@@ -79,9 +79,9 @@ def _glyphs(split: str, image_size: int | None) -> ImageSet:
 
 
 def find_data_dir(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
-    """The folder of a data set, `data_dir` or TFDS's default; DataError if there is none."""
+    """The folder of a dataset, `data_dir` or TFDS's default; DataError if there is none."""
     if data_dir is None and name == "folder":
-        raise DataError("the data set 'folder' needs data_dir, a tree train/<class>/<image> etc.")
+        raise DataError("the dataset 'folder' needs data_dir, a tree train/<class>/<image> etc.")
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     given = os.fspath(default if data_dir is None else data_dir)
     path = os.path.expanduser(given)  # noqa: PTH111  Path.expanduser raises for an unknown user

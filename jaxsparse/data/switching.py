@@ -1,4 +1,4 @@
-"""A stream that switches between classification tasks of several data sets without notice."""
+"""A stream that switches between classification tasks of several datasets without notice."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -19,28 +19,28 @@ from jaxsparse.draws import choose
 from jaxsparse.errors import DataError
 
 NAMES = ("omniglot-mnist-fashion", "glyphs")
-WEIGHTS = (0.5, 0.25, 0.25)  # how often each of the three data sets is drawn
+WEIGHTS = (0.5, 0.25, 0.25)  # how often each of the three datasets is drawn
 _RAW = (1 / 255,)  # with this std a model sees pixels from 0 to 255
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SwitchingData:
-    """Several data sets in one; a model sees image i as ``images[i] * scale + shift``.
+    """Several datasets in one; a model sees image i as ``images[i] * scale + shift``.
 
     A pytree: pass it to compiled functions as an argument, and put it on the device once, with
-    `jax.device_put(data)`. Classes and images are numbered across all data sets.
+    `jax.device_put(data)`. Classes and images are numbered across all datasets.
 
     Args:
         images: uint8 [images, height, width, channels], class by class.
         starts: int32 [classes], index of the first image of each class.
         counts: int32 [classes], number of images of each class.
-        datasets: int32 [classes], index of the data set of each class.
-        scale: float32 [data sets, channels].
-        shift: float32 [data sets, channels].
-        names: one name per data set.
-        num_classes: number of classes of each data set.
-        fewest_images: number of images in the smallest class of each data set.
+        datasets: int32 [classes], index of the dataset of each class.
+        scale: float32 [datasets, channels].
+        shift: float32 [datasets, channels].
+        names: one name per dataset.
+        num_classes: number of classes of each dataset.
+        fewest_images: number of images in the smallest class of each dataset.
 
     Example:
         >>> data = load_switching("glyphs")
@@ -63,7 +63,7 @@ class SwitchingTask(NamedTuple):
     """The current task, which is the whole state of the stream.
 
     Attributes:
-      dataset: int32, index of its data set; -1 before the first batch.
+      dataset: int32, index of its dataset; -1 before the first batch.
       classes: int32 [ways], its classes in the order of their labels.
 
     Example:
@@ -77,14 +77,14 @@ class SwitchingTask(NamedTuple):
 
 
 def load_switching(name: str, data_dir: str | os.PathLike[str] | None = None) -> SwitchingData:
-    """Load the data sets of a switching stream.
+    """Load the datasets of a switching stream.
 
     | name | half of the tasks | a quarter each |
     |---|---|---|
     | omniglot-mnist-fashion | all 1,623 characters of Omniglot | MNIST, Fashion-MNIST (train) |
     | glyphs | Latin letters, nothing to download | ten Cyrillic and ten Greek letters |
 
-    The first data set is dark on bright, with pixels in [0, 1]. The other two are bright on dark,
+    The first dataset is dark on bright, with pixels in [0, 1]. The other two are bright on dark,
     with pixels in [0, 255], as in the experiments of Caccia et al. 2020. Each class of MNIST has
     5,421 images (the size of the smallest class), the first ones in the order of TFDS's records.
     Omniglot's images are resized to 28x28 by area averaging.
@@ -128,7 +128,7 @@ def load_switching(name: str, data_dir: str | os.PathLike[str] | None = None) ->
 
 
 def side_by_side(sets: Mapping[str, ImageSet]) -> SwitchingData:
-    """Join data sets with the same image shape.
+    """Join datasets with the same image shape.
 
     Args:
         sets: an `ImageSet` for each name, in the order of the weights of `next_batch`.
@@ -226,7 +226,7 @@ def next_batch(
 ) -> tuple[SwitchingTask, tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
     """Sample the next batch of the stream, from the same task or, after a switch, from a new one.
 
-    At the first batch, and then with probability ``1 - p``, a new task is sampled: a data set by
+    At the first batch, and then with probability ``1 - p``, a new task is sampled: a dataset by
     its weight (it may be the same as before), and `ways` of its classes without replacement, in the
     random order of the labels. Then `shots` images of each class are sampled with replacement.
 
@@ -240,7 +240,7 @@ def next_batch(
         data: the classes to sample from.
         stay_probability: p, the probability of no switch; not checked if it is traced.
         shots: images per class.
-        weights: relative frequency of each data set, not negative; they need not sum to one.
+        weights: relative frequency of each dataset, not negative; they need not sum to one.
 
     Returns:
         The task; the batch, images float32 [ways * shots, h, w, c] and labels int32

@@ -223,7 +223,7 @@ def make_gate(config: FewShotConfig) -> Gate:
         "fomaml": lambda: gates.constant(alpha),
         "maml": lambda: gates.constant(alpha),
         "anil": lambda: gates.head_only(alpha),
-        "boil": lambda: gates.body_only(alpha),
+        "boil": lambda: gates.all_but_head(alpha),
         "meta-sgd": lambda: gates.linear(rate_init),
     }
     return builders[config.method]()

@@ -76,7 +76,7 @@ def make_gate(config: OnlineConfig, model: nn.Model) -> Gate:
     With `mask_init="pytorch"` the mask parameters are drawn by `model.init`, like the weights.
     """
     if config.method == "cmaml":
-        return gates.shared(config.inner_lr)
+        return gates.per_tensor(config.inner_lr)
     if config.method == "cmaml-fixed":
         return gates.constant(config.inner_lr)
     init = parse_mask_init(config.mask_init)

@@ -28,7 +28,7 @@ _VERSION = 2  # increase it whenever the same settings would give other weights
 
 
 def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrained:
-    """Meta-learn on classes of the first data set, or load the network from the cache.
+    """Meta-learn on classes of the first dataset, or load the network from the cache.
 
     MAML (for anil with ANIL's inner loop) with Adam. It stops when the accuracy on held-out classes
     has not improved for more than `pretrain_patience` epochs, and keeps the weights of the best

@@ -1,4 +1,4 @@
-"""The pretraining as pure functions: few-shot learning on the first data set."""
+"""The pretraining as pure functions: few-shot learning on the first dataset."""
 
 import dataclasses
 from collections.abc import Callable
@@ -154,9 +154,9 @@ def pretraining_key(config: OnlineConfig) -> jax.Array:
 def pretraining_classes(
     config: OnlineConfig, data: SwitchingData
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Training and validation classes of the first data set, each as (first, count).
+    """Training and validation classes of the first dataset, each as (first, count).
 
-    With Omniglot's 1,623 classes: the first 900 and the next 100. Other data sets are split in the
+    With Omniglot's 1,623 classes: the first 900 and the next 100. Other datasets are split in the
     same proportion.
 
     Raises:

@@ -29,7 +29,7 @@ class Trace(NamedTuple):
     Attributes:
       score: float32, the accuracy on the batch before it is learned; 0 at t = 0.
       loss: float32, the loss on the batch before it is learned.
-      dataset: int32, the index of the batch's data set.
+      dataset: int32, the index of the batch's dataset.
       switched: bool, whether the batch was the first of a task.
       detected: bool, whether the learner detected a new task.
     """

@@ -20,13 +20,13 @@ def make_result(
 
     Args:
       config: the run's configuration.
-      names: the names of the data sets.
+      names: the names of the datasets.
       rows: the rows of metrics.
       trace: arrays [seeds, T].
 
     Returns:
       A dict of plain numbers and lists, ready for JSON. Per seed: the online accuracy in total and
-      by data set, in [0, 1]; the counts of `detections`; the accuracy around switches; the final
+      by dataset, in [0, 1]; the counts of `detections`; the accuracy around switches; the final
       sparsity. Over the seeds: means and standard deviations.
     """
     per_seed = []
@@ -42,14 +42,14 @@ def make_result(
 
 
 def accuracies(trace: Trace, names: tuple[str, ...]) -> dict[str, Any]:
-    """The online accuracy of one seed so far, in total and by data set.
+    """The online accuracy of one seed so far, in total and by dataset.
 
     Args:
       trace: arrays [t] of the timesteps so far.
-      names: the names of the data sets.
+      names: the names of the datasets.
 
     Returns:
-      {"accuracy": float, "by_dataset": {name: float}}; NaN for a data set without any timestep.
+      {"accuracy": float, "by_dataset": {name: float}}; NaN for a dataset without any timestep.
     """
     by_dataset = {name: _mean(trace.score[trace.dataset == i]) for i, name in enumerate(names)}
     return {"accuracy": _mean(trace.score), "by_dataset": by_dataset}
