@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from experiments import cli, signals, unread
 from experiments.drawing import draw_run, is_whole
 from jaxsparse.data import DataError, fingerprint
-from jaxsparse.training import ConfigError, RunError, RunFolder
+from jaxsparse.training import ConfigError, RunError, RunFolder, settings
 from jaxsparse.training.environment import environment, use_threads_of
 from jaxsparse.training.errors import trusting
 
@@ -332,18 +332,4 @@ def stored_config(family: Family, folder: RunFolder) -> Any:
     Raises:
       RunError: the run is not one of this family.
     """
-    record = folder.config()
-    stored = record.get("config")
-    try:
-        if record.get("experiment", name_of(family)) != name_of(family):
-            raise ConfigError(f"its experiment is {record['experiment']!r}")
-        if not isinstance(stored, dict):
-            raise ConfigError(f"'config' must be a dict, got {stored!r}")
-        fields = {field.name for field in dataclasses.fields(family.Config)}
-        if unknown := sorted(stored.keys() - fields):
-            raise ConfigError(f"unknown settings: {', '.join(unknown)}")
-        return family.Config(**stored)
-    except ConfigError as error:
-        raise RunError(
-            f"{folder.path / 'config.json'} is not a run of {name_of(family)}: {error}"
-        ) from error
+    return settings.stored_config(folder, family.Config, name_of(family))

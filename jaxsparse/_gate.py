@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsparse._tree import partition
 from jaxsparse.checks import check_number, check_params, described, is_array, is_traced, path_name
 from jaxsparse.draws import draw_each, uniform
 
@@ -30,6 +31,38 @@ class Gate(NamedTuple):
     apply: Callable[[Tree, jax.Array | None], Tree]
     stochastic: bool = False
     trained: bool = True
+
+
+def for_part(gate: Gate, inner_params: Callable[[str], bool]) -> Gate:
+    """Keep parameters out of the inner loop: apply a gate to a part of the parameters.
+
+    ``step = gate(m)`` for the parameters that `inner_params` selects; the others have no m, and
+    None in place of a step size.
+
+    Args:
+      gate: any gate.
+      inner_params: `path -> bool`: True if the inner loop adapts the parameter with this path,
+        such as "norm1/scale".
+
+    Returns:
+      A `Gate` whose mask and step sizes have None for the other parameters.
+
+    Raises:
+      ValueError: from `init`: `inner_params` selects no parameter.
+
+    Example:
+      >>> gate = for_part(gates.binary(0.1), lambda name: not name.startswith("norm"))
+      >>> gate.init(jax.random.key(0), {"norm": jnp.ones(3), "head": jnp.ones(2)})["norm"] is None
+      True
+
+    Source: von Oswald, Zhao et al. 2021, supplement: batch-norm parameters of ResNet-12 are not
+      adapted.
+    """
+
+    def init(key, params):
+        return gate.init(key, partition(params, inner_params)[0])
+
+    return gate._replace(init=init)
 
 
 def leafwise(step: Callable[[jax.Array], jax.Array]) -> Callable[[Tree, jax.Array | None], Tree]:

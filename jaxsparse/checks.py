@@ -235,6 +235,8 @@ def scalar_loss(loss_fn: Callable) -> Callable:
         for name in {"loss", "inner_loss", "sparsity"} & set(metrics):
             raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
         for name, value in metrics.items():
+            if name in getattr(loss_fn, "vector_metrics", ()):
+                continue
             if not isinstance(name, str) or not is_array(value):
                 got = f"metric {name!r}: {described(value)}"
                 raise TypeError(f"loss_fn must return {_LOSS}, got {got}")

@@ -108,8 +108,8 @@ def meta_gradient(
       step_sizes: a, as in `adapt`.
       batches: B_0 .. B_{K-1}, a tree whose leaves have a leading axis of length K. If `steps` is
         given, a single batch that every step uses.
-      outer_loss: `(params, inner) -> (scalar, dict of scalars)`. For the "last" iterate, `inner` has
-        the losses and metrics of the K inner steps, [K, ...] each; else it is None.
+      outer_loss: `(params, inner) -> (scalar, dict of scalars)`. `inner` is None, or, for the
+        "last" iterate, the losses and metrics of the K inner steps, [K, ...] each.
       steps: K, if every step uses the same batch.
       iterates: the outer loss is the mean over "all" phi_1 .. phi_K, or that of the "last".
       second_order: differentiate through the inner gradients.

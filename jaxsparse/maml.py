@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxsparse.checks import check_leading_axis, check_steps, copy_arrays, scalar_loss
+from jaxsparse.checks import check_leading_axis, check_steps, copy_arrays
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt, meta_gradient
+from jaxsparse.losses import query_loss
 from jaxsparse.machine import default_platform
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate_per_task, cast, check_gate, init_optimizer, update
@@ -249,6 +250,66 @@ def evaluate(
         phi, inner = adapt(loss_fn, params, sizes, task[0], inner_steps)
         loss, metrics = query_loss(loss_fn, phi, task, inner)
         return {"loss": loss, **metrics, "inner_loss": inner["loss"]}
+
+    over_tasks = _over_tasks(one_task, count, step_sizes_per_task, task_loop, mesh)
+    return over_tasks(params, step_sizes, tasks)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("loss_fn", "inner_steps", "task_loop", "step_sizes_per_task", "mesh")
+)
+@float32_by_default
+def predict(
+    params: Tree,
+    step_sizes: Tree,
+    tasks: Any,
+    *,
+    loss_fn: Callable,
+    inner_steps: int,
+    step_sizes_per_task: bool = False,
+    task_loop: TaskLoop = "auto",
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """Adapt to each task's support batch and return the logits of its query batch.
+
+    ``f(query_t; phi_K(theta, a; support_t))`` for each task t.
+
+    Args:
+      params: theta.
+      step_sizes: a, the output of the gate's `apply`.
+      tasks: `Task(support, query)` (any pair), every leaf with a leading task axis [T, ...].
+      loss_fn: a loss made by `cross_entropy`.
+      inner_steps: K, the number of inner steps on the support batch.
+      step_sizes_per_task: as in `evaluate`.
+      task_loop: as in `sparse_maml_step`.
+      mesh: as in `sparse_maml_step`.
+
+    Returns:
+      Logits [T, n, ways].
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
+
+    Example:
+      >>> model = jaxsparse.nn.mlp(ways=2, hidden=(), image_shape=(1, 1, 3))
+      >>> params, images = model.init(jax.random.key(0)), jnp.ones((4, 5, 1, 1, 3))
+      >>> batch = images, jnp.zeros((4, 5), jnp.int32)
+      >>> sizes = jax.tree.map(lambda x: jnp.float32(0.1), params)
+      >>> predict(params, sizes, (batch, batch), loss_fn=jaxsparse.cross_entropy(model),
+      ...     inner_steps=1).shape
+      (4, 5, 2)
+
+    Source: von Oswald, Zhao et al. 2021, Sec. 4; Table S1 averages such predictions.
+    """
+    check_steps("inner_steps", inner_steps)
+    tasks = _pair(tasks)
+    count = check_leading_axis("tasks", tasks)
+    if not callable(getattr(loss_fn, "logits", None)):
+        raise TypeError(f"loss_fn must be made by cross_entropy, got {loss_fn!r}")
+
+    def one_task(params, sizes, task):
+        phi, inner = adapt(loss_fn, params, sizes, task[0], inner_steps)
+        return loss_fn.logits(phi, task, inner)
 
     over_tasks = _over_tasks(one_task, count, step_sizes_per_task, task_loop, mesh)
     return over_tasks(params, step_sizes, tasks)

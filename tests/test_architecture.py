@@ -10,7 +10,7 @@ PACKAGES = ("jaxsparse", "experiments", "benchmarks")
 # From the bottom layer up: a module may import from its own row or from rows above it in this list.
 LAYERS = (
     ("errors", "_tree", "checks", "clipping", "draws", "machine", "precision", "straight_through"),
-    ("user_cache", "metrics", "_stored_batches"),
+    ("user_cache", "metrics", "_stored_batches", "_sparsity", "_classifier"),
     ("_gate", "losses", "nn", "data"),
     ("gates", "inner", "_first_layer", "learner"),
     ("updates",),

@@ -1,7 +1,7 @@
 """A network as a pair of pure functions on a plain dict, built from a flax.nnx module."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from jax import Array
 
 from jaxsparse.checks import described, is_array, leaf_names, leaves_by_name
 from jaxsparse.draws import draw_each, uniform
+from jaxsparse.nn import ops
 from jaxsparse.precision import float32_by_default
 
 Params = dict[str, Any]
@@ -27,6 +28,9 @@ class Model(NamedTuple):
       input_layer: the first layer, if it is linear; None if it is not linear or not known.
       rowwise: True if the logits of an image depend on that image alone; False with batch norm,
         which uses statistics of the batch; None if not known.
+      with_moments: (params, images, given) -> (logits, moments): a forward pass whose batch norms
+        use the list of `Moment` `given`, or those of the batch if it is None, and return the latter
+        as `moments`. None if the network has no batch norm.
 
     Example:
       >>> model = jaxsparse.nn.mlp(ways=5)
@@ -38,6 +42,42 @@ class Model(NamedTuple):
     apply: Callable[[Params, Array], Array]
     input_layer: "InputLayer | None" = None
     rowwise: bool | None = None
+    with_moments: Callable[[Params, Array, Any], tuple[Array, Any]] | None = None
+
+
+class Moment(NamedTuple):
+    """The statistics of one batch norm.
+
+    Attributes:
+      mean: float32 [c].
+      variance: float32 [c], biased.
+      entries: float32, the number of entries that each mean is over.
+    """
+
+    mean: Array
+    variance: Array
+    entries: Array
+
+
+class Moments:
+    """The means and variances of the batch norms of one forward pass, in their order.
+
+    Args:
+      given: those to normalise by; None: those of the batch.
+    """
+
+    def __init__(self, given: Sequence[Moment] | None = None):
+        self._given = None if given is None else iter(given)
+        self.seen: list[Moment] = []
+
+    def of(self, x: Array) -> tuple[Array, Array]:
+        """The mean and variance that the next batch norm normalises x [..., c] by."""
+        if self._given is not None:
+            mean, variance, _ = next(self._given)
+            return mean, variance
+        mean, variance = ops.moments(x)
+        self.seen.append(Moment(mean, variance, jnp.float32(x.size // x.shape[-1])))
+        return mean, variance
 
 
 class InputLayer(NamedTuple):
@@ -84,7 +124,10 @@ def make_model(
     *,
     rowwise: bool,
 ) -> Model:
-    """A `Model` from a module; `first` names its first layer if it has `after_products`."""
+    """A `Model` from a module; `first` names its first layer if it has `after_products`.
+
+    A module that is not rowwise is called with `Moments` as its second argument, too.
+    """
     asked: list[tuple[tuple[int, ...], Spread]] = []
 
     def note(shape: tuple[int, ...], spread: Spread) -> Array:
@@ -102,14 +145,18 @@ def make_model(
         return nnx.to_pure_dict(nnx.state(build(lambda shape, spread: next(values))))
 
     @float32_by_default
-    def apply(params: Params, images: Array) -> Array:
+    def apply(params: Params, images: Array, *moments: Moments) -> Array:
         check_images(images, image_shape)
         params = _fitted(params, wanted)
         module = nnx.merge(graph, params)
-        return module(jnp.asarray(images, params["head"]["kernel"].dtype))
+        return module(jnp.asarray(images, params["head"]["kernel"].dtype), *moments)
+
+    def with_moments(params: Params, images: Array, given: Any = None) -> tuple[Array, Any]:
+        moments = Moments(given)
+        return apply(params, images, moments), moments.seen
 
     if first is None:
-        return Model(init, apply, rowwise=rowwise)
+        return Model(init, apply, None, rowwise, None if rowwise else with_moments)
 
     def inputs(images: Array) -> Array:
         check_images(images, image_shape)

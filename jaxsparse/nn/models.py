@@ -206,11 +206,12 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
     def apply(params: Params, images: Array) -> Array:
         return model.apply(params, normalise(images))
 
-    if model.input_layer is None:
-        return Model(model.init, apply, rowwise=model.rowwise)
-    inputs = model.input_layer.inputs
-    layer = model.input_layer._replace(inputs=lambda images: inputs(normalise(images)))
-    return Model(model.init, apply, layer, model.rowwise)
+    layer, inner = model.input_layer, model.with_moments
+    if layer is not None:
+        inputs = layer.inputs
+        layer = layer._replace(inputs=lambda images: inputs(normalise(images)))
+    with_moments = inner and (lambda params, x, given: inner(params, normalise(x), given))
+    return Model(model.init, apply, layer, model.rowwise, with_moments)
 
 
 def resnet12(

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxsparse.nn import ops
 from jaxsparse.nn.blocks import conv_norm_pool
-from jaxsparse.nn.model import ZERO, Draw, Shape, Spread
+from jaxsparse.nn.model import ZERO, Draw, Moments, Shape, Spread
 
 INITS = ("pytorch", "kaiming", "xavier")
 
@@ -36,13 +36,13 @@ class Conv(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Batch norm with the statistics of the current batch; no running statistics."""
+    """Batch norm with the statistics of the current batch, unless `moments` says otherwise."""
 
     def __init__(self, features: int):
         self.scale = nnx.Param(jnp.ones(features, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
 
-    def __call__(self, x: Array, moments: "Moments | None" = None) -> Array:
+    def __call__(self, x: Array, moments: Moments | None = None) -> Array:
         if moments is None:
             return ops.batch_norm(x, self.scale[...], self.bias[...])
         return ops.normalise(x, *moments.of(x), self.scale[...], self.bias[...])
@@ -88,13 +88,11 @@ class Conv4(nnx.Module):
     def __call__(self, x: Array, moments: Moments | None = None) -> Array:
         for i in range(1, 5):
             conv, norm = getattr(self, f"conv{i}"), getattr(self, f"norm{i}")
-            if moments is not None:
-                # Shifted by the bias, which given moments do not cancel. Those of the batch do.
-                y = ops.conv(x, conv.kernel[...]) + conv.shift(x.dtype)
-                x = ops.max_pool(nnx.relu(norm(y, moments)))
-                continue
             # The bias of the convolution is not used: the norm subtracts any constant, so neither
             # the logits nor their derivatives depend on it, and its gradient is exactly zero.
+            if moments is not None:
+                x = ops.max_pool(nnx.relu(norm(ops.conv(x, conv.kernel[...]), moments)))
+                continue
             params = (conv.kernel[...], norm.scale[...], norm.bias[...])
             x = conv_norm_pool(x, *params, form=self.form)
         return self.head(x.reshape(x.shape[0], -1))

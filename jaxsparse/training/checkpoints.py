@@ -91,7 +91,7 @@ class Checkpoints:
             for place in places:
                 place.unlink()
 
-    def restore(self, template: Tree, report: Callable[[str], None]) -> Tree | None:
+    def restore(self, template: Tree, report: Callable[[str], None] | None) -> Tree | None:
         """The state of the newest undamaged checkpoint; None if there are no checkpoints.
 
         Newer, damaged checkpoints are reported and moved to broken/. Nothing is moved if no
@@ -99,7 +99,7 @@ class Checkpoints:
 
         Args:
           template: a state with the wanted shapes and dtypes.
-          report: called with one line for each checkpoint that is moved.
+          report: called with one line for each checkpoint that is moved; None: nothing is moved.
 
         Raises:
           RunError: no checkpoint can be read, or its leaves differ from the template's.
@@ -114,7 +114,7 @@ class Checkpoints:
             except OSError as error:
                 raise RunError(f"{path} cannot be read: {one_line(error)}") from error
             _check_leaves(path, arrays, template)
-            for broken, why in damaged:
+            for broken, why in damaged if report else ():
                 report(f"checkpoint {broken} in {self.path} cannot be read: {why}")
                 with writing(self.path):
                     self._set_aside(broken)

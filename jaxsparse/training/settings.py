@@ -1,14 +1,18 @@
 """Checks that all configurations share. Each error message is one line."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxsparse.gates import Init
-from jaxsparse.training.errors import ConfigError
+from jaxsparse.training.errors import ConfigError, RunError
+from jaxsparse.training.run_folder import RunFolder
+
+Config = TypeVar("Config")
 
 
 def check_types(config: Any) -> None:
@@ -21,7 +25,13 @@ def check_types(config: Any) -> None:
             raise ConfigError(f"{name} must be {wanted}, got {value!r}")
 
 
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "none"}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    NoneType: "none",
+    tuple[int, ...]: "whole numbers",
+}
 
 
 def _is_of(value: Any, kind: Any) -> bool:
@@ -30,7 +40,32 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         number = Integral if kind is int else Real
         return isinstance(value, number) and not isinstance(value, bool)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_of(x, get_args(kind)[0]) for x in value)
     return isinstance(value, str)  # the choices of a Literal are checked by `check_choices`
+
+
+def stored_config(folder: RunFolder, kind: type[Config], experiment: str) -> Config:
+    """The configuration of a run; fields that are newer than the run have their defaults.
+
+    Raises:
+      RunError: the run is not one of this experiment.
+    """
+    record = folder.config()
+    stored = record.get("config")
+    try:
+        if record.get("experiment", experiment) != experiment:
+            raise ConfigError(f"its experiment is {record['experiment']!r}")
+        if not isinstance(stored, dict):
+            raise ConfigError(f"'config' must be a dict, got {stored!r}")
+        fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+        if unknown := sorted(stored.keys() - fields):
+            raise ConfigError(f"unknown settings: {', '.join(unknown)}")
+        return kind(**stored)
+    except ConfigError as error:
+        raise RunError(
+            f"{folder.path / 'config.json'} is not a run of {experiment}: {error}"
+        ) from error
 
 
 def check_positive(config: Any, names: Iterable[str]) -> None:

@@ -27,6 +27,9 @@ Method = Literal[
 ]
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
 Dataset = Literal["glyphs", "omniglot", "omniglot-1200", "mini_imagenet", "folder"]
+Network = Literal["conv4", "resnet12", "resnet12-large"]
+# The channels of the four blocks of ResNet-12: the paper's small and large networks.
+CHANNELS = {"resnet12": (64, 128, 256, 512), "resnet12-large": (64, 160, 320, 640)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +52,19 @@ class FewShotConfig:
     """support images per class"""
     query_shots: int = 15
     """query images per class"""
+    network: Network = "conv4"
+    """the network; resnet12 has 64, 128, 256 and 512 channels, resnet12-large 64, 160, 320, 640"""
     width: int = 64
     """filters per Conv4 layer"""
+    channels: tuple[int, ...] | None = None
+    """channels of ResNet-12's four blocks, if other than the network's"""
     bias: bool = True
-    """use biases in the head and in the convolutions (where batch norm cancels them)"""
+    """use biases in the head and in Conv4's convolutions (where batch norm cancels them)"""
+    batch_norm: losses.BatchNorm = "transductive"
+    """statistics that normalise the query images: their own (transductive), those of the support
+    set after the inner loop, or a running average over the inner steps"""
+    adapt_norm: bool = True
+    """adapt the scales and biases of batch norm in the inner loop"""
     inner_lr: float = 0.1
     """alpha, the inner step size"""
     inner_steps: int = 5
@@ -76,8 +88,10 @@ class FewShotConfig:
     second_order: bool = False
     """differentiate through the inner gradients; maml always does; the papers of anil, boil and
     meta-sgd do, but here these methods do so only with this flag"""
+    theta_from: str | None = None
+    """folder of a finished run; training starts from the theta that it tested"""
     clip: float | None = None
-    """clip each entry of the meta-gradient of theta to [-clip, clip]; none: no clipping"""
+    """clip each entry of both meta-gradients to [-clip, clip]; none: no clipping"""
     meta_batch_size: int = 4
     """tasks per meta-step"""
     epochs: int = 20
@@ -86,6 +100,8 @@ class FewShotConfig:
     """meta-steps per epoch"""
     schedule: Literal["constant", "cosine"] = "constant"
     """schedule of both outer learning rates; cosine: cosine decay to 0 over the whole training"""
+    ensemble: int = 1
+    """also test an ensemble: the mean prediction of this many of the best epochs"""
     val_tasks: int = 300
     """validation tasks per epoch; the epoch with the best mean accuracy is tested"""
     test_tasks: int = 600
@@ -103,6 +119,8 @@ class FewShotConfig:
     """number of seeds to train in parallel: seed, seed + 1, ..."""
 
     def __post_init__(self):
+        if isinstance(self.channels, list):  # as JSON has it
+            object.__setattr__(self, "channels", tuple(self.channels))
         settings.check_types(self)
         settings.check_positive(self, _POSITIVE)
         settings.check_not_negative(self, ("inner_lr", "theta_lr", "mask_lr"))
@@ -112,6 +130,13 @@ class FewShotConfig:
             raise ConfigError(f"ways must be 2 or more, got {self.ways}")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip must be above 0, got {self.clip}")
+        if self.channels is not None and (len(self.channels) != 4 or min(self.channels) < 1):
+            got = " ".join(map(str, self.channels)) or "none"
+            raise ConfigError(f"channels must be four numbers of 1 or more, got {got}")
+        if self.ensemble > self.epochs:
+            raise ConfigError(
+                f"ensemble must be at most epochs, {self.epochs}, got {self.ensemble}"
+            )
         settings.check_seeds(self, ("seed",))
         settings.check_choices(self, _CHOICES)
         # kaiming values are centred at zero: right for the scores of a mask, not for rates.
@@ -122,10 +147,13 @@ class FewShotConfig:
 _POSITIVE = (
     *("ways", "shots", "query_shots", "width", "inner_steps", "test_inner_steps", "embedding"),
     *("meta_batch_size", "epochs", "steps_per_epoch", "val_tasks", "test_tasks", "seeds"),
+    "ensemble",
 )
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": Method.__args__,  # type: ignore[attr-defined]
     "dataset": Dataset.__args__,  # type: ignore[attr-defined]
+    "network": Network.__args__,  # type: ignore[attr-defined]
+    "batch_norm": losses.BatchNorm.__args__,  # type: ignore[attr-defined]
     "mask_optimizer": ("adam", "nesterov"),
     "schedule": ("constant", "cosine"),
     "precision": Precision.__args__,  # type: ignore[attr-defined]
@@ -169,33 +197,40 @@ def make_learner(
     Example:
       >>> learner = make_learner(FewShotConfig(width=8), (28, 28, 1)).learner
     """
-    try:
-        model = nn.conv4(
-            ways=config.ways,
-            width=config.width,
-            image_shape=image_shape,
-            use_bias=config.bias,
-            blocks=config.blocks,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    loss_fn, gate = losses.cross_entropy(model), make_gate(config)
+    model = make_network(config, image_shape)
+    loss_fn, gate = losses.cross_entropy(model, config.batch_norm), make_gate(config)
     clip = optax.identity() if config.clip is None else optax.clip(config.clip)
     mask_rate = _rate(config, config.mask_lr)
+    mask_optimizer = (
+        optax.adam(mask_rate)
+        if config.mask_optimizer == "adam"
+        else optax.sgd(mask_rate, momentum=0.9, nesterov=True)
+    )
     learner = maml(
         loss_fn,
         gate,
         inner_steps=config.inner_steps,
         theta_optimizer=optax.chain(clip, optax.adam(_rate(config, config.theta_lr))),
-        mask_optimizer=(
-            optax.adam(mask_rate)
-            if config.mask_optimizer == "adam"
-            else optax.sgd(mask_rate, momentum=0.9, nesterov=True)
-        ),
+        mask_optimizer=_clipped(mask_optimizer, clip),
         second_order=config.second_order or config.method == "maml",
         mesh=mesh,
     )
     return Parts(model, loss_fn, gate, learner)
+
+
+def make_network(config: FewShotConfig, image_shape: tuple[int, int, int]) -> nn.Model:
+    """The network of `config` for images of this shape (height, width, channels).
+
+    Raises:
+      ConfigError: the images are too small, or this machine cannot run `config.blocks`.
+    """
+    try:
+        if config.network == "conv4":
+            return nn.conv4(config.ways, config.width, image_shape, config.bias, config.blocks)
+        channels = config.channels or CHANNELS[config.network]
+        return nn.resnet12(config.ways, channels, image_shape, config.bias, config.blocks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def make_gate(config: FewShotConfig) -> Gate:
@@ -226,7 +261,28 @@ def make_gate(config: FewShotConfig) -> Gate:
         "boil": lambda: gates.all_but_head(alpha),
         "meta-sgd": lambda: gates.linear(rate_init),
     }
-    return builders[config.method]()
+    gate = builders[config.method]()
+    return gate if config.adapt_norm else gates.for_part(gate, _no_norm)
+
+
+def _no_norm(name: str) -> bool:
+    """Whether a parameter belongs to a layer that is not a batch norm."""
+    return not any(part.startswith("norm") for part in name.split("/"))
+
+
+def _clipped(
+    optimizer: optax.GradientTransformation, clip: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """`optimizer` of clipped gradients, with the state of `optimizer` alone.
+
+    `optax.chain` would nest the state, and checkpoints of earlier versions would not fit.
+    """
+
+    def update(gradient, state, params=None):
+        gradient, _ = clip.update(gradient, clip.init(params), params)
+        return optimizer.update(gradient, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _rate(config, rate):

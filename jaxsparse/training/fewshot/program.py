@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,21 +13,22 @@ from jax.sharding import Mesh
 
 from jaxsparse.data import ImageSet, Task, sample_tasks
 from jaxsparse.gates import sparsity
-from jaxsparse.maml import MetaState, evaluate
+from jaxsparse.maml import MetaState
 from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
+from jaxsparse.training.fewshot.evaluation import (
+    EVALUATION_BATCH,
+    TaskSizes,
+    batch_count,
+    evaluation_key,
+    make_evaluation,
+)
 from jaxsparse.training.program import Program, keep_better, meta_step, repeated
-from jaxsparse.updates import apply_gate_per_task
 
 Tree = Any
 Metrics = dict[str, jax.Array]
 
 # Numbers that are folded into a run's key, one for each use of randomness.
 _INIT, _TRAIN, _GATE = range(3)
-_STREAMS = {"validation": 3, "test": 4}
-# Folded into the key of an evaluation batch; `sample_tasks` splits the key into parts 0 and 1.
-_STEP_SIZES = 2
-# Tasks per evaluation batch.
-EVALUATION_BATCH = 20
 
 
 class Best(NamedTuple):
@@ -47,6 +48,12 @@ class TrainState(NamedTuple):
     totals: Metrics  # sums over the meta-steps of the current epoch
     epoch: jax.Array  # int32, finished epochs
     first_nonfinite_step: jax.Array  # int32, first meta-step with a non-finite loss; -1: none
+    runners_up: tuple[Best, ...] = ()  # the next best epochs, for an ensemble
+
+    @property
+    def members(self) -> list[tuple[Tree, Tree]]:
+        """Theta and the mask parameters of the best epochs, the best first."""
+        return [(best.params, best.mask) for best in (self.best, *self.runners_up)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +62,7 @@ class FewShotProgram(Program):
 
     tasks: Callable[[jax.Array, ImageSet], Task]
     evaluate: Callable[[Tree, Tree, jax.Array, Task], Metrics]
+    vote: Callable[[Any, jax.Array, Task], Metrics]
     finish_epoch: Callable[[TrainState, Metrics], tuple[TrainState, Metrics]]
     sparsity: Callable[[TrainState], Metrics]
 
@@ -86,10 +94,11 @@ def make_program(
 ) -> FewShotProgram:
     """A run of `config` as pure functions of the state of one seed.
 
-    - `init(key) -> state`
+    - `init(key, params) -> state`: theta starts as `params`, or as the network's if it is None.
     - `train(state, key, data, steps) -> state`: takes `steps` meta-steps.
     - `tasks(key, data) -> Task`: samples a batch of 20 tasks for validation or test.
     - `evaluate(params, mask, key, tasks) -> metrics`: per task, after adaptation.
+    - `vote(members, key, tasks) -> metrics`: the same of an ensemble of (params, mask).
     - `finish_epoch(state, validation) -> (state, row)`: keeps the best parameters and starts the
       next epoch; `validation` has the mean metrics, `row` the epoch's means and the sparsity.
     - `sparsity(state) -> {"total": ..., "<path>": ...}`: in total and per leaf.
@@ -110,61 +119,49 @@ def make_program(
       >>> state = program.init(jax.random.key(0))
     """
     parts = make_learner(config, image_shape, mesh)
+    sizes = TaskSizes(config.ways, config.shots, config.query_shots, config.test_inner_steps)
+    evaluation = make_evaluation(parts, sizes, mesh)
 
-    def init(key):
+    def init(key, params=None):
         model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
-        meta = parts.learner.init(parts.model.init(model_key), state_key)
-        best = Best(
-            jax.tree.map(jnp.copy, meta.params),
-            jax.tree.map(jnp.copy, meta.mask),
-            jnp.float32(-1.0),
-            jnp.int32(0),
-        )
+        params = parts.model.init(model_key) if params is None else params
+        meta = parts.learner.init(params, state_key)
+        members = [
+            Best(
+                jax.tree.map(jnp.copy, meta.params),
+                jax.tree.map(jnp.copy, meta.mask),
+                jnp.float32(-1.0),
+                jnp.int32(0),
+            )
+            for _ in range(config.ensemble)
+        ]
         totals = {name: jnp.float32(0.0) for name in ("loss", "accuracy", "sparsity")}
-        return TrainState(meta, best, totals, jnp.int32(0), jnp.int32(-1))
+        best, *others = members
+        return TrainState(meta, best, totals, jnp.int32(0), jnp.int32(-1), tuple(others))
 
-    def sample(key, data, tasks):
-        return sample_tasks(
-            key,
+    def train_step(state, key, data):
+        task_key = jax.random.fold_in(jax.random.fold_in(key, _TRAIN), state.meta.step)
+        tasks = sample_tasks(
+            task_key,
             data,
-            tasks=tasks,
+            tasks=config.meta_batch_size,
             ways=config.ways,
             shots=config.shots,
             query_shots=config.query_shots,
         )
-
-    def train_step(state, key, data):
-        task_key = jax.random.fold_in(jax.random.fold_in(key, _TRAIN), state.meta.step)
-        tasks = sample(task_key, data, config.meta_batch_size)
         return meta_step(parts.learner, state, tasks)
-
-    def evaluation_tasks(key, data):
-        return sample(key, data, EVALUATION_BATCH)
-
-    def evaluate_batch(params, mask, key, tasks):
-        metrics = evaluate(
-            params,
-            apply_gate_per_task(
-                parts.gate, mask, jax.random.fold_in(key, _STEP_SIZES), EVALUATION_BATCH
-            ),
-            tasks,
-            loss_fn=parts.loss_fn,
-            inner_steps=config.test_inner_steps,
-            step_sizes_per_task=parts.gate.stochastic,
-            mesh=mesh,
-        )
-        return {name: metrics[name] for name in ("loss", "accuracy")}
 
     def finish_epoch(state, validation):
         accuracy = validation["accuracy"]
         epoch = state.epoch + 1
         candidate = Best(state.meta.params, state.meta.mask, accuracy, epoch)
-        best = keep_better(accuracy, state.best.accuracy, candidate, state.best)
+        best, *others = _insert(candidate, (state.best, *state.runners_up))
         row = {name: total / config.steps_per_epoch for name, total in state.totals.items()}
         row |= {f"val_{name}": value for name, value in validation.items()}
         row["sparsity"] = gate_sparsity(state)
         totals = jax.tree.map(jnp.zeros_like, state.totals)
-        return state._replace(best=best, totals=totals, epoch=epoch), row
+        state = state._replace(best=best, runners_up=tuple(others), totals=totals, epoch=epoch)
+        return state, row
 
     def gate_sparsity(state):
         # A stochastic gate is sampled once, with the same key for all seeds.
@@ -178,8 +175,9 @@ def make_program(
         train=at_precision(repeated(train_step)),
         position=lambda state: {"step": state.meta.step, "epoch": state.epoch},
         learned=lambda state: (state.meta.params, state.meta.mask),
-        tasks=at_precision(evaluation_tasks),
-        evaluate=at_precision(evaluate_batch),
+        tasks=at_precision(evaluation.tasks),
+        evaluate=at_precision(evaluation.evaluate),
+        vote=at_precision(evaluation.vote),
         finish_epoch=at_precision(finish_epoch),
         sparsity=at_precision(gate_sparsity),
     )
@@ -230,14 +228,13 @@ def make_train(
     return train
 
 
-def evaluation_key(key: jax.Array, split: str, batch: Any) -> jax.Array:
-    """The key of an evaluation batch. It does not depend on the epoch."""
-    return jax.random.fold_in(jax.random.fold_in(key, _STREAMS[split]), batch)
-
-
-def batch_count(tasks: int) -> int:
-    """The number of evaluation batches for `tasks` tasks; the last may be used in part."""
-    return -(-tasks // EVALUATION_BATCH)
+def _insert(candidate: Best, members: Sequence[Best]) -> list[Best]:
+    """The best of `members` and `candidate`, as many as `members`, best first."""
+    kept = []
+    for member in members:
+        kept.append(keep_better(candidate.accuracy, member.accuracy, candidate, member))
+        candidate = keep_better(candidate.accuracy, member.accuracy, member, candidate)
+    return kept
 
 
 def _at_precision(precision, function):

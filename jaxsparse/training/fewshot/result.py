@@ -28,27 +28,43 @@ def make_result(
     Returns:
       A dict of plain numbers and lists, ready for JSON.
     """
-    accuracy = np.asarray(metrics["accuracy"], np.float64)
-    tasks = accuracy.shape[1]
-    over_tasks = [mean_and_std(one) for one in accuracy]
     epochs = [int(epoch) for epoch in state.best.epoch]
-    per_seed: list[dict[str, Any]] = [
-        {
-            "seed": config.seed + i,
-            "accuracy": over_tasks[i]["mean"],
-            "interval95": 1.96 * (over_tasks[i]["std"] or 0.0) / tasks**0.5,
-            "loss": float(np.mean(metrics["loss"][i], dtype=np.float64)),
-            "best_epoch": epochs[i],
-            "best_val_accuracy": float(state.best.accuracy[i]),
-            "sparsity": of_seed(rows[epochs[i]]["sparsity"], i),
-        }
-        for i in range(config.seeds)
-    ]
+    measured = accuracies(config.seed, metrics)
+    for i, seed in enumerate(measured["seeds"]):
+        seed["best_epoch"] = epochs[i]
+        seed["best_val_accuracy"] = float(state.best.accuracy[i])
+        seed["sparsity"] = of_seed(rows[epochs[i]]["sparsity"], i)
+    return measured
+
+
+def accuracies(first_seed: int, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Accuracies with their intervals, per seed and over the seeds, of metrics [seeds, tasks]."""
+    seeds, tasks = metrics["accuracy"].shape
+    per_seed: list[dict[str, Any]] = []
+    for i in range(seeds):
+        accuracy, interval = _with_interval(metrics["accuracy"][i])
+        loss = float(np.mean(metrics["loss"][i], dtype=np.float64))
+        per_seed.append(
+            {"seed": first_seed + i, "accuracy": accuracy, "interval95": interval, "loss": loss}
+        )
     whole = mean_and_std([seed["accuracy"] for seed in per_seed])
-    return {
+    result = {
         "accuracy": whole["mean"],
         "accuracy_std_over_seeds": whole["std"],
-        "interval95_over_tasks": per_seed[0]["interval95"] if config.seeds == 1 else None,
+        "interval95_over_tasks": per_seed[0]["interval95"] if seeds == 1 else None,
         "test_tasks": tasks,
         "seeds": per_seed,
     }
+    if "ensemble_accuracy" in metrics:
+        for seed, values in zip(per_seed, metrics["ensemble_accuracy"], strict=True):
+            seed["ensemble_accuracy"], seed["ensemble_interval95"] = _with_interval(values)
+        whole = mean_and_std([seed["ensemble_accuracy"] for seed in per_seed])
+        result["ensemble_accuracy"] = whole["mean"]
+        result["ensemble_accuracy_std_over_seeds"] = whole["std"]
+    return result
+
+
+def _with_interval(accuracy: np.ndarray) -> tuple[float, float]:
+    """Mean over the tasks and its 95% interval."""
+    over_tasks: Any = mean_and_std(np.asarray(accuracy, np.float64))
+    return over_tasks["mean"], 1.96 * (over_tasks["std"] or 0.0) / len(accuracy) ** 0.5

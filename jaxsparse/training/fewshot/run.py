@@ -8,14 +8,15 @@ import numpy as np
 
 from jaxsparse.data import ImageSet
 from jaxsparse.training.fewshot.config import FewShotConfig
-from jaxsparse.training.fewshot.program import (
+from jaxsparse.training.fewshot.evaluation import (
     EVALUATION_BATCH,
+    Measurement,
     batch_count,
-    evaluation_key,
-    make_program,
-    task_mesh,
+    joined,
 )
+from jaxsparse.training.fewshot.program import make_program, task_mesh
 from jaxsparse.training.fewshot.result import make_result
+from jaxsparse.training.fewshot.tested import theta_of
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.runner import Hooks, Progress, Runner, first_of, plain
 from jaxsparse.training.seeds import Placement
@@ -63,10 +64,12 @@ class _Run:
             self.program, folder, hooks, placement, (keys,), self.data["train"], config.seed
         )
         self._compile(placement)
-        self.keys = self.runner.own[0]
-        init = placement.over_runs(self.program.init, (0,))
-        if not self.runner.restore(init, self.keys):
-            self.runner.state = init(self.keys)
+        keys = self.runner.own[0]
+        self.measurement = Measurement(placement, self.program, keys)
+        if not self.runner.restore(placement.over_runs(self.program.init, (0,)), keys):
+            theta = theta_of(config, data["train"].image_shape)
+            init = placement.over_runs(self.program.init, (0, None if theta is None else 0))
+            self.runner.state = init(keys, theta)
         folder.keep_rows(self.epoch)
         if not folder.rows():
             sparsity = plain(self.sparsity(self.runner.state))
@@ -74,8 +77,6 @@ class _Run:
 
     def _compile(self, placement):
         over_runs, program = placement.over_runs, self.program
-        self.tasks = over_runs(program.tasks, (0, None))
-        self.evaluate = over_runs(program.evaluate, (0, 0, 0, 0))
         self.finish_epoch = over_runs(program.finish_epoch, (0, 0))
         self.sparsity = over_runs(program.sparsity, (0,))
 
@@ -95,43 +96,34 @@ class _Run:
             self.folder.log_timing(
                 epoch=self.epoch, train_seconds=train_seconds, validation_seconds=runner.lap()
             )
-        best = runner.state.best
-        metrics = self.measure("test", best.params, best.mask, config.test_tasks)
+        metrics = self.measure("test", runner.state.members, config.test_tasks)
         result = make_result(config, self.folder.rows(), runner.state, metrics)
         self.folder.write_result(result)
         return result
 
     def validate(self):
         runner, meta = self.runner, self.runner.state.meta
-        metrics = self.measure("validation", meta.params, meta.mask, self.config.val_tasks)
+        metrics = self.measure("validation", [(meta.params, meta.mask)], self.config.val_tasks)
         means = {name: jnp.asarray(x.mean(1), jnp.float32) for name, x in metrics.items()}
         runner.state, row = self.finish_epoch(runner.state, means)
         runner.add_row({"epoch": self.epoch, "step": runner.step, **plain(row)})
 
-    def measure(self, split, params, mask, tasks):
+    def measure(self, split, members, tasks):
         """Metrics, each [seeds, tasks]."""
         batches: list[dict[str, np.ndarray]] = []
         count = batch_count(tasks)
 
         def take(first, last):
             for index in range(first, last):
-                batches.append(self.evaluate_batch(split, params, mask, index))
+                batches.append(self.measurement.batch(split, index, self.data[split], members))
 
         def tell():
             self.tell(split, len(batches) / count)
 
         self.runner.advance("batch", 0, count, take, tell, save=False)
-        metrics = {
-            name: np.concatenate([batch[name] for batch in batches], axis=1)[:, :tasks]
-            for name in batches[0]
-        }
+        metrics = joined(batches, tasks)
         self.runner.check_all_finite(f"the {split} loss", metrics["loss"])
         return metrics
-
-    def evaluate_batch(self, split, params, mask, index):
-        keys = jax.vmap(lambda key: evaluation_key(key, split, index))(self.keys)
-        tasks = self.tasks(keys, self.data[split])
-        return jax.device_get(self.evaluate(params, mask, keys, tasks))
 
     # ---- progress
 
