@@ -304,12 +304,13 @@ def predict(
     check_steps("inner_steps", inner_steps)
     tasks = _pair(tasks)
     count = check_leading_axis("tasks", tasks)
-    if not callable(getattr(loss_fn, "logits", None)):
+    logits = getattr(loss_fn, "logits", None)
+    if logits is None:
         raise TypeError(f"loss_fn must be made by cross_entropy, got {loss_fn!r}")
 
     def one_task(params, sizes, task):
         phi, inner = adapt(loss_fn, params, sizes, task[0], inner_steps)
-        return loss_fn.logits(phi, task, inner)
+        return logits(phi, task, inner)
 
     over_tasks = _over_tasks(one_task, count, step_sizes_per_task, task_loop, mesh)
     return over_tasks(params, step_sizes, tasks)

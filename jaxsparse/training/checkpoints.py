@@ -114,7 +114,9 @@ class Checkpoints:
             except OSError as error:
                 raise RunError(f"{path} cannot be read: {one_line(error)}") from error
             _check_leaves(path, arrays, template)
-            for broken, why in damaged if report else ():
+            if report is None:
+                return _rebuild(template, arrays)
+            for broken, why in damaged:
                 report(f"checkpoint {broken} in {self.path} cannot be read: {why}")
                 with writing(self.path):
                     self._set_aside(broken)

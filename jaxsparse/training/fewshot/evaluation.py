@@ -84,8 +84,8 @@ def make_evaluation(parts: Parts, sizes: TaskSizes, mesh: Mesh | None = None) ->
     def vote(members, key, tasks):
         step_keys = (jax.random.fold_in(key, _VOTES + i) for i in range(len(members)))
         logits = [
-            after_adaptation(predict, *member, step_key, tasks)
-            for member, step_key in zip(members, step_keys, strict=True)
+            after_adaptation(predict, params, mask, step_key, tasks)
+            for (params, mask), step_key in zip(members, step_keys, strict=True)
         ]
         mean = sum(jax.nn.softmax(x) for x in logits) / len(logits)
         hits = jnp.argmax(mean, -1) == tasks.query[1]
