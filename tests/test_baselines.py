@@ -55,7 +55,7 @@ def start(seed=0, optimizer=SGD):
 
 def squares(w, x):
     """The mean of half the squared distances to the rows: its gradient is w - mean(x)."""
-    return 0.5 * jnp.mean(jnp.sum((w - x) ** 2, axis=1))
+    return 0.5 * jnp.mean(jnp.sum((w[None] - x) ** 2, axis=1))
 
 
 def joined(first, second):

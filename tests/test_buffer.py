@@ -127,7 +127,7 @@ def test_rows_that_do_not_fit_are_named():
         buffer.add(kept, (jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32)), key)
     with pytest.raises(ValueError, match="rows must have the tree"):
         buffer.add(kept, jnp.zeros((1, 3)), key)
-    with pytest.raises(ValueError, match="one axis of rows"):
+    with pytest.raises(ValueError, match="same leading row axis"):
         buffer.add(kept, (jnp.zeros((2, 3)), jnp.zeros(1, jnp.int32)), key)
     for make in (
         lambda: buffer.init_buffer(jnp.zeros(3), 0),
