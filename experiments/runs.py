@@ -31,6 +31,7 @@ class Family(Protocol):
       Flags: the dataclass of all flags: `config`, `out`, `resume`, and those of this family.
       Report: `(configuration, path) -> ConsoleReport`.
       preset_config: `**HINTS -> configuration`, the defaults of the flags.
+      record: `(configuration, data) ->` further entries of a new run's record; it may be absent.
       learn: `(configuration, data, folder, hooks) -> result`; resumes the folder's run.
     """
 
@@ -143,7 +144,7 @@ def open_run(family: Family, args: list[str]) -> Opened:
             cli.say(family.describe())
         raise
     _check_read(family, flags, args)
-    given = _with_absolute_data_dir(flags.config)
+    given = _with_absolute_paths(flags.config)
     if folder is not None and not same_run(given, config):
         here = dataclasses.replace(given, data_dir=config.data_dir)
         differences = cli.differing(dataclasses.asdict(here), dataclasses.asdict(config))
@@ -228,21 +229,23 @@ def ready_run(
         return place
     record = {
         "experiment": name_of(family),
-        "config": dataclasses.asdict(_with_absolute_data_dir(config)),
+        "config": dataclasses.asdict(_with_absolute_paths(config)),
         "data": digest,
+        **getattr(family, "record", lambda config, data: {})(config, data),
         **environment(getattr(config, "blocks", None)),  # only for networks with Conv4's blocks
         **more,
     }
     return RunFolder.create(place, record, family.UNIT)
 
 
-def _with_absolute_data_dir(config: Any) -> Any:
-    """The configuration with an absolute path as its folder of data."""
-    place = config.data_dir
-    if place is None or "://" in place:  # TensorFlow Datasets also reads from URLs
-        return config
-    whole = user_path("--data-dir", place).absolute()
-    return dataclasses.replace(config, data_dir=str(whole))
+def _with_absolute_paths(config: Any) -> Any:
+    """The configuration with absolute paths of the folders that it names."""
+    whole = {}
+    for name in ("data_dir", "theta_from"):
+        place = getattr(config, name, None)
+        if place is not None and "://" not in place:  # TensorFlow Datasets also reads from URLs
+            whole[name] = str(user_path(f"--{name.replace('_', '-')}", place).absolute())
+    return dataclasses.replace(config, **whole) if whole else config
 
 
 def _load(family: Family, config: Any, resumed: bool) -> Any:
@@ -318,6 +321,8 @@ def preset_flags(values: Mapping[str, Any], hidden: Sequence[str]) -> str:
 def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
+    if isinstance(value, tuple):
+        return f"--{name} {' '.join(map(str, value))}"
     return f"--{name}={value}"
 
 

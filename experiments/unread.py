@@ -70,13 +70,16 @@ _RATES = ("sparse-relu-maml", "meta-sgd")
 
 FEWSHOT = Reads(
     always=(
-        *("method", "dataset", "ways", "shots", "query_shots", "width", "bias", "inner_steps"),
+        *("method", "dataset", "ways", "shots", "query_shots", "network", "bias", "batch_norm"),
+        *("adapt_norm", "inner_steps", "theta_from", "ensemble"),
         *("test_inner_steps", "theta_lr", "clip", "meta_batch_size", "epochs", "steps_per_epoch"),
         *("schedule", "val_tasks", "test_tasks", "precision", "blocks", "seed", "seeds"),
     ),
     cases={
         "data_dir": ({"dataset": ("omniglot", "omniglot-1200", "mini_imagenet", "folder")},),
         "image_size": ({"dataset": ("folder",)},),
+        "width": ({"network": ("conv4",)},),
+        "channels": ({"network": ("resnet12", "resnet12-large")},),
         "inner_lr": (
             {"method": ("sparse-maml", "sparse-maml-plus", "fomaml", "maml", "anil", "boil")},
             {"method": _RATES, "mask_init": ("auto",)},

@@ -6,18 +6,22 @@ python -m experiments.fewshot --resume runs/fewshot/...
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments import runs, unread
 from experiments.fewshot import plots, presets
 from experiments.fewshot.report import FewShotReport
 from jaxsparse import data, machine, training
 from jaxsparse.training import ConfigError, FewShotConfig, memory
+from jaxsparse.training.fewshot.config import CHANNELS
+from jaxsparse.training.fewshot.tested import theta_of
 
 UNIT = "epoch"
 HINTS: dict[str, Any] = {"preset": None, "dataset": None, "method": "sparse-maml", "shots": 5}
@@ -69,6 +73,30 @@ def load_data(config: FewShotConfig) -> dict[str, Any]:
     return splits
 
 
+def record(config: FewShotConfig, images: dict[str, Any]) -> dict[str, Any]:
+    """Entries of a new run's config.json: the format of its images, and the theta it starts from.
+
+    Raises:
+      ConfigError: that theta cannot be had.
+    """
+    train = images["train"]
+    entries: dict[str, Any] = {"images": image_format(train)}
+    if config.theta_from is not None:
+        theta = theta_of(config, train.image_shape)
+        arrays = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(theta))
+        entries["theta"] = hashlib.sha256(arrays).hexdigest()
+    return entries
+
+
+def image_format(images: data.ImageSet) -> dict[str, Any]:
+    """The shape and normalisation of images, as JSON."""
+    return {
+        "shape": list(images.image_shape),
+        "mean": [float(x) for x in images.mean],
+        "std": [float(x) for x in images.std],
+    }
+
+
 def _check_size(config: FewShotConfig, image_shape: tuple[int, int, int]) -> None:
     """Refuse networks that cannot be built, and runs that do not fit into memory."""
     steps = config.epochs * config.steps_per_epoch
@@ -82,10 +110,11 @@ def _check_size(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Non
         init = training.make_program(config, image_shape).init
         return memory.bytes_of(jax.eval_shape(init, jax.random.key(config.seed)))
 
+    conv4 = config.network == "conv4"
+    width = config.width if conv4 else max(config.channels or CHANNELS[config.network])
     codes = config.embedding if config.method == "sparse-maml-plus" else 1
     memory.check_fits(
-        config.seeds * (4000 * (config.width + 100) ** 2 * codes + images),
+        config.seeds * (4000 * (width + 100) ** 2 * codes + images),
         lambda: config.seeds * (state() + images),
-        f"seeds {config.seeds} of width {config.width} with meta_batch_size"
-        f" {config.meta_batch_size}",
+        f"seeds {config.seeds} of width {width} with meta_batch_size {config.meta_batch_size}",
     )

@@ -95,7 +95,16 @@ DEFAULT_PRESET = {
 }
 
 
-_NOT_SETTINGS = ("method", "data_dir", "image_size", "shots", "blocks", "seed", "seeds")
+_NOT_SETTINGS = (
+    "method",
+    "theta_from",
+    "data_dir",
+    "image_size",
+    "shots",
+    "blocks",
+    "seed",
+    "seeds",
+)
 
 
 def preset_config(

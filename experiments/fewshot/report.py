@@ -7,6 +7,15 @@ from rich.table import Table
 
 from experiments.report import ConsoleReport, mean, percent
 from jaxsparse.training import FewShotConfig, RunFolder
+from jaxsparse.training.fewshot.config import CHANNELS
+
+
+def network_name(config: FewShotConfig) -> str:
+    """The name of the network with its sizes."""
+    if config.network == "conv4":
+        return f"Conv4-{config.width}"
+    channels = config.channels or CHANNELS[config.network]
+    return f"ResNet-12 ({', '.join(map(str, channels))})"
 
 
 class FewShotReport(ConsoleReport):
@@ -15,7 +24,7 @@ class FewShotReport(ConsoleReport):
     def __init__(self, config: FewShotConfig, path: Path):
         self.config = c = config
         header = (
-            f"{c.method} on {c.dataset}, {c.ways}-way {c.shots}-shot, Conv4-{c.width},"
+            f"{c.method} on {c.dataset}, {c.ways}-way {c.shots}-shot, {network_name(c)},"
             f" K = {c.inner_steps}, {c.epochs} x {c.steps_per_epoch} meta-steps of"
             f" {c.meta_batch_size} tasks, seeds {c.seed}..{c.seed + c.seeds - 1}"
         )
@@ -41,11 +50,23 @@ class FewShotReport(ConsoleReport):
                 f" +- {percent(seed['interval95'])} (95% over {result['test_tasks']} tasks),"
                 f" epoch {seed['best_epoch']} of {self.config.epochs}"
             )
+            if "ensemble_accuracy" in seed:
+                self.print(
+                    f"seed {seed['seed']}: ensemble of {self.config.ensemble}:"
+                    f" {percent(seed['ensemble_accuracy'])}%"
+                    f" +- {percent(seed['ensemble_interval95'])}"
+                )
         if len(result["seeds"]) > 1:
             self.print(
                 f"{len(result['seeds'])} seeds: {percent(result['accuracy'])}%"
                 f" +- {percent(result['accuracy_std_over_seeds'])} (std over seeds)"
             )
+            if "ensemble_accuracy" in result:
+                self.print(
+                    f"{len(result['seeds'])} seeds, ensembles of {self.config.ensemble}:"
+                    f" {percent(result['ensemble_accuracy'])}%"
+                    f" +- {percent(result['ensemble_accuracy_std_over_seeds'])}"
+                )
         self.print(f"results and figures: {self.path}")
 
     def _sparsity_table(self, result, rows):

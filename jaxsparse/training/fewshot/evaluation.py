@@ -1,5 +1,6 @@
 """Evaluation after adaptation on validation and test tasks, of one network or of an ensemble."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -144,3 +145,14 @@ def joined(batches: Sequence[dict[str, np.ndarray]], tasks: int) -> dict[str, np
         name: np.concatenate([batch[name] for batch in batches], axis=1)[:, :tasks]
         for name in batches[0]
     }
+
+
+def at_precision(precision: str, function: Callable) -> Callable:
+    """`function` with matrix products of this precision."""
+
+    @functools.wraps(function)
+    def traced(*args):
+        with jax.default_matmul_precision(precision):
+            return function(*args)
+
+    return traced

@@ -18,6 +18,7 @@ from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
 from jaxsparse.training.fewshot.evaluation import (
     EVALUATION_BATCH,
     TaskSizes,
+    at_precision,
     batch_count,
     evaluation_key,
     make_evaluation,
@@ -168,18 +169,18 @@ def make_program(
         fixed_key = jax.random.fold_in(jax.random.key(0), _GATE)
         return sparsity(parts.gate.apply(state.meta.mask, fixed_key), state.meta.params)
 
-    at_precision = functools.partial(_at_precision, config.precision)
+    precisely = functools.partial(at_precision, config.precision)
     return FewShotProgram(
         unit="meta-step",
-        init=at_precision(init),
-        train=at_precision(repeated(train_step)),
+        init=precisely(init),
+        train=precisely(repeated(train_step)),
         position=lambda state: {"step": state.meta.step, "epoch": state.epoch},
         learned=lambda state: (state.meta.params, state.meta.mask),
-        tasks=at_precision(evaluation.tasks),
-        evaluate=at_precision(evaluation.evaluate),
-        vote=at_precision(evaluation.vote),
-        finish_epoch=at_precision(finish_epoch),
-        sparsity=at_precision(gate_sparsity),
+        tasks=precisely(evaluation.tasks),
+        evaluate=precisely(evaluation.evaluate),
+        vote=precisely(evaluation.vote),
+        finish_epoch=precisely(finish_epoch),
+        sparsity=precisely(gate_sparsity),
     )
 
 
@@ -235,14 +236,3 @@ def _insert(candidate: Best, members: Sequence[Best]) -> list[Best]:
         kept.append(keep_better(candidate.accuracy, member.accuracy, candidate, member))
         candidate = keep_better(candidate.accuracy, member.accuracy, member, candidate)
     return kept
-
-
-def _at_precision(precision, function):
-    """`function` with matrix products of this precision."""
-
-    @functools.wraps(function)
-    def traced(*args):
-        with jax.default_matmul_precision(precision):
-            return function(*args)
-
-    return traced
