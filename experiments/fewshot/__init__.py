@@ -6,14 +6,12 @@ python -m experiments.fewshot --resume runs/fewshot/...
 """
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments import runs, unread
 from experiments.fewshot import plots, presets
@@ -82,9 +80,7 @@ def record(config: FewShotConfig, images: dict[str, Any]) -> dict[str, Any]:
     train = images["train"]
     entries: dict[str, Any] = {"images": image_format(train)}
     if config.theta_from is not None:
-        theta = theta_of(config, train.image_shape)
-        arrays = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(theta))
-        entries["theta"] = hashlib.sha256(arrays).hexdigest()
+        entries["theta"] = data.fingerprint(theta_of(config, train.image_shape))
     return entries
 
 
