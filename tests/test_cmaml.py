@@ -39,9 +39,9 @@ def loss_fn(params, batch):
     """A classifier with batch norm, whose gain and shift the inner loop only reads."""
     inputs, labels = batch
     x = inputs @ params["dense"]["kernel"]
-    x = (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5)
-    x = jnp.tanh(x * params["norm"]["scale"] + params["norm"]["bias"])
-    logits = x @ params["head"]["kernel"] + params["head"]["bias"]
+    x = (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
+    x = jnp.tanh(x * params["norm"]["scale"][None] + params["norm"]["bias"][None])
+    logits = x @ params["head"]["kernel"] + params["head"]["bias"][None]
     picked = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
     return -picked.mean(), {"accuracy": (logits.argmax(1) == labels).mean()}
 

@@ -113,7 +113,7 @@ def test_the_order_of_rows_and_the_gate_draw_from_different_keys():
     state = init_lamaml_state(jnp.zeros(6), gate, jax.random.key(0), mask_optimizer=None)
 
     def loss_fn(w, rows):
-        return jnp.mean((w - rows) ** 2)
+        return jnp.mean((w[None] - rows) ** 2)
 
     with noted(2, times=2):  # the gate draws again for the new mask: the same bits
         _, metrics = lamaml_step(

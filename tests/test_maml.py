@@ -418,7 +418,7 @@ def test_evaluate_matches_pytorchs_loop(task_loop):
 def test_evaluate_with_step_sizes_per_task(task_loop):
     params, tasks = Classifier.init(0), classification_tasks(0)
     rates = jnp.array([0.0, 0.1, 0.5])
-    sizes = jax.tree.map(lambda x: rates.reshape(3, *[1] * x.ndim) * jnp.ones_like(x), params)
+    sizes = jax.tree.map(lambda x: jnp.stack([rate * jnp.ones_like(x) for rate in rates]), params)
     options = {"loss_fn": classification_loss, "inner_steps": 4, "task_loop": task_loop}
     together = evaluate(params, sizes, tasks, step_sizes_per_task=True, **options)
     for i in range(3):

@@ -18,7 +18,7 @@ ADAM = optax.adam(1e-2)
 
 def loss_fn(params, batch):
     x, y = batch
-    hidden = jnp.tanh(x @ params["w"] + params["b"])
+    hidden = jnp.tanh(x @ params["w"] + params["b"][None])
     return jnp.mean((hidden @ params["v"] - y) ** 2)
 
 

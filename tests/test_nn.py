@@ -64,8 +64,9 @@ def xla_pool(x, padding=0):
 
 
 def two_pass_norm(x, scale, bias):
-    mean = jnp.mean(x, (0, 1, 2))
-    var = jnp.mean(jnp.square(x - mean), (0, 1, 2))
+    mean = jnp.mean(x, (0, 1, 2), keepdims=True)
+    var = jnp.mean(jnp.square(x - mean), (0, 1, 2), keepdims=True)
+    scale, bias = (p.reshape(1, 1, 1, -1) for p in (scale, bias))
     return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
 
 
@@ -441,13 +442,15 @@ def test_strided_cnn_is_its_layers(layers, shape):
         x = images
         for i in range(1, layers + 1):
             layer = params[f"conv{i}"]
-            x = jax.nn.relu(xla_conv(x, layer["kernel"], stride=2) + layer["bias"])
+            x = jax.nn.relu(
+                xla_conv(x, layer["kernel"], stride=2) + layer["bias"].reshape(1, 1, 1, -1)
+            )
         x = x.reshape(len(x), -1)
-        x = jax.nn.relu(x @ params["dense1"]["kernel"] + params["dense1"]["bias"])
-        return x @ params["head"]["kernel"] + params["head"]["bias"]
+        x = jax.nn.relu(x @ params["dense1"]["kernel"] + params["dense1"]["bias"][None])
+        return x @ params["head"]["kernel"] + params["head"]["bias"][None]
 
     def value_and_gradients(apply):
-        scalar = lambda *a: jnp.sum(jnp.sin(apply(*a)) * jnp.arange(1.0, 6.0))  # noqa: E731
+        scalar = lambda *a: jnp.sum(jnp.sin(apply(*a)) * jnp.arange(1.0, 6.0)[None])  # noqa: E731
         return quick(lambda *a: (apply(*a), jax.grad(scalar, (0, 1))(*a)))(params, images)
 
     close(value_and_gradients(model.apply), value_and_gradients(plain))
@@ -507,7 +510,9 @@ def test_normalised_scales_stored_pixels():
     params = model.init(KEYS[0])
     stored = np.random.default_rng(0).integers(0, 256, (5, 2, 3, 3), dtype=np.uint8)
     scaled = (stored.astype(np.float64) / 255 - mean) / std
-    want = scaled.reshape(5, -1) @ np.asarray(params["head"]["kernel"]) + params["head"]["bias"]
+    want = scaled.reshape(5, -1) @ np.asarray(params["head"]["kernel"]) + np.asarray(
+        params["head"]["bias"]
+    )
     wrapped = nn.normalised(model, mean, std)
     close(wrapped.apply(params, jnp.asarray(stored)), want)
     close(wrapped.apply(params, jnp.asarray(stored, jnp.float32)), want)

@@ -48,9 +48,9 @@ def _shifted(images: jax.Array, places: jax.Array, flips: jax.Array) -> jax.Arra
     pad = (CROP_PADDING, CROP_PADDING)
     padded = jnp.pad(images, ((0, 0), pad, pad, (0, 0)))
     _, height, width, _ = images.shape
-    rows = places[:, :1] + jnp.arange(height)
-    columns = jnp.arange(width)
-    columns = places[:, 1:] + jnp.where(flips[:, None], columns[::-1], columns)
+    rows = places[:, :1] + jnp.arange(height)[None]
+    columns = jnp.arange(width)[None]
+    columns = places[:, 1:] + jnp.where(flips[:, None], columns[:, ::-1], columns)
     own = jnp.arange(len(images))[:, None, None]
     return padded.at[own, rows[:, :, None], columns[:, None, :]].get(mode="promise_in_bounds")
 

@@ -268,11 +268,19 @@ def next_batch(
 
     starts, counts = (jnp.asarray(x)[task.classes][:, None] for x in (data.starts, data.counts))
     where = starts + jax.random.randint(image_key, (ways, shots), 0, counts)
-    pixels = jnp.asarray(data.images)[where.ravel()].astype(jnp.float32)
-    scale, shift = (jnp.asarray(x)[task.dataset] for x in (data.scale, data.shift))
+    images = scaled_images(data, where.ravel(), task.dataset)
     labels = jnp.repeat(jnp.arange(ways, dtype=jnp.int32), shots)
     info = {"dataset": task.dataset, "switched": switched}
-    return task, (pixels * scale + shift, labels), info
+    return task, (images, labels), info
+
+
+def scaled_images(data: SwitchingData, where: jax.Array, dataset: Any) -> jax.Array:
+    """The images at `where` [...], float32 [..., h, w, c], scaled as those of a dataset."""
+    pixels = jnp.asarray(data.images)[where].astype(jnp.float32)
+    scale, shift = (
+        jnp.broadcast_to(jnp.asarray(x)[dataset], pixels.shape) for x in (data.scale, data.shift)
+    )
+    return pixels * scale + shift
 
 
 def _draw_task(key, data, ways, weights):

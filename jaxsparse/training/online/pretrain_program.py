@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsparse import losses, nn
-from jaxsparse.data.switching import SwitchingData
+from jaxsparse.data.switching import SwitchingData, scaled_images
 from jaxsparse.draws import choose
 from jaxsparse.gates import Gate
 from jaxsparse.learners import maml
@@ -202,8 +202,8 @@ def sample_episodes(
 
     def rows(key, low, high, shots):
         where = starts + jax.random.randint(key, (episodes, ways, shots), low, high)
-        pixels = jnp.asarray(data.images)[where.reshape(episodes, -1)].astype(jnp.float32)
+        images = scaled_images(data, where.reshape(episodes, -1), 0)
         labels = jnp.tile(jnp.repeat(jnp.arange(ways, dtype=jnp.int32), shots), (episodes, 1))
-        return pixels * jnp.asarray(data.scale)[0] + jnp.asarray(data.shift)[0], labels
+        return images, labels
 
     return rows(support_key, 0, half, shots), rows(query_key, half, counts, QUERY_SHOTS)
