@@ -18,6 +18,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTA
 # All public modules but those whose examples want a folder or a data set of the reader's.
 ELSEWHERE = (
     *("data.folder", "data.mini_imagenet", "data.classification", "data.episodes", "data.cache"),
+    *("data.cars", "data.cifar100", "data.class_splits", "data.cub", "data.prepared"),
+    *("data.ten_classes", "data.tiered_imagenet"),
     *("data.streams", "data.plain_pickles", "data.pictures", "data.files", "machine"),
     *("user_cache", "training"),
 )

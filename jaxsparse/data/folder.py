@@ -105,6 +105,16 @@ def scan(root: Path, split: str) -> Classes:
     folder = _split_folder(root, split)
     if folder is None:
         raise DataError(f"{root}: there is no folder {' or '.join(SPLIT_FOLDERS[split])} in it")
+    return scan_classes(folder)
+
+
+def scan_classes(folder: Path) -> Classes:
+    """List the images in every class folder of one folder, as `scan` does for a split's.
+
+    Example:
+        >>> list(scan_classes(Path("birds/train")))
+        ['crow', 'finch']
+    """
     classes = {name: _images(folder / name) for name in _class_names(folder)}
     if not classes:
         raise DataError(f"{one_line(folder)}: there are no class folders in it")
@@ -133,7 +143,7 @@ def versions(classes: Classes) -> list[tuple[str, str, str]]:
 def check_apart(root: Path, split: str) -> None:
     """Raise DataError where a class of this split is in another one, too.
 
-    Names alone do not tell where two splits have all of them in common: they may be numbers,
+    Names alone do not tell where two splits have the same ones and these are numbers, which may be
     counted anew in each. Then one image that is in both tells; without one the test split warns.
     """
     folder = _split_folder(root, split)
@@ -151,19 +161,20 @@ def check_apart(root: Path, split: str) -> None:
 
 
 def _share_names(folder: Path, there: Path) -> bool:
-    """Whether two splits have all their classes' names in common; DataError if their classes."""
+    """Whether two splits number their classes alike; DataError if they share a class."""
     own, others = _class_names(folder), _class_names(there)
+    numbered = own == others and all(name.isdigit() for name in own)
     places = {os.path.realpath(folder / name): name for name in own}
     for name in others:
         twin = places.get(os.path.realpath(there / name))
-        if twin is None and name in own and (own != others or _share_an_image(folder, there, name)):
-            twin = name
+        if twin is None and name in own:
+            twin = name if not numbered or _share_an_image(folder, there, name) else None
         if twin is not None:
             raise DataError(
                 f"{one_line(folder / twin)} and {one_line(there / name)}: one class in two splits;"
                 " it may be in one only"
             )
-    return own == others
+    return numbered
 
 
 def _share_an_image(folder: Path, there: Path, name: str) -> bool:

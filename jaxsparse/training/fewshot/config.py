@@ -26,7 +26,18 @@ Method = Literal[
     "meta-sgd",
 ]
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
-Dataset = Literal["glyphs", "omniglot", "omniglot-1200", "mini_imagenet", "folder"]
+Dataset = Literal[
+    "glyphs",
+    "omniglot",
+    "omniglot-1200",
+    "mini_imagenet",
+    "tiered_imagenet",
+    "cub",
+    "cars",
+    "cifar_fs",
+    "fc100",
+    "folder",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +48,9 @@ class FewShotConfig:
     """what decides which parameters the inner loop moves, and how far; all but maml are of first
     order unless --second-order is given"""
     dataset: Dataset = "glyphs"
-    """glyphs is embedded; omniglot (evaluation alphabets; -1200: random characters) and
-    mini_imagenet are read through TensorFlow Datasets; folder is a tree train/ val/ test/ of
-    class folders under --data-dir"""
+    """glyphs is embedded; folder is a tree train/ val/ test/ of class folders under --data-dir; the
+    others are read through TensorFlow Datasets or from its manual folder (omniglot: evaluation
+    alphabets; -1200: random characters; cifar_fs and fc100: CIFAR-100)"""
     data_dir: str | None = None
     """where the data lies; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
     image_size: int | None = None
