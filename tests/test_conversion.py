@@ -64,11 +64,12 @@ def test_shrinking_averages():
 
 
 def test_height_and_width_are_not_mixed_up():
-    half = np.zeros((1, 8, 4, 3), np.uint8)
-    half[:, 4:] = 200
-    image = convert(image_set(half), (4, 12, 3), *COLOUR).images[0]
-    assert image.shape == (4, 12, 3)
-    assert image[0].max() == 0 and image[-1].min() == 200
+    quarters = np.array([[0, 80], [160, 240]], np.uint8).repeat(4, 0).repeat(2, 1)
+    image = convert(image_set(quarters[None, :, :, None]), (4, 12, 1), *GREY).images[0, ..., 0]
+    assert image[::3, ::11].tolist() == [[0, 80], [160, 240]]
+    assert (np.diff(image.astype(int)) >= 0).all() and (
+        np.diff(image.astype(int), axis=0) >= 0
+    ).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -105,18 +106,27 @@ def test_converted_images_are_kept_and_mapped(monkeypatch):
         again = convert(data, (9, 9, 3), (0.0,) * 3, (1.0,) * 3)
         np.testing.assert_array_equal(again.images, before.images)
         assert again.mean == (0.0,) * 3 and not again.images.flags.owndata
-    moved = ImageSet(sets[0].images, np.array([1, 2], np.int32), sets[0].names, *COLOUR)
-    with pytest.raises(TypeError):  # other classes: not the ones that are kept
-        convert(moved, (9, 9, 3), *COLOUR)
+
+
+def test_sets_that_differ_in_their_classes_alone_are_told_apart():
+    images = np.stack([pixels(seed, 6, 6) for seed in range(4)]).reshape(2, 2, 6, 6, 3)
+    for counts in ([1, 2], [2, 1]):
+        data = ImageSet(images, np.array(counts, np.int32), ("a", "b"), *COLOUR)
+        new = convert(data, (6, 6, 1), *GREY)
+        assert new.counts.tolist() == counts
+    renamed = ImageSet(images, np.array([2, 1], np.int32), ("b", "c"), *COLOUR)
+    assert convert(renamed, (6, 6, 1), *GREY).names == ("b", "c")
 
 
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 def test_classes_of_unequal_sizes_keep_their_images(array):
-    images = np.stack([np.full((2, 4, 4, 1), 10 * i, np.uint8) for i in range(3)])
+    images = np.stack([np.full((3, 4, 4, 1), 10 * i, np.uint8) for i in range(3)])
     names = ("a", "b", "c")
     data = ImageSet(array(images), np.array([1, 2, 1], np.int32), names, (0.0,), (1.0,))
     new = convert(data, (6, 6, 3), *COLOUR)
-    assert new.counts.tolist() == [1, 2, 1] and new.names == names and new.largest == data.largest
+    assert (
+        new.counts.tolist() == [1, 2, 1] and new.names == names and new.largest == data.largest == 3
+    )
     assert [new.of_class(i).mean() for i in range(3)] == [0, 10, 20]
     assert new.images.shape == (4, 6, 6, 3)
 

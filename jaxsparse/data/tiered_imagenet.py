@@ -82,9 +82,11 @@ def _pickle_source(root: Path, split: str, shape: Shape) -> tuple[Any, Callable[
 
 def _check_apart(root: Path, split: str, names: list[str]) -> None:
     """Raise DataError where a class of this split is in another split's pickle, too."""
-    for other in _PICKLES.keys() - {split}:
+    for other in _PICKLES:
         labels = root / _LABELS.format(_PICKLES[other])
-        shared = labels.is_file() and set(names).intersection(_read(labels, _parse_labels)[0])
+        if other == split or not labels.is_file():
+            continue
+        shared = set(names).intersection(_read(labels, _parse_labels)[0])
         if shared:
             raise DataError(
                 f"{one_line(root)}: the class {min(shared)!r} is in the labels of"
