@@ -68,6 +68,11 @@ _LEARNED = {"method": ("sparse-maml", "sparse-relu-maml", "sparse-maml-plus", "m
 # Gates whose parameters start as --mask-init says; with "auto" they start at inner_lr.
 _RATES = ("sparse-relu-maml", "meta-sgd")
 
+_READ_FROM_TFDS = (
+    *("omniglot", "omniglot-1200", "mini_imagenet", "tiered_imagenet"),
+    *("cub", "cars", "cifar_fs", "fc100"),
+)
+
 FEWSHOT = Reads(
     always=(
         *("method", "dataset", "ways", "shots", "query_shots", "network", "bias", "batch_norm"),
@@ -76,7 +81,7 @@ FEWSHOT = Reads(
         *("schedule", "val_tasks", "test_tasks", "precision", "blocks", "seed", "seeds"),
     ),
     cases={
-        "data_dir": ({"dataset": ("omniglot", "omniglot-1200", "mini_imagenet", "folder")},),
+        "data_dir": ({"dataset": (*_READ_FROM_TFDS, "folder")},),
         "image_size": ({"dataset": ("folder",)},),
         "width": ({"network": ("conv4",)},),
         "channels": ({"network": ("resnet12", "resnet12-large")},),

@@ -18,8 +18,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTA
 # All public modules except those whose examples need a folder or dataset of the user.
 ELSEWHERE = (
     *("data.folder", "data.mini_imagenet", "data.classification", "data.episodes", "data.cache"),
-    *("data.streams", "data.plain_pickles", "data.pictures", "data.files", "machine"),
-    *("user_cache", "training"),
+    *("data.streams", "data.plain_pickles", "data.pictures", "data.files", "data.prepared"),
+    *("machine", "user_cache", "training"),
 )
 
 

@@ -7,13 +7,13 @@ import shutil
 import sys
 import time
 import warnings
-import zlib
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import fails, manual_folder, pixels, tree
 from PIL import Image
 
 from jaxsparse import user_cache
@@ -40,30 +40,6 @@ def real():
         return root
 
     return find
-
-
-def pixels(seed, height, width, channels=3):
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def tree(root, layout, size=(10, 10), channels=3, suffix="png"):
-    """Write random images; layout is {split folder: {class: number of images}}."""
-    written = {}
-    for split, classes in layout.items():
-        for name, count in classes.items():
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                image = pixels(zlib.crc32(f"{split}{name}{i}".encode()), size[0], size[1], channels)
-                Image.fromarray(image).save(root / split / name / f"{i}.{suffix}")
-                written[split, name, i] = image
-    return written
-
-
-def fails(match, *args, **kwargs):
-    with pytest.raises(DataError, match=match) as caught:
-        load(*args, **kwargs)
-    assert "\n" not in str(caught.value)
 
 
 # --- your own folder ---
@@ -548,12 +524,6 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path, monkeypatch):
 
 
 # --- miniImageNet, made up ---
-
-
-def manual_folder(tmp_path):
-    path = tmp_path / "downloads" / "manual"
-    path.mkdir(parents=True)
-    return path
 
 
 def test_mini_imagenet_from_class_folders(tmp_path):

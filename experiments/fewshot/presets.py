@@ -91,6 +91,11 @@ DEFAULT_PRESET = {
     "omniglot": "omniglot",
     "omniglot-1200": "omniglot",
     "mini_imagenet": "table-s2",
+    "tiered_imagenet": "mini-imagenet-cpu",
+    "cub": "mini-imagenet-cpu",
+    "cars": "mini-imagenet-cpu",
+    "cifar_fs": "mini-imagenet-cpu",
+    "fc100": "mini-imagenet-cpu",
     "folder": "mini-imagenet-cpu",
 }
 

@@ -2,6 +2,7 @@
 
 from jaxsparse.data import streams, switching
 from jaxsparse.data.classification import load_labelled
+from jaxsparse.data.conversion import convert
 from jaxsparse.data.digests import fingerprint
 from jaxsparse.data.episodes import Task, check_episode, sample_tasks
 from jaxsparse.data.images import ImageSet, check_not_blank
@@ -20,6 +21,7 @@ __all__ = [
     "TaskStream",
     "check_episode",
     "check_not_blank",
+    "convert",
     "fingerprint",
     "load",
     "load_labelled",

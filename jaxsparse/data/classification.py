@@ -10,9 +10,9 @@ from jaxsparse.data.cache import Rows, cached
 from jaxsparse.data.digits import load_digits
 from jaxsparse.data.images import check_range
 from jaxsparse.data.labelled import LabelledSet, Scale
+from jaxsparse.data.locations import find_data_dir, not_prepared
 from jaxsparse.data.omniglot import prepared_files, records
 from jaxsparse.data.pictures import opened
-from jaxsparse.data.sources import find_data_dir
 from jaxsparse.errors import DataError
 
 NAMES = ("mnist", "fashion_mnist", "cifar10", "glyphs")
@@ -65,11 +65,7 @@ def load_labelled(
     folder = find_data_dir(name, data_dir)
     key = prepared_files(name, folder)
     if not key:
-        raise DataError(
-            f"{name}: not prepared in {folder}; do so once, with TensorFlow installed:"
-            ' python -c "import tensorflow_datasets as tfds;'
-            f" tfds.builder('{name}', file_format='array_record').download_and_prepare()\""
-        )
+        raise not_prepared(name, folder)
     data = cached(f"{name}-{split}", (split, key), lambda: _rows(name, split, folder))
     labels = np.array([int(label) for label in data.names], np.int32)
     check_range(f"{name}: labels in {folder}", labels, 0, 9)

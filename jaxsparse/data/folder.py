@@ -1,4 +1,4 @@
-"""Data sets in folders: one folder per class."""
+"""Datasets in folders: one folder per class."""
 
 import filecmp
 import os
@@ -93,6 +93,11 @@ def scan(root: Path, split: str) -> Classes:
     folder = _split_folder(root, split)
     if folder is None:
         raise DataError(f"{root}: there is no folder {' or '.join(SPLIT_FOLDERS[split])} in it")
+    return scan_classes(folder)
+
+
+def scan_classes(folder: Path) -> Classes:
+    """List the images in every class folder of `folder`; DataError as in `scan`."""
     classes = {name: _images(folder / name) for name in _class_names(folder)}
     if not classes:
         raise DataError(f"{one_line(folder)}: there are no class folders in it")
@@ -118,9 +123,9 @@ def versions(classes: Classes) -> list[tuple[str, str, str]]:
 def check_apart(root: Path, split: str) -> None:
     """Raise DataError if a class of this split is also in another split.
 
-    If two splits have exactly the same class names, the classes may still differ: each split may
-    number its classes from 0. Then they count as the same only if they share an image; without
-    one, the test split only gives a warning.
+    If two splits have the same class names and all of them are numbers, the classes may still
+    differ: each split may number its classes from 0. Then they count as the same only if they
+    share an image; without one, the test split only gives a warning.
     """
     folder = _split_folder(root, split)
     if folder is None:
@@ -137,19 +142,20 @@ def check_apart(root: Path, split: str) -> None:
 
 
 def _share_names(folder: Path, there: Path) -> bool:
-    """Whether two splits have exactly the same class names; DataError if they share a class."""
+    """Whether two splits have the same numbers as names; DataError if they share a class."""
     own, others = _class_names(folder), _class_names(there)
+    numbered = own == others and all(name.isdigit() for name in own)
     places = {os.path.realpath(folder / name): name for name in own}
     for name in others:
         twin = places.get(os.path.realpath(there / name))
-        if twin is None and name in own and (own != others or _share_an_image(folder, there, name)):
-            twin = name
+        if twin is None and name in own:
+            twin = name if not numbered or _share_an_image(folder, there, name) else None
         if twin is not None:
             raise DataError(
                 f"{one_line(folder / twin)} and {one_line(there / name)}: one class in two splits;"
                 " it may be in only one"
             )
-    return own == others
+    return numbered
 
 
 def _share_an_image(folder: Path, there: Path, name: str) -> bool:

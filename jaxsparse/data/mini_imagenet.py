@@ -1,15 +1,13 @@
 """miniImageNet, the split of Ravi & Larochelle: 64 / 16 / 20 classes of 600 images."""
 
-import io
-from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
 from jaxsparse.data.cache import Rows, cached
 from jaxsparse.data.images import ImageSet
 from jaxsparse.data.mini_imagenet_files import is_there, manual_source
-from jaxsparse.data.omniglot import prepared_files, records
-from jaxsparse.data.pictures import read_image
+from jaxsparse.data.omniglot import prepared_files
+from jaxsparse.data.prepared import prepared_rows
 
 
 def load_mini_imagenet(split: str, data_dir: Path, image_size: int | None = None) -> ImageSet:
@@ -47,13 +45,6 @@ def load_mini_imagenet(split: str, data_dir: Path, image_size: int | None = None
 def _prepared_rows(data_dir: Path, split: str, shape: tuple[int, int, int]) -> Rows:
     import jaxsparse.data.mini_imagenet_builder  # noqa: F401  registers the dataset
 
-    encoded = defaultdict(list)
-    for record in records("mini_imagenet", split, data_dir):
-        encoded[record["label"].decode()].append(record["image"])
-    names = sorted(encoded)
-    images = (
-        read_image(io.BytesIO(image), shape, f"mini_imagenet: an image of {name} in {data_dir}")
-        for name in names
-        for image in encoded[name]
+    return prepared_rows(
+        "mini_imagenet", (split,), data_dir, shape, lambda record: record["label"].decode()
     )
-    return Rows(names, [len(encoded[name]) for name in names], shape, images)

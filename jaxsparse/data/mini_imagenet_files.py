@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from jaxsparse.data.cache import Rows
+from jaxsparse.data.class_splits import split_source
 from jaxsparse.data.files import has_control_characters, one_line
-from jaxsparse.data.folder import check_apart, folder_rows, scan, versions
 from jaxsparse.data.pictures import fit
 from jaxsparse.data.plain_pickles import PickledArray, load_plain
 from jaxsparse.errors import DataError
@@ -44,10 +44,7 @@ def manual_source(
             status = file.stat()
             key = (os.path.realpath(file), status.st_size, status.st_mtime_ns)
             return key, partial(_pickle_rows, file, shape)
-    root = manual / "mini_imagenet"
-    classes = scan(root, split)
-    check_apart(root, split)
-    return versions(classes), partial(folder_rows, classes, shape)
+    return split_source(manual / "mini_imagenet", split, shape)
 
 
 def is_there(manual: Path) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jaxsparse.data.cache import Rows, cached
 from jaxsparse.data.images import ImageSet
+from jaxsparse.data.locations import not_prepared
 from jaxsparse.errors import DataError
 
 _BACKGROUND = """
@@ -67,11 +68,7 @@ def load_omniglot(
     size = image_size or 28
     key = prepared_files("omniglot", data_dir)
     if not key:
-        raise DataError(
-            f"omniglot: not prepared in {data_dir}; do so once, with TensorFlow installed:"
-            ' python -c "import tensorflow_datasets as tfds;'
-            " tfds.builder('omniglot', file_format='array_record').download_and_prepare()\""
-        )
+        raise not_prepared("omniglot", data_dir)
     data = cached(f"omniglot-{size}", key, lambda: _rows(data_dir, size))
     members = _members(data.names, split, mixed)
     chosen = data.take([i for i, name in enumerate(data.names) if name in members])
@@ -137,11 +134,13 @@ def prepared_files(name: str, data_dir: Path) -> list[tuple[str, int, int]]:
     return [(os.path.realpath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in whole]
 
 
-def records(name: str, split: str, data_dir: Path) -> Iterator[dict[str, Any]]:
+def records(
+    name: str, split: str, data_dir: Path, encoded: Sequence[str] = ("image",)
+) -> Iterator[dict[str, Any]]:
     """Read the examples that TFDS prepared, with encoded images; needs no TensorFlow.
 
     Yields a dict per example; "image" is the content of an image file. `name` and `split` are
-    TFDS's names.
+    TFDS's names. `encoded` names the fields that hold images.
 
     Example:
         >>> next(records("omniglot", "test", Path("~/tensorflow_datasets").expanduser())).keys()
@@ -149,7 +148,7 @@ def records(name: str, split: str, data_dir: Path) -> Iterator[dict[str, Any]]:
     """
     import tensorflow_datasets as tfds  # slow to import, and only needed to fill the cache
 
-    decoders = {"image": tfds.decode.SkipDecoding()}
+    decoders = {field: tfds.decode.SkipDecoding() for field in encoded}
     try:
         yield from tfds.data_source(
             name, split=split, data_dir=data_dir, download=False, decoders=decoders

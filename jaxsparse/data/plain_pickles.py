@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxsparse.data.files import open_file
 
-_MOST_STEPS = 5_000_000  # instructions; miniImageNet's largest file has a few hundred thousand
+_MOST_STEPS = 20_000_000  # instructions; tieredImageNet's largest file has at most 13 million
 _MOST_AXES = 32
 _TYPES = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 

@@ -1,19 +1,40 @@
 """Image datasets by name."""
 
 import os
-import stat
+from collections.abc import Callable
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 
-from jaxsparse.data.files import one_line
+from jaxsparse.data.cars import load_cars
+from jaxsparse.data.cifar100 import load_cifar_fs, load_fc100
+from jaxsparse.data.cub import load_cub
 from jaxsparse.data.folder import SPLIT_FOLDERS, load_folder
 from jaxsparse.data.glyphs import load_glyphs
 from jaxsparse.data.images import ImageSet
+from jaxsparse.data.locations import find_data_dir
 from jaxsparse.data.mini_imagenet import load_mini_imagenet
 from jaxsparse.data.omniglot import load_omniglot
+from jaxsparse.data.ten_classes import load_ten_classes
+from jaxsparse.data.tiered_imagenet import load_tiered_imagenet
 from jaxsparse.errors import DataError
 
-NAMES = ("glyphs", "omniglot", "omniglot-1200", "mini_imagenet", "folder")
+Reader = Callable[[str, Path, int | None], ImageSet]  # (split, data_dir, image_size)
+_READERS: dict[str, Reader] = {
+    "omniglot": load_omniglot,
+    "omniglot-1200": partial(load_omniglot, mixed=True),
+    "mini_imagenet": load_mini_imagenet,
+    "tiered_imagenet": load_tiered_imagenet,
+    "cub": load_cub,
+    "cars": load_cars,
+    "cifar_fs": load_cifar_fs,
+    "fc100": load_fc100,
+    "mnist": partial(load_ten_classes, "mnist"),
+    "fashion_mnist": partial(load_ten_classes, "fashion_mnist"),
+    "cifar10": partial(load_ten_classes, "cifar10"),
+    "folder": lambda split, data_dir, image_size: load_folder(data_dir, split, image_size),
+}
+NAMES = ("glyphs", *_READERS)
 SPLITS = tuple(SPLIT_FOLDERS)
 
 
@@ -31,6 +52,13 @@ def load(
     | omniglot | splits share no alphabet, see `load_omniglot` | 28, 28, 1 |
     | omniglot-1200 | the 1,200 / 423 characters split, alphabets mixed | 28, 28, 1 |
     | mini_imagenet | 64 / 16 / 20 classes x 600 | 84, 84, 3 |
+    | tiered_imagenet | 351 / 97 / 160 classes, splits share no superclass | 84, 84, 3 |
+    | cub | 100 / 50 / 50 species of birds | 84, 84, 3 |
+    | cars | 98 / 49 / 49 models of cars | 84, 84, 3 |
+    | cifar_fs | 64 / 16 / 20 classes x 600 of CIFAR-100 | 32, 32, 3 |
+    | fc100 | 60 / 20 / 20 classes x 600 of CIFAR-100, splits share no superclass | 32, 32, 3 |
+    | mnist, fashion_mnist | 10 classes, only a test split | 28, 28, 1 |
+    | cifar10 | 10 classes, only a test split | 32, 32, 3 |
     | folder | your own tree of class folders, see `load_folder` | 84, 84, 1 or 3 |
 
     The first call decodes the images into the cache (see `cache_dir`); later calls open the cache.
@@ -63,12 +91,7 @@ def load(
         raise DataError(f"image_size must be at least 1 pixel, got {image_size}")
     if name == "glyphs":
         return _glyphs(split, image_size)
-    folder = find_data_dir(name, data_dir)
-    if name == "folder":
-        return load_folder(folder, split, image_size)
-    if name == "mini_imagenet":
-        return load_mini_imagenet(split, folder, image_size)
-    return load_omniglot(split, folder, image_size, mixed=name == "omniglot-1200")
+    return _READERS[name](split, find_data_dir(name, data_dir), image_size)
 
 
 def _glyphs(split: str, image_size: int | None) -> ImageSet:
@@ -76,28 +99,3 @@ def _glyphs(split: str, image_size: int | None) -> ImageSet:
     if image_size not in (None, data.image_shape[0]):
         raise DataError(f"glyphs: image_size must be {data.image_shape[0]}, got {image_size}")
     return data
-
-
-def find_data_dir(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
-    """The folder of a dataset, `data_dir` or TFDS's default; DataError if there is none."""
-    if data_dir is None and name == "folder":
-        raise DataError("the dataset 'folder' needs data_dir, a tree train/<class>/<image> etc.")
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    given = os.fspath(default if data_dir is None else data_dir)
-    path = os.path.expanduser(given)  # noqa: PTH111  Path.expanduser raises for an unknown user
-    if given.startswith("~") and path == given:
-        raise DataError(f"{name}: data_dir {one_line(given)}: has no home folder for ~")
-    if reason := _no_folder(path):
-        raise DataError(f"{name}: data_dir {one_line(path)[:200]}: {reason}")
-    return Path(path)
-
-
-def _no_folder(path: str) -> str | None:
-    """Why `path` is not a readable folder; None if it is."""
-    try:
-        mode = Path(path).stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
-        return "there is no such folder"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return None if stat.S_ISDIR(mode) else "is a file, not a folder"

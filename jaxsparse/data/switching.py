@@ -13,8 +13,9 @@ from jaxsparse.data.classification import load_labelled
 from jaxsparse.data.glyphs import load_glyphs
 from jaxsparse.data.images import ImageSet, check_images
 from jaxsparse.data.labelled import LabelledSet, check_labelled
+from jaxsparse.data.locations import find_data_dir
 from jaxsparse.data.omniglot import load_omniglot
-from jaxsparse.data.sources import SPLITS, find_data_dir
+from jaxsparse.data.sources import SPLITS
 from jaxsparse.draws import choose
 from jaxsparse.errors import DataError
 

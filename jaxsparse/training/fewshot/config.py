@@ -26,7 +26,18 @@ Method = Literal[
     "meta-sgd",
 ]
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
-Dataset = Literal["glyphs", "omniglot", "omniglot-1200", "mini_imagenet", "folder"]
+Dataset = Literal[
+    "glyphs",
+    "omniglot",
+    "omniglot-1200",
+    "mini_imagenet",
+    "tiered_imagenet",
+    "cub",
+    "cars",
+    "cifar_fs",
+    "fc100",
+    "folder",
+]
 Network = Literal["conv4", "resnet12", "resnet12-large"]
 # The channels of the four blocks of ResNet-12: the paper's small and large networks.
 CHANNELS = {"resnet12": (64, 128, 256, 512), "resnet12-large": (64, 160, 320, 640)}
@@ -39,9 +50,9 @@ class FewShotConfig:
     method: Method = "sparse-maml"
     """the algorithm; all except maml are first order unless --second-order is given"""
     dataset: Dataset = "glyphs"
-    """glyphs needs no download; omniglot and mini_imagenet are read through TensorFlow Datasets;
-    omniglot tests on unseen alphabets, omniglot-1200 on randomly chosen characters; folder reads
-    train/, val/ and test/ with one folder per class under --data-dir"""
+    """glyphs needs no download; folder reads train/, val/ and test/ with one folder per class under
+    --data-dir; the others are read through TensorFlow Datasets or from its manual folder; omniglot
+    tests on unseen alphabets, omniglot-1200 on randomly chosen characters"""
     data_dir: str | None = None
     """folder of the data; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
     image_size: int | None = None

@@ -1,0 +1,81 @@
+"""Read the records that TFDS prepared, class by class."""
+
+import io
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxsparse.data.cache import Rows, Shape, cached
+from jaxsparse.data.images import ImageSet
+from jaxsparse.data.locations import not_prepared
+from jaxsparse.data.omniglot import prepared_files, records
+from jaxsparse.data.pictures import read_image
+from jaxsparse.errors import DataError
+
+ClassOf = Callable[[dict[str, Any]], str | None]
+
+
+def load_prepared(
+    stem: str,
+    name: str,
+    data_dir: Path,
+    shape: Shape,
+    class_of: ClassOf,
+    count: int,
+    encoded: Sequence[str] = ("image",),
+) -> ImageSet:
+    """Read some classes of a dataset of TFDS, its train and test images together.
+
+    The other arguments are those of `prepared_rows`. The cache folder's name begins with `stem`,
+    which must be unique to these classes. DataError unless there are `count` classes.
+
+    Example:
+        >>> folder = Path("~/tensorflow_datasets").expanduser()
+        >>> frog_of = lambda record: "frog" if record["label"] == 6 else None
+        >>> load_prepared("frogs", "cifar10", folder, (32, 32, 3), frog_of, 1).counts
+        array([6000], dtype=int32)
+    """
+    key = prepared_files(name, data_dir)
+    if not key:
+        raise not_prepared(name, data_dir)
+
+    def rows() -> Rows:
+        found = prepared_rows(name, ("train", "test"), data_dir, shape, class_of, encoded)
+        if len(found.names) != count:
+            raise DataError(
+                f"{name}: {data_dir} has images of {len(found.names)} classes of this split, want"
+                f" {count}; prepare it again"
+            )
+        return found
+
+    return cached(stem, key, rows)
+
+
+def prepared_rows(
+    name: str,
+    splits: Sequence[str],
+    data_dir: Path,
+    shape: Shape,
+    class_of: ClassOf,
+    encoded: Sequence[str] = ("image",),
+) -> Rows:
+    """The records of some of TFDS's splits as `Rows`, with the classes sorted by name.
+
+    `class_of` gives the class of a record, or None to skip the record. `encoded` names the fields
+    that hold images; only "image" is read. `name` and `splits` are TFDS's names. DataError if TFDS
+    cannot read the records, or if an image is damaged.
+    """
+    found = defaultdict(list)
+    for split in splits:
+        for record in records(name, split, data_dir, encoded):
+            called = class_of(record)
+            if called is not None:
+                found[called].append(record["image"])
+    names = sorted(found)
+    images = (
+        read_image(io.BytesIO(image), shape, f"{name}: an image of {called} in {data_dir}")
+        for called in names
+        for image in found[called]
+    )
+    return Rows(names, [len(found[called]) for called in names], shape, images)
