@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxsparse
@@ -16,6 +17,7 @@ torch, functional = reference.torch, reference.functional
 
 SIZES = (3, 2, 2)  # ways, shots, query shots
 STEPS = 3
+SGD = optax.sgd(1.0)
 
 
 def conv4(norm, params, images):
@@ -108,11 +110,9 @@ def test_query_logits_match_pytorch(batch_norm, task, setting):
 @pytest.mark.parametrize("batch_norm", ["support", "running"])
 def test_meta_gradient_matches_pytorch(batch_norm, task, setting):
     """By SGD of rate 1 the change of theta is minus its gradient, to first order."""
-    params, sizes = setting
+    params, _ = setting
     loss_fn, gate = jaxsparse.cross_entropy(MODEL, batch_norm), gates.constant(0.1)
-    sgd = jaxsparse.maml(
-        loss_fn, gate, inner_steps=STEPS, theta_optimizer=plain(), mask_optimizer=plain()
-    )
+    sgd = jaxsparse.maml(loss_fn, gate, inner_steps=STEPS, theta_optimizer=SGD, mask_optimizer=SGD)
     state = sgd.init(params, jax.random.key(0))
     after, _ = sgd.step(state, stacked(task))
     got = reference.flat(jax.tree.map(jnp.subtract, params, after.params))
@@ -122,12 +122,6 @@ def test_meta_gradient_matches_pytorch(batch_norm, task, setting):
     for name, gradient in want.items():
         wanted = 0.0 if gradient is None else gradient.numpy()
         np.testing.assert_allclose(got[name], wanted, atol=2e-4, err_msg=name)
-
-
-def plain():
-    import optax
-
-    return optax.sgd(1.0)
 
 
 @pytest.mark.parametrize("batch_norm", ["support", "running", "transductive"])
@@ -144,7 +138,7 @@ def test_predictions_of_a_query_image_alone(batch_norm, task, setting):
 
 
 def test_errors(task, setting):
-    with pytest.raises(ValueError, match="batch_norm must be one of .* got 'none'"):
+    with pytest.raises(ValueError, match=r"batch_norm must be one of .* got 'none'"):
         jaxsparse.cross_entropy(MODEL, "none")
     with pytest.raises(ValueError, match="'support' for a model without batch norm"):
         jaxsparse.cross_entropy(nn.mlp(3), "support")

@@ -21,7 +21,7 @@ from jaxsparse import nn, training
 from jaxsparse.nn import native
 from jaxsparse.training import runner as runner_module
 from jaxsparse.training.fewshot import result as result_module
-from jaxsparse.training.fewshot import run as run_module
+from jaxsparse.training.fewshot.evaluation import Measurement
 
 CLASSES, IMAGES = 3, 4
 
@@ -247,16 +247,17 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(flags, small_n
 def test_a_validation_loss_that_is_not_finite_stops_the_run(
     flags, small_network, tmp_path, monkeypatch, capsys
 ):
-    evaluate = run_module._Run.evaluate_batch
+    evaluate, validations = Measurement.batch, []
 
     def spoilt(self, split, *args):
         metrics = evaluate(self, split, *args)
-        if split == "validation" and self.epoch == 1:
+        validations.append(split)
+        if split == "validation" and len(validations) == 2:
             metrics["loss"] = np.array(metrics["loss"])
             metrics["loss"][1, 2] = np.inf
         return metrics
 
-    monkeypatch.setattr(run_module._Run, "evaluate_batch", spoilt)
+    monkeypatch.setattr(Measurement, "batch", spoilt)
     with pytest.raises(SystemExit) as stop:
         fewshot.main([*flags, "--seeds=2", "--seed=5"])
     assert stop.value.code == 1
