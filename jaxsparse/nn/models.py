@@ -218,6 +218,7 @@ def resnet12(
     ways: int = 5,
     channels: Sequence[int] = (64, 128, 256, 512),
     image_shape: Shape = (84, 84, 3),
+    blocks: Blocks = "auto",
 ) -> Model:
     """Build ResNet-12: four residual blocks of three convolutions, then mean and linear head.
 
@@ -228,13 +229,15 @@ def resnet12(
       ways: number of classes.
       channels: of the four blocks; (64, 160, 320, 640) is the large network of the literature.
       image_shape: (h, w, c) in pixels and channels; h, w >= 8.
+      blocks: what computes the convolutions with their norms, as for `conv4`.
 
     Returns:
       A `Model` with params {"block1": {"conv1": {"kernel", "norm": {"scale", "bias"}}, "conv2",
       "conv3", "skip"}, ..., "block4", "head": {"kernel": [channels[3], ways], "bias": [ways]}}.
 
     Raises:
-      ValueError: for sizes that are not positive, or other than four channel counts.
+      ValueError: for sizes that are not positive, other than four channel counts, or blocks that
+        are unknown or cannot be had.
 
     Example:
       >>> model = resnet12(ways=5, channels=(2, 4, 4, 8), image_shape=(16, 16, 3))
@@ -246,6 +249,7 @@ def resnet12(
     _positive(ways=ways, channels=tuple(channels), image_shape=image_shape)
     if len(channels) != 4 or min(image_shape[:2]) < 8:
         raise ValueError(f"channels: got {channels}, want four, on images of at least 8x8 pixels")
+    form = choose_blocks(blocks)
     return make_model(
-        lambda draw: ResNet12(ways, channels, image_shape, draw), image_shape, rowwise=False
+        lambda draw: ResNet12(ways, channels, image_shape, form, draw), image_shape, rowwise=False
     )

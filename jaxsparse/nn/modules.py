@@ -10,8 +10,10 @@ from jax import Array
 from jaxsparse.nn import ops
 from jaxsparse.nn.blocks import conv_norm_pool
 from jaxsparse.nn.model import ZERO, Draw, Shape, Spread
+from jaxsparse.nn.residual import conv_norm, join
 
 INITS = ("pytorch", "kaiming", "xavier")
+_SLOPE = 0.01  # of ResNet-12's leaky ReLU
 
 
 def _spreads(init: str, fan_in: int, fan_out: int) -> tuple[Spread, Spread]:
@@ -150,46 +152,57 @@ class StridedCNN(MLP):
 
 
 class ResidualConv(nnx.Module):
-    """Convolution without bias, Xavier-uniform, then batch norm."""
+    """Convolution without bias, Xavier-uniform, then batch norm and a leaky ReLU."""
 
-    def __init__(self, size: int, inputs: int, features: int, *, draw: Draw):
+    def __init__(self, size: int, inputs: int, features: int, form: str, *, draw: Draw):
         bound = math.sqrt(6 / (size * size * (inputs + features)))
+        self.form = form
         self.kernel = nnx.Param(draw((size, size, inputs, features), Spread(bound)))
         self.norm = BatchNorm(features)
 
-    def __call__(self, x: Array) -> Array:
-        return self.norm(ops.conv(x, self.kernel[...]))
+    def __call__(self, x: Array, slope: float = 1.0) -> Array:
+        params = (self.kernel[...], self.norm.scale[...], self.norm.bias[...])
+        return conv_norm(x, *params, slope=slope, form=self.form)
 
 
 class Residual(nnx.Module):
     """Three convolutions and a 1x1 skip; the last activation follows the sum."""
 
-    def __init__(self, inputs: int, features: int, *, draw: Draw):
-        self.conv1 = ResidualConv(3, inputs, features, draw=draw)
-        self.conv2 = ResidualConv(3, features, features, draw=draw)
-        self.conv3 = ResidualConv(3, features, features, draw=draw)
-        self.skip = ResidualConv(1, inputs, features, draw=draw)
+    def __init__(self, inputs: int, features: int, form: str, *, draw: Draw):
+        self.form = form
+        self.conv1 = ResidualConv(3, inputs, features, form, draw=draw)
+        self.conv2 = ResidualConv(3, features, features, form, draw=draw)
+        self.conv3 = ResidualConv(3, features, features, form, draw=draw)
+        self.skip = ResidualConv(1, inputs, features, form, draw=draw)
 
     def __call__(self, x: Array) -> Array:
-        y = nnx.leaky_relu(self.conv1(x), 0.01)
-        y = nnx.leaky_relu(self.conv2(y), 0.01)
-        return nnx.leaky_relu(self.conv3(y) + self.skip(x), 0.01)
+        return nnx.leaky_relu(self._residual(x) + self.skip(x), _SLOPE)
+
+    def pooled(self, x: Array, padding: int = 0) -> Array:
+        """The block's output after a max-pool."""
+        terms = self._residual(x), self.skip(x)
+        return join(*terms, slope=_SLOPE, padding=padding, form=self.form)
+
+    def _residual(self, x: Array) -> Array:
+        return self.conv3(self.conv2(self.conv1(x, _SLOPE), _SLOPE))
 
 
 class ResNet12(nnx.Module):
     """Four residual blocks, pooled after the first three, and a linear head on the mean."""
 
-    def __init__(self, ways: int, channels: Sequence[int], image_shape: Shape, draw: Draw):
+    def __init__(
+        self, ways: int, channels: Sequence[int], image_shape: Shape, form: str, draw: Draw
+    ):
         inputs = (image_shape[2], *channels)
-        self.block1 = Residual(inputs[0], inputs[1], draw=draw)
-        self.block2 = Residual(inputs[1], inputs[2], draw=draw)
-        self.block3 = Residual(inputs[2], inputs[3], draw=draw)
-        self.block4 = Residual(inputs[3], inputs[4], draw=draw)
+        self.block1 = Residual(inputs[0], inputs[1], form, draw=draw)
+        self.block2 = Residual(inputs[1], inputs[2], form, draw=draw)
+        self.block3 = Residual(inputs[2], inputs[3], form, draw=draw)
+        self.block4 = Residual(inputs[3], inputs[4], form, draw=draw)
         self.head = Linear(channels[3], ways, init="xavier", draw=draw)
 
     def __call__(self, x: Array) -> Array:
-        x = ops.max_pool(self.block1(x))
-        x = ops.max_pool(self.block2(x))
-        x = ops.max_pool(self.block3(x), padding=1)
+        x = self.block1.pooled(x)
+        x = self.block2.pooled(x)
+        x = self.block3.pooled(x, padding=1)
         x = self.block4(x)
         return self.head(jnp.mean(x, (1, 2), dtype=jnp.float32).astype(x.dtype))

@@ -24,7 +24,9 @@ import jaxlib
 from jaxsparse.user_cache import code_dir, partial, remove
 
 _FOLDER = Path(__file__).parent
-_HANDLERS = ("BlockForward", "BlockBackward", "GramForward", "GramBackward")
+_HANDLERS = tuple(
+    f"{kind}{way}" for kind in ("Block", "Gram", "Unit", "Join") for way in ("Forward", "Backward")
+)
 _log = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()
 _BUILD_SECONDS = 180  # it takes about ten

@@ -14,6 +14,7 @@
 namespace jaxsparse {
 
 constexpr int kPlaces = 16;  // of a transformed tile
+constexpr int kQuads = 4;    // outputs of a tile
 
 // The one-dimensional transforms; `Step` is the distance between the entries of x.
 template <int Step>
@@ -40,6 +41,16 @@ inline void output_transform_transposed(Vec* y) {  // A
   y[Step] = a + b, y[2 * Step] = a - b, y[3 * Step] = -b;
 }
 
+// Where the outputs of the tiles of an image lie: how many pixels from one to the next.
+struct Layout {
+  int64_t pixels;  // of an image
+  int64_t row, column, below, right;
+
+  int64_t pixel(int64_t i, int64_t j, int q) const {
+    return i * row + j * column + q / 2 * below + q % 2 * right;
+  }
+};
+
 // Sizes of a convolution, and of a piece of its batch.
 struct Shape {
   int64_t images, height, width, inputs, outputs;
@@ -47,6 +58,9 @@ struct Shape {
   int64_t tile_rows() const { return (height + 1) / 2; }
   int64_t tile_columns() const { return (width + 1) / 2; }
   int64_t tiles() const { return tile_rows() * tile_columns(); }  // of an image
+  // The four outputs of a tile together, and as an image has them.
+  Layout by_tile() const { return {kQuads * tiles(), kQuads * tile_columns(), kQuads, 2, 1}; }
+  Layout by_row() const { return {height * width, 2 * width, 2, width, 1}; }
   int64_t in() const { return padded(inputs); }
   int64_t out() const { return padded(outputs); }
   int64_t bordered_width() const { return 2 * tile_columns() + 2; }

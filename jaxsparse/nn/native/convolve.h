@@ -1,0 +1,160 @@
+// Convolution by Winograd's tiles of a batch, a piece at a time, and its gradients: what lies
+// between the transforms of winograd.h and the norm.
+
+#pragma once
+
+#include "norm.h"
+#include "sharing.h"
+
+namespace jaxsparse {
+
+// Into how many shares to divide the images: it decides the order of sums, so it follows from the
+// sizes alone. More would cost more in memory for sums than they save.
+inline int shares_of(int64_t images, int64_t pieces_of_work) {
+  return std::clamp<int64_t>(pieces_of_work, 1, std::min<int64_t>(images, 4));
+}
+
+// The pieces of a range of images, of nearly one size.
+struct Pieces {
+  Range range;
+  int64_t count;
+
+  Pieces(Shape s, Range r)
+      : range(r), count(std::max<int64_t>(1, (size() + s.piece() / 2) / s.piece())) {}
+  int64_t size() const { return range.last - range.first; }
+  int64_t largest() const { return (size() + count - 1) / count; }
+  Range piece(int64_t k) const {
+    return {range.first + size() * k / count, range.first + size() * (k + 1) / count};
+  }
+};
+
+// The outputs of each tile of an image, to where they lie in y.
+inline void transform_outputs(Shape s, Layout at, const float* from, int64_t first, int64_t rows,
+                              float* y) {
+  for (int64_t i = 0, t = first; i < s.tile_rows(); ++i) {
+    for (int64_t j = 0; j < s.tile_columns(); ++j, ++t) {
+      const bool low = 2 * i + 1 < s.height, right = 2 * j + 1 < s.width;
+      for (int64_t o = 0; o < s.out(); o += kLanes) {
+        Vec m[16], half[8], four[4];
+#pragma GCC unroll 16
+        for (int p = 0; p < 16; ++p) m[p] = load(from + (p * rows + t) * s.out() + o);
+#pragma GCC unroll 16
+        for (int p = 0; p < 4; ++p) output_transform<4>(m + p, half + p);
+#pragma GCC unroll 16
+        for (int p = 0; p < 2; ++p) output_transform<1>(half + 4 * p, four + 2 * p);
+        store(y + at.pixel(i, j, 0) * s.out() + o, four[0]);
+        if (right) store(y + at.pixel(i, j, 1) * s.out() + o, four[1]);
+        if (low) store(y + at.pixel(i, j, 2) * s.out() + o, four[2]);
+        if (low && right) store(y + at.pixel(i, j, 3) * s.out() + o, four[3]);
+      }
+    }
+  }
+}
+
+// y = images * kernel, [n, at.pixels, out()], and the statistics of each image.
+inline void convolve(Shape s, Layout at, Range range, const float* images, const float* weights,
+                     float* y, double* statistics) {
+  const Pieces pieces(s, range);
+  const int64_t rows = pieces.largest() * s.tiles();
+  float* bordered = scratch(Slot::kBordered, s.bordered());
+  float* tiles = scratch(Slot::kTiles, kPlaces * rows * s.in());
+  float* products = scratch(Slot::kProducts, kPlaces * rows * s.out());
+  std::memset(bordered, 0, s.bordered() * sizeof(float));
+  for (int64_t piece = 0; piece < pieces.count; ++piece) {
+    const Range own = pieces.piece(piece);
+    const int64_t used = (own.last - own.first) * s.tiles();
+    for (int64_t n = own.first; n < own.last; ++n) {
+      add_border(s, images + n * s.height * s.width * s.inputs, bordered);
+      transform_image(s, bordered, (n - own.first) * s.tiles(), used, tiles);
+    }
+    for (int p = 0; p < kPlaces; ++p)
+      multiply<false>(used, s.inputs, s.out(), {tiles + p * used * s.in(), s.in(), 1},
+                      weights + p * s.inputs * s.out(), products + p * used * s.out());
+    for (int64_t n = own.first; n < own.last; ++n) {
+      float* image = y + n * at.pixels * s.out();
+      transform_outputs(s, at, products, (n - own.first) * s.tiles(), used, image);
+      image_statistics(s, at, image, statistics + n * 2 * s.out());
+    }
+  }
+}
+
+// A dy A^T of each tile of an image; gradient(n, i, j, o, d) sets what lies in the image of its dy.
+template <class Gradient>
+inline void transform_gradient(Shape s, const Gradient& gradient, int64_t n, int64_t first,
+                               int64_t rows, float* to) {
+  for (int64_t i = 0, t = first; i < s.tile_rows(); ++i) {
+    for (int64_t j = 0; j < s.tile_columns(); ++j, ++t) {
+      for (int64_t o = 0; o < s.out(); o += kLanes) {
+        Vec d[kQuads] = {}, half[8], x[16];
+        gradient(n, i, j, o, d);
+#pragma GCC unroll 16
+        for (int p = 0; p < 2; ++p) {
+          half[p] = d[p], half[2 + p] = d[p] + d[2 + p];
+          half[4 + p] = d[p] - d[2 + p], half[6 + p] = -d[2 + p];
+        }
+#pragma GCC unroll 16
+        for (int p = 0; p < 4; ++p) {
+          const Vec a = half[2 * p], b = half[2 * p + 1];
+          x[4 * p] = a, x[4 * p + 1] = a + b, x[4 * p + 2] = a - b, x[4 * p + 3] = -b;
+        }
+#pragma GCC unroll 16
+        for (int p = 0; p < 16; ++p) store(to + (p * rows + t) * s.out() + o, x[p]);
+      }
+    }
+  }
+}
+
+// The gradients of some images, and what they add to that of the kernel's sixteen matrices.
+template <class Gradient>
+inline void convolve_back(Shape s, Range range, const float* images, const float* weights,
+                          const Gradient& gradient, float* d_images, float* d_weights) {
+  const Pieces pieces(s, range);
+  const int64_t rows = pieces.largest() * s.tiles(), pixels = s.height * s.width;
+  float* bordered = scratch(Slot::kBordered, s.bordered());
+  float* back = scratch(Slot::kBack, s.bordered());
+  float* tiles = scratch(Slot::kTiles, kPlaces * rows * s.in());
+  float* products = scratch(Slot::kProducts, kPlaces * rows * s.out());
+  std::memset(bordered, 0, s.bordered() * sizeof(float));
+  std::memset(d_weights, 0, kPlaces * s.inputs * s.out() * sizeof(float));
+  for (int64_t piece = 0; piece < pieces.count; ++piece) {
+    const Range own = pieces.piece(piece);
+    const int64_t used = (own.last - own.first) * s.tiles();
+    for (int64_t n = own.first; n < own.last; ++n) {
+      const int64_t first = (n - own.first) * s.tiles();
+      add_border(s, images + n * pixels * s.inputs, bordered);
+      transform_image(s, bordered, first, used, tiles);
+      transform_gradient(s, gradient, n, first, used, products);
+    }
+    for (int p = 0; p < kPlaces; ++p) {
+      float* v = tiles + p * used * s.in();
+      const float* z = products + p * used * s.out();
+      multiply<true>(s.inputs, used, s.out(), {v, 1, s.in()}, z,
+                     d_weights + p * s.inputs * s.out());
+      multiply<false>(used, s.outputs, s.in(), {z, s.out(), 1}, weights + p * s.outputs * s.in(),
+                      v);
+    }
+    for (int64_t n = own.first; n < own.last; ++n) {
+      transform_image_back(s, tiles, (n - own.first) * s.tiles(), used, back);
+      drop_border(s, back, d_images + n * pixels * s.inputs);
+    }
+  }
+}
+
+// The kernel's sixteen matrices as the images' gradient wants them, [16, outputs, in()].
+inline float* turned_weights(Shape s, const float* kernel) {
+  float* turned = scratch(Slot::kKernel, 9 * s.inputs * s.outputs);
+  float* weights = scratch(Slot::kWeights, kPlaces * s.outputs * s.in());
+  transpose_kernel(s.inputs, s.outputs, kernel, turned);
+  transform_kernel(s.outputs, s.inputs, turned, weights);
+  return weights;
+}
+
+// The kernel's gradient from those of its sixteen matrices, of each share.
+inline void kernel_gradient(Shape s, int shares, float* d_weights, float* d_kernel) {
+  const int64_t cells = kPlaces * s.inputs * s.out();
+  for (int share = 1; share < shares; ++share)
+    for (int64_t k = 0; k < cells; ++k) d_weights[k] += d_weights[share * cells + k];
+  transform_kernel_back(s.inputs, s.outputs, d_weights, d_kernel);
+}
+
+}  // namespace jaxsparse
