@@ -10,10 +10,12 @@ from jaxsparse.nn.native_function import Arrays, Operation, apply
 
 def block(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
     """What `block_forms` computes, by `native.forward` and `native.backward`."""
-    forward, in_xla, for_missing = (
-        partial(f, eps=eps) for f in (native.forward, block_forms.by_patches, block_forms.gram)
+    operation = Operation(
+        partial(native.forward, eps=eps),
+        _backward,
+        partial(block_forms.by_patches, eps=eps),
+        partial(block_forms.gram, eps=eps),
     )
-    operation = Operation(forward, _backward, in_xla, for_missing)
     return apply(operation, images, kernel, scale, bias)
 
 

@@ -80,9 +80,7 @@ def _gradient_backward(operation: Operation, residuals: tuple, cotangents: tuple
 
     def first_derivative(inputs: Arrays, gradient: Array) -> tuple[Array | None, ...]:
         pulled = jax.vjp(operation.in_xla, *inputs)[1](gradient)
-        return tuple(
-            None if c is None else d for c, d in zip(cotangents, pulled, strict=True)
-        )
+        return tuple(None if c is None else d for c, d in zip(cotangents, pulled, strict=True))
 
     d_inputs, d_gradient = jax.vjp(first_derivative, inputs, gradient)[1](cotangents)
     return d_inputs, jax.tree.map(_zero, saved), d_gradient

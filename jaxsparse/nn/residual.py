@@ -63,7 +63,7 @@ def conv_norm(
     in_xla = partial(_conv_norm, slope=slope, eps=eps)
     operation = Operation(
         partial(native.unit_forward, eps=eps, slope=slope),
-        partial(_conv_norm_backward, slope),
+        partial(native.unit_backward, slope=slope),
         in_xla,
         in_xla,
     )
@@ -95,12 +95,6 @@ def _conv_norm(
     images: Array, kernel: Array, scale: Array, bias: Array, *, slope: float, eps: float
 ) -> Array:
     return _leaky(ops.batch_norm(ops.conv(images, kernel), scale, bias, eps=eps), slope)
-
-
-def _conv_norm_backward(
-    slope: float, inputs: Arrays, saved: Arrays, gradient: Array
-) -> tuple[Array | None, ...]:
-    return native.unit_backward(*inputs, slope, saved, gradient)
 
 
 def join(a: Array, b: Array, *, slope: float, padding: int = 0, form: str = "xla") -> Array:
@@ -152,5 +146,6 @@ def _join_forward(slope: float, padding: int, a: Array, b: Array) -> tuple[Array
 def _join_backward(
     slope: float, inputs: Arrays, saved: Arrays, gradient: Array
 ) -> tuple[Array, Array]:
-    d = native.join_backward(inputs[0].shape, slope, *saved, gradient)
+    out, place = saved
+    d = native.join_backward(inputs[0].shape, out, place, gradient, slope)
     return d, d

@@ -7,6 +7,7 @@ Written by hand, a piece of the batch stays in the cache from its images to its 
 from jaxsparse.nn.native.calls import backward, forward, has_few_channels
 from jaxsparse.nn.native.library import available, why_not
 from jaxsparse.nn.native.residual_calls import (
+    has_few_inputs,
     join_backward,
     join_forward,
     unit_backward,
@@ -18,6 +19,7 @@ __all__ = [
     "backward",
     "forward",
     "has_few_channels",
+    "has_few_inputs",
     "join_backward",
     "join_forward",
     "unit_backward",

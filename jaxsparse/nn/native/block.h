@@ -64,8 +64,7 @@ inline void block_forward(Shape s, const float* images, const float* kernel, con
                           const Helpers& helpers) {
   const int shares = shares_of(s.images, s.images * s.tiles() / 256);
   std::vector<double> statistics(s.images * 2 * s.out());
-  float* weights = scratch(Slot::kWeights, kPlaces * s.inputs * s.out());
-  transform_kernel(s.inputs, s.outputs, kernel, weights);
+  const float* weights = weights_of(s, kernel, helpers);
   helpers.run(shares, [&](int k) {
     convolve(s, s.by_tile(), share_of(s.images, k, shares), images, weights, saved.y,
              statistics.data());
@@ -127,18 +126,11 @@ inline void block_backward(Shape s, const float* images, const float* kernel, co
                            const Saved& saved, const float* gradient, float* d_images,
                            float* d_kernel, float* d_scale, float* d_bias, const Helpers& helpers) {
   const int shares = shares_of(s.images, s.images * s.tiles() / 256);
-  const int64_t cells = kPlaces * s.inputs * s.out();
   float* factors = scratch(Slot::kFactors, 3 * s.out());
-  float* d_weights = scratch(Slot::kPartial, shares * cells);
   gradient_sums(s, gradient, saved, d_bias, d_scale);
   norm_factors(s, scale, saved.mean, saved.inverse, d_scale, d_bias, factors);
-  const float* weights = turned_weights(s, kernel);
   const PooledGradient dy{s, saved.y, gradient, factors, saved.place};
-  helpers.run(shares, [&](int k) {
-    convolve_back(s, share_of(s.images, k, shares), images, weights, dy, d_images,
-                  d_weights + k * cells);
-  });
-  kernel_gradient(s, shares, d_weights, d_kernel);
+  convolution_back(s, shares, images, kernel, dy, d_images, d_kernel, helpers);
 }
 
 }  // namespace jaxsparse

@@ -78,18 +78,19 @@ def call(
     handler: str, results: Sequence[jax.ShapeDtypeStruct], *args: Array | np.float32
 ) -> Sequence[Array]:
     """Call a handler of the library on float32 arrays."""
-    target = _loaded().targets[handler]
+    target = loaded().targets[handler]
     # Under vmap one after the other: side by side they would only share the core's cache.
     return jax.ffi.ffi_call(target, results, vmap_method="sequential")(*args)
 
 
 def whole_vectors(channels: int) -> int:
     """The number of channels in the residuals of so many: a multiple of a vector's length."""
-    lanes = _loaded().lanes
+    lanes = loaded().lanes
     return -(-channels // lanes) * lanes
 
 
-def _loaded() -> Library:
+def loaded() -> Library:
+    """The library; ValueError where it cannot be had."""
     try:
         return load()
     except NoLibrary as reason:

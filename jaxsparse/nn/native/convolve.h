@@ -4,7 +4,6 @@
 #pragma once
 
 #include "norm.h"
-#include "sharing.h"
 
 namespace jaxsparse {
 
@@ -140,21 +139,47 @@ inline void convolve_back(Shape s, Range range, const float* images, const float
   }
 }
 
-// The kernel's sixteen matrices as the images' gradient wants them, [16, outputs, in()].
-inline float* turned_weights(Shape s, const float* kernel) {
-  float* turned = scratch(Slot::kKernel, 9 * s.inputs * s.outputs);
-  float* weights = scratch(Slot::kWeights, kPlaces * s.outputs * s.in());
-  transpose_kernel(s.inputs, s.outputs, kernel, turned);
-  transform_kernel(s.outputs, s.inputs, turned, weights);
+// Calls part(rows) for rows of a kernel's matrices, divided where they are large.
+template <class Part>
+inline void for_rows(Shape s, int64_t rows, const Helpers& helpers, const Part& part) {
+  const int shares = shares_of(rows, s.inputs * s.outputs / 4096);
+  helpers.run(shares, [&](int k) { part(share_of(rows, k, shares)); });
+}
+
+// The kernel's sixteen matrices, [16, inputs, out()].
+inline const float* weights_of(Shape s, const float* kernel, const Helpers& helpers) {
+  float* weights = scratch(Slot::kWeights, kPlaces * s.inputs * s.out());
+  for_rows(s, s.inputs, helpers,
+           [&](Range own) { transform_kernel(own, s.inputs, s.outputs, kernel, weights); });
   return weights;
 }
 
-// The kernel's gradient from those of its sixteen matrices, of each share.
-inline void kernel_gradient(Shape s, int shares, float* d_weights, float* d_kernel) {
+// The same as the images' gradient wants them, [16, outputs, in()].
+inline const float* turned_weights_of(Shape s, const float* kernel, const Helpers& helpers) {
+  float* turned = scratch(Slot::kKernel, 9 * s.inputs * s.outputs);
+  float* weights = scratch(Slot::kWeights, kPlaces * s.outputs * s.in());
+  for_rows(s, s.outputs, helpers, [&](Range own) {
+    transpose_kernel(own, s.inputs, s.outputs, kernel, turned);
+    transform_kernel(own, s.outputs, s.inputs, turned, weights);
+  });
+  return weights;
+}
+
+// The gradients of the images and of the kernel.
+template <class Gradient>
+inline void convolution_back(Shape s, int shares, const float* images, const float* kernel,
+                             const Gradient& gradient, float* d_images, float* d_kernel,
+                             const Helpers& helpers) {
   const int64_t cells = kPlaces * s.inputs * s.out();
-  for (int share = 1; share < shares; ++share)
-    for (int64_t k = 0; k < cells; ++k) d_weights[k] += d_weights[share * cells + k];
-  transform_kernel_back(s.inputs, s.outputs, d_weights, d_kernel);
+  float* d_weights = scratch(Slot::kPartial, shares * cells);
+  const float* weights = turned_weights_of(s, kernel, helpers);
+  helpers.run(shares, [&](int k) {
+    convolve_back(s, share_of(s.images, k, shares), images, weights, gradient, d_images,
+                  d_weights + k * cells);
+  });
+  for_rows(s, s.inputs, helpers, [&](Range own) {
+    transform_kernel_back(own, s.inputs, s.outputs, shares, d_weights, d_kernel);
+  });
 }
 
 }  // namespace jaxsparse

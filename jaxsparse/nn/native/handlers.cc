@@ -132,6 +132,7 @@ ffi::Error join_backward_handler(ffi::ThreadPool threads, Floats slope, Floats o
 }  // namespace jaxsparse
 
 extern "C" const int JaxsparseLanes = jaxsparse::kLanes;
+extern "C" const int JaxsparseFewInputs = jaxsparse::kFewInputs;
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseBlockForward, jaxsparse::block_forward_handler);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseBlockBackward, jaxsparse::block_backward_handler);

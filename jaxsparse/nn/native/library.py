@@ -27,6 +27,7 @@ _FOLDER = Path(__file__).parent
 _HANDLERS = tuple(
     f"{kind}{way}" for kind in ("Block", "Gram", "Unit", "Join") for way in ("Forward", "Backward")
 )
+_NUMBERS = ("JaxsparseLanes", "JaxsparseFewInputs")
 _log = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()
 _BUILD_SECONDS = 180  # it takes about ten
@@ -39,10 +40,12 @@ class Library(NamedTuple):
       targets: the name that XLA knows each handler by. It tells versions apart, so that a program
         compiled with one is not run with another.
       lanes: numbers in a vector of the processor; residuals have channels in multiples of it.
+      few_inputs: channels of images up to which a unit gives no gradient of them.
     """
 
     targets: dict[str, str]
     lanes: int
+    few_inputs: int
 
 
 class NoLibrary(Exception):
@@ -88,7 +91,7 @@ def _load() -> Library | str:
     for name, target in targets.items():
         handler = jax.ffi.pycapsule(getattr(loaded, f"Jaxsparse{name}"))
         jax.ffi.register_ffi_target(target, handler, platform="cpu")
-    return Library(targets, ctypes.c_int.in_dll(loaded, "JaxsparseLanes").value)
+    return Library(targets, *(ctypes.c_int.in_dll(loaded, name).value for name in _NUMBERS))
 
 
 def built() -> tuple[Path, ctypes.CDLL]:
@@ -263,7 +266,7 @@ def _try(library: Path) -> str | None:
     """
     if not library.is_file():
         return "it wrote no library"
-    names = ["JaxsparseLanes", *(f"Jaxsparse{name}" for name in _HANDLERS)]
+    names = [*_NUMBERS, *(f"Jaxsparse{name}" for name in _HANDLERS)]
     trial = [sys.executable, "-I", "-S", "-c", _TRIAL, str(library), *names]
     done = subprocess.run(trial, capture_output=True, text=True, errors="replace")
     if done.returncode == 0:

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsparse.nn.native.calls import call, floats, whole_vectors
+from jaxsparse.nn.native.calls import call, floats, loaded, whole_vectors
 
-FEW_INPUTS = 4  # channels up to which there is no gradient of the images; the same in rows.h
+
+def has_few_inputs(images: Array) -> bool:
+    """Whether a unit of these images gives no gradient of them."""
+    return images.shape[3] <= loaded().few_inputs
 
 
 def unit_forward(
@@ -34,34 +37,28 @@ def unit_forward(
 
 
 def unit_backward(
-    images: Array,
-    kernel: Array,
-    scale: Array,
-    bias: Array,
-    slope: float,
-    saved: tuple[Array, ...],
-    gradient: Array,
+    inputs: tuple[Array, ...], saved: tuple[Array, ...], gradient: Array, slope: float
 ) -> tuple[Array | None, Array, Array, Array]:
     """The gradients of images, kernel, scale and bias, from that of the output.
 
     Args:
-      images: [n, h, w, c], float32.
-      kernel: [3, 3, c, o] or [1, 1, c, o], float32.
-      scale: [o], float32.
-      bias: [o], float32.
-      slope: of the leaky ReLU.
+      inputs: images, kernel, scale and bias, as `unit_forward` has them.
       saved: the residuals of `unit_forward`.
       gradient: [n, h, w, o], float32.
+      slope: of the leaky ReLU.
 
     Returns:
-      Four arrays, of the shapes of images, kernel, scale and bias; None for the first where the
-      images have `FEW_INPUTS` channels or less.
+      Four arrays, of the shapes of images, kernel, scale and bias; None for the first where
+      `has_few_inputs`.
     """
-    few = images.shape[3] <= FEW_INPUTS
+    images, kernel, scale, bias = inputs
+    few = has_few_inputs(images)
     shapes = [kernel.shape, scale.shape, bias.shape, (0,) if few else images.shape]
-    args = (images, kernel, scale, bias, np.float32(slope), *saved, gradient)
-    *others, d_images = call("UnitBackward", [floats(*shape) for shape in shapes], *args)
-    return None if few else d_images, *others
+    results = [floats(*shape) for shape in shapes]
+    d_kernel, d_scale, d_bias, d_images = call(
+        "UnitBackward", results, *inputs, np.float32(slope), *saved, gradient
+    )
+    return None if few else d_images, d_kernel, d_scale, d_bias
 
 
 def join_forward(a: Array, b: Array, slope: float, padding: int) -> tuple[Array, Array]:
@@ -74,7 +71,8 @@ def join_forward(a: Array, b: Array, slope: float, padding: int) -> tuple[Array,
       padding: of the pooling, 0 or 1.
 
     Returns:
-      out [n, (h + 2 padding) // 2, (w + 2 padding) // 2, c], and what only `join_backward` can read.
+      out [n, (h + 2 padding) // 2, (w + 2 padding) // 2, c], and the places, which only
+      `join_backward` can read.
     """
     n, h, w, c = a.shape
     size = (n, h // 2 + padding, w // 2 + padding)
@@ -84,16 +82,16 @@ def join_forward(a: Array, b: Array, slope: float, padding: int) -> tuple[Array,
 
 
 def join_backward(
-    shape: tuple[int, ...], slope: float, out: Array, place: Array, gradient: Array
+    shape: tuple[int, ...], out: Array, place: Array, gradient: Array, slope: float
 ) -> Array:
     """The gradient of a and of b, which is the same.
 
     Args:
       shape: that of a.
-      slope: of the leaky ReLU.
       out: of `join_forward`.
       place: the places of the maxima.
       gradient: of `out`.
+      slope: of the leaky ReLU.
 
     Returns:
       [n, h, w, c].

@@ -9,7 +9,7 @@
 
 namespace jaxsparse {
 
-constexpr int64_t kFewInputs = 4;  // up to which the images' gradient is left to others
+constexpr int kFewInputs = 4;  // up to which the images' gradient is left to others
 
 inline bool by_rows(Shape s, int64_t size) {
   return size == 1 || s.inputs <= kFewInputs;
@@ -58,8 +58,7 @@ inline void convolve_rows(RowShape s, Range range, const float* images, const fl
     float* own = y + n * pixels * s.out();
     for (int64_t strip = 0; strip < s.strips(); ++strip) {
       const Strided a = strip_patches(s, images + n * pixels * s.inputs, strip, bordered, rows);
-      multiply<false>(s.strip(), s.taps(), s.out(), a, weights,
-                      own + strip * s.strip() * s.out());
+      multiply<false>(s.strip(), s.taps(), s.out(), a, weights, own + strip * s.strip() * s.out());
     }
     image_statistics(s, s.by_row(), own, statistics + n * 2 * s.out());
   }

@@ -40,7 +40,7 @@ struct Affine {
   }
 };
 
-// Where an image's z is below zero, by which leaky ReLU and its derivative multiply.
+// What leaky ReLU multiplies z by, and its derivative a gradient.
 inline Vec leaky(Vec z, float slope) {
   return z >= 0 ? Vec{} + 1 : Vec{} + slope;
 }
@@ -69,8 +69,7 @@ inline void unit_forward(Shape s, int64_t size, const float* images, const float
       convolve_rows(r, share_of(s.images, k, shares), images, weights, saved.y, statistics.data());
     });
   } else {
-    float* weights = scratch(Slot::kWeights, kPlaces * s.inputs * s.out());
-    transform_kernel(s.inputs, s.outputs, kernel, weights);
+    const float* weights = weights_of(s, kernel, helpers);
     helpers.run(shares, [&](int k) {
       convolve(s, s.by_row(), share_of(s.images, k, shares), images, weights, saved.y,
                statistics.data());
@@ -124,8 +123,7 @@ struct UnitGradient {
   Vec at(int64_t pixel, int64_t o) const {
     const Vec value = load(y + pixel * s.out() + o);
     const Vec z = (value - load(to_z.mean + o)) * load(to_z.gain + o) + load(to_z.bias + o);
-    const Vec dz =
-        load_some(gradient + pixel * s.outputs + o, s.outputs - o) * leaky(z, slope);
+    const Vec dz = load_some(gradient + pixel * s.outputs + o, s.outputs - o) * leaky(z, slope);
     return load(factors + o) * dz - load(factors + s.out() + o) -
            load(factors + 2 * s.out() + o) * value;
   }
@@ -158,16 +156,9 @@ inline void unit_backward(Shape s, int64_t size, const float* images, const floa
   const UnitGradient dy{s, to_z, slope, saved.y, gradient, factors};
   if (by_rows(s, size)) {
     rows_back({s, size}, shares, images, kernel, dy, d_images, d_kernel, helpers);
-    return;
+  } else {
+    convolution_back(s, shares, images, kernel, dy, d_images, d_kernel, helpers);
   }
-  const int64_t cells = kPlaces * s.inputs * s.out();
-  float* d_weights = scratch(Slot::kPartial, shares * cells);
-  const float* weights = turned_weights(s, kernel);
-  helpers.run(shares, [&](int k) {
-    convolve_back(s, share_of(s.images, k, shares), images, weights, dy, d_images,
-                  d_weights + k * cells);
-  });
-  kernel_gradient(s, shares, d_weights, d_kernel);
 }
 
 }  // namespace jaxsparse

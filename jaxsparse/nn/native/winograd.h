@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include "sharing.h"
 #include "vectors.h"
 
 namespace jaxsparse {
@@ -84,10 +85,11 @@ inline void kernel_transform_transposed(const Vec* u, Vec* k) {  // G^T
 }
 
 // G k G^T of nine matrices [rows, columns], to sixteen [rows, padded(columns)], zero in the
-// padding.
-inline void transform_kernel(int64_t rows, int64_t columns, const float* kernel, float* to) {
+// padding. Of the rows in `own`, as are the next two.
+inline void transform_kernel(Range own, int64_t rows, int64_t columns, const float* kernel,
+                             float* to) {
   const int64_t wide = padded(columns);
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = own.first; r < own.last; ++r) {
     for (int64_t c = 0; c < columns; c += kLanes) {
       Vec k[9], half[12], u[16];
 #pragma GCC unroll 16
@@ -103,14 +105,20 @@ inline void transform_kernel(int64_t rows, int64_t columns, const float* kernel,
   }
 }
 
-// G^T u G, from sixteen matrices [rows, padded(columns)] to nine [rows, columns].
-inline void transform_kernel_back(int64_t rows, int64_t columns, const float* from, float* kernel) {
-  const int64_t wide = padded(columns);
-  for (int64_t r = 0; r < rows; ++r) {
+// G^T u G, from sixteen matrices [rows, padded(columns)] to nine [rows, columns]; u is the sum of
+// some such, one for each share.
+inline void transform_kernel_back(Range own, int64_t rows, int64_t columns, int shares,
+                                  const float* from, float* kernel) {
+  const int64_t wide = padded(columns), cells = kPlaces * rows * wide;
+  for (int64_t r = own.first; r < own.last; ++r) {
     for (int64_t c = 0; c < columns; c += kLanes) {
       Vec u[16], half[12], k[9];
 #pragma GCC unroll 16
       for (int p = 0; p < kPlaces; ++p) u[p] = load(from + (p * rows + r) * wide + c);
+      for (int share = 1; share < shares; ++share)
+#pragma GCC unroll 16
+        for (int p = 0; p < kPlaces; ++p)
+          u[p] += load(from + share * cells + (p * rows + r) * wide + c);
 #pragma GCC unroll 16
       for (int p = 0; p < 4; ++p) kernel_transform_transposed<4>(u + p, half + p);
 #pragma GCC unroll 16
@@ -122,12 +130,13 @@ inline void transform_kernel_back(int64_t rows, int64_t columns, const float* fr
   }
 }
 
-// Nine matrices [rows, columns] to [columns, rows].
-inline void transpose_kernel(int64_t rows, int64_t columns, const float* from, float* to) {
+// Nine matrices [rows, columns] to [columns, rows]: rows of the latter.
+inline void transpose_kernel(Range own, int64_t rows, int64_t columns, const float* from,
+                             float* to) {
   constexpr int64_t kBlock = 16;  // rows that stay in the cache while columns go by
   for (int64_t p = 0; p < 9; ++p, from += rows * columns, to += rows * columns)
     for (int64_t first = 0; first < rows; first += kBlock)
-      for (int64_t c = 0; c < columns; ++c)
+      for (int64_t c = own.first; c < own.last; ++c)
         for (int64_t r = first; r < std::min(first + kBlock, rows); ++r)
           to[c * rows + r] = from[r * columns + c];
 }
