@@ -1,5 +1,4 @@
-"""The compiled layers of a residual block, against direct convolutions in double precision and
-against PyTorch."""
+"""The compiled layers of a residual block, against direct convolutions in double precision."""
 
 import platform
 from functools import partial
@@ -12,12 +11,11 @@ from jax import lax
 from problems import quick_jit
 from test_native import compiled, difference, in_a_process, use_compiler
 
-from jaxsparse import nn
-from jaxsparse.nn import blocks, native, ops, residual
+from jaxsparse.nn import native, ops, residual
 
 SLOPE = 0.1
-# n, h, w, inputs, outputs. Odd sizes, channels that fill no vector, few inputs, images enough for
-# several in a piece and for several shares, and one of a single pixel.
+# n, h, w, inputs, outputs: odd sizes, channels that do not fill a vector, few inputs, several
+# images per piece, several shares, and images of a single pixel.
 SIZES = [
     (2, 4, 4, 1, 9),
     (2, 7, 6, 3, 37),
@@ -41,17 +39,18 @@ def draw(n, h, w, inputs, outputs, k, offset=0.0):
 
 
 def normal(seed, shapes):
-    """By NumPy: JAX would compile a program for each shape."""
+    """Drawn with NumPy, as JAX would compile a program for each shape."""
     rng = np.random.default_rng(seed)
     return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
 
 
 def direct(images, kernel, scale, bias):
-    """XLA's own convolution, the norm in two passes and the activation."""
+    """XLA's convolution, the norm in two passes and the activation."""
     dims = ("NHWC", "HWIO", "NHWC")
     y = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=dims)
-    mean = jnp.mean(y, (0, 1, 2))
-    z = (y - mean) / jnp.sqrt(jnp.var(y, (0, 1, 2)) + 1e-5) * scale + bias
+    mean, variance = (f(y, (0, 1, 2), keepdims=True) for f in (jnp.mean, jnp.var))
+    scale, bias = (ops.of_rank(4, x) for x in (scale, bias))
+    z = (y - mean) / jnp.sqrt(variance + 1e-5) * scale + bias
     return jnp.where(z >= 0, z, SLOPE * z)
 
 
@@ -62,7 +61,7 @@ def direct_join(padding, a, b):
 
 
 def with_gradients(function, *args):
-    """The output and the gradients, from that of the output."""
+    """The output, and the gradients of `args`; the last argument is that of the output."""
     *args, gradient = args
     out, pull = jax.vjp(function, *args)
     return [out, *pull(gradient)]
@@ -86,21 +85,21 @@ def join_inputs(shape, padding):
 
 @compiled
 @pytest.mark.parametrize("sizes", LAYERS, ids=str)
-def test_layer_and_its_gradients_are_those_of_a_direct_convolution(sizes):
+def test_layer_and_its_gradients_match_a_direct_convolution(sizes):
     args = draw(*sizes)
     assert native.has_few_inputs(args[0]) == (sizes[3] <= 4)
     got, want = native_unit(*args), in_float64(direct, *args)
     assert [x.shape for x in got] == [x.shape for x in want]
     largest = max(np.abs(x).max() for x in want[1:])
     for ours, exact in zip(got, want, strict=True):
-        # The kernel's gradient is nearly zero where the norm undoes all that a kernel can do.
+        # The gradient of the kernel is almost zero if the norm cancels every change of the kernel.
         assert np.linalg.norm(ours - exact) < 3e-6 * max(np.linalg.norm(exact), largest)
 
 
 @compiled
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("shape", POOLED, ids=str)
-def test_end_of_a_block_and_its_gradients_are_those_of_its_parts(shape, padding):
+def test_join_and_its_gradients_match_its_parts(shape, padding):
     if min(shape[1:3]) + 2 * padding < 2:
         with pytest.raises(ValueError, match=r"a: got shape \(1, 1, 2, 3\)"):
             residual.join(jnp.ones(shape), jnp.ones(shape), slope=SLOPE, form="native")
@@ -127,7 +126,7 @@ def test_ties_and_nan_in_a_window_go_to_the_first():
 @compiled
 @pytest.mark.parametrize("form", residual.FORMS)
 def test_a_layer_of_equal_inputs_has_the_derivative_of_the_upper_side(form):
-    """Nothing varies, so that all outputs are the bias, here zero; none of it may be infinite."""
+    """All outputs are equal to the bias, which is zero. All gradients must be finite."""
     args = jnp.ones((2, 4, 5, 6)), jnp.zeros((3, 3, 6, 8)), jnp.ones(8), jnp.zeros(8)
     gradient = jnp.ones((2, 4, 5, 8))
     layer = partial(residual.conv_norm, slope=SLOPE, form=form)
@@ -139,7 +138,7 @@ def test_a_layer_of_equal_inputs_has_the_derivative_of_the_upper_side(form):
 @compiled
 @pytest.mark.parametrize("sizes", [(3, 9, 8, c, 20, k) for c in (2, 6) for k in (1, 3)], ids=str)
 def test_statistics_do_not_cancel(sizes):
-    """Images far from zero: without a border, their level is no part of what the norm leaves."""
+    """The mean of the images is large; without a border, the norm removes it completely."""
     args = draw(*sizes, offset=100.0)
     out, *gradients = in_float64(direct, *args)
     got = native_unit(*args)
@@ -151,9 +150,9 @@ ALL_SIZES = """
 import test_residual
 from jaxsparse.nn.native import library
 for sizes in test_residual.LAYERS:
-    test_residual.test_layer_and_its_gradients_are_those_of_a_direct_convolution(sizes)
+    test_residual.test_layer_and_its_gradients_match_a_direct_convolution(sizes)
 for shape in test_residual.POOLED[:3]:
-    test_residual.test_end_of_a_block_and_its_gradients_are_those_of_its_parts(shape, 1)
+    test_residual.test_join_and_its_gradients_match_its_parts(shape, 1)
 print(library.load().lanes)
 """
 
@@ -167,15 +166,12 @@ def test_layers_for_shorter_vectors(flag, lanes, monkeypatch, tmp_path):
     assert in_a_process(ALL_SIZES).split() == [str(lanes).encode()]
 
 
-# ---- against PyTorch
-
-
 def block_inputs(n=2, h=5, w=6, inputs=3, outputs=6):
     """Images, then kernel, scale and bias of three layers and of the skip."""
     sizes = [(3, inputs), (3, outputs), (3, outputs), (1, inputs)]
     params = [draw(1, 1, 1, c, outputs, k)[1:4] for k, c in sizes]
     (images,) = normal(8, [(n, h, w, inputs)])
-    # In each its own numbers: those of equal shape are drawn equal.
+    # Arrays of equal shape are drawn equal, so the layers are made different.
     return [images, *(x * (1 + 0.1 * i) for i, layer in enumerate(params) for x in layer)]
 
 
@@ -187,133 +183,12 @@ def block(form, padding, images, *params):
     return residual.join(*ends, slope=SLOPE, padding=padding, form=form)
 
 
-def torch_layer(x, kernel, scale, bias):
-    torch = pytest.importorskip("torch")
-    y = torch.nn.functional.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
-    # PyTorch's own norm would fold the mean into the bias: infinity less infinity.
-    variance, mean = torch.var_mean(y, (0, 2, 3), correction=0, keepdim=True)
-    unit = (y - mean) / torch.sqrt(variance + 1e-5)
-    return unit * scale[:, None, None] + bias[:, None, None]
-
-
-def torch_block(padding, images, *params):
-    f = pytest.importorskip("torch").nn.functional
-    layers = [params[i : i + 3] for i in range(0, 12, 3)]
-    y = f.leaky_relu(torch_layer(images, *layers[0]), SLOPE)
-    y = f.leaky_relu(torch_layer(y, *layers[1]), SLOPE)
-    y = torch_layer(y, *layers[2]) + torch_layer(images, *layers[3])
-    return f.max_pool2d(f.leaky_relu(y, SLOPE), 2, padding=padding)
-
-
-def to_torch(x, place):
-    """An array in float64 and PyTorch's order of axes: the first is of images."""
-    turn = (0, 3, 1, 2) if place == 0 else (3, 2, 0, 1)
-    array = np.asarray(x, np.float64)
-    return pytest.importorskip("torch").tensor(array.transpose(turn) if x.ndim == 4 else array)
-
-
-def from_torch(tensors):
-    turns = [(0, 2, 3, 1)] + [(2, 3, 1, 0)] * len(tensors)
-    return [
-        x.detach().numpy().transpose(t if x.dim() == 4 else (0,))
-        for x, t in zip(tensors, turns, strict=False)
-    ]
-
-
-def torch_derivatives(function, args):
-    """Value, gradient, and a gradient of the gradient by double backward."""
-    torch = pytest.importorskip("torch")
-    leaves = [to_torch(x, i).requires_grad_() for i, x in enumerate(args)]
-    out = function(*leaves).permute(0, 2, 3, 1)
-    weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).reshape(out.shape)
-    first = torch.autograd.grad((torch.sin(out) * weights).sum(), leaves, create_graph=True)
-    second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-    return [[out.detach().numpy()], from_torch(first), from_torch(second)]
-
-
-def derivatives(function, args):
-    """The same of ours."""
-    places = tuple(range(len(args)))
-
-    def scalar(*args):
-        out = function(*args)
-        return jnp.sum(jnp.sin(out) * jnp.linspace(-1, 2, out.size).reshape(out.shape))
-
-    def slope(*args):
-        return sum(jnp.sum(jnp.square(g)) for g in jax.grad(scalar, places)(*args))
-
-    def everything(*args):
-        return [function(*args)], jax.grad(scalar, places)(*args), jax.grad(slope, places)(*args)
-
-    return quick_jit(everything)(*args)
-
-
-FORMS = [pytest.param(form, marks=compiled if form == "native" else ()) for form in residual.FORMS]
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("k, inputs", [(1, 3), (3, 3), (1, 5), (3, 5)])
-def test_layers_and_their_second_derivatives_are_pytorchs(k, inputs, form):
-    *args, _ = draw(2, 4, 5, inputs, 6, k)
-    layer = partial(residual.conv_norm, slope=SLOPE, form=form)
-    leaky = pytest.importorskip("torch").nn.functional.leaky_relu
-    want = torch_derivatives(lambda *a: leaky(torch_layer(*a), SLOPE), args)
-    check_derivatives(derivatives(layer, args), want)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("padding", [0, 1])
-def test_a_block_and_its_second_derivatives_are_pytorchs(padding, form):
-    args = block_inputs()
-    want = torch_derivatives(partial(torch_block, padding), args)
-    check_derivatives(derivatives(partial(block, form, padding), args), want)
-
-
-def check_derivatives(got, want):
-    for ours, theirs, limit in zip(got, want, (1e-5, 1e-4, 1e-3), strict=True):
-        assert all(difference(*pair) < limit for pair in zip(ours, theirs, strict=True))
-
-
-# Arguments of a layer, the gradient last, and a place in each.
-PLACES = [(0, (1, 2, 3, 0)), (1, (0, 0, 0, 2)), (2, (1,)), (3, (1,)), (4, (0, 0, 1, 1))]
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("k, inputs", [(1, 3), (3, 3), (1, 5), (3, 5)])
-def test_nan_and_infinity_go_where_they_go_in_pytorch(k, inputs, form):
-    args = draw(2, 5, 4, inputs, 6, k)
-    torch = pytest.importorskip("torch")
-    layer = partial(residual.conv_norm, slope=SLOPE, form=form)
-    both = quick_jit(partial(with_gradients, layer))
-
-    def in_torch(*args):
-        leaves = [to_torch(x, i).requires_grad_() for i, x in enumerate(args[:-1])]
-        out = torch.nn.functional.leaky_relu(torch_layer(*leaves), SLOPE)
-        out.backward(to_torch(args[-1], 0))
-        return [*from_torch([out]), *from_torch([x.grad for x in leaves])]
-
-    def pairs(which, change):
-        changed = [change(a) if i == which else a for i, a in enumerate(args)]
-        return zip(both(*changed), in_torch(*changed), strict=True)
-
-    for which, place in PLACES:
-        for got, want in pairs(which, lambda a, p=place: a.at[p].set(np.nan)):
-            np.testing.assert_array_equal(np.isnan(got), np.isnan(want), f"argument {which}")
-        for value in (np.inf, -np.inf):
-            for got, want in pairs(which, lambda a, v=value, p=place: a.at[p].set(v)):
-                # Infinity less infinity may be taken here or there.
-                assert np.all(np.isfinite(want) | ~np.isfinite(got)), (which, value)
-    for which in (0, 1):  # the square of a deviation of 1e25 is no float32
-        (got, want), *_ = pairs(which, lambda a: 1e25 * a)
-        assert np.all(np.isnan(got)) or difference(got, want) < 1e-5
-
-
-# ---- in JAX's transformations
+# ---- JAX's transformations
 
 
 @compiled
-def test_a_block_of_each_task_under_vmap_and_map_to_the_bit():
-    """Also where the block is the body of a loop."""
+def test_blocks_under_vmap_map_and_scan_have_the_same_bits():
+    """The tasks of a batch, compared with one call per task."""
     args = [jnp.stack([x * (1 + 0.1 * i) for i in range(3)]) for x in block_inputs(2, 7, 6, 5, 20)]
 
     def slopes(*args):
@@ -356,7 +231,7 @@ import test_residual as t
 arrays = []
 for sizes in t.LAYERS[-2:] + t.LAYERS[4:6]:
     out, d_images, *others = t.native_unit(*t.draw(*sizes))
-    # The images' gradient is XLA's where inputs are few.
+    # With few inputs, XLA computes the gradient of the images.
     arrays += [out, *others, *([d_images] if sizes[3] > 4 else [])]
 *args, gradient = t.join_inputs((9, 20, 13, 16), 1)
 join = partial(t.residual.join, slope=0.1, padding=1, form="native")
@@ -373,7 +248,7 @@ def test_bits_do_not_depend_on_the_number_of_threads():
 
 
 @compiled
-def test_the_gradient_of_a_first_layers_images_is_not_computed_unless_asked_for():
+def test_the_gradient_of_a_first_layers_images_is_computed_only_on_request():
     args = draw(2, 8, 8, 3, 6, 3)
 
     def operations(places):
@@ -384,43 +259,7 @@ def test_the_gradient_of_a_first_layers_images_is_not_computed_unless_asked_for(
     assert " dot(" in operations((0, 1, 2, 3))
 
 
-# ---- the choice
-
-
-@compiled
-@pytest.mark.parametrize("form", residual.FORMS)
-def test_resnet12_is_made_with_the_form_that_is_asked_for(form):
-    shape = (9, 8, 2)
-    model = nn.resnet12(3, (2, 4, 4, 8), shape, blocks=form)
-    params, images = model.init(jax.random.key(0)), jnp.ones((2, *shape))
-    calls = str(jax.make_jaxpr(model.apply)(params, images)).count("ffi_call[")
-    assert calls == (16 + 3 if form == "native" else 0)
-
-
-@compiled
-def test_resnet12_is_the_same_in_both_forms():
-    shape = (20, 18, 3)
-    (images,) = normal(1, [(5, *shape)])
-
-    def found(form):
-        model = nn.resnet12(3, (4, 6, 8, 20), shape, blocks=form)
-        params = model.init(jax.random.key(0))
-        loss = lambda p: jnp.sum(jnp.sin(model.apply(p, images)))  # noqa: E731
-        return quick_jit(jax.value_and_grad(loss))(params)
-
-    for ours, other in zip(*(jax.tree.leaves(found(form)) for form in residual.FORMS), strict=True):
-        np.testing.assert_allclose(ours, other, rtol=0, atol=1e-4 * np.abs(other).max())
-
-
-def test_without_a_compiler_resnet12_is_xlas(monkeypatch):
-    reason = "there is no C++ compiler"
-    monkeypatch.setattr(native, "why_not", lambda: reason)
-    monkeypatch.setattr(blocks, "default_platform", lambda: "cpu")
-    with pytest.raises(ValueError, match="'native' cannot be had, as there is no C"):
-        nn.resnet12(blocks="native")
-    model = nn.resnet12(3, (2, 2, 2, 4), (8, 8, 1))
-    params, images = model.init(jax.random.key(0)), jnp.ones((2, 8, 8, 1))
-    assert "ffi_call" not in str(jax.make_jaxpr(model.apply)(params, images))
+# ---- errors and forms
 
 
 @pytest.mark.parametrize(
@@ -433,13 +272,13 @@ def test_without_a_compiler_resnet12_is_xlas(monkeypatch):
         ((2, 5, 5, 3), (3, 3, 3, 4), (4,), "fast", "form: got 'fast'"),
     ],
 )
-def test_layers_refuse_what_does_not_fit(images, kernel, scale, form, message):
+def test_layers_refuse_wrong_shapes_and_forms(images, kernel, scale, form, message):
     args = [jnp.zeros(s) for s in (images, kernel, scale, (4,))]
     with pytest.raises(ValueError, match=message):
         residual.conv_norm(*args, form=form)
 
 
-def test_a_kernel_of_another_size_is_xlas():
+def test_kernels_of_other_sizes_use_xla():
     *args, _ = draw(2, 6, 5, 5, 6, 5)
     np.testing.assert_array_equal(unit(*args), residual.conv_norm(*args, slope=SLOPE, form="xla"))
 
@@ -447,13 +286,13 @@ def test_a_kernel_of_another_size_is_xlas():
 @pytest.mark.parametrize(
     "change", [{"padding": 2}, {"slope": -1.0}, {"b": jnp.zeros((2, 5, 5, 4))}]
 )
-def test_ends_of_blocks_refuse_what_does_not_fit(change):
+def test_join_refuses_wrong_shapes_padding_and_slope(change):
     args = {"a": jnp.zeros((2, 5, 5, 3)), "b": jnp.zeros((2, 5, 5, 3)), "slope": 0.1, "padding": 0}
     with pytest.raises(ValueError, match="a, b: got shapes"):
         residual.join(**(args | change))
 
 
-def test_conv_norm_is_its_parts_to_the_bit():
+def test_conv_norm_has_the_bits_of_its_parts():
     *args, _ = draw(2, 6, 5, 5, 6, 3)
     y = ops.batch_norm(ops.conv(args[0], args[1]), *args[2:])
     np.testing.assert_array_equal(

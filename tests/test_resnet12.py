@@ -1,12 +1,15 @@
-"""ResNet-12 with given statistics of its norms, against a transcription in JAX's own operations."""
+"""ResNet-12: the form of its layers, and given statistics of its norms, against a transcription."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from problems import quick_jit
+from test_native import compiled
 
 from jaxsparse import nn
+from jaxsparse.nn import blocks, native, residual
 
 SHAPE = (12, 10, 3)
 MODEL = nn.resnet12(3, (2, 4, 4, 6), SHAPE)
@@ -24,8 +27,12 @@ class Norm:
         else:
             mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
             self.seen.append((mean, variance, x.size / x.shape[3]))
-        unit = (x - mean) / jnp.sqrt(variance + 1e-5)
-        return unit * params["scale"] + params["bias"]
+        scale, bias = row(params["scale"]), row(params["bias"])
+        return (x - row(mean)) / jnp.sqrt(row(variance) + 1e-5) * scale + bias
+
+
+def row(x):
+    return x.reshape(1, 1, 1, -1)
 
 
 def unit(x, params, norm):
@@ -47,7 +54,7 @@ def reference(params, x, norm):
         if i < 4:
             pad = ((0, 0), *[(int(i == 3),) * 2] * 2, (0, 0))
             x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), pad)
-    return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"].get("bias", 0)
+    return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"].reshape(1, -1)
 
 
 def draw(seed):
@@ -58,15 +65,9 @@ def draw(seed):
     return params, *(rng.normal(size=(n, *SHAPE)).astype(np.float32) for n in (5, 4))
 
 
-@pytest.fixture(autouse=True)
-def _ranks():
-    with jax.numpy_rank_promotion("allow"):  # in the transcription
-        yield
-
-
 def test_statistics_of_the_batch():
     params, images, _ = draw(0)
-    logits, moments = jax.jit(MODEL.with_moments)(params, images, None)
+    logits, moments = quick_jit(MODEL.with_moments)(params, images, None)
     norm = Norm()
     np.testing.assert_allclose(logits, reference(params, images, norm), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(logits, MODEL.apply(params, images), rtol=1e-3, atol=1e-4)
@@ -79,7 +80,7 @@ def test_statistics_of_the_batch():
 def test_given_statistics():
     params, images, others = draw(1)
     _, given = MODEL.with_moments(params, others, None)
-    logits, seen = jax.jit(MODEL.with_moments)(params, images, given)
+    logits, seen = quick_jit(MODEL.with_moments)(params, images, given)
     want = reference(params, images, Norm(given))
     np.testing.assert_allclose(logits, want, rtol=1e-3, atol=1e-4)
     assert not seen
@@ -103,9 +104,48 @@ def test_gradient_through_given_statistics():
         reference(params, others, norm)
         return loss(reference(params, images, Norm(norm.seen)))
 
-    got, want = (jax.tree.leaves(jax.jit(jax.grad(f))(params)) for f in (ours, theirs))
+    got, want = (jax.tree.leaves(quick_jit(jax.grad(f))(params)) for f in (ours, theirs))
     for a, b in zip(got, want, strict=True):
         assert np.linalg.norm(a - b) < 1e-3 * max(1, np.linalg.norm(b))
+
+
+# ---- the form of the layers
+
+
+@compiled
+@pytest.mark.parametrize("form", residual.FORMS)
+def test_resnet12_uses_the_requested_form(form):
+    shape = (9, 8, 2)
+    model = nn.resnet12(3, (2, 4, 4, 8), shape, blocks=form)
+    params, images = model.init(jax.random.key(0)), jnp.ones((2, *shape))
+    calls = str(jax.make_jaxpr(model.apply)(params, images)).count("ffi_call[")
+    assert calls == (16 + 3 if form == "native" else 0)
+
+
+@compiled
+def test_both_forms_agree():
+    shape = (20, 18, 3)
+    images = np.random.default_rng(1).normal(size=(5, *shape)).astype(np.float32)
+
+    def found(form):
+        model = nn.resnet12(3, (4, 6, 8, 20), shape, blocks=form)
+        params = model.init(jax.random.key(0))
+        loss = lambda p: jnp.sum(jnp.sin(model.apply(p, images)))  # noqa: E731
+        return quick_jit(jax.value_and_grad(loss))(params)
+
+    for ours, other in zip(*(jax.tree.leaves(found(form)) for form in residual.FORMS), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=0, atol=1e-4 * np.abs(other).max())
+
+
+def test_resnet12_without_a_compiler(monkeypatch):
+    reason = "there is no C++ compiler"
+    monkeypatch.setattr(native, "why_not", lambda: reason)
+    monkeypatch.setattr(blocks, "default_platform", lambda: "cpu")
+    with pytest.raises(ValueError, match="'native' is not available because there is no C"):
+        nn.resnet12(blocks="native")
+    model = nn.resnet12(3, (2, 2, 2, 4), (8, 8, 1))
+    params, images = model.init(jax.random.key(0)), jnp.ones((2, 8, 8, 1))
+    assert "ffi_call" not in str(jax.make_jaxpr(model.apply)(params, images))
 
 
 def test_head_without_bias():
