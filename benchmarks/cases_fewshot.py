@@ -96,13 +96,16 @@ class FewShotCase:
             inputs, h, w = self.width, h // 2, w // 2
         bound = 1 / math.sqrt(h * w * inputs)
         params["head/kernel"] = random.uniform(-bound, bound, (h * w * inputs, self.ways))
+        return self._with_mask(params, random) | self._tasks(random)
+
+    def _with_mask(
+        self, params: dict[str, np.ndarray], random: np.random.Generator
+    ) -> dict[str, Any]:
         mask = {name: random.normal(0.0, 1.0, p.shape) for name, p in params.items()}
-        trees = {"params": params, "mask": mask}
-        out: dict[str, Any] = {
+        return {
             tree: {name: x.astype(np.float32) for name, x in leaves.items()}
-            for tree, leaves in trees.items()
+            for tree, leaves in {"params": params, "mask": mask}.items()
         }
-        return out | self._tasks(random)
 
     def _tasks(self, random: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         prototypes = random.normal(0.0, 1.0, (self.tasks, 1, self.ways, *self.image))

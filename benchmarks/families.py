@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from benchmarks.cases_continual import GlanceCase
 from benchmarks.cases_fewshot import FewShotCase
+from benchmarks.resnet12 import ResNetCase
 
 Trees = dict[str, dict[str, Any]]
 
@@ -102,4 +103,17 @@ GLANCE = Family(
     fits=lambda form, case: form != "sums" or not case.second_order,
 )
 
-FAMILIES = {family.name: family for family in (SPARSE_MAML, GLANCE)}
+RESNET12 = Family(
+    name="resnet12",
+    case=ResNetCase,
+    ours="jaxsparse",
+    peers=("loop", "channels_last"),
+    forms={
+        "jaxsparse": "benchmarks.resnet12:make_ours",
+        "loop": "benchmarks.resnet12:make_loop",
+        "channels_last": "benchmarks.resnet12:make_channels_last",
+    },
+    compiled=frozenset({"jaxsparse"}),
+)
+
+FAMILIES = {family.name: family for family in (SPARSE_MAML, GLANCE, RESNET12)}

@@ -2,6 +2,7 @@
 
 python -m benchmarks.inner_loop
 python -m benchmarks.inner_loop --tasks 4 --size 28 --width 32 --forms jaxsparse channels_last
+python -m benchmarks.inner_loop --family resnet12
 python -m benchmarks.inner_loop --curves
 """
 
@@ -17,8 +18,9 @@ from benchmarks import machine
 from benchmarks.cases_continual import CASES as GLANCE_CASES
 from benchmarks.cases_fewshot import CPU_CASES, GPU_CASES, FewShotCase
 from benchmarks.command import RESULTS, check_least, header, one_line_ends, say, want_torch
-from benchmarks.families import GLANCE, SPARSE_MAML, Family
+from benchmarks.families import GLANCE, RESNET12, SPARSE_MAML, Family
 from benchmarks.harness import Setting, compare
+from benchmarks.resnet12 import CASES as RESNET_CASES
 from experiments import cli
 
 PROG = "python -m benchmarks.inner_loop"
@@ -51,8 +53,9 @@ class Flags:
     """query images per class"""
     forms: tuple[FormName, ...] = FormName.__args__  # type: ignore[attr-defined]
     """implementations to compare; those that a family does not have are skipped"""
-    family: Literal["sparse-maml", "glance"] | None = None
-    """meta-steps of few-shot learning, or glances of La-MAML; default: both on the CPU"""
+    family: Literal["sparse-maml", "glance", "resnet12"] | None = None
+    """meta-steps of few-shot learning, glances of La-MAML, or meta-steps with ResNet-12; default:
+    the first two on the CPU"""
     device: Literal["cpu", "gpu"] | None = None
     """device; default: JAX's"""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
@@ -96,8 +99,8 @@ def _checked(flags: Flags) -> tuple[FewShotCase, ...]:
         fields["image"] = (size, size, channels)
     if flags.curves and fields:
         cli.fail("--curves has its own cases: leave out the flags of a single case")
-    if flags.family == "glance" and (fields or flags.curves):
-        cli.fail("--family glance has its own cases and no curves: leave out these flags")
+    if flags.family in ("glance", "resnet12") and (fields or flags.curves):
+        cli.fail(f"--family {flags.family} has its own cases and no curves: leave out these flags")
     try:
         cases = (FewShotCase(**fields),) if fields else ()
     except ValueError as error:
@@ -120,6 +123,9 @@ def _run(flags: Flags, cases: tuple[FewShotCase, ...]) -> None:
     results = header(about, flags.repeats, flags.with_torch, device, flags.precision)
     if flags.curves:
         run_curves(flags.forms, setting, results, out)
+        return
+    if flags.family == "resnet12":
+        run_cases(RESNET12, RESNET_CASES, flags.forms, setting, results, out, "resnet12")
         return
     if flags.family != "glance":
         standard = GPU_CASES if device == "gpu" else CPU_CASES

@@ -49,19 +49,20 @@ class OurForm:
 
 
 def nested(tree: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """{"conv1/kernel": x} -> {"conv1": {"kernel": x}}, with JAX arrays."""
-    out: dict[str, dict[str, Any]] = {}
+    """{"conv1/kernel": x} -> {"conv1": {"kernel": x}}, to any depth, with JAX arrays."""
+    out: dict[str, Any] = {}
     for name, x in tree.items():
-        group, leaf = name.split("/")
-        out.setdefault(group, {})[leaf] = jax.numpy.asarray(x)
+        *groups, leaf = name.split("/")
+        inner = out
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[leaf] = jax.numpy.asarray(x)
     return out
 
 
 def flat(tree: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
     """The inverse of `nested`; leaves that are None are left out."""
+    leaves = jax.tree.leaves_with_path(tree)
     return {
-        f"{group}/{leaf}": np.asarray(x)
-        for group, leaves in tree.items()
-        for leaf, x in leaves.items()
-        if x is not None
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in leaves
     }

@@ -30,7 +30,6 @@ class MetaStep(OurForm):
     ):
         cli.use_all_cores()
         self.case, self.precision = case, precision
-        model = jaxsparse.nn.conv4(case.ways, case.width, case.image, use_bias=False)
         optimizer = optax.sgd(case.outer_lr, momentum=case.momentum, nesterov=True)
         tasks = (jax.tree.map(jnp.asarray, arrays[split]) for split in ("support", "query"))
         self.inputs = (jaxsparse.data.Task(*tasks),)
@@ -40,13 +39,16 @@ class MetaStep(OurForm):
         self.state = state._replace(mask=nested(arrays["mask"]))
         self.program = functools.partial(
             jaxsparse.sparse_maml_step,
-            loss_fn=jaxsparse.cross_entropy(model),
+            loss_fn=jaxsparse.cross_entropy(self._network()),
             gate=gate,
             inner_steps=case.inner_steps,
             theta_optimizer=optimizer,
             mask_optimizer=optimizer,
             mesh=self._mesh(),
         )
+
+    def _network(self) -> jaxsparse.nn.Model:
+        return jaxsparse.nn.conv4(self.case.ways, self.case.width, self.case.image, use_bias=False)
 
     def _mesh(self) -> Mesh | None:
         """A mesh that divides the tasks among the devices: CPU cores or GPUs."""

@@ -36,7 +36,7 @@ class ConsoleReport:
       unit: the name and number of the run's parts, for example ("epoch", 10).
       steps: steps of the whole run; None: progress is measured in units.
       metrics: the metrics shown next to the bar.
-      blocks: the setting `blocks` of Conv4; None for networks without these blocks.
+      blocks: the setting `blocks`; None for networks that do not use it.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ import pytest
 from benchmarks import curves, families, harness, inner_loop, machine, probe, report
 from benchmarks.cases_continual import GlanceCase, split_cifar
 from benchmarks.cases_fewshot import FewShotCase
-from benchmarks.families import GLANCE, SPARSE_MAML
+from benchmarks.families import GLANCE, RESNET12, SPARSE_MAML
+from benchmarks.resnet12 import ResNetCase
 from jaxsparse.training import WriteError
 
 TINY = FewShotCase(tasks=2, shots=1, image=(16, 16, 1), width=4, inner_steps=2, query_shots=2)
@@ -98,6 +99,30 @@ def test_pytorch_makes_the_same_glances_with_convolutions(case):
         assert max(errors["change"].values()) < 1e-4, (form, errors)
 
 
+TINY_RESNET = ResNetCase(shots=1, image=(16, 16, 1), width=2, inner_steps=2, query_shots=1)
+
+
+@pytest.mark.parametrize("form", ["loop", "channels_last"])
+def test_pytorch_makes_the_same_step_with_resnet12(form):
+    pytest.importorskip("torch")
+    arrays = TINY_RESNET.draw()
+    reference = harness.reference_step(RESNET12.make("jaxsparse", TINY_RESNET, arrays), arrays)
+    contestant = RESNET12.make(form, TINY_RESNET, arrays)
+    contestant.step()
+    errors = harness.check(form, contestant, reference)
+    assert max(errors["change"].values()) < 1e-3, errors
+    assert max(errors["result"].values()) < 1e-5, errors
+
+
+def test_flops_of_resnet12():
+    case = dataclasses.replace(TINY_RESNET, shots=1, query_shots=1, inner_steps=1)
+    # 16x16 -> 8x8 -> 4x4 -> 3x3, as the third pooling has padding. The first 3x3 and 1x1 layers
+    # have no gradient of their input.
+    blocks = [(256, 2, 1, 2), (64, 3, 2, 4), (16, 3, 4, 8), (9, 3, 8, 16)]
+    layers = sum(2 * at * (p * 10 * i * o + 3 * 18 * o * o) for at, p, i, o in blocks)
+    assert case.flops() == 10 * (layers + 3 * 2 * 16 * 5)
+
+
 def test_flops_of_a_glance():
     case = GlanceCase(
         image=(5, 5, 1), convolutions=1, channels=2, hidden=(), ways=3, inner_steps=2, inner_rows=2,
@@ -131,6 +156,13 @@ def test_every_seed_makes_the_same_step(form, arrays, reference):
     contestant.step()
     errors = harness.check(form, contestant, reference)
     assert max(errors["change"].values()) < 1e-4, errors
+
+
+def test_families_with_their_own_cases_refuse_the_flags_of_a_case(capsys):
+    for family in ("glance", "resnet12"):
+        with pytest.raises(SystemExit):
+            inner_loop.main([f"--family={family}", "--tasks=2"])
+        assert f"--family {family} has its own cases" in one_line(capsys)
 
 
 def test_results_are_not_overwritten_by_the_next_step(arrays):

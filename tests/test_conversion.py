@@ -142,7 +142,7 @@ def test_classes_of_unequal_sizes_keep_their_images(array):
         (((9, 9.5, 1), *GREY), "image_shape must be"),
         (((9, 9, True), *GREY), "image_shape must be"),
         (((9, 9, 4), *GREY), "image_shape must be .* 1 or 3 channels"),
-        (((9, 9, 3), *GREY), "mean must have 3 values, one a channel"),
+        (((9, 9, 3), *GREY), "mean must have 3 values, one per channel"),
         (((9, 9, 1), (0.0,), (0.0,)), "std must be finite and not 0"),
         (((9, 9, 1), ("grey",), (1.0,)), "could not convert"),
     ],

@@ -218,6 +218,8 @@ def resnet12(
     ways: int = 5,
     channels: Sequence[int] = (64, 128, 256, 512),
     image_shape: Shape = (84, 84, 3),
+    use_bias: bool = True,
+    blocks: Blocks = "auto",
 ) -> Model:
     """Build ResNet-12: four residual blocks of three convolutions, mean pooling, a linear head.
 
@@ -228,13 +230,17 @@ def resnet12(
       ways: number of classes.
       channels: channels of the four blocks; (64, 160, 320, 640) is the literature's large network.
       image_shape: (h, w, c) in pixels and channels; h, w >= 8.
+      use_bias: True if the head has a bias. The convolutions never have one.
+      blocks: the implementation of convolutions, norms and pooling, as in `conv4`.
 
     Returns:
       A `Model` with params {"block1": {"conv1": {"kernel", "norm": {"scale", "bias"}}, "conv2",
       "conv3", "skip"}, ..., "block4", "head": {"kernel": [channels[3], ways], "bias": [ways]}}.
+      If use_bias is False, the head has no "bias".
 
     Raises:
-      ValueError: a size is not positive, `channels` has not four entries, or images are too small.
+      ValueError: a size is not positive, `channels` has not four entries, the images are too small,
+        or `blocks` is unknown or not available.
 
     Example:
       >>> model = resnet12(ways=5, channels=(2, 4, 4, 8), image_shape=(16, 16, 3))
@@ -246,6 +252,9 @@ def resnet12(
     _positive(ways=ways, channels=tuple(channels), image_shape=image_shape)
     if len(channels) != 4 or min(image_shape[:2]) < 8:
         raise ValueError(f"channels: got {channels}, want four, on images of at least 8x8 pixels")
+    form = choose_blocks(blocks)
     return make_model(
-        lambda draw: ResNet12(ways, channels, image_shape, draw), image_shape, rowwise=False
+        lambda draw: ResNet12(ways, channels, image_shape, use_bias, form, draw),
+        image_shape,
+        rowwise=False,
     )

@@ -10,8 +10,10 @@ from jax import Array
 from jaxsparse.nn import ops
 from jaxsparse.nn.blocks import conv_norm_pool
 from jaxsparse.nn.model import ZERO, Draw, Moments, Shape, Spread
+from jaxsparse.nn.residual import conv_norm, join
 
 INITS = ("pytorch", "kaiming", "xavier")
+_SLOPE = 0.01  # ResNet-12's leaky ReLU
 
 
 def _spreads(init: str, fan_in: int, fan_out: int) -> tuple[Spread, Spread]:
@@ -155,46 +157,71 @@ class StridedCNN(MLP):
 
 
 class ResidualConv(nnx.Module):
-    """A convolution without bias, then batch norm."""
+    """A convolution without bias, batch norm and leaky ReLU; a slope of 1 means no activation."""
 
-    def __init__(self, size: int, inputs: int, features: int, *, draw: Draw):
+    def __init__(self, size: int, inputs: int, features: int, form: str, *, draw: Draw):
         bound = math.sqrt(6 / (size * size * (inputs + features)))
+        self.form = form
         self.kernel = nnx.Param(draw((size, size, inputs, features), Spread(bound)))
         self.norm = BatchNorm(features)
 
-    def __call__(self, x: Array) -> Array:
-        return self.norm(ops.conv(x, self.kernel[...]))
+    def __call__(self, x: Array, slope: float = 1.0, moments: Moments | None = None) -> Array:
+        if moments is not None:
+            y = self.norm(ops.conv(x, self.kernel[...]), moments)
+            return y if slope == 1 else nnx.leaky_relu(y, slope)
+        params = (self.kernel[...], self.norm.scale[...], self.norm.bias[...])
+        return conv_norm(x, *params, slope=slope, form=self.form)
 
 
 class Residual(nnx.Module):
     """Three convolutions and a 1x1 skip connection; the last activation is after the sum."""
 
-    def __init__(self, inputs: int, features: int, *, draw: Draw):
-        self.conv1 = ResidualConv(3, inputs, features, draw=draw)
-        self.conv2 = ResidualConv(3, features, features, draw=draw)
-        self.conv3 = ResidualConv(3, features, features, draw=draw)
-        self.skip = ResidualConv(1, inputs, features, draw=draw)
+    def __init__(self, inputs: int, features: int, form: str, *, draw: Draw):
+        self.form = form
+        self.conv1 = ResidualConv(3, inputs, features, form, draw=draw)
+        self.conv2 = ResidualConv(3, features, features, form, draw=draw)
+        self.conv3 = ResidualConv(3, features, features, form, draw=draw)
+        self.skip = ResidualConv(1, inputs, features, form, draw=draw)
 
-    def __call__(self, x: Array) -> Array:
-        y = nnx.leaky_relu(self.conv1(x), 0.01)
-        y = nnx.leaky_relu(self.conv2(y), 0.01)
-        return nnx.leaky_relu(self.conv3(y) + self.skip(x), 0.01)
+    def __call__(self, x: Array, moments: Moments | None = None) -> Array:
+        a, b = self._branches(x, moments)
+        return nnx.leaky_relu(a + b, _SLOPE)
+
+    def pooled(self, x: Array, moments: Moments | None = None, padding: int = 0) -> Array:
+        """The output of the block after 2x2 max-pooling."""
+        form = self.form if moments is None else "xla"
+        branches = self._branches(x, moments)
+        return join(*branches, slope=_SLOPE, padding=padding, form=form)
+
+    def _branches(self, x: Array, moments: Moments | None) -> tuple[Array, Array]:
+        """The convolutions and the skip connection, whose norms use `moments` in this order."""
+        y = self.conv1(x, _SLOPE, moments)
+        y = self.conv2(y, _SLOPE, moments)
+        return self.conv3(y, moments=moments), self.skip(x, moments=moments)
 
 
 class ResNet12(nnx.Module):
     """Four residual blocks with max-pooling after the first three, mean pooling, a linear head."""
 
-    def __init__(self, ways: int, channels: Sequence[int], image_shape: Shape, draw: Draw):
+    def __init__(
+        self,
+        ways: int,
+        channels: Sequence[int],
+        image_shape: Shape,
+        use_bias: bool,
+        form: str,
+        draw: Draw,
+    ):
         inputs = (image_shape[2], *channels)
-        self.block1 = Residual(inputs[0], inputs[1], draw=draw)
-        self.block2 = Residual(inputs[1], inputs[2], draw=draw)
-        self.block3 = Residual(inputs[2], inputs[3], draw=draw)
-        self.block4 = Residual(inputs[3], inputs[4], draw=draw)
-        self.head = Linear(channels[3], ways, init="xavier", draw=draw)
+        self.block1 = Residual(inputs[0], inputs[1], form, draw=draw)
+        self.block2 = Residual(inputs[1], inputs[2], form, draw=draw)
+        self.block3 = Residual(inputs[2], inputs[3], form, draw=draw)
+        self.block4 = Residual(inputs[3], inputs[4], form, draw=draw)
+        self.head = Linear(channels[3], ways, use_bias, init="xavier", draw=draw)
 
-    def __call__(self, x: Array) -> Array:
-        x = ops.max_pool(self.block1(x))
-        x = ops.max_pool(self.block2(x))
-        x = ops.max_pool(self.block3(x), padding=1)
-        x = self.block4(x)
+    def __call__(self, x: Array, moments: Moments | None = None) -> Array:
+        x = self.block1.pooled(x, moments)
+        x = self.block2.pooled(x, moments)
+        x = self.block3.pooled(x, moments, padding=1)
+        x = self.block4(x, moments)
         return self.head(jnp.mean(x, (1, 2), dtype=jnp.float32).astype(x.dtype))

@@ -28,7 +28,7 @@ def environment(blocks: Blocks | None) -> dict[str, Any]:
     """The part of a run's config.json that describes where it was started.
 
     Args:
-      blocks: the run's `blocks` setting; None if its network is not Conv4.
+      blocks: the run's `blocks` setting; None if its network does not use it.
 
     Returns:
       {"versions": ..., "device": ..., "environment": ...}: plain values, ready for JSON.
@@ -58,7 +58,7 @@ def environment(blocks: Blocks | None) -> dict[str, Any]:
 
 
 def blocks_here(blocks: Blocks) -> Literal["native", "xla"]:
-    """The implementation of Conv4's blocks on this machine; `choose_blocks`, but a ConfigError."""
+    """The implementation of the blocks on this machine; `choose_blocks`, but a ConfigError."""
     try:
         return choose_blocks(blocks)
     except ValueError as error:

@@ -29,15 +29,15 @@ def forward(
     """
     n, h, w, c = images.shape
     o = kernel.shape[3]
-    wide = -(-o // _loaded().lanes) * _loaded().lanes
+    wide = whole_vectors(o)
     tiles, windows = ((h + 1) // 2) * ((w + 1) // 2), (h // 2) * (w // 2)
-    out, place = _float(n, h // 2, w // 2, o), jax.ShapeDtypeStruct((n, windows, wide), jnp.uint8)
+    out, place = floats(n, h // 2, w // 2, o), jax.ShapeDtypeStruct((n, windows, wide), jnp.uint8)
     if has_few_channels(kernel):
-        target, residuals = "GramForward", [_float(9 * c + 1, 9 * c), _float(c), place, _float(o)]
+        target, residuals = "GramForward", [floats(9 * c + 1, 9 * c), floats(c), place, floats(o)]
     else:
-        y, unit = _float(n, tiles, 4, wide), _float(n, windows, wide)
-        target, residuals = "BlockForward", [y, unit, place, _float(o), _float(o)]
-    first, *saved = _call(target, [out, *residuals], images, kernel, scale, bias, np.float32(eps))
+        y, unit = floats(n, tiles, 4, wide), floats(n, windows, wide)
+        target, residuals = "BlockForward", [y, unit, place, floats(o), floats(o)]
+    first, *saved = call(target, [out, *residuals], images, kernel, scale, bias, np.float32(eps))
     return first, tuple(saved)
 
 
@@ -48,29 +48,38 @@ def backward(
 
     `saved` are the residuals of `forward`; `gradient` is that of its output.
     """
-    shapes = [_float(*x.shape) for x in (images, kernel, scale, scale)]
+    shapes = [floats(*x.shape) for x in (images, kernel, scale, scale)]
     args = (images, kernel, scale, *saved, gradient)
     if has_few_channels(kernel):
-        d_kernel, d_scale, d_bias = _call("GramBackward", shapes[1:], *args)
+        d_kernel, d_scale, d_bias = call("GramBackward", shapes[1:], *args)
         return None, d_kernel, d_scale, d_bias
-    d_images, d_kernel, d_scale, d_bias = _call("BlockBackward", shapes, *args)
+    d_images, d_kernel, d_scale, d_bias = call("BlockBackward", shapes, *args)
     return d_images, d_kernel, d_scale, d_bias
 
 
-def _call(
+def call(
     handler: str, results: Sequence[jax.ShapeDtypeStruct], *args: Array | np.float32
 ) -> Sequence[Array]:
-    target = _loaded().targets[handler]
+    """Call a handler of the library with float32 arrays."""
+    target = loaded().targets[handler]
     # Under vmap, one call after the other: parallel calls would compete for the core's cache.
     return jax.ffi.ffi_call(target, results, vmap_method="sequential")(*args)
 
 
-def _loaded() -> Library:
+def whole_vectors(channels: int) -> int:
+    """`channels`, rounded up to a multiple of a vector, as in the residuals."""
+    lanes = loaded().lanes
+    return -(-channels // lanes) * lanes
+
+
+def loaded() -> Library:
+    """The library; ValueError if it is not available."""
     try:
         return load()
     except NoLibrary as reason:
         raise ValueError(f"form: 'native' needs a C++ compiler that works: {reason}") from reason
 
 
-def _float(*shape: int) -> jax.ShapeDtypeStruct:
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a float32 result."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)

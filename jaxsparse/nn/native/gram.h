@@ -8,15 +8,11 @@
 #pragma once
 
 #include "block.h"
+#include "patches.h"
 
 namespace jaxsparse {
 
-struct GramShape : Shape {
-  int64_t taps() const { return 9 * inputs; }
-  int64_t wide() const { return padded(taps()); }        // floats per patch
-  int64_t line() const { return (width + 2) * inputs; }  // floats per row of a bordered image
-  // Floats of an image with its border. The last vector of the last patch reads beyond its end.
-  int64_t bordered() const { return (height + 2) * line() + kLanes; }
+struct GramShape : PatchShape {
   int64_t positions() const { return images * height * width; }
   int shares() const { return shares_of(images, positions() / 8192); }
 };
@@ -42,14 +38,6 @@ inline void add_level_border(GramShape s, const float* image, const float* level
     const float* row = image + y * s.width * s.inputs;
     for (int64_t k = 0; k < s.width * s.inputs; ++k) to[s.inputs + k] += row[k];
   }
-}
-
-// The patch around a pixel, written in whole vectors. The floats after its taps are not used; they
-// may overlap the next patch, which must be written after this one.
-inline void patch(GramShape s, const float* bordered, int64_t y, int64_t x, float* to) {
-  const float* corner = bordered + y * s.line() + x * s.inputs;
-  for (int64_t i = 0; i < 3; ++i, corner += s.line(), to += 3 * s.inputs)
-    for (int64_t k = 0; k < 3 * s.inputs; k += kLanes) store(to + k, load(corner + k));
 }
 
 // The patches of a row of windows, [windows, 4, wide()].

@@ -24,7 +24,10 @@ import jaxlib
 from jaxsparse.user_cache import code_dir, partial, remove
 
 _FOLDER = Path(__file__).parent
-_HANDLERS = ("BlockForward", "BlockBackward", "GramForward", "GramBackward")
+_HANDLERS = tuple(
+    f"{kind}{way}" for kind in ("Block", "Gram", "Unit", "Join") for way in ("Forward", "Backward")
+)
+_NUMBERS = ("JaxsparseLanes", "JaxsparseFewInputs")
 _log = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()
 _BUILD_SECONDS = 180  # compiling takes about ten
@@ -37,10 +40,13 @@ class Library(NamedTuple):
       targets: the XLA target name of each handler. It contains the version of the library, so a
         program compiled with one version does not run with another.
       lanes: floats per vector register; the channels of residuals are padded to a multiple of it.
+      few_inputs: the most channels of images for which `UnitBackward` does not compute their
+        gradient.
     """
 
     targets: dict[str, str]
     lanes: int
+    few_inputs: int
 
 
 class NoLibrary(Exception):
@@ -82,7 +88,7 @@ def _load() -> Library | str:
     for name, target in targets.items():
         handler = jax.ffi.pycapsule(getattr(loaded, f"Jaxsparse{name}"))
         jax.ffi.register_ffi_target(target, handler, platform="cpu")
-    return Library(targets, ctypes.c_int.in_dll(loaded, "JaxsparseLanes").value)
+    return Library(targets, *(ctypes.c_int.in_dll(loaded, name).value for name in _NUMBERS))
 
 
 def built() -> tuple[Path, ctypes.CDLL]:
@@ -243,7 +249,7 @@ def _try(library: Path) -> str | None:
     """Load a library in another process, as loading may crash; returns an error, or None."""
     if not library.is_file():
         return "it wrote no library"
-    names = ["JaxsparseLanes", *(f"Jaxsparse{name}" for name in _HANDLERS)]
+    names = [*_NUMBERS, *(f"Jaxsparse{name}" for name in _HANDLERS)]
     trial = [sys.executable, "-I", "-S", "-c", _TRIAL, str(library), *names]
     done = subprocess.run(trial, capture_output=True, text=True, errors="replace")
     if done.returncode == 0:

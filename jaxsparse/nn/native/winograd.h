@@ -9,11 +9,13 @@
 
 #pragma once
 
+#include "sharing.h"
 #include "vectors.h"
 
 namespace jaxsparse {
 
 constexpr int kPlaces = 16;  // entries of a transformed tile
+constexpr int kQuads = 4;    // outputs per tile
 
 // The one-dimensional transforms; `Step` is the distance between the entries of x.
 template <int Step>
@@ -40,6 +42,16 @@ inline void output_transform_transposed(Vec* y) {  // A
   y[Step] = a + b, y[2 * Step] = a - b, y[3 * Step] = -b;
 }
 
+// The places of the outputs of an image's tiles, in pixels.
+struct Layout {
+  int64_t pixels;  // per image
+  int64_t row, column, below, right;
+
+  int64_t pixel(int64_t i, int64_t j, int q) const {
+    return i * row + j * column + q / 2 * below + q % 2 * right;
+  }
+};
+
 // The sizes of a convolution and of its intermediate arrays.
 struct Shape {
   int64_t images, height, width, inputs, outputs;
@@ -47,6 +59,9 @@ struct Shape {
   int64_t tile_rows() const { return (height + 1) / 2; }
   int64_t tile_columns() const { return (width + 1) / 2; }
   int64_t tiles() const { return tile_rows() * tile_columns(); }  // per image
+  // Outputs tile by tile, and in the order of the image.
+  Layout by_tile() const { return {kQuads * tiles(), kQuads * tile_columns(), kQuads, 2, 1}; }
+  Layout by_row() const { return {height * width, 2 * width, 2, width, 1}; }
   int64_t in() const { return padded(inputs); }
   int64_t out() const { return padded(outputs); }
   int64_t bordered_width() const { return 2 * tile_columns() + 2; }
@@ -68,10 +83,12 @@ inline void kernel_transform_transposed(const Vec* u, Vec* k) {  // G^T
   k[0] = u[0] + sum, k[Step] = 0.5f * (u[Step] - u[2 * Step]), k[2 * Step] = u[3 * Step] + sum;
 }
 
-// G k G^T, from nine matrices [rows, columns] to sixteen [rows, padded(columns)].
-inline void transform_kernel(int64_t rows, int64_t columns, const float* kernel, float* to) {
+// G k G^T, from nine matrices [rows, columns] to sixteen [rows, padded(columns)], for the rows in
+// `own`.
+inline void transform_kernel(Range own, int64_t rows, int64_t columns, const float* kernel,
+                             float* to) {
   const int64_t wide = padded(columns);
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = own.first; r < own.last; ++r) {
     for (int64_t c = 0; c < columns; c += kLanes) {
       Vec k[9], half[12], u[16];
 #pragma GCC unroll 16
@@ -87,14 +104,20 @@ inline void transform_kernel(int64_t rows, int64_t columns, const float* kernel,
   }
 }
 
-// G^T u G, from sixteen matrices [rows, padded(columns)] to nine [rows, columns].
-inline void transform_kernel_back(int64_t rows, int64_t columns, const float* from, float* kernel) {
-  const int64_t wide = padded(columns);
-  for (int64_t r = 0; r < rows; ++r) {
+// G^T u G, from sixteen matrices [rows, padded(columns)] to nine [rows, columns], for the rows in
+// `own`. u is the sum of the matrices of all shares.
+inline void transform_kernel_back(Range own, int64_t rows, int64_t columns, int shares,
+                                  const float* from, float* kernel) {
+  const int64_t wide = padded(columns), cells = kPlaces * rows * wide;
+  for (int64_t r = own.first; r < own.last; ++r) {
     for (int64_t c = 0; c < columns; c += kLanes) {
       Vec u[16], half[12], k[9];
 #pragma GCC unroll 16
       for (int p = 0; p < kPlaces; ++p) u[p] = load(from + (p * rows + r) * wide + c);
+      for (int share = 1; share < shares; ++share)
+#pragma GCC unroll 16
+        for (int p = 0; p < kPlaces; ++p)
+          u[p] += load(from + share * cells + (p * rows + r) * wide + c);
 #pragma GCC unroll 16
       for (int p = 0; p < 4; ++p) kernel_transform_transposed<4>(u + p, half + p);
 #pragma GCC unroll 16
@@ -106,12 +129,13 @@ inline void transform_kernel_back(int64_t rows, int64_t columns, const float* fr
   }
 }
 
-// Nine matrices [rows, columns] to [columns, rows].
-inline void transpose_kernel(int64_t rows, int64_t columns, const float* from, float* to) {
+// Nine matrices [rows, columns] to [columns, rows], for the rows of the result in `own`.
+inline void transpose_kernel(Range own, int64_t rows, int64_t columns, const float* from,
+                             float* to) {
   constexpr int64_t kBlock = 16;  // rows that stay in the cache during the loop over columns
   for (int64_t p = 0; p < 9; ++p, from += rows * columns, to += rows * columns)
     for (int64_t first = 0; first < rows; first += kBlock)
-      for (int64_t c = 0; c < columns; ++c)
+      for (int64_t c = own.first; c < own.last; ++c)
         for (int64_t r = first; r < std::min(first + kBlock, rows); ++r)
           to[c * rows + r] = from[r * columns + c];
 }

@@ -122,7 +122,7 @@ class FewShotConfig:
     NVIDIA GPUs the other two both mean TensorFloat-32; on TPUs they mean three bfloat16 passes and
     one"""
     blocks: Blocks = "auto"
-    """implementation of Conv4's blocks: native (C++, compiled for this CPU) or xla (XLA
+    """implementation of the convolutions: native (C++, compiled for this CPU) or xla (XLA
     operations); auto: native on a CPU with a C++ compiler, else xla; results differ by rounding"""
     seed: int = 0
     """first seed; it determines the initialisation and all tasks"""
