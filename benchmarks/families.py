@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from benchmarks.cases_continual import GlanceCase
 from benchmarks.cases_fewshot import FewShotCase
-from benchmarks.resnet12 import ResNetCase
+from benchmarks.cases_resnet12 import ResNetCase
 
 Trees = dict[str, dict[str, Any]]
 
@@ -109,9 +109,9 @@ RESNET12 = Family(
     ours="jaxsparse",
     peers=("loop", "channels_last"),
     forms={
-        "jaxsparse": "benchmarks.resnet12:make_ours",
-        "loop": "benchmarks.resnet12:make_loop",
-        "channels_last": "benchmarks.resnet12:make_channels_last",
+        "jaxsparse": "benchmarks.ours_resnet12:MetaStep",
+        "loop": "benchmarks.torch_resnet12:Loop",
+        "channels_last": "benchmarks.torch_resnet12:ChannelsLast",
     },
     compiled=frozenset({"jaxsparse"}),
 )

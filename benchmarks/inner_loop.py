@@ -17,10 +17,10 @@ from typing import Any, Literal
 from benchmarks import machine
 from benchmarks.cases_continual import CASES as GLANCE_CASES
 from benchmarks.cases_fewshot import CPU_CASES, GPU_CASES, FewShotCase
+from benchmarks.cases_resnet12 import CASES as RESNET_CASES
 from benchmarks.command import RESULTS, check_least, header, one_line_ends, say, want_torch
 from benchmarks.families import GLANCE, RESNET12, SPARSE_MAML, Family
 from benchmarks.harness import Setting, compare
-from benchmarks.resnet12 import CASES as RESNET_CASES
 from experiments import cli
 
 PROG = "python -m benchmarks.inner_loop"

@@ -13,8 +13,8 @@ import pytest
 from benchmarks import curves, families, harness, inner_loop, machine, probe, report
 from benchmarks.cases_continual import GlanceCase, split_cifar
 from benchmarks.cases_fewshot import FewShotCase
+from benchmarks.cases_resnet12 import ResNetCase
 from benchmarks.families import GLANCE, RESNET12, SPARSE_MAML
-from benchmarks.resnet12 import ResNetCase
 from jaxsparse.training import WriteError
 
 TINY = FewShotCase(tasks=2, shots=1, image=(16, 16, 1), width=4, inner_steps=2, query_shots=2)
