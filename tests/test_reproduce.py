@@ -185,7 +185,7 @@ def test_the_document_has_a_place_for_each(name):
 def drawn(monkeypatch):
     """The drawn figures: file name -> axes, kept open."""
     figures = {}
-    monkeypatch.setattr(drawing, "_save", lambda draw, _, name: figures.update({name: draw()}))
+    monkeypatch.setattr(drawing, "save", lambda draw, _, name: figures.update({name: draw()}))
     return figures
 
 
