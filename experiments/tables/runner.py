@@ -102,7 +102,7 @@ class Runner:
         return rows
 
     def evaluation(self, name: str, config: FewShotConfig, dataset: str, steps: int) -> Any:
-        """The result of a run that was found on other data, with `steps` steps; None as `result`."""
+        """The result of a run on other data with `steps` inner steps; None as in `result`."""
         folder = self._open(self.place / name, fewshot.UNIT)
         test = evaluate.test_of(evaluate.Flags(self.place, test_inner_steps=steps), config)
         key = evaluate.name_of(dataset, test)

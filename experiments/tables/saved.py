@@ -62,7 +62,7 @@ def content(folder: RunFolder, result: Mapping[str, Any]) -> dict[str, Any]:
     """What a results file keeps of a finished run; `Runner` adds rows and tests on other data."""
     record = folder.config()
     # The folders of the data and of the other run are private to the machine.
-    public = {"data_dir": None}
+    public: dict[str, str | None] = {"data_dir": None}
     if record["config"].get("theta_from"):
         public["theta_from"] = Path(record["config"]["theta_from"]).name
     kept = {**record, "config": {**record["config"], **public}, "result": dict(result)}

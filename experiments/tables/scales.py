@@ -39,7 +39,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from experiments import fewshot
-from experiments.fewshot.presets import Settings
 from experiments.tables.flags import Flags
 from jaxsparse.training import FewShotConfig
 from jaxsparse.training.fewshot.config import CHANNELS
@@ -84,8 +83,8 @@ class Setting(NamedTuple):
     dataset: str
     seeds: int
     methods: tuple[str, ...] = tuple(METHODS)
-    changed: Settings = {}
-    by_method: Mapping[str, Settings] = {}
+    changed: Mapping[str, Any] = {}
+    by_method: Mapping[str, Mapping[str, Any]] = {}
 
     def config(self, flags: Flags, shots: int, method: str, **varied: Any) -> FewShotConfig:
         """The configuration of a run; `varied` is what the table varies."""
@@ -146,9 +145,10 @@ def _resnets(scale: str) -> tuple[Setting, ...]:
     found = []
     for network, name in (("resnet12", "small"), ("resnet12-large", "large")):
         if scale == "paper":
-            label, changed = f"miniImageNet, {name} ResNet-12", {"network": network}
-            own = {"label": label, "seeds": 3, "methods": RESNET_METHODS, "changed": changed}
-            found.append(_paper("table-s1", f"paper-{network}", **own))
+            found.append(_paper(
+                "table-s1", f"paper-{network}", label=f"miniImageNet, {name} ResNet-12",
+                seeds=3, methods=RESNET_METHODS, changed={"network": network},
+            ))  # fmt: skip
             continue
         changed = {
             "network": network, "channels": tuple(n // 8 for n in CHANNELS[network]),
