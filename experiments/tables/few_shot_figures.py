@@ -21,6 +21,7 @@ Result = dict[str, Any]
 # Title -> ending of the names of its parameters.
 _WEIGHTS = {"weights": "kernel"}
 _OTHERS = {"batch-norm gains": "scale", "biases": "bias"}
+_ROWS = 50
 _SWEPT = ("sparse-maml", "fomaml")  # in Figure 2
 _SAID = "in %: ours, mean +- std over n seeds (N - 1). The paper has curves, not numbers."
 
@@ -95,14 +96,9 @@ def _over_training(flags: Flags, runner: Runner, parts: dict[str, str], name: st
             run = setting.run(flags, shots, "sparse-maml", initial_sparsity=initial)
             result = runner.result(fewshot, *run)
             if result is not None:
-                rows = runner.rows(fewshot, run[0], "step", "sparsity")
-                found.append(Trained(shots, initial, result, rows))
+                found.append(Trained(shots, initial, result, _rows_of(runner, run[0], parts)))
     runner.check_found()
-    names = [
-        parameter
-        for ending in parts.values()
-        for parameter in layers(found[0].rows[0]["sparsity"], ending).values()
-    ]
+    names = [*found[0].rows[0]["sparsity"]]
     lines = [f"Sparsity and accuracy, {_SAID} {setting.label}, `--scale {flags.scale}`.", ""]
     lines += header("shots", "initial sparsity", "accuracy", "sparsity", *names)
     for one in found:
@@ -110,6 +106,25 @@ def _over_training(flags: Flags, runner: Runner, parts: dict[str, str], name: st
         cells = map(cell, (of_seeds(one.result), sparsity(one.result), *frozen))
         lines.append(row(str(one.shots), f"{100 * one.initial:g}", *cells))
     return _drawn(runner, lines, name, lambda: draw_over_training(found, parts))
+
+
+def _rows_of(runner: Runner, name: str, parts: dict[str, str]) -> list[dict[str, Any]]:
+    """About fifty rows of a run with the sparsities that are drawn; a results file keeps these."""
+    rows = runner.rows(fewshot, name, "step", "sparsity")
+    kept = rows[:: math.ceil(len(rows) / _ROWS)]
+    if kept[-1] is not rows[-1]:
+        kept.append(rows[-1])
+    wanted = [
+        parameter
+        for ending in parts.values()
+        for parameter in layers(rows[0]["sparsity"], ending).values()
+    ]
+    thin = [
+        {"step": row["step"], "sparsity": {name: row["sparsity"][name] for name in wanted}}
+        for row in kept
+    ]
+    runner.found[name]["rows"] = thin
+    return thin
 
 
 def _by_steps(flags: Flags, runner: Runner) -> tuple[Lines, list[list[Panel]]]:

@@ -45,7 +45,7 @@ def table_1(flags: Flags, runner: Runner) -> Lines:
         "",
     ]
     for setting in SETTINGS["table 1", flags.scale]:
-        lines += [*_methods(flags, runner, setting), ""]
+        lines += _methods(flags, runner, setting)
     return [*lines, *_other_domains(flags, runner)]
 
 
@@ -194,7 +194,7 @@ def _found(runner: Runner, name: str, config: FewShotConfig, note: str = "") -> 
 
 def _methods(flags: Flags, runner: Runner, setting: Setting) -> Lines:
     """The left half of Table 1: the accuracies of a setting's methods."""
-    lines = [f"**{setting.label}**", "", *header("method", "1 shot", "5 shots", "sparsity")]
+    lines = []
     by_shots: dict[int, dict[str, Found]] = {shots: {} for shots in SHOTS}
     for method in setting.methods:
         found = [_of_method(flags, runner, setting, shots, method) for shots in SHOTS]
@@ -210,7 +210,10 @@ def _methods(flags: Flags, runner: Runner, setting: Setting) -> Lines:
                 notes.append(run.note and f"{run.note} for {shots}-shot")
         label = "; ".join([METHODS[method], *filter(None, notes)])
         lines.append(row(label, *cells, ", ".join(frozen) if "sparse" in method else "-"))
-    return [*lines, "", *_comparisons(by_shots)]
+    if not lines:
+        return []
+    head = header("method", "1 shot", "5 shots", "sparsity")
+    return [f"**{setting.label}**", "", *head, *lines, "", *_comparisons(by_shots), ""]
 
 
 def _comparisons(by_shots: dict[int, dict[str, Found]]) -> Lines:
