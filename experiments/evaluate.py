@@ -129,10 +129,8 @@ def evaluation(
       RunError: the file holds a test with other settings.
       DataError: the dataset is not there, or too small.
     """
-    settings = {"dataset": dataset, **test._asdict(), **test.sizes._asdict()}
-    del settings["sizes"]
-    name = name or _name(settings)
-    path = folder.path / FOLDER / f"{name}.json"
+    settings = _settings(dataset, test)
+    path = folder.path / FOLDER / f"{name or name_of(dataset, test)}.json"
     if path.exists():
         with trusting(path):
             there = json.loads(path.read_text(encoding="utf-8"))
@@ -162,8 +160,16 @@ def evaluation(
     return result
 
 
-def _name(settings: dict[str, Any]) -> str:
-    s = settings
+def _settings(dataset: str, test: Test) -> dict[str, Any]:
+    """What a test depends on, as JSON."""
+    settings = {"dataset": dataset, **test._asdict(), **test.sizes._asdict()}
+    del settings["sizes"]
+    return settings
+
+
+def name_of(dataset: str, test: Test) -> str:
+    """The default name of the file of a test."""
+    s = _settings(dataset, test)
     ensemble = "-ensemble" if s["ensemble"] else ""
     return (
         f"{s['dataset']}-{s['split']}-{s['ways']}way-{s['shots']}shot-{s['query_shots']}query"

@@ -5,6 +5,7 @@ python -m experiments.reproduce --table S5
 python -m experiments.reproduce --table 3 --methods sparse-lamaml er
 python -m experiments.reproduce --table S8 --p 0.98 --seeds 3 --timesteps 1000
 python -m experiments.reproduce --figure S3
+python -m experiments.reproduce --table 1 --scale paper
 """
 
 import dataclasses
@@ -83,7 +84,7 @@ def _check_read(
     flags: Flags, name: str, known: Mapping[str, tuple[Any, ...] | None], given: Sequence[str]
 ) -> None:
     """Refuse flags that the table does not read, and values that it does not have."""
-    for field in ("streams", "methods", "memories", "p", "timesteps", "seeds"):
+    for field in ("streams", "methods", "memories", "p", "timesteps", "seeds", "scale"):
         if field not in given:
             continue
         if field not in known:

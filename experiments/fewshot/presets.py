@@ -24,6 +24,21 @@ _FIGURES = {"width": 64, "inner_lr": 0.1, "inner_steps": 25, "test_inner_steps":
 _TABLE_S2 = {"width": 64, "inner_lr": 0.25, "inner_steps": 35, "test_inner_steps": 100,
              "theta_lr": 0.001, "mask_lr": 0.0075, "epochs": 400, "steps_per_epoch": 100,
              "val_tasks": 300, "test_tasks": 300}  # fmt: skip
+# The batch-norm parameters are not adapted on ResNet-12.
+_TABLE_S1 = {"dataset": "mini_imagenet", "network": "resnet12", "adapt_norm": False, "clip": 10.0,
+             "inner_lr": 0.05, "inner_steps": 35, "test_inner_steps": 35, "theta_lr": 0.001,
+             "mask_lr": 0.01, "meta_batch_size": 1, "epochs": 40, "steps_per_epoch": 1000,
+             "ensemble": 3, "val_tasks": 300, "test_tasks": 300}  # fmt: skip
+_BY_SHOTS = {"1-shot": {"meta_batch_size": 4}, "5-shot": {"meta_batch_size": 2}}
+
+
+def _on_mini_imagenet(settings: Settings) -> dict[str, Settings]:
+    """The paper's settings on miniImageNet for 1 and 5 shots."""
+    return {
+        shots: {"dataset": "mini_imagenet", **settings, **batch}
+        for shots, batch in _BY_SHOTS.items()
+    }
+
 
 PRESETS: dict[str, dict[str, Settings]] = {
     "glyphs": {
@@ -38,14 +53,14 @@ PRESETS: dict[str, dict[str, Settings]] = {
         "1-shot": {"dataset": "mini_imagenet", **_MINI_CPU},
         "5-shot": {"dataset": "mini_imagenet", **_MINI_CPU},
     },
-    "figures-1-2": {
-        "1-shot": {"dataset": "mini_imagenet", **_FIGURES, "meta_batch_size": 4},
-        "5-shot": {"dataset": "mini_imagenet", **_FIGURES, "meta_batch_size": 2},
-    },
-    "table-s2": {
-        "1-shot": {"dataset": "mini_imagenet", **_TABLE_S2, "meta_batch_size": 4},
-        "5-shot": {"dataset": "mini_imagenet", **_TABLE_S2, "meta_batch_size": 2},
-    },
+    "figures-1-2": _on_mini_imagenet(_FIGURES),
+    "figure-1": _on_mini_imagenet(_FIGURES),
+    "figure-2": _on_mini_imagenet(_FIGURES),
+    "table-1": _on_mini_imagenet(_TABLE_S2),
+    "table-s1": {"1-shot": _TABLE_S1, "5-shot": _TABLE_S1},
+    "table-s2": _on_mini_imagenet(_TABLE_S2),
+    "table-s3": _on_mini_imagenet(_TABLE_S2),
+    "table-s4": _on_mini_imagenet(_TABLE_S2),
 }
 
 # Table S2 gives settings for the sparse methods only. The published results of the other methods
@@ -64,6 +79,10 @@ _META_SGD = {**_MAML, "inner_steps": 1, "test_inner_steps": 1, "mask_init": "0.0
 # sparse-MAML+: the authors' mask rate is 0.0075, with a straight-through slope of 1/2 and a sum
 # over tasks. With our slope of 1 and mean over tasks it is 0.00375 times the number of tasks.
 _PLUS = {"inner_lr": 0.1, "mask_optimizer": "nesterov", "epochs": 600}
+# Table S3's FOMAML has 10 steps of 0.1. Table S4 does not say how its first phase was run.
+_S3_FOMAML = {"inner_lr": 0.1, "inner_steps": 10, "test_inner_steps": 10}
+_S4_FOMAML = {**_MAML, "width": 64}
+_S4_MASK = {"theta_lr": 0.0}
 
 # What a preset changes for a method: for 1 shot, for other numbers of shots, and the source.
 _BY_METHOD: dict[tuple[str, str], tuple[Settings, Settings, str]] = {
@@ -75,7 +94,16 @@ _BY_METHOD: dict[tuple[str, str], tuple[Settings, Settings, str]] = {
     ("table-s2", "anil"): (_ANIL, _ANIL, "MAML's paper, second order as in ANIL's"),
     ("table-s2", "boil"): (_BOIL, _BOIL, "BOIL's public code"),
     ("table-s2", "meta-sgd"): (_META_SGD, _META_SGD, "Meta-SGD's paper, the rest MAML's"),
+    ("table-s3", "fomaml"): (_S3_FOMAML, _S3_FOMAML, "Table S3"),
+    ("table-s4", "fomaml"): (_S4_FOMAML, _S4_FOMAML, "the first phase, MAML's paper, width 64"),
+    ("table-s4", "sparse-maml"): (_S4_MASK, _S4_MASK, "the second phase, wants --theta-from"),
 }  # fmt: skip
+# Table 1 has the same settings, but FOMAML has those of sparse-maml.
+_BY_METHOD |= {
+    ("table-1", method): changed
+    for (preset, method), changed in _BY_METHOD.items()
+    if preset == "table-s2" and method != "fomaml"
+}
 
 # The source of each preset, and the methods it was made for.
 _NOTES = {
@@ -83,6 +111,15 @@ _NOTES = {
     "omniglot": "ours, the same for every method, tuned for sparse-maml only",
     "mini-imagenet-cpu": "ours, a short run, the same for every method",
     "figures-1-2": "the paper's for sparse-maml, used for every method",
+    "figure-1": "the paper's for sparse-maml; the figure varies --initial-sparsity",
+    "figure-2": "the paper's for sparse-maml, used for every method; the figure varies"
+    " --inner-steps with --test-inner-steps, and --width",
+    "table-1": "the paper's for sparse-maml; fomaml has the same, but the table chooses its"
+    " --inner-lr on validation tasks; other methods have their own",
+    "table-s1": "the paper's, the same for every method; --network resnet12-large is the large"
+    " network",
+    "table-s3": "the paper's for sparse-maml; the table varies --batch-norm and --bias",
+    "table-s4": "the paper's for sparse-maml, in two phases: theta from fomaml, then only m",
     "table-s2": "the paper's for sparse-maml; other methods have their own",
 }
 

@@ -37,7 +37,7 @@ def figure_s3(flags: Flags, runner: Runner) -> Lines:
         lines += [*table, ""]
         curves |= found
     runner.check_found()
-    _save(lambda: _draw_s3(flags, curves), runner, "figure-s3.png")
+    save(lambda: _draw_s3(flags, curves), runner, "figure-s3.png")
     return [*lines, f"Figure: {runner.pictures / 'figure-s3.png'}"]
 
 
@@ -83,7 +83,7 @@ def _by_width(flags, runner, streams, panels, name):
                     continual, f"{stream}-{method}", "task", "sparsity"
                 )
     runner.check_found()
-    _save(lambda: _draw_by_width(streams, panels, by_task, ends), runner, name)
+    save(lambda: _draw_by_width(streams, panels, by_task, ends), runner, name)
     return [*lines, f"Figure: {runner.pictures / name}"]
 
 
@@ -154,7 +154,7 @@ def _against(axis, panel, stream, places, results):
     axis.set(ylabel=f"{panel} [%]", xlim=(0.8 * places[0], 1.25 * places[-1]))
 
 
-def _save(draw, runner, name):
+def save(draw: "Callable[[], Figure]", runner: Runner, name: str) -> None:
     """Draw a figure and write it into the folder of the figures."""
     with own_style():
         picture = rendered(draw())

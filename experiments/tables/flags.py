@@ -18,18 +18,25 @@ class Flags:
 
     table: (
         Literal[
-            "3", "S5", "S6", "S7", "S7-choices", "S7-augmented", "S8", "S8-lead", "S9", "few-shot"
+            "1", "S1", "S2", "S3", "S4", "3", "S5", "S6", "S7", "S7-choices", "S7-augmented", "S8",
+            "S8-lead", "S9", "few-shot",
         ]
         | None
-    ) = None
-    """3: accuracies of every method on every stream of digits; S5: sparsity; S6: settings chosen
-    on held-out images; S7: Split-CIFAR-10; S7-choices: effect of the choices that S7 leaves open;
-    S7-augmented: whole streams of augmented images; S8: online accuracies on a switching stream;
-    S8-lead: sparse-C-MAML minus C-MAML, by part of the stream; S9: accuracies and rates of C-MAML's
-    variants; few-shot: glyphs, Omniglot and miniImageNet (not a table of the paper)"""
-    figure: Literal["3", "S3", "S4"] | None = None
-    """3: sparsity by task, and against layer width, on rotations; S3: accuracy and sparsity against
-    alpha_0; S4: sparsity by task, accuracy and sparsity against layer width, on permuted streams"""
+    ) = None  # fmt: skip
+    """1: few-shot accuracies of every method, also on other domains; S1: ResNet-12; S2: settings of
+    the sparse methods; S3: without biases, and with other statistics of batch norm; S4: theta
+    first, then only the mask; 3: accuracies of every method on every stream of digits; S5:
+    sparsity; S6: settings chosen on held-out images; S7: Split-CIFAR-10; S7-choices: effect of the
+    choices that S7 leaves open; S7-augmented: whole streams of augmented images; S8: online
+    accuracies on a switching stream; S8-lead: sparse-C-MAML minus C-MAML, by part of the stream;
+    S9: accuracies and rates of C-MAML's variants; few-shot: glyphs, Omniglot and miniImageNet (not
+    a table of the paper)"""
+    figure: Literal["1", "2", "S1", "S2", "3", "S3", "S4"] | None = None
+    """1: few-shot, sparsity of the weights over training by initial sparsity; S1: the same for
+    batch-norm gains and biases; 2: accuracy against the number of inner steps; S2: the same, and
+    accuracy and sparsity against the width; 3: sparsity by task, and against layer width, on
+    rotations; S3: accuracy and sparsity against alpha_0; S4: sparsity by task, accuracy and
+    sparsity against layer width, on permuted streams"""
     streams: tuple[StreamName, ...] = StreamName.__args__  # type: ignore[attr-defined]
     """streams of digits, if the table has several"""
     methods: tuple[MethodName, ...] = ()
@@ -42,6 +49,9 @@ class Flags:
     """S8, S8-lead, S9: batches of the stream"""
     seeds: int = 5
     """number of seeds: 0, 1, ..."""
+    scale: Literal["paper", "cpu"] = "cpu"
+    """tables 1 and S1 to S4, figures 1, 2, S1 and S2: the paper's settings, which want GPUs, or the
+    same comparison on small images; see experiments/tables/scales.py"""
     data_dir: str | None = None
     """folder of the data; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
     out: Path | None = None

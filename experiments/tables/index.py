@@ -3,7 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from experiments.tables import continual, few_shot, figures, online, split_cifar
+from experiments.tables import (
+    continual,
+    few_shot,
+    few_shot_figures,
+    figures,
+    online,
+    paper_few_shot,
+    split_cifar,
+)
 from experiments.tables.markdown import Lines
 
 
@@ -21,7 +29,13 @@ class Reads(NamedTuple):
 
 
 _STREAMS, _MEMORIES = continual.STREAMS, split_cifar.MEMORIES
+_SCALE = {"scale": None}
 READS: dict[str, Reads] = {
+    "table 1": Reads(paper_few_shot.table_1, _SCALE),
+    "table S1": Reads(paper_few_shot.table_s1, _SCALE),
+    "table S2": Reads(paper_few_shot.table_s2, _SCALE),
+    "table S3": Reads(paper_few_shot.table_s3, _SCALE),
+    "table S4": Reads(paper_few_shot.table_s4, _SCALE),
     "table 3": Reads(
         continual.accuracies, {"streams": _STREAMS, "methods": continual.METHODS, "seeds": None}
     ),
@@ -47,6 +61,10 @@ READS: dict[str, Reads] = {
         {"methods": online.S9_METHODS, "p": None, "timesteps": None, "seeds": None},
     ),
     "table few-shot": Reads(few_shot.accuracies, {}),
+    "figure 1": Reads(few_shot_figures.figure_1, _SCALE),
+    "figure 2": Reads(few_shot_figures.figure_2, _SCALE),
+    "figure S1": Reads(few_shot_figures.figure_s1, _SCALE),
+    "figure S2": Reads(few_shot_figures.figure_s2, _SCALE),
     "figure 3": Reads(figures.figure_3, {"seeds": None}),
     "figure S3": Reads(figures.figure_s3, {"streams": _STREAMS, "seeds": None}),
     "figure S4": Reads(figures.figure_s4, {"seeds": None}),

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, continual, runs
+from experiments import cli, continual, evaluate, fewshot, runs
 from experiments.continual.scan import Grid, scan, scan_path
 from experiments.tables.saved import Saved, SavedRun, content
 from jaxsparse.data import DataError
-from jaxsparse.training import ConfigError, RunError, RunFolder
+from jaxsparse.training import ConfigError, FewShotConfig, RunError, RunFolder
 from jaxsparse.training.continual import ContinualConfig
 
 
@@ -23,6 +23,14 @@ def _run_errors() -> Iterator[None]:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise RuntimeError("a run failed") from error
+
+
+def _with_same_place(stored: Any, config: Any) -> Any:
+    """`stored`, with the path of `theta_from` as in `config` if both name the same run."""
+    ours, theirs = (getattr(one, "theta_from", None) for one in (config, stored))
+    if ours and theirs and Path(ours).name == Path(theirs).name:
+        return dataclasses.replace(stored, theta_from=ours)
+    return stored
 
 
 class Runner:
@@ -93,6 +101,29 @@ class Runner:
         self.found[name]["rows"] = rows
         return rows
 
+    def evaluation(self, name: str, config: FewShotConfig, dataset: str, steps: int) -> Any:
+        """The result of a run on other data with `steps` inner steps; None as in `result`."""
+        folder = self._open(self.place / name, fewshot.UNIT)
+        test = evaluate.test_of(evaluate.Flags(self.place, test_inner_steps=steps), config)
+        key = evaluate.name_of(dataset, test)
+        if folder is None or not (self.missing or self._has_evaluation(folder, key)):
+            return None
+        if isinstance(folder, SavedRun):
+            tested = folder.evaluation(key)
+        else:
+            with _run_errors():
+                tested = evaluate.evaluation(
+                    folder, config, evaluate.image_format(folder, config), dataset, test,
+                    config.data_dir,
+                )  # fmt: skip
+        self.found[name].setdefault("evaluations", {})[key] = tested
+        return None if tested is None else tested["result"]
+
+    def _has_evaluation(self, folder: RunFolder, key: str) -> bool:
+        if isinstance(folder, SavedRun):
+            return folder.evaluation(key) is not None
+        return (folder.path / evaluate.FOLDER / f"{key}.json").is_file()
+
     def _keep(self, folder: RunFolder | None, result: dict[str, Any] | None) -> None:
         if folder is not None and result is not None:
             self.found[folder.path.name] = content(folder, result)
@@ -115,6 +146,7 @@ class Runner:
         if folder is None:
             return None
         stored = dataclasses.replace(runs.stored_config(family, folder), data_dir=config.data_dir)
+        stored = _with_same_place(stored, config)
         if stored != config:
             differences = cli.differing(dataclasses.asdict(config), dataclasses.asdict(stored))
             raise RunError(f"{path} holds a run of another configuration: {differences}")

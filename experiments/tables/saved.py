@@ -3,7 +3,8 @@
 {"flags": {"seeds": 3}, "runs": {"rotations-er": {"config": ..., "result": ..., "rows": ...}}}
 
 Of each run it holds the content of `config.json` (configuration, versions, device, digest of the
-data), the result without the accuracy matrices, and the rows of metrics that the table reads.
+data), the result without the accuracy matrices, the rows of metrics that the table reads, and its
+tests on other data.
 """
 
 import json
@@ -16,7 +17,7 @@ from jaxsparse.training.errors import reading, trusting
 from jaxsparse.training.files import replace_text
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-_NOT_CONFIG = ("result", "rows")
+_NOT_CONFIG = ("result", "rows", "evaluations")
 
 
 class Saved(NamedTuple):
@@ -52,12 +53,19 @@ class SavedRun(RunFolder):
         """The metrics of the run that the table reads."""
         return self._content["rows"]
 
+    def evaluation(self, name: str) -> dict[str, Any] | None:
+        """A test of the run on other data, if it was saved."""
+        return self._content.get("evaluations", {}).get(name)
+
 
 def content(folder: RunFolder, result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a results file keeps of a finished run; `Runner.rows` adds the rows."""
+    """What a results file keeps of a finished run; `Runner` adds rows and tests on other data."""
     record = folder.config()
-    # The folder of the data is private to the machine.
-    kept = {**record, "config": {**record["config"], "data_dir": None}, "result": dict(result)}
+    # The folders of the data and of the other run are private to the machine.
+    public: dict[str, str | None] = {"data_dir": None}
+    if record["config"].get("theta_from"):
+        public["theta_from"] = Path(record["config"]["theta_from"]).name
+    kept = {**record, "config": {**record["config"], **public}, "result": dict(result)}
     if "seeds" in result:
         kept["result"]["seeds"] = [_without_lists(seed) for seed in result["seeds"]]
     return kept
