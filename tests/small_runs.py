@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import runs
 from jaxsparse import nn
 from jaxsparse.training import checkpoints
 
@@ -29,7 +30,7 @@ def flags(images, out):
         *("--dataset=folder", f"--data-dir={images}", "--image-size=16", f"--out={out}"),
         *("--ways=2", "--shots=1", "--query-shots=2", "--width=2", "--meta-batch-size=2"),
         *("--inner-steps=1", "--test-inner-steps=2", "--epochs=3", "--steps-per-epoch=3"),
-        *("--val-tasks=20", "--test-tasks=25"),
+        *("--val-tasks=20", "--test-tasks=25", "--blocks=xla"),  # nothing to compile in C++
     ]
 
 
@@ -40,9 +41,10 @@ def small_model(ways, width, image_shape, use_bias, blocks):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Small networks; signals are left alone."""
+    """Small networks and no figures; signals are left alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn, "conv4", small_model)
+        patch.setattr(runs, "draw_missing", lambda *unused: None)
         patch.setattr("signal.signal", lambda number, handler: None)
         yield
 
