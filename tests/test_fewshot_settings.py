@@ -20,9 +20,9 @@ SHAPE, CLIP = (16, 16, 1), 1e-3
 
 
 def moments(state):
-    """Adam's first moments, or SGD's trace, of the two optimisers: a tenth of the gradient, or it."""
+    """Adam's first moments, or SGD's trace, of the optimisers of theta and m."""
     found = []
-    for opt_state in (state.theta_opt_state, state.mask_opt_state):
+    for opt_state in (state.theta_opt, state.mask_opt):
         (own,) = (
             getattr(part, name)
             for part in jax.tree.leaves(opt_state, is_leaf=is_moments)
@@ -78,8 +78,8 @@ def test_the_state_of_the_optimisers_does_not_depend_on_the_clipping(clip, mask_
     mask = adam if mask_optimizer == "adam" else sgd
     theta = optax.chain(optax.identity(), adam)
     for got, optimizer, tree in (
-        (state.theta_opt_state, theta, state.params),
-        (state.mask_opt_state, mask, state.mask),
+        (state.theta_opt, theta, state.params),
+        (state.mask_opt, mask, state.mask),
     ):
         assert jax.tree.structure(got) == jax.tree.structure(jax.eval_shape(optimizer.init, tree))
 

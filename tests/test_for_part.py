@@ -61,7 +61,7 @@ def test_sparsity_counts_only_the_parameters_with_a_step_size():
 
 def test_nothing_to_adapt_is_refused():
     gate = gates.for_part(gates.constant(0.1), lambda name: name == "top")
-    with pytest.raises(ValueError, match="inner_params selects none of .*norm1/scale"):
+    with pytest.raises(ValueError, match=r"inner_params selects none of .*norm1/scale"):
         gate.init(jax.random.key(0), SHAPES)
 
 
@@ -130,9 +130,7 @@ def test_meta_step_matches_pytorch_with_zero_step_sizes(order):
     got = reference.flat(after.mask)
     assert all(map(no_norm, got)) and got
     for name, leaf in got.items():
-        np.testing.assert_allclose(
-            leaf, torch_gate.mask[name].detach(), atol=2e-4, err_msg=name
-        )
+        np.testing.assert_allclose(leaf, torch_gate.mask[name].detach(), atol=2e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("method", Method.__args__)
@@ -145,6 +143,9 @@ def test_every_method_trains_without_adapting_the_norms(method):
     names = set(leaves_by_name(state.params))
     adapted = leaves_by_name(jax.eval_shape(gate.apply, state.mask, key))
     assert set(adapted) == set(filter(no_norm, names)) < names
-    batch = jax.ShapeDtypeStruct((2, 4, 16, 16, 1), "float32"), jax.ShapeDtypeStruct((2, 4), "int32")
+    batch = (
+        jax.ShapeDtypeStruct((2, 4, 16, 16, 1), "float32"),
+        jax.ShapeDtypeStruct((2, 4), "int32"),
+    )
     after, _ = jax.eval_shape(learner.step, state, (batch, batch), None)
     assert jax.tree.structure(after) == jax.tree.structure(state)
