@@ -18,7 +18,7 @@ from experiments.report import percent
 from jaxsparse import data
 from jaxsparse.training import FewShotConfig, RunError, RunFolder, writing
 from jaxsparse.training.environment import environment, use_threads_of
-from jaxsparse.training.errors import trusting
+from jaxsparse.training.errors import reading, trusting
 from jaxsparse.training.fewshot.evaluate import Test, evaluate_run
 from jaxsparse.training.fewshot.evaluation import TaskSizes
 from jaxsparse.training.fewshot.tested import finished, load_tested
@@ -111,7 +111,9 @@ def image_format(folder: RunFolder, config: FewShotConfig) -> dict[str, Any]:
     stored = folder.config().get("images")
     if stored is None:
         return fewshot.image_format(fewshot.load_data(config)["train"])
-    return stored
+    with trusting(folder.path / "config.json"):
+        scale = {name: [float(x) for x in stored[name]] for name in ("mean", "std")}
+        return {"shape": [int(size) for size in stored["shape"]], **scale}
 
 
 def evaluation(
@@ -126,17 +128,11 @@ def evaluation(
     """The result of a test of a run; one that is there is not computed again.
 
     Raises:
-      RunError: the file holds a test with other settings.
+      RunError: the file holds a test with other settings or on other data.
       DataError: the dataset is not there, or too small.
     """
     settings = _settings(dataset, test)
     path = folder.path / FOLDER / f"{name or name_of(dataset, test)}.json"
-    if path.exists():
-        with trusting(path):
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if there["settings"] != settings:
-                raise RunError(f"{path} holds a test with other settings; give another --name")
-        return there
     own = dataset == config.dataset
     loaded = data.load(
         dataset,
@@ -147,10 +143,21 @@ def evaluation(
     data.check_episode(loaded, test.sizes.ways, test.sizes.shots, test.sizes.query_shots)
     shape = tuple(images["shape"])
     converted = data.convert(loaded, shape, images["mean"], images["std"])
+    digest = data.fingerprint(converted)
+    if (there := _read(path)) is not None:
+        with trusting(path):
+            for what, same in (
+                ("with other settings", there["settings"] == settings),
+                ("on other data", there["data"] == digest),
+            ):
+                if not same:
+                    raise RunError(f"{path} holds a test {what}; give another --name")
+            table({dataset: there})
+        return there
     tested = load_tested(folder.path, shape)
     result = {
         "settings": settings,
-        "data": data.fingerprint(converted),
+        "data": digest,
         **environment(config.blocks),
         "result": evaluate_run(tested, converted, test),
     }
@@ -158,6 +165,12 @@ def evaluation(
         path.parent.mkdir(exist_ok=True)
         replace_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
+
+
+def _read(path: Path) -> Any:
+    """The content of a JSON file; None if there is none."""
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _settings(dataset: str, test: Test) -> dict[str, Any]:

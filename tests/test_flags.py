@@ -66,6 +66,8 @@ def test_the_table_of_used_settings_has_each_setting_once(family):
         ("fewshot --method meta-sgd --mask-init 1 --inner-lr 1", "--inner-lr is read only with"),
         ("fewshot --image-size 28", "--image-size is read only with --dataset folder"),
         ("fewshot --data-dir /data", "--data-dir is read only with --dataset omniglot|"),
+        ("fewshot --network resnet12 --width 8", "--width is read only with --network conv4"),
+        ("fewshot --channels 4 4 4 4", "--channels is read only with --network resnet12|"),
         ("continual --method lamaml --slope 1", "--slope is read only with --method sparse-lamaml"),
         ("continual --method er --margin 1", "--margin is read only with --method gem"),
         ("continual --method gem --within-rate 1", "--within-rate is read only with --method mer"),

@@ -230,9 +230,13 @@ def make_train(
 
 
 def _insert(candidate: Best, members: Sequence[Best]) -> list[Best]:
-    """The best of `members` and `candidate`, as many as `members`, best first."""
-    kept = []
+    """The best of `members` and `candidate`, as many as `members`, best first.
+
+    Of equal accuracies the earlier comes first. NaN is never kept.
+    """
+    kept, new = [], candidate
     for member in members:
-        kept.append(keep_better(candidate.accuracy, member.accuracy, candidate, member))
-        candidate = keep_better(candidate.accuracy, member.accuracy, member, candidate)
+        kept.append(keep_better(candidate.accuracy, member.accuracy, new, member))
+        # Behind the candidate each member moves down by one place.
+        new = keep_better(candidate.accuracy, member.accuracy, member, candidate)
     return kept

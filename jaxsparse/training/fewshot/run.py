@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.data import ImageSet
+from jaxsparse.data import ImageSet, fingerprint
+from jaxsparse.training.errors import RunError
 from jaxsparse.training.fewshot.config import FewShotConfig
 from jaxsparse.training.fewshot.evaluation import (
     EVALUATION_BATCH,
@@ -67,13 +68,25 @@ class _Run:
         keys = self.runner.own[0]
         self.measurement = Measurement(placement, self.program, keys)
         if not self.runner.restore(placement.over_runs(self.program.init, (0,)), keys):
-            theta = theta_of(config, data["train"].image_shape)
+            theta = self.first_theta()
             init = placement.over_runs(self.program.init, (0, None if theta is None else 0))
             self.runner.state = init(keys, theta)
         folder.keep_rows(self.epoch)
         if not folder.rows():
             sparsity = plain(self.sparsity(self.runner.state))
             folder.add_row({"epoch": 0, "step": 0, "sparsity": sparsity})
+
+    def first_theta(self):
+        """The theta of `theta_from`; RunError if it is another one than when the run was made."""
+        theta = theta_of(self.config, self.data["train"].image_shape)
+        if theta is not None:
+            digest = fingerprint(theta)
+            if self.folder.config().get("theta", digest) != digest:
+                raise RunError(
+                    f"{self.config.theta_from} has another theta than when {self.folder.path}"
+                    " was made"
+                )
+        return theta
 
     def _compile(self, placement):
         over_runs, program = placement.over_runs, self.program

@@ -56,7 +56,7 @@ def load_tested(path: Path, image_shape: tuple[int, int, int]) -> Tested:
       image_shape: (height, width, channels) of its images.
 
     Raises:
-      RunError: as in `finished`, or the run has no checkpoint that fits.
+      RunError: as in `finished`, or the run's last checkpoint is missing, damaged or does not fit.
     """
     folder, config, result = finished(path)
     program = make_program(config, image_shape)
@@ -66,6 +66,8 @@ def load_tested(path: Path, image_shape: tuple[int, int, int]) -> Tested:
     state = Checkpoints(path / "checkpoints").restore(template, None)
     if state is None:
         raise RunError(f"{path} has no checkpoint to read the network from")
+    if (np.asarray(state.epoch) != config.epochs).any():  # of an earlier epoch
+        raise RunError(f"{path} has lost its last checkpoint, which holds the network it tested")
     return Tested(folder, config, state.members, result)
 
 
