@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_runs import small_model
 
 import jaxsparse
-from jaxsparse import training
+from jaxsparse import nn, training
 from jaxsparse.checks import leaves_by_name
 from jaxsparse.training import ConfigError, FewShotConfig
 from jaxsparse.training.fewshot.config import make_network
@@ -38,7 +39,8 @@ def is_moments(part):
 
 
 @pytest.mark.parametrize("mask_optimizer", ["adam", "nesterov"])
-def test_both_meta_gradients_are_clipped(mask_optimizer):
+def test_both_meta_gradients_are_clipped(mask_optimizer, monkeypatch):
+    monkeypatch.setattr(nn, "conv4", small_model)
     config = dataclasses.replace(CONFIG, clip=CLIP, mask_optimizer=mask_optimizer)
     model, loss_fn, gate, learner = training.make_learner(config, SHAPE)
     key = jax.random.key(0)
