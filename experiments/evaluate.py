@@ -6,6 +6,7 @@ python -m experiments.evaluate runs/fewshot/NAME --dataset mnist fashion_mnist o
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from jaxsparse.training.files import replace_text
 
 PROG = "python -m experiments.evaluate"
 FOLDER = "evaluations"
+_NAME = re.compile(r"[A-Za-z0-9_.,=+-]{1,100}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +68,9 @@ def main(args: Sequence[str] | None = None) -> None:
         path = runs.user_path("RUN", flags.run)
         folder, config, _ = finished(path)
         datasets = flags.dataset or (config.dataset,)
-        if flags.name is not None and (len(datasets) > 1 or Path(flags.name).name != flags.name):
-            cli.fail(f"--name must be a file name, for one --dataset, got {flags.name!r}")
+        if flags.name is not None and (len(datasets) > 1 or not _NAME.fullmatch(flags.name)):
+            want = "up to 100 letters, digits and _.,=+-"
+            cli.fail(f"--name must be a file name ({want}), for one --dataset, got {flags.name!r}")
         for name in ("ways", "shots", "query_shots", "test_inner_steps", "tasks"):
             if (value := getattr(flags, name)) is not None and value < 1:
                 cli.fail(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
@@ -144,15 +147,10 @@ def evaluation(
     shape = tuple(images["shape"])
     converted = data.convert(loaded, shape, images["mean"], images["std"])
     digest = data.fingerprint(converted)
-    if (there := _read(path)) is not None:
+    if (there := stored(path, dataset, test)) is not None:
         with trusting(path):
-            for what, same in (
-                ("with other settings", there["settings"] == settings),
-                ("on other data", there["data"] == digest),
-            ):
-                if not same:
-                    raise RunError(f"{path} holds a test {what}; give another --name")
-            table({dataset: there})
+            if there["data"] != digest:
+                raise RunError(f"{path} holds a test on other data; give another --name")
         return there
     tested = load_tested(folder.path, shape)
     result = {
@@ -167,10 +165,21 @@ def evaluation(
     return result
 
 
-def _read(path: Path) -> Any:
-    """The content of a JSON file; None if there is none."""
+def stored(path: Path, dataset: str, test: Test) -> dict[str, Any] | None:
+    """The result of this test in a file; None if there is no file.
+
+    Raises:
+      RunError: the file cannot be read, or holds a test with other settings.
+    """
     with reading(path):
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if there is None:
+        return None
+    with trusting(path):
+        if there["settings"] != _settings(dataset, test):
+            raise RunError(f"{path} holds a test with other settings; give another --name")
+        table({dataset: there})  # fails here if an entry is missing
+    return there
 
 
 def _settings(dataset: str, test: Test) -> dict[str, Any]:

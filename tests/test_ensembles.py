@@ -119,7 +119,7 @@ RUNNERS_UP = ("runners_up.0", "runners_up.1")
 
 def test_a_run_without_an_ensemble_is_stored_as_before(images, tmp_path, capsys):
     run = tmp_path / "run"
-    fewshot.main([*flags(images, run), "--ensemble=1"])
+    fewshot.main([*flags(images, run), "--ensemble=1", "--schedule=constant"])
     assert "ensemble of" not in capsys.readouterr().out
     assert "ensemble" not in (run / "result.json").read_text()
     arrays = newest(run)

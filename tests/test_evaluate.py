@@ -33,7 +33,7 @@ def run(finished, tmp_path):
     return tmp_path / "run"
 
 
-def tested(run, *args):
+def evaluated(run, *args):
     """The content of the only new file of RUN/evaluations."""
     before = set(run.glob("evaluations/*"))
     evaluate.main([str(run), *args])
@@ -50,7 +50,7 @@ def measured(seed):
 def test_the_flags_of_the_run_give_its_result(run, monkeypatch, capsys):
     own = json.loads((run / "result.json").read_text())
     before = everything(run)
-    content = tested(run)
+    content = evaluated(run)
     shown = capsys.readouterr().out
     result = content["result"]
     assert [measured(x) for x in result["seeds"]] == [measured(x) for x in own["seeds"]]
@@ -75,7 +75,7 @@ def test_the_flags_of_the_run_give_its_result(run, monkeypatch, capsys):
 
 
 def test_another_test_under_the_same_name_is_refused(run, images, tmp_path, capsys):
-    content = tested(run, "--name=mine", "--tasks=5", "--no-ensemble")
+    content = evaluated(run, "--name=mine", "--tasks=5", "--no-ensemble")
     assert content["result"]["test_tasks"] == content["settings"]["tasks"] == 5
     assert not any("ensemble_accuracy" in seed for seed in content["result"]["seeds"])
     before = everything(run)
@@ -101,7 +101,7 @@ def test_a_grey_network_gets_colour_images_as_grey(run, tmp_path):
         grey.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).convert("L").save(grey)
     results = [
-        tested(run, f"--data-dir={tmp_path / name}", f"--name={name}", "--tasks=20")
+        evaluated(run, f"--data-dir={tmp_path / name}", f"--name={name}", "--tasks=20")
         for name in ("colour", "grey")
     ]
     assert results[0]["result"] == results[1]["result"]
@@ -116,7 +116,7 @@ REFUSED = {
     "unknown dataset": (["--dataset=imagenet"], "there is no dataset 'imagenet'"),
     "no data": (["--data-dir=/nowhere"], "/nowhere"),
     "a slash": (["--name=a/b"], "--name must be a file name"),
-    "long name": ([f"--name={300 * 'n'}"], "File name too long"),
+    "long name": ([f"--name={300 * 'n'}"], "--name must be a file name"),
     "two datasets": (["--dataset", "folder", "glyphs", "--name=a"], "for one --dataset"),
     "split": (["--split=all"], "--split"),
 }

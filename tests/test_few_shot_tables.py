@@ -318,7 +318,9 @@ def test_tests_on_other_data_are_saved_with_the_runs(tmp_path, capsys, monkeypat
     path.parent.mkdir()
     settings = {"dataset": "mnist", "split": "test", "tasks": 600, "batch_norm": "transductive"}
     settings |= {"ensemble": False, **test.sizes._asdict()}
-    tested = {"seeds": [{"accuracy": x} for x in (0.7, 0.72, 0.74, 0.76, 0.78)]}
+    of_seeds = [{"accuracy": x, "interval95": 0.01} for x in (0.7, 0.72, 0.74, 0.76, 0.78)]
+    tested = {"accuracy": 0.74, "accuracy_std_over_seeds": 0.03, "test_tasks": 600}
+    tested["seeds"] = of_seeds
     path.write_text(json.dumps({"settings": settings, "result": tested}))
     show("table 1", "--out", str(out), "--save")
     before = capsys.readouterr().out

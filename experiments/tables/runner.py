@@ -110,6 +110,8 @@ class Runner:
             return None
         if isinstance(folder, SavedRun):
             tested = folder.evaluation(key)
+        elif not self.missing:
+            tested = evaluate.stored(folder.path / evaluate.FOLDER / f"{key}.json", dataset, test)
         else:
             with _run_errors():
                 tested = evaluate.evaluation(
