@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with cli.command():
         flags = cli.parse(Flags, sys.argv[1:] if args is None else args, _DEFAULTS, PROG)
         path = runs.user_path("RUN", flags.run)
-        folder, config, _ = finished(path)
+        folder, config = finished(path)
         datasets = flags.dataset or (config.dataset,)
         if flags.name is not None and (len(datasets) > 1 or not _NAME.fullmatch(flags.name)):
             want = "up to 100 letters, digits and _.,=+-"

@@ -242,17 +242,13 @@ def evaluate(
 
     Source: von Oswald, Zhao et al. 2021, Sec. 4.
     """
-    check_steps("inner_steps", inner_steps)
-    tasks = _pair(tasks)
-    count = check_leading_axis("tasks", tasks)
 
-    def one_task(params, sizes, task):
-        phi, inner = adapt(loss_fn, params, sizes, task[0], inner_steps)
+    def measure(phi, task, inner):
         loss, metrics = query_loss(loss_fn, phi, task, inner)
         return {"loss": loss, **metrics, "inner_loss": inner["loss"]}
 
-    over_tasks = _over_tasks(one_task, count, step_sizes_per_task, task_loop, mesh)
-    return over_tasks(params, step_sizes, tasks)
+    options = inner_steps, step_sizes_per_task, task_loop, mesh
+    return _after_adaptation(measure, loss_fn, params, step_sizes, tasks, *options)
 
 
 @functools.partial(
@@ -301,19 +297,26 @@ def predict(
 
     Source: von Oswald, Zhao et al. 2021, Sec. 4; Table S1 averages such predictions.
     """
-    check_steps("inner_steps", inner_steps)
-    tasks = _pair(tasks)
-    count = check_leading_axis("tasks", tasks)
     logits = getattr(loss_fn, "logits", None)
     if logits is None:
         raise TypeError(f"loss_fn must be made by cross_entropy, got {loss_fn!r}")
+    options = inner_steps, step_sizes_per_task, task_loop, mesh
+    return _after_adaptation(logits, loss_fn, params, step_sizes, tasks, *options)
+
+
+def _after_adaptation(
+    measure, loss_fn, params, step_sizes, tasks, inner_steps, per_task, task_loop, mesh
+):
+    """`measure(phi_K, task, metrics of the inner steps)` of every task, stacked."""
+    check_steps("inner_steps", inner_steps)
+    tasks = _pair(tasks)
+    count = check_leading_axis("tasks", tasks)
 
     def one_task(params, sizes, task):
         phi, inner = adapt(loss_fn, params, sizes, task[0], inner_steps)
-        return logits(phi, task, inner)
+        return measure(phi, task, inner)
 
-    over_tasks = _over_tasks(one_task, count, step_sizes_per_task, task_loop, mesh)
-    return over_tasks(params, step_sizes, tasks)
+    return _over_tasks(one_task, count, per_task, task_loop, mesh)(params, step_sizes, tasks)
 
 
 def _pair(tasks):

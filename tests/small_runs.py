@@ -25,6 +25,11 @@ def write_images(root, channels=1, splits=("train", "val", "test")):
     return root
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
 def flags(images, out):
     return [
         *("--dataset=folder", f"--data-dir={images}", "--image-size=16", f"--out={out}"),

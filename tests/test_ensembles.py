@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import below, flags, newest, quick, refused, small_model, write_images
+from small_runs import below, flags, images, newest, quick, refused, small_model
 
 from experiments import fewshot
 from jaxsparse import data, training
@@ -15,12 +15,7 @@ from jaxsparse.training.fewshot.config import make_learner
 from jaxsparse.training.fewshot.evaluation import TaskSizes, make_evaluation
 from jaxsparse.training.fewshot.program import Best, _insert
 
-assert quick and small_model  # fixtures
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
+assert images and quick and small_model  # fixtures
 
 
 # The validation accuracies of epochs 1, 2, ..., and the epochs kept after each.

@@ -6,16 +6,11 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import everything, flags, quick, refused, write_images
+from small_runs import everything, flags, images, quick, refused, write_images
 
 from experiments import evaluate, fewshot
 
-assert quick  # a fixture
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
+assert images and quick  # fixtures
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import quick_jit
-from test_native import compiled, difference
+from test_native import check_propagation, compiled, difference
 from test_residual import SLOPE, block, block_inputs, draw, with_gradients
 
 from jaxsparse.nn import residual
@@ -118,17 +118,4 @@ def test_nan_and_infinity_propagate_as_in_pytorch(k, inputs, form):
         out.backward(to_torch(args[-1], 0))
         return [*from_torch([out]), *from_torch([x.grad for x in leaves])]
 
-    def pairs(which, change):
-        changed = [change(a) if i == which else a for i, a in enumerate(args)]
-        return zip(both(*changed), in_torch(*changed), strict=True)
-
-    for which, place in PLACES:
-        for got, want in pairs(which, lambda a, p=place: a.at[p].set(np.nan)):
-            np.testing.assert_array_equal(np.isnan(got), np.isnan(want), f"argument {which}")
-        for value in (np.inf, -np.inf):
-            for got, want in pairs(which, lambda a, v=value, p=place: a.at[p].set(v)):
-                # Ours may have more NaN, as infinity - infinity may occur elsewhere.
-                assert np.all(np.isfinite(want) | ~np.isfinite(got)), (which, value)
-    for which in (0, 1):  # the variance overflows float32
-        (got, want), *_ = pairs(which, lambda a: 1e25 * a)
-        assert np.all(np.isnan(got)) or difference(got, want) < 1e-5
+    check_propagation(both, in_torch, args, PLACES)

@@ -5,17 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-from small_runs import below, everything, flags, newest, quick, refused, write_images
+from small_runs import below, everything, flags, images, newest, quick, refused
 
 from experiments import fewshot, online
 from jaxsparse import training
 
-assert quick  # a fixture
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
+assert images and quick  # fixtures
 
 
 @pytest.fixture(scope="module")

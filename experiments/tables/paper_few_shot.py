@@ -1,5 +1,6 @@
 """Tables 1 and S1 to S4: few-shot learning, at the paper's scale or a small one."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from experiments import fewshot, published
@@ -57,20 +58,14 @@ def table_s1(flags: Flags, runner: Runner) -> Lines:
         "",
     ]
     lines += header("network", "shots", "method", "accuracy", "ensemble of 3", "sparsity")
-    for setting in SETTINGS["table S1", flags.scale]:
-        for shots in SHOTS:
-            for method in setting.methods:
-                found = _found(runner, *setting.run(flags, shots, method))
-                if found is None:
-                    continue
-                paper = published.TABLE_S1[found.config.network, shots, method]
-                measured = (
-                    of_seeds(found.result), of_seeds(found.result, "ensemble_accuracy"),
-                    sparsity(found.result) if "sparse" in method else None,
-                )  # fmt: skip
-                cells = map(cell, measured, paper)
-                label = "MAML (first order)" if method == "fomaml" else METHODS[method]
-                lines.append(row(setting.label, str(shots), label, *cells))
+    for setting, shots, method, found in _runs(flags, runner, "table S1"):
+        paper = published.TABLE_S1[found.config.network, shots, method]
+        measured = (
+            of_seeds(found.result), of_seeds(found.result, "ensemble_accuracy"),
+            sparsity(found.result) if "sparse" in method else None,
+        )  # fmt: skip
+        label = "MAML (first order)" if method == "fomaml" else METHODS[method]
+        lines.append(row(setting.label, str(shots), label, *map(cell, measured, paper)))
     return lines
 
 
@@ -81,17 +76,12 @@ def table_s2(flags: Flags, runner: Runner) -> Lines:
         "data", "shots", "method", "alpha", "K, K in the test", "gamma_theta", "gamma_m",
         "optimiser of m", "meta-steps x tasks", "accuracy", "sparsity",
     )  # fmt: skip
-    for setting in SETTINGS["table S2", flags.scale]:
-        for shots in SHOTS:
-            for method in setting.methods:
-                found = _found(runner, *setting.run(flags, shots, method))
-                if found is None:
-                    continue
-                accuracy = cell(of_seeds(found.result), published.TABLE_1.get((method, shots)))
-                lines.append(row(
-                    setting.label, str(shots), METHODS[method], *_settings(found.config),
-                    accuracy, cell(sparsity(found.result)),
-                ))  # fmt: skip
+    for setting, shots, method, found in _runs(flags, runner, "table S2"):
+        accuracy = cell(of_seeds(found.result), published.TABLE_1.get((method, shots)))
+        lines.append(row(
+            setting.label, str(shots), METHODS[method], *_settings(found.config),
+            accuracy, cell(sparsity(found.result)),
+        ))  # fmt: skip
     return lines
 
 
@@ -190,6 +180,16 @@ def _found(runner: Runner, name: str, config: FewShotConfig, note: str = "") -> 
     """A run, or None if it does not exist and is not to be run."""
     result = runner.result(fewshot, name, config)
     return None if result is None else Found(note, name, config, result)
+
+
+def _runs(flags: Flags, runner: Runner, table: str) -> Iterator[tuple[Setting, int, str, Found]]:
+    """The runs of a table, with their setting, number of shots and method."""
+    for setting in SETTINGS[table, flags.scale]:
+        for shots in SHOTS:
+            for method in setting.methods:
+                found = _found(runner, *setting.run(flags, shots, method))
+                if found is not None:
+                    yield setting, shots, method, found
 
 
 def _methods(flags: Flags, runner: Runner, setting: Setting) -> Lines:

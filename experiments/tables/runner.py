@@ -106,7 +106,7 @@ class Runner:
         folder = self._open(self.place / name, fewshot.UNIT)
         test = evaluate.test_of(evaluate.Flags(self.place, test_inner_steps=steps), config)
         key = evaluate.name_of(dataset, test)
-        if folder is None or not (self.missing or self._has_evaluation(folder, key)):
+        if folder is None:
             return None
         if isinstance(folder, SavedRun):
             tested = folder.evaluation(key)
@@ -118,13 +118,10 @@ class Runner:
                     folder, config, evaluate.image_format(folder, config), dataset, test,
                     config.data_dir,
                 )  # fmt: skip
+        if tested is None:
+            return None
         self.found[name].setdefault("evaluations", {})[key] = tested
-        return None if tested is None else tested["result"]
-
-    def _has_evaluation(self, folder: RunFolder, key: str) -> bool:
-        if isinstance(folder, SavedRun):
-            return folder.evaluation(key) is not None
-        return (folder.path / evaluate.FOLDER / f"{key}.json").is_file()
+        return tested["result"]
 
     def _keep(self, folder: RunFolder | None, result: dict[str, Any] | None) -> None:
         if folder is not None and result is not None:

@@ -12,8 +12,7 @@ from jaxsparse.data.class_splits import split_of, split_source
 from jaxsparse.data.files import one_line
 from jaxsparse.data.folder import SPLIT_FOLDERS, folder_rows, scan_classes, versions
 from jaxsparse.data.images import ImageSet
-from jaxsparse.data.omniglot import prepared_files
-from jaxsparse.data.prepared import load_prepared
+from jaxsparse.data.prepared import load_prepared, prepared_files
 from jaxsparse.errors import DataError
 
 

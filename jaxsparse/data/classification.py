@@ -11,8 +11,8 @@ from jaxsparse.data.digits import load_digits
 from jaxsparse.data.images import check_range
 from jaxsparse.data.labelled import LabelledSet, Scale
 from jaxsparse.data.locations import find_data_dir, not_prepared
-from jaxsparse.data.omniglot import prepared_files, records
 from jaxsparse.data.pictures import opened
+from jaxsparse.data.prepared import prepared_files, records
 from jaxsparse.errors import DataError
 
 NAMES = ("mnist", "fashion_mnist", "cifar10", "glyphs")

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from jaxsparse.user_cache import remove
 
+Version = tuple[str, int, int]
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -52,6 +53,12 @@ def has_control_characters(text: str) -> bool:
     """Whether a name has line breaks, other control characters, or bytes that are not UTF-8."""
     # Not only `isprintable`: some scripts need characters (joiners) that are not printable.
     return not text.isprintable() and any(unicodedata.category(c) in _CONTROL for c in text)
+
+
+def version(file: Path) -> Version:
+    """The real path of a file, its size in bytes and the time of its last change."""
+    status = file.stat()
+    return os.path.realpath(file), status.st_size, status.st_mtime_ns
 
 
 def put(new: Path, path: Path) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 from jaxsparse.data.cache import Rows, cached
 from jaxsparse.data.images import ImageSet
 from jaxsparse.data.mini_imagenet_files import is_there, manual_source
-from jaxsparse.data.omniglot import prepared_files
-from jaxsparse.data.prepared import prepared_rows
+from jaxsparse.data.prepared import prepared_files, prepared_rows
 
 
 def load_mini_imagenet(split: str, data_dir: Path, image_size: int | None = None) -> ImageSet:

@@ -1,6 +1,5 @@
 """miniImageNet's class folders and pickles in TFDS's manual folder."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,9 @@ from PIL import Image
 
 from jaxsparse.data.cache import Rows
 from jaxsparse.data.class_splits import split_source
-from jaxsparse.data.files import has_control_characters, one_line
+from jaxsparse.data.files import has_control_characters, version
 from jaxsparse.data.pictures import fit
-from jaxsparse.data.plain_pickles import PickledArray, load_plain
+from jaxsparse.data.plain_pickles import PickledArray, read_plain
 from jaxsparse.errors import DataError
 
 INSTRUCTIONS = (
@@ -41,9 +40,7 @@ def manual_source(
     name = f"mini-imagenet-cache-{_PICKLES[split]}.pkl"
     for file in (manual / name, manual / "mini_imagenet" / name):
         if file.is_file():
-            status = file.stat()
-            key = (os.path.realpath(file), status.st_size, status.st_mtime_ns)
-            return key, partial(_pickle_rows, file, shape)
+            return version(file), partial(_pickle_rows, file, shape)
     return split_source(manual / "mini_imagenet", split, shape)
 
 
@@ -52,13 +49,7 @@ def is_there(manual: Path) -> bool:
 
 
 def _pickle_rows(file: Path, shape: tuple[int, int, int]) -> Rows:
-    try:
-        content = load_plain(file)
-        images, listed = _value(content["image_data"]), content["class_dict"]
-        classes = {_name(k): _indices(_value(v)) for k, v in sorted(listed.items())}
-    except Exception as error:  # a damaged pickle raises many types of errors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{one_line(file)}: not a miniImageNet pickle: {reason}") from error
+    images, classes = read_plain(file, _parse, "miniImageNet")
     wanted = isinstance(images, np.ndarray) and images.dtype == np.uint8
     if not (wanted and images.ndim == 4 and images.shape[3] == 3 and images.size and classes):
         raise DataError(
@@ -72,6 +63,12 @@ def _pickle_rows(file: Path, shape: tuple[int, int, int]) -> Rows:
         raise DataError(f"{file}: class_dict must list no image twice")
     decoded = (fit(Image.fromarray(images[i]), shape) for i in every)
     return Rows(list(classes), [len(where) for where in classes.values()], shape, decoded)
+
+
+def _parse(content: Any) -> tuple[Any, dict[str, np.ndarray]]:
+    """The images, and the indices of the images of each class."""
+    images, listed = _value(content["image_data"]), content["class_dict"]
+    return images, {_name(k): _indices(_value(v)) for k, v in sorted(listed.items())}
 
 
 def _value(content: Any) -> Any:

@@ -2,12 +2,10 @@
 
 import hashlib
 import io
-import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,6 +13,7 @@ from PIL import Image
 from jaxsparse.data.cache import Rows, cached
 from jaxsparse.data.images import ImageSet
 from jaxsparse.data.locations import not_prepared
+from jaxsparse.data.prepared import prepared_files, records
 from jaxsparse.errors import DataError
 
 _BACKGROUND = """
@@ -121,38 +120,3 @@ def _area_weights(length: int, size: int) -> np.ndarray:
     pixels = np.arange(length)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return overlap.clip(0) * (size / length)
-
-
-def prepared_files(name: str, data_dir: Path) -> list[tuple[str, int, int]]:
-    """The array_record files that TFDS prepared for a dataset: [(path, bytes, time)], sorted.
-
-    The list is empty if the dataset is not prepared, or in another format.
-    """
-    # Without TFDS: importing it takes longer than opening the cache.
-    files = sorted((data_dir / name).glob(f"*/{name}-*.array_record*"))
-    whole = [f for f in files if not f.parent.name.startswith("incomplete")]
-    return [(os.path.realpath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in whole]
-
-
-def records(
-    name: str, split: str, data_dir: Path, encoded: Sequence[str] = ("image",)
-) -> Iterator[dict[str, Any]]:
-    """Read the examples that TFDS prepared, with encoded images; needs no TensorFlow.
-
-    Yields a dict per example; "image" is the content of an image file. `name` and `split` are
-    TFDS's names. `encoded` names the fields that hold images.
-
-    Example:
-        >>> next(records("omniglot", "test", Path("~/tensorflow_datasets").expanduser())).keys()
-        dict_keys(['alphabet', 'alphabet_char_id', 'image', 'label'])
-    """
-    import tensorflow_datasets as tfds  # slow to import, and only needed to fill the cache
-
-    decoders = {field: tfds.decode.SkipDecoding() for field in encoded}
-    try:
-        yield from tfds.data_source(
-            name, split=split, data_dir=data_dir, download=False, decoders=decoders
-        )
-    except Exception as error:  # TFDS and its readers raise many types of errors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name}: TFDS cannot read it in {data_dir}: {reason}") from error

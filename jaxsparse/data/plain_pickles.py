@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from jaxsparse.data.files import open_file
+from jaxsparse.data.files import one_line, open_file
+from jaxsparse.errors import DataError
 
 _MOST_STEPS = 20_000_000  # instructions; tieredImageNet's largest file has at most 13 million
 _MOST_AXES = 32
@@ -39,6 +40,19 @@ class PickledArray:
     """
 
     array: np.ndarray
+
+
+def read_plain(path: str | os.PathLike[str], parse: Callable[[Any], Any], kind: str) -> Any:
+    """`parse` of the content of a pickle; a one-line DataError if it is not a pickle of this kind.
+
+    Example:
+        >>> classes = read_plain("mini-imagenet-cache-test.pkl", sorted, "miniImageNet")
+    """
+    try:
+        return parse(load_plain(path))
+    except Exception as error:  # a damaged pickle raises many types of errors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{one_line(path)}: not a {kind} pickle: {reason}") from error
 
 
 def load_plain(path: str | os.PathLike[str]) -> Any:

@@ -2,14 +2,14 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxsparse.data.cache import Rows, Shape, cached
+from jaxsparse.data.files import Version, version
 from jaxsparse.data.images import ImageSet
 from jaxsparse.data.locations import not_prepared
-from jaxsparse.data.omniglot import prepared_files, records
 from jaxsparse.data.pictures import read_image
 from jaxsparse.errors import DataError
 
@@ -79,3 +79,38 @@ def prepared_rows(
         for image in found[called]
     )
     return Rows(names, [len(found[called]) for called in names], shape, images)
+
+
+def prepared_files(name: str, data_dir: Path) -> list[Version]:
+    """The array_record files that TFDS prepared for a dataset: `version` of each, sorted.
+
+    The list is empty if the dataset is not prepared, or in another format.
+    """
+    # Without TFDS: importing it takes longer than opening the cache.
+    files = sorted((data_dir / name).glob(f"*/{name}-*.array_record*"))
+    whole = [f for f in files if not f.parent.name.startswith("incomplete")]
+    return [version(file) for file in whole]
+
+
+def records(
+    name: str, split: str, data_dir: Path, encoded: Sequence[str] = ("image",)
+) -> Iterator[dict[str, Any]]:
+    """Read the examples that TFDS prepared, with encoded images; needs no TensorFlow.
+
+    Yields a dict per example; "image" is the content of an image file. `name` and `split` are
+    TFDS's names. `encoded` names the fields that hold images.
+
+    Example:
+        >>> next(records("omniglot", "test", Path("~/tensorflow_datasets").expanduser())).keys()
+        dict_keys(['alphabet', 'alphabet_char_id', 'image', 'label'])
+    """
+    import tensorflow_datasets as tfds  # slow to import, and only needed to fill the cache
+
+    decoders = {field: tfds.decode.SkipDecoding() for field in encoded}
+    try:
+        yield from tfds.data_source(
+            name, split=split, data_dir=data_dir, download=False, decoders=decoders
+        )
+    except Exception as error:  # TFDS and its readers raise many types of errors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: TFDS cannot read it in {data_dir}: {reason}") from error

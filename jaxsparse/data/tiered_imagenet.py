@@ -1,7 +1,6 @@
 """tieredImageNet: 351 / 97 / 160 classes of ImageNet, no superclass in two splits."""
 
 import io
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,14 @@ import numpy as np
 
 from jaxsparse.data.cache import Rows, Shape, cached
 from jaxsparse.data.class_splits import split_source
-from jaxsparse.data.files import has_control_characters, one_line
+from jaxsparse.data.files import has_control_characters, one_line, version
 from jaxsparse.data.images import ImageSet
 from jaxsparse.data.pictures import read_image
-from jaxsparse.data.plain_pickles import PickledArray, load_plain
+from jaxsparse.data.plain_pickles import PickledArray, read_plain
 from jaxsparse.errors import DataError
 
 _PICKLES = {"train": "train", "validation": "val", "test": "test"}
+_NAME = "tieredImageNet"
 _FOLDERS = ("tiered_imagenet", "tiered-imagenet")  # the archive has the second one
 _IMAGES, _LABELS = "{}_images_png.pkl", "{}_labels.pkl"
 
@@ -58,9 +58,9 @@ def _pickle_source(root: Path, split: str, shape: Shape) -> tuple[Any, Callable[
     images, labels = (root / name.format(_PICKLES[split]) for name in (_IMAGES, _LABELS))
     if not labels.is_file():
         raise DataError(f"{one_line(labels)}: not found; {images.name} cannot be used without it")
-    names, numbers = _read(labels, _parse_labels)
+    names, numbers = read_plain(labels, _parse_labels, _NAME)
     _check_apart(root, split, names)
-    return [_version(images), _version(labels)], partial(_rows, images, names, numbers, shape)
+    return [version(images), version(labels)], partial(_rows, images, names, numbers, shape)
 
 
 def _check_apart(root: Path, split: str, names: list[str]) -> None:
@@ -69,7 +69,7 @@ def _check_apart(root: Path, split: str, names: list[str]) -> None:
         labels = root / _LABELS.format(_PICKLES[other])
         if other == split or not labels.is_file():
             continue
-        shared = set(names).intersection(_read(labels, _parse_labels)[0])
+        shared = set(names).intersection(read_plain(labels, _parse_labels, _NAME)[0])
         if shared:
             raise DataError(
                 f"{one_line(root)}: the class {min(shared)!r} is in the labels of"
@@ -79,7 +79,7 @@ def _check_apart(root: Path, split: str, names: list[str]) -> None:
 
 def _rows(file: Path, names: list[str], numbers: np.ndarray, shape: Shape) -> Rows:
     """The images of a pickle, class by class."""
-    encoded = _read(file, _parse_images)
+    encoded = read_plain(file, _parse_images, _NAME)
     if len(encoded) != len(numbers):
         raise DataError(
             f"{one_line(file)}: it has {len(encoded)} images, but there are {len(numbers)} labels"
@@ -89,15 +89,6 @@ def _rows(file: Path, names: list[str], numbers: np.ndarray, shape: Shape) -> Ro
         for i in np.argsort(numbers, kind="stable")
     )
     return Rows(names, np.bincount(numbers).tolist(), shape, images)
-
-
-def _read(file: Path, parse: Callable[[Any], Any]) -> Any:
-    """The parsed content of a pickle; a one-line DataError if it is not as expected."""
-    try:
-        return parse(load_plain(file))
-    except Exception as error:  # a damaged pickle raises many types of errors
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{one_line(file)}: not a tieredImageNet pickle: {reason}") from error
 
 
 def _parse_labels(content: Any) -> tuple[list[str], np.ndarray]:
@@ -130,8 +121,3 @@ def _png(entry: Any) -> bytes:
     if not isinstance(entry, PickledArray) or entry.array.dtype != np.uint8:
         raise ValueError("an image must be a uint8 array with the bytes of a PNG file")
     return entry.array.tobytes()
-
-
-def _version(file: Path) -> tuple[str, int, int]:
-    status = file.stat()
-    return os.path.realpath(file), status.st_size, status.st_mtime_ns

@@ -123,6 +123,4 @@ def _check(images: Array, kernel: Array, scale: Array, bias: Array) -> None:
     want = (3, 3, images.shape[3])
     if kernel.ndim != 4 or kernel.shape[:3] != want:
         raise ValueError(f"kernel: got shape {kernel.shape}, want [3, 3, {images.shape[3]}, o]")
-    for name, x in (("scale", scale), ("bias", bias)):
-        if x.shape != kernel.shape[3:]:
-            raise ValueError(f"{name}: got shape {x.shape}, want {kernel.shape[3:]}")
+    ops.check_per_channel(kernel.shape[3], scale=scale, bias=bias)

@@ -59,6 +59,11 @@ class Moment(NamedTuple):
     entries: Array
 
 
+def is_norm(name: str) -> bool:
+    """Whether a parameter is a batch norm's, by its path, such as "block1/conv1/norm/scale"."""
+    return any(part.startswith("norm") for part in name.split("/"))
+
+
 class Moments:
     """The means and variances of the batch norms of one forward pass, in their order.
 

@@ -133,10 +133,15 @@ def batch_norm(x: Array, scale: Array, bias: Array, *, eps: float = 1e-5) -> Arr
 
     Source: Ioffe & Szegedy, Batch Normalization, 2015, Algorithm 1.
     """
-    for name, p in (("scale", scale), ("bias", bias)):
-        if p.shape != x.shape[-1:]:
-            raise ValueError(f"{name}: got shape {p.shape}, want {x.shape[-1:]}")
+    check_per_channel(x.shape[-1], scale=scale, bias=bias)
     return normalise(x, *moments(x), scale, bias, eps=eps)
+
+
+def check_per_channel(channels: int, **arrays: Array) -> None:
+    """Raise ValueError unless every array has one entry per channel."""
+    for name, x in arrays.items():
+        if x.shape != (channels,):
+            raise ValueError(f"{name}: got shape {x.shape}, want {(channels,)}")
 
 
 def moments(x: Array) -> tuple[Array, Array]:

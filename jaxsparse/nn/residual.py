@@ -70,9 +70,7 @@ def _check(images: Array, kernel: Array, scale: Array, bias: Array) -> None:
     if kernel.ndim != 4 or kernel.shape[:3] != (size, size, images.shape[3]) or size % 2 == 0:
         want = f"[k, k, {images.shape[3]}, o] with an odd k"
         raise ValueError(f"kernel: got shape {kernel.shape}, want {want}")
-    for name, x in (("scale", scale), ("bias", bias)):
-        if x.shape != kernel.shape[3:]:
-            raise ValueError(f"{name}: got shape {x.shape}, want {kernel.shape[3:]}")
+    ops.check_per_channel(kernel.shape[3], scale=scale, bias=bias)
 
 
 def _leaky(x: Array, slope: float) -> Array:

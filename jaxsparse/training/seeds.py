@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -218,6 +219,11 @@ class SingleRun(Placement):
 
     def _each(self, function: Callable, in_axes: Sequence[int | None]) -> Callable:
         return function
+
+
+def seed_keys(config: Any) -> jax.Array:
+    """The keys of `config.seeds` runs, whose seeds count up from `config.seed`."""
+    return jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
 
 
 def place_runs(runs: int) -> Placement:

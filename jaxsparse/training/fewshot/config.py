@@ -12,6 +12,7 @@ from jaxsparse.gates import Gate
 from jaxsparse.learner import Learner
 from jaxsparse.learners import maml
 from jaxsparse.nn.blocks import BLOCKS, Blocks
+from jaxsparse.nn.model import is_norm
 from jaxsparse.training import settings
 from jaxsparse.training.errors import ConfigError
 
@@ -273,12 +274,7 @@ def make_gate(config: FewShotConfig) -> Gate:
         "meta-sgd": lambda: gates.linear(rate_init),
     }
     gate = builders[config.method]()
-    return gate if config.adapt_norm else gates.for_part(gate, _no_norm)
-
-
-def _no_norm(name: str) -> bool:
-    """Whether a parameter belongs to a layer that is not a batch norm."""
-    return not any(part.startswith("norm") for part in name.split("/"))
+    return gate if config.adapt_norm else gates.for_part(gate, lambda name: not is_norm(name))
 
 
 def _clipped(

@@ -1,20 +1,17 @@
 """Testing a finished run again: on other tasks, other data, or with other statistics."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.data import ImageSet
 from jaxsparse.losses import BatchNorm
 from jaxsparse.training.errors import Diverged
-from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
+from jaxsparse.training.fewshot.config import make_learner
 from jaxsparse.training.fewshot.evaluation import (
     Measurement,
     TaskSizes,
-    at_precision,
     batch_count,
     joined,
     make_evaluation,
@@ -22,7 +19,7 @@ from jaxsparse.training.fewshot.evaluation import (
 from jaxsparse.training.fewshot.program import task_mesh
 from jaxsparse.training.fewshot.result import accuracies
 from jaxsparse.training.fewshot.tested import Tested
-from jaxsparse.training.seeds import Placement
+from jaxsparse.training.seeds import Placement, seed_keys
 
 
 class Test(NamedTuple):
@@ -43,27 +40,15 @@ class Test(NamedTuple):
     ensemble: bool = True
 
 
-def own_test(config: FewShotConfig) -> Test:
-    """The test that ends a run of `config`."""
-    sizes = TaskSizes(config.ways, config.shots, config.query_shots, config.test_inner_steps)
-    return Test("test", sizes, config.test_tasks, config.batch_norm)
-
-
-def evaluate_run(
-    tested: Tested,
-    data: ImageSet,
-    test: Test,
-    tell: Callable[[float], None] = lambda done: None,
-) -> dict[str, Any]:
+def evaluate_run(tested: Tested, data: ImageSet, test: Test) -> dict[str, Any]:
     """Test a finished run again.
 
-    With `own_test` and the run's test images, the accuracies are those of its result.
+    With the run's own settings and test images, the accuracies are those of its result.
 
     Args:
       tested: the run, as `load_tested` reads it.
       data: images of the shape and normalisation that the network was trained on.
       test: how to test.
-      tell: called with the share of the tasks that are done.
 
     Returns:
       Accuracy, interval and loss per seed, and the mean and standard deviation over the seeds, as
@@ -83,20 +68,15 @@ def evaluate_run(
     parts = make_learner(
         dataclasses.replace(config, batch_norm=test.batch_norm), data.image_shape, mesh
     )
-    evaluation = make_evaluation(parts, test.sizes, mesh)
-    functions = evaluation._replace(
-        **{name: at_precision(config.precision, f) for name, f in evaluation._asdict().items()}
-    )
-    seeds = range(config.seed, config.seed + config.seeds)
-    keys = placement.put(jnp.stack([jax.random.key(seed) for seed in seeds]))
-    measurement = Measurement(placement, functions, keys)
+    evaluation = make_evaluation(parts, test.sizes, config.precision, mesh)
+    measurement = Measurement(placement, evaluation, placement.put(seed_keys(config)))
     members = tested.members if test.ensemble else tested.members[:1]
     members, data = placement.share((members, data))
-    batches, count = [], batch_count(test.tasks)
-    for index in range(count):
-        tell(index / count)
-        batches.append(measurement.batch(test.split, index, data, members))
+    batches = [
+        measurement.batch(test.split, index, data, members)
+        for index in range(batch_count(test.tasks))
+    ]
     metrics = joined(batches, test.tasks)
-    if not jnp.isfinite(metrics["loss"]).all():
+    if not np.isfinite(metrics["loss"]).all():
         raise Diverged(f"a {test.split} loss is not finite")
     return accuracies(config.seed, metrics)

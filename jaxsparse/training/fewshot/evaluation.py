@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxsparse.data import ImageSet, Task, sample_tasks
 from jaxsparse.maml import evaluate, predict
-from jaxsparse.training.fewshot.config import Parts
+from jaxsparse.training.fewshot.config import FewShotConfig, Parts
 from jaxsparse.training.seeds import Placement
 from jaxsparse.updates import apply_gate_per_task
 
@@ -42,6 +42,11 @@ class TaskSizes(NamedTuple):
     inner_steps: int
 
 
+def task_sizes(config: FewShotConfig) -> TaskSizes:
+    """The sizes of the validation and test tasks of a run."""
+    return TaskSizes(config.ways, config.shots, config.query_shots, config.test_inner_steps)
+
+
 class Evaluation(NamedTuple):
     """Pure functions of a batch of `EVALUATION_BATCH` tasks.
 
@@ -57,8 +62,13 @@ class Evaluation(NamedTuple):
     vote: Callable[[Sequence[tuple[Tree, Tree]], jax.Array, Task], Metrics]
 
 
-def make_evaluation(parts: Parts, sizes: TaskSizes, mesh: Mesh | None = None) -> Evaluation:
-    """The evaluation of `parts` on tasks of these sizes, divided among the devices of `mesh`."""
+def make_evaluation(
+    parts: Parts, sizes: TaskSizes, precision: str, mesh: Mesh | None = None
+) -> Evaluation:
+    """The evaluation of `parts` on tasks of these sizes, divided among the devices of `mesh`.
+
+    `precision` is that of matrix products.
+    """
 
     def tasks(key, data):
         ways, shots, query_shots, _ = sizes
@@ -92,7 +102,7 @@ def make_evaluation(parts: Parts, sizes: TaskSizes, mesh: Mesh | None = None) ->
         hits = jnp.argmax(mean, -1) == tasks.query[1]
         return {"ensemble_accuracy": jnp.mean(hits, -1, dtype=jnp.float32)}
 
-    return Evaluation(tasks, evaluate_batch, vote)
+    return Evaluation(*(at_precision(precision, f) for f in (tasks, evaluate_batch, vote)))
 
 
 def evaluation_key(key: jax.Array, split: str, batch: Any) -> jax.Array:

@@ -17,11 +17,11 @@ from jaxsparse.maml import MetaState
 from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
 from jaxsparse.training.fewshot.evaluation import (
     EVALUATION_BATCH,
-    TaskSizes,
     at_precision,
     batch_count,
     evaluation_key,
     make_evaluation,
+    task_sizes,
 )
 from jaxsparse.training.program import Program, keep_better, meta_step, repeated
 
@@ -120,8 +120,7 @@ def make_program(
       >>> state = program.init(jax.random.key(0))
     """
     parts = make_learner(config, image_shape, mesh)
-    sizes = TaskSizes(config.ways, config.shots, config.query_shots, config.test_inner_steps)
-    evaluation = make_evaluation(parts, sizes, mesh)
+    evaluation = make_evaluation(parts, task_sizes(config), config.precision, mesh)
 
     def init(key, params=None):
         model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
@@ -176,9 +175,9 @@ def make_program(
         train=precisely(repeated(train_step)),
         position=lambda state: {"step": state.meta.step, "epoch": state.epoch},
         learned=lambda state: (state.meta.params, state.meta.mask),
-        tasks=precisely(evaluation.tasks),
-        evaluate=precisely(evaluation.evaluate),
-        vote=precisely(evaluation.vote),
+        tasks=evaluation.tasks,
+        evaluate=evaluation.evaluate,
+        vote=evaluation.vote,
         finish_epoch=precisely(finish_epoch),
         sparsity=precisely(gate_sparsity),
     )

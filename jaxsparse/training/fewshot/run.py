@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,7 +19,7 @@ from jaxsparse.training.fewshot.result import make_result
 from jaxsparse.training.fewshot.tested import theta_of
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.runner import Hooks, Progress, Runner, first_of, plain
-from jaxsparse.training.seeds import Placement
+from jaxsparse.training.seeds import Placement, seed_keys
 
 
 def run(
@@ -58,11 +57,10 @@ class _Run:
         mesh = task_mesh(config)
         self.program = make_program(config, data["train"].image_shape, mesh)
         placement = Placement(config.seeds, None, mesh)
-        seeds = range(config.seed, config.seed + config.seeds)
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        own = (seed_keys(config),)
         self.data = placement.share(data)
         self.runner = Runner(
-            self.program, folder, hooks, placement, (keys,), self.data["train"], config.seed
+            self.program, folder, hooks, placement, own, self.data["train"], config.seed
         )
         self._compile(placement)
         keys = self.runner.own[0]

@@ -11,7 +11,7 @@ from jaxsparse.training.errors import ConfigError, RunError
 from jaxsparse.training.fewshot.config import FewShotConfig, make_network
 from jaxsparse.training.fewshot.program import make_program
 from jaxsparse.training.run_folder import RunFolder
-from jaxsparse.training.seeds import Placement
+from jaxsparse.training.seeds import Placement, seed_keys
 from jaxsparse.training.settings import stored_config
 
 Tree = Any
@@ -22,30 +22,25 @@ class Tested(NamedTuple):
     """What a finished run tested.
 
     Attributes:
-      folder: the run.
-      config: its configuration.
+      config: the configuration of the run.
       members: theta and the mask parameters of the best epochs, best first; leaves [seeds, ...].
-      result: the content of its result.json.
     """
 
-    folder: RunFolder
     config: FewShotConfig
     members: list[tuple[Tree, Tree]]
-    result: dict[str, Any]
 
 
-def finished(path: Path) -> tuple[RunFolder, FewShotConfig, dict[str, Any]]:
-    """The folder, configuration and result of a finished few-shot run.
+def finished(path: Path) -> tuple[RunFolder, FewShotConfig]:
+    """The folder and configuration of a finished few-shot run.
 
     Raises:
       RunError: there is no such run, it is of another family, or it is not finished.
     """
     folder = RunFolder.open(path, UNIT)
     config = stored_config(folder, FewShotConfig, EXPERIMENT)
-    result = folder.result()
-    if result is None:
+    if folder.result() is None:
         raise RunError(f"{path} is not finished: it has no result.json")
-    return folder, config, result
+    return folder, config
 
 
 def load_tested(path: Path, image_shape: tuple[int, int, int]) -> Tested:
@@ -58,17 +53,16 @@ def load_tested(path: Path, image_shape: tuple[int, int, int]) -> Tested:
     Raises:
       RunError: as in `finished`, or the run's last checkpoint is missing, damaged or does not fit.
     """
-    folder, config, result = finished(path)
+    _, config = finished(path)
     program = make_program(config, image_shape)
     placement = Placement(config.seeds, None)
-    keys = jax.vmap(jax.random.key)(np.arange(config.seed, config.seed + config.seeds))
-    template = jax.eval_shape(placement.over_runs(program.init, (0,)), keys)
+    template = jax.eval_shape(placement.over_runs(program.init, (0,)), seed_keys(config))
     state = Checkpoints(path / "checkpoints").restore(template, None)
     if state is None:
         raise RunError(f"{path} has no checkpoint to read the network from")
     if (np.asarray(state.epoch) != config.epochs).any():  # of an earlier epoch
         raise RunError(f"{path} has lost its last checkpoint, which holds the network it tested")
-    return Tested(folder, config, state.members, result)
+    return Tested(config, state.members)
 
 
 def theta_of(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Tree | None:

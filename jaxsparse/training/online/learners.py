@@ -15,6 +15,7 @@ from jaxsparse.continual.online import frozen_maml_step, init_frozen_state, self
 from jaxsparse.gates import Gate
 from jaxsparse.learner import Learner, StreamBatch
 from jaxsparse.learners import cmaml
+from jaxsparse.nn.model import is_norm
 from jaxsparse.training.errors import ConfigError
 from jaxsparse.training.online.config import (
     CMAML_METHODS,
@@ -93,7 +94,7 @@ def make_gate(config: OnlineConfig, model: nn.Model) -> Gate:
 
 def inner_params(name: str) -> bool:
     """Whether the inner loop adapts a parameter: all except the gains and shifts of batch norm."""
-    return not name.startswith("norm")
+    return not is_norm(name)
 
 
 def inner_rates(config: OnlineConfig, params: Tree) -> Tree:
