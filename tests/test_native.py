@@ -163,7 +163,7 @@ def check_propagation(both, in_torch, args, places):
         changed = [change(a) if i == which else a for i, a in enumerate(args)]
         return zip(both(*changed), in_torch(*changed), strict=True)
 
-    for which, place in PLACES:
+    for which, place in places:
         for got, want in pairs(which, lambda a, p=place: a.at[p].set(np.nan)):
             np.testing.assert_array_equal(np.isnan(got), np.isnan(want), f"argument {which}")
         for value in (np.inf, -np.inf):
