@@ -54,7 +54,7 @@ def test_an_ensemble_votes_by_the_mean_softmax():
     config = training.FewShotConfig(ways=3, width=2, seed=0)
     parts = make_learner(config, (16, 16, 1))
     sizes = TaskSizes(ways=3, shots=2, query_shots=5, inner_steps=2)
-    evaluation = make_evaluation(parts, sizes)
+    evaluation = make_evaluation(parts, sizes, config.precision)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (4 * 8, 16, 16, 1), dtype=np.uint8)
     counts, names = np.full(4, 8), ("a", "b", "c", "d")
