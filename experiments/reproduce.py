@@ -6,16 +6,19 @@ python -m experiments.reproduce --table 3 --methods sparse-lamaml er
 python -m experiments.reproduce --table S8 --p 0.98 --seeds 3 --timesteps 1000
 python -m experiments.reproduce --figure S3
 python -m experiments.reproduce --table 1 --scale paper
+python -m experiments.reproduce --claims
 """
 
+import contextlib
 import dataclasses
+import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import cli, runs
-from experiments.tables import saved
+from experiments.tables import claims, saved
 from experiments.tables.flags import Flags
 from experiments.tables.index import READS
 from experiments.tables.runner import Runner
@@ -24,6 +27,7 @@ from jaxsparse.training.errors import one_line, trusting
 from jaxsparse.training.files import replace_text
 
 PROG = "python -m experiments.reproduce"
+CLAIMS = Path(__file__).resolve().parent.parent / "docs" / "claims.md"
 DOCUMENT = Path(__file__).resolve().parent.parent / "REPRODUCIBILITY.md"
 
 
@@ -32,8 +36,11 @@ def main(args: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     with cli.command():
         flags = cli.parse(Flags, given, Flags(), PROG)
-        if (flags.table is None) == (flags.figure is None):
-            cli.fail("want either --table or --figure")
+        if [bool(flags.table), bool(flags.figure), flags.claims].count(True) != 1:
+            cli.fail("want one of --table, --figure and --claims")
+        if flags.claims:
+            _write_claims(given)
+            return
         for name in ("seeds", "timesteps"):
             if getattr(flags, name) < 1:
                 cli.fail(f"--{name} must be 1 or more, got {getattr(flags, name)}")
@@ -70,6 +77,19 @@ def _open(flags: Flags, name: str, given: Sequence[str]) -> tuple[Flags, Runner]
         stored = {name: x for name, x in file.flags.items() if name not in cli.given(given)}
         flags = dataclasses.replace(flags, **stored)
     return flags, Runner(saved.results(), False, command, saved=file)
+
+
+def _write_claims(given: Sequence[str]) -> None:
+    """Write `docs/claims.md` from the results files."""
+    others = {*cli.given(given)} - {"claims"}
+    if others:
+        cli.fail(f"--{min(others).replace('_', '-')} is not read with --claims")
+    # A scan prints its table when it is read.
+    with trusting(saved.results()), contextlib.redirect_stdout(io.StringIO()):
+        lines = claims.document()
+    with writing(CLAIMS):
+        replace_text(CLAIMS, "\n".join([*lines, ""]))
+    cli.say(f"written: {CLAIMS}")
 
 
 def _save(flags: Flags, name: str, known: Iterable[str], runner: Runner) -> None:

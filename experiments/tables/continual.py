@@ -97,10 +97,10 @@ def settings(flags: Flags, runner: Runner) -> Lines:
         results: dict[str, Any] = {}
         for method in SPARSE:
             paper = published.TABLE_S6[stream, method]
-            scanned = _scanned(flags, runner, stream, method)
-            if scanned is None:
+            found = scanned(flags, runner, stream, method)
+            if found is None:
                 continue
-            (alpha, gamma, glances), points = scanned
+            (alpha, gamma, glances), points = found
             results[method] = runner.result(continual, *named_run(
                 flags, stream, method, inner_lr=alpha, mask_lr=gamma, glances=glances
             ))  # fmt: skip
@@ -119,18 +119,20 @@ def settings(flags: Flags, runner: Runner) -> Lines:
     return [*lines, "", *comparisons]
 
 
-def _scanned(flags, runner, stream, method):
-    """The alpha_0, gamma_m and glances that a scan chooses, and the points of the scan."""
+def scanned(
+    flags: Flags, runner: Runner, stream: str, method: str
+) -> tuple[tuple[float, float, int], list[dict[str, Any]]] | None:
+    """The alpha_0, gamma_m and glances that a scan chooses, and its points; None as in `Runner`."""
     config = dataclasses.replace(cell_config(flags, stream, method), seeds=1)
     grid = Grid(
         inner_lr=(0.05, 0.1, 0.15),
         mask_lr=(0.1, 0.3, 0.5) if method == "lamaml" else (0.75, 1.7, 3.0),
         glances=(5, 10),
     )
-    scanned = runner.scan(f"settings-{stream}-{method}", config, grid)
-    if scanned is None:
+    found = runner.scan(f"settings-{stream}-{method}", config, grid)
+    if found is None:
         return None
-    chosen, points = scanned
+    chosen, points = found
     return (chosen.inner_lr, chosen.mask_lr, chosen.glances), points
 
 

@@ -19,7 +19,7 @@ class Flags:
     table: (
         Literal[
             "1", "S1", "S2", "S3", "S4", "3", "S5", "S6", "S7", "S7-choices", "S7-augmented", "S8",
-            "S8-lead", "S9", "few-shot",
+            "S8-full", "S8-lead", "S9", "few-shot",
         ]
         | None
     ) = None  # fmt: skip
@@ -28,15 +28,17 @@ class Flags:
     first, then only the mask; 3: accuracies of every method on every stream of digits; S5:
     sparsity; S6: settings chosen on held-out images; S7: Split-CIFAR-10; S7-choices: effect of the
     choices that S7 leaves open; S7-augmented: whole streams of augmented images; S8: online
-    accuracies on a switching stream; S8-lead: sparse-C-MAML minus C-MAML, by part of the stream;
-    S9: accuracies and rates of C-MAML's variants; few-shot: glyphs, Omniglot and miniImageNet (not
-    a table of the paper)"""
+    accuracies on a switching stream; S8-full: whole streams with one seed; S8-lead: sparse-C-MAML
+    minus C-MAML, by part of the stream; S9: accuracies and rates of C-MAML's variants; few-shot:
+    glyphs, Omniglot and miniImageNet (not a table of the paper)"""
     figure: Literal["1", "2", "S1", "S2", "3", "S3", "S4"] | None = None
     """1: few-shot, sparsity of the weights over training by initial sparsity; S1: the same for
     batch-norm gains and biases; 2: accuracy against the number of inner steps; S2: the same, and
     accuracy and sparsity against the width; 3: sparsity by task, and against layer width, on
     rotations; S3: accuracy and sparsity against alpha_0; S4: sparsity by task, accuracy and
     sparsity against layer width, on permuted streams"""
+    claims: bool = False
+    """write docs/claims.md: each claim of the paper, and what the results files say about it"""
     streams: tuple[StreamName, ...] = StreamName.__args__  # type: ignore[attr-defined]
     """streams of digits, if the table has several"""
     methods: tuple[MethodName, ...] = ()
@@ -44,7 +46,7 @@ class Flags:
     memories: tuple[int, ...] = (200, 1000)
     """S7, S7-choices, S7-augmented: images in memory"""
     p: tuple[float, ...] = (0.98, 0.9)
-    """S8, S8-lead, S9: probabilities that the task does not switch"""
+    """S8, S8-full, S8-lead, S9: probabilities that the task does not switch"""
     timesteps: int = 10_000
     """S8, S8-lead, S9: batches of the stream"""
     seeds: int = 5

@@ -55,6 +55,7 @@ READS: dict[str, Reads] = {
         online.accuracies,
         {"methods": online.S8_METHODS, "p": None, "timesteps": None, "seeds": None},
     ),
+    "table S8-full": Reads(online.whole, {"methods": online.S8_METHODS, "p": None}),
     "table S8-lead": Reads(online.lead, {"p": None, "timesteps": None, "seeds": None}),
     "table S9": Reads(
         online.settings,

@@ -25,7 +25,7 @@ S8_METHODS = (
 S9_METHODS = ("cmaml", "cmaml-fixed", "sparse-cmaml", "sparse-relu-cmaml")
 # Changes to the presets. C-MAML's first rate in Table S9 differs from that in OSAKA's public code,
 # which is the preset's: both are shown.
-_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"cmaml": ({}, {"inner_lr": 0.1})}
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"cmaml": ({}, {"inner_lr": 0.1})}
 
 
 def accuracies(flags: Flags, runner: Runner) -> Lines:
@@ -33,20 +33,36 @@ def accuracies(flags: Flags, runner: Runner) -> Lines:
     lines = [_heading(flags), ""]
     for p in flags.p:
         lines += [f"**p = {p:g}**", ""]
-        lines += header("method", *_ACCURACIES, "detected", "false alarms", "sparsity")
+        lines += header(
+            "method", "timesteps x seeds", *_ACCURACIES, "detected", "false alarms", "sparsity"
+        )
         results = {}
         for method, config, result in _runs(flags, runner, p, flags.methods or S8_METHODS):
             label = method
-            if method in _VARIANTS:
+            if method in VARIANTS:
                 label += f", alpha_0 {config.inner_lr:g}"
             if result is not None:
                 results[label] = result
             for print_, paper in published.TABLE_S8.get((method, p), {"": {}}).items():
                 cells = [_cell(_accuracy(result, n), paper.get(n)) for n in _ACCURACIES]
                 name = f"{label}{print_ and f' ({print_})'}"
-                lines.append(row(name, *cells, *_detected(result), _sparsity(result)))
+                length = f"{config.timesteps:,} x {config.seeds}" if result else "-"
+                lines.append(row(name, length, *cells, *_detected(result), _sparsity(result)))
         lines += ["", *_comparisons(results), ""]
     return lines
+
+
+def whole(flags: Flags, runner: Runner) -> Lines:
+    """Table S8 for whole streams with one seed."""
+    return accuracies(whole_streams(flags), runner)
+
+
+def whole_streams(flags: Flags) -> Flags:
+    """The flags of whole streams with one seed."""
+    return Flags(
+        methods=flags.methods, p=flags.p, data_dir=flags.data_dir, seeds=1,
+        timesteps=_PUBLISHED_TIMESTEPS,
+    )  # fmt: skip
 
 
 def settings(flags: Flags, runner: Runner) -> Lines:
@@ -80,7 +96,7 @@ def lead(flags: Flags, runner: Runner) -> Lines:
     lines += header("p", "alpha_0 of cmaml", total, *of_spans, *_ACCURACIES[1:])
     for p in flags.p:
         ours = _parts(flags, runner, p, "sparse-cmaml", {}, spans)
-        for changes in _VARIANTS["cmaml"]:
+        for changes in VARIANTS["cmaml"]:
             theirs = _parts(flags, runner, p, "cmaml", changes, spans)
             cells = ["-"] * (len(spans) + len(_ACCURACIES))
             if ours is not None and theirs is not None:
@@ -92,7 +108,7 @@ def lead(flags: Flags, runner: Runner) -> Lines:
 
 def _parts(flags, runner, p, method, changes, spans):
     """The accuracies of each seed of a run: in total, in spans of timesteps, by dataset."""
-    result = _result(flags, runner, p, method, changes)
+    result = result_of(flags, runner, p, method, changes)
     if result is None:
         return None
     rows = runner.rows(online, _name(flags, p, method, changes))
@@ -136,8 +152,8 @@ def cell_config(flags: Flags, p: float, method: str, **changes: Any) -> OnlineCo
 def _runs(flags, runner, p, methods):
     """Method, configuration and result (or None) of each row; a method without any is skipped."""
     for method in methods:
-        variants = _VARIANTS.get(method, ({},))
-        results = [_result(flags, runner, p, method, changes) for changes in variants]
+        variants = VARIANTS.get(method, ({},))
+        results = [result_of(flags, runner, p, method, changes) for changes in variants]
         if any(result is not None for result in results):
             for changes, result in zip(variants, results, strict=True):
                 yield method, cell_config(flags, p, method, **changes), result
@@ -145,10 +161,15 @@ def _runs(flags, runner, p, methods):
 
 def _name(flags, p, method, changes) -> str:
     name = "-".join([f"p{p:g}-{method}", *(f"{n}-{value:g}" for n, value in changes.items())])
-    return name if flags.timesteps == _PUBLISHED_TIMESTEPS else f"{name}-{flags.timesteps}"
+    if flags.timesteps != _PUBLISHED_TIMESTEPS:
+        return f"{name}-{flags.timesteps}"
+    return f"{name}-seed-0" if flags.seeds == 1 else name
 
 
-def _result(flags, runner, p, method, changes) -> dict[str, Any] | None:
+def result_of(
+    flags: Flags, runner: Runner, p: float, method: str, changes: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The result of a method at p with changed settings; None if it does not exist."""
     name, config = _name(flags, p, method, changes), cell_config(flags, p, method, **changes)
     result = runner.result(online, name, config)
     return None if result is None else with_sample_std(result)

@@ -100,7 +100,7 @@ def table_s3(flags: Flags, runner: Runner) -> Lines:
     ]
     for method in ("sparse-maml", "fomaml"):
         for variant, varied in VARIANTS:
-            found = _found(runner, *setting.run(flags, 5, method, **varied))
+            found = found_run(runner, *setting.run(flags, 5, method, **varied))
             if found is None:
                 continue
             paper = published.TABLE_S3.get((method, variant))
@@ -125,12 +125,12 @@ def table_s4(flags: Flags, runner: Runner) -> Lines:
         *header("shots", "phase", "initial sparsity", "accuracy", "final sparsity"),
     ]
     for shots in SHOTS:
-        first = _found(runner, *setting.run(flags, shots, "fomaml"))
+        first = found_run(runner, *setting.run(flags, shots, "fomaml"))
         if first is None:
             continue
         lines.append(row(str(shots), "theta, FOMAML", "-", cell(of_seeds(first.result)), "-"))
         for initial in (0.0, 0.5):
-            found = _found(runner, *second_phase(flags, runner, shots, initial))
+            found = found_run(runner, *second_phase(flags, runner, shots, initial))
             if found is not None:
                 papers = published.TABLE_S4[shots, initial]
                 cells = map(cell, (of_seeds(found.result), sparsity(found.result)), papers)
@@ -176,7 +176,7 @@ def _heading(flags: Flags, what: str) -> Lines:
     return lines if flags.scale == "paper" else [*lines, _NOT_THE_PAPERS]
 
 
-def _found(runner: Runner, name: str, config: FewShotConfig, note: str = "") -> Found | None:
+def found_run(runner: Runner, name: str, config: FewShotConfig, note: str = "") -> Found | None:
     """A run, or None if it does not exist and is not to be run."""
     result = runner.result(fewshot, name, config)
     return None if result is None else Found(note, name, config, result)
@@ -187,7 +187,7 @@ def _runs(flags: Flags, runner: Runner, table: str) -> Iterator[tuple[Setting, i
     for setting in SETTINGS[table, flags.scale]:
         for shots in SHOTS:
             for method in setting.methods:
-                found = _found(runner, *setting.run(flags, shots, method))
+                found = found_run(runner, *setting.run(flags, shots, method))
                 if found is not None:
                     yield setting, shots, method, found
 
@@ -197,7 +197,7 @@ def _methods(flags: Flags, runner: Runner, setting: Setting) -> Lines:
     lines = []
     by_shots: dict[int, dict[str, Found]] = {shots: {} for shots in SHOTS}
     for method in setting.methods:
-        found = [_of_method(flags, runner, setting, shots, method) for shots in SHOTS]
+        found = [of_method(flags, runner, setting, shots, method) for shots in SHOTS]
         if not any(found):
             continue
         cells, frozen, notes = [], [], []
@@ -229,12 +229,12 @@ def _comparisons(by_shots: dict[int, dict[str, Found]]) -> Lines:
     return lines
 
 
-def _of_method(
+def of_method(
     flags: Flags, runner: Runner, setting: Setting, shots: int, method: str
 ) -> Found | None:
     """The run of a method; FOMAML's has the inner rate that is best on validation tasks."""
     if method != "fomaml":
-        return _found(runner, *setting.run(flags, shots, method))
+        return found_run(runner, *setting.run(flags, shots, method))
     accuracies = {}
     for rate in scales.FOMAML_RATES:
         name, config = choice(flags, setting, shots, rate)
@@ -248,7 +248,7 @@ def _of_method(
         return None
     chosen = max(accuracies, key=lambda rate: accuracies[rate])
     note = f"inner rate {chosen:g} of {' '.join(f'{rate:g}' for rate in accuracies)}"
-    return _found(runner, *setting.run(flags, shots, method, inner_lr=chosen), note)
+    return found_run(runner, *setting.run(flags, shots, method, inner_lr=chosen), note)
 
 
 def choice(flags: Flags, setting: Setting, shots: int, rate: float) -> tuple[str, FewShotConfig]:
@@ -269,14 +269,14 @@ def _other_domains(flags: Flags, runner: Runner) -> Lines:
     for setting in SETTINGS["other domains", flags.scale]:
         for shots in SHOTS:
             for method in setting.methods:
-                found = _of_method(flags, runner, setting, shots, method)
+                found = of_method(flags, runner, setting, shots, method)
                 if found is not None:
-                    cells = [cell(_on(runner, found, domain)) for domain in domains]
+                    cells = [cell(on_domain(runner, found, domain)) for domain in domains]
                     lines.append(row(setting.dataset, str(shots), METHODS[method], *cells))
     return lines
 
 
-def _on(runner: Runner, found: Found, domain: str) -> list[float] | None:
+def on_domain(runner: Runner, found: Found, domain: str) -> list[float] | None:
     """The accuracies of a run's seeds on a dataset; for 1 shot with at most 35 steps."""
     config = found.config
     if domain == config.dataset:

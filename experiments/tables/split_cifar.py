@@ -19,7 +19,7 @@ METHODS = ("er", "mer", "gem", "lamaml", "sparse-lamaml")
 MEMORIES = (200, 1000)
 # Table S7 does not say how many passes MER makes over an image and its replayed rows: 1, the
 # default of the public code, or 10, as in the code's commands for natural images (our preset).
-_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"mer": ({"replay_passes": 1}, {})}
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {"mer": ({"replay_passes": 1}, {})}
 _SPARSITIES = ("sparsity of the head", "of the rest", "of all")
 # How La-MAML's public code learns natural images.
 _PUBLIC: dict[str, Any] = {
@@ -74,18 +74,26 @@ def accuracies(flags: Flags, runner: Runner) -> Lines:
             if (method, memories) not in published.TABLE_S7:
                 continue
             label = ", ".join([method, *_marks(variant)])
-            folder = "-".join([_STREAM, str(memories), method, *_marks(variant)]).replace(" ", "-")
-            results = []
-            for seed in range(flags.seeds):
-                values = {"memories": memories, "seed": seed, "seeds": 1, **variant}
-                config = cell_config(flags, _STREAM, method, **values)
-                results.append(runner.result(continual, f"{folder}-seed-{seed}", config))
+            results = by_seed(flags, runner, memories, method, variant)
             found = [result for result in results if result is not None]
             if found:
                 lines.append(_accuracy_row(memories, method, label, found))
             by_label[label] = results
         comparisons += _comparisons(memories, by_label)
     return [*lines, "", *comparisons]
+
+
+def by_seed(
+    flags: Flags, runner: Runner, memories: int, method: str, variant: dict[str, Any]
+) -> list[dict[str, Any] | None]:
+    """The results of a method, one per seed; None for a run that does not exist."""
+    name = "-".join([_STREAM, str(memories), method, *_marks(variant)]).replace(" ", "-")
+    results = []
+    for seed in range(flags.seeds):
+        values = {"memories": memories, "seed": seed, "seeds": 1, **variant}
+        config = cell_config(flags, _STREAM, method, **values)
+        results.append(runner.result(continual, f"{name}-seed-{seed}", config))
+    return results
 
 
 def choices(flags: Flags, runner: Runner) -> Lines:
@@ -132,7 +140,7 @@ def augmented(flags: Flags, runner: Runner) -> Lines:
 
 
 def _variants(methods):
-    return [(method, variant) for method in methods for variant in _VARIANTS.get(method, ({},))]
+    return [(method, variant) for method in methods for variant in VARIANTS.get(method, ({},))]
 
 
 def _marks(settings):
@@ -167,7 +175,7 @@ def _sparsities(memories, method, results):
     """Ours / the paper's: sparsity of the last layer, of the other layers, of all."""
     if not results[0]["sparsity"]:
         return ["-"] * 3
-    parts = np.array([_head_rest_all(result["sparsity"]) for result in results]).T
+    parts = np.array([head_rest_all(result["sparsity"]) for result in results]).T
     theirs = published.S7_SPARSITY[method, memories]
     return [
         with_std(mean_and_std(list(part))) + ("" if value is None else f" / {value.mean:g}")
@@ -175,7 +183,7 @@ def _sparsities(memories, method, results):
     ]
 
 
-def _head_rest_all(sparsity):
+def head_rest_all(sparsity: dict[str, Any]) -> tuple[float, float, float]:
     """Sparsity of the last layer, of the other layers, and of all, weighted by entries."""
     params = jax.eval_shape(nn.strided_cnn(10).init, jax.random.key(0))
     whole = sum(leaf.size for leaf in jax.tree.leaves(params))

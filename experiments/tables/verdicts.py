@@ -1,0 +1,76 @@
+"""Intervals over seeds, and what they say about a claim."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+from jaxsparse.training.statistics import mean_and_std
+
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and its 95% interval, in percent or points.
+
+    Attributes:
+      label: what was measured.
+      mean: the mean over the seeds.
+      low: the lower end of Student's t-interval; -inf with one seed.
+      high: the upper end.
+      seeds: number of seeds.
+    """
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        reach = "" if self.seeds == 1 else f" [{_text(self.low)}, {_text(self.high)}]"
+        return f"{self.label}: {_text(self.mean)}{reach} (n = {self.seeds})"
+
+
+class Wanted(NamedTuple):
+    """The values for which a claim holds: those between `low` and `high`, in percent or points."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"above {self.low:g}"
+        return f"below {self.high:g}" if math.isinf(self.low) else f"{self.low:g} to {self.high:g}"
+
+
+def _text(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"  # never -0.0
+
+
+def interval(label: str, shares: Sequence[float]) -> Interval:
+    """The interval of shares, one for each seed."""
+    count = len(shares)
+    spread: Any = mean_and_std([100 * share for share in shares])
+    if count == 1:
+        return Interval(label, spread["mean"], -math.inf, math.inf, 1)
+    reach = float(stats.t.ppf(0.975, count - 1)) * spread["std"] / math.sqrt(count)
+    return Interval(label, spread["mean"], spread["mean"] - reach, spread["mean"] + reach, count)
+
+
+def difference(label: str, ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """The interval of ours - theirs, seed by seed; seeds that only one of them has are left out."""
+    return interval(label, [a - b for a, b in zip(ours, theirs, strict=False)])
+
+
+def verdict(intervals: Sequence[Interval], wanted: Wanted) -> str:
+    """Whether a claim holds.
+
+    It holds if every interval lies inside `wanted`. It does not hold if one lies outside. Else it
+    is undecided: also without runs, and with one seed.
+    """
+    if any(x.high < wanted.low or x.low > wanted.high for x in intervals):
+        return FAILS
+    inside = [wanted.low < x.low and x.high < wanted.high for x in intervals]
+    return HOLDS if inside and all(inside) else UNDECIDED
