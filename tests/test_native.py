@@ -200,6 +200,42 @@ def test_bits_do_not_depend_on_the_number_of_threads():
     assert one == three != b""
 
 
+POOLS = """
+#include "sharing.h"
+#include <vector>
+
+using jaxsparse::Helpers;
+
+bool each_part_once(const std::function<void(Helpers::Task)>& schedule) {
+  std::vector<std::atomic<int>> calls(3 * 7);
+  const Helpers helpers(4, schedule);
+  for (int round = 0; round < 3; ++round)
+    helpers.run(7, [&](int part) { ++calls[7 * round + part]; });
+  return std::all_of(calls.begin(), calls.end(), [](const auto& count) { return count == 1; });
+}
+
+int main() {
+  std::vector<std::thread> threads;
+  // A full queue, one that is never served, and threads that may be late.
+  const bool full = each_part_once([](Helpers::Task task) { task(); });
+  const bool busy = each_part_once([](Helpers::Task) {});
+  bool idle = true;
+  for (int round = 0; round < 1000; ++round)
+    idle &= each_part_once([&](Helpers::Task task) { threads.emplace_back(std::move(task)); });
+  for (auto& thread : threads) thread.join();
+  return full + 2 * busy + 4 * idle - 7;
+}
+"""
+
+
+@compiled
+def test_work_is_done_once_whatever_the_pool_does(tmp_path):
+    (tmp_path / "pools.cc").write_text(POOLS)
+    command = [*library._compiler(), "-std=c++17", "-pthread", f"-I{Path(library.__file__).parent}"]
+    subprocess.run([*command, tmp_path / "pools.cc", "-o", tmp_path / "pools"], check=True)
+    subprocess.run([tmp_path / "pools"], check=True, timeout=60)
+
+
 def test_without_a_compiler_the_other_forms_are_used(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
     reason = "there is no C++ compiler: CXX is 'no-such-compiler', which cannot be run"
