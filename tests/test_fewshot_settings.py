@@ -69,6 +69,41 @@ def test_both_meta_gradients_are_clipped(mask_optimizer, monkeypatch):
         assert (clipped == np.float32(CLIP)).any() and (clipped < CLIP / 2).any()
 
 
+@pytest.mark.parametrize(
+    ("method", "flag", "second_order"),
+    [
+        ("maml", False, True), ("fomaml", False, False), ("sparse-maml", False, False),
+        ("sparse-maml", True, True), ("anil", True, True),
+    ],
+)  # fmt: skip
+def test_the_order_of_a_method(method, flag, second_order, monkeypatch):
+    monkeypatch.setattr(nn, "conv4", small_model)
+    config = dataclasses.replace(CONFIG, method=method, second_order=flag, inner_lr=0.1)
+    model, loss_fn, gate, learner = training.make_learner(config, SHAPE)
+    key = jax.random.key(0)
+    state = learner.init(model.init(key), key)
+    images = jax.random.normal(key, (2, 1, 4, *SHAPE))
+    labels = jnp.tile(jnp.arange(2), (1, 2))
+    after, _ = learner.step(state, ((images[0], labels), (images[1], labels)), None)
+
+    def meta_loss(theta):
+        gradient = jax.grad(lambda p: loss_fn(p, (images[0, 0], labels[0]))[0])(theta)
+        if not second_order:
+            gradient = jax.lax.stop_gradient(gradient)
+        sizes = gate.apply(state.mask, None)
+        phi = jax.tree.map(
+            lambda p, a, g: p if a is None else p - a * g,
+            *(theta, sizes, gradient),
+            is_leaf=lambda x: x is None,
+        )
+        return loss_fn(phi, (images[1, 0], labels[0]))[0]
+
+    first_moment = moments(after)[0]
+    for name, leaf in leaves_by_name(jax.grad(meta_loss)(state.params)).items():
+        got = leaves_by_name(first_moment)[name] / 0.1
+        np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("mask_optimizer", ["adam", "nesterov"])
 def test_the_state_of_the_optimisers_does_not_depend_on_the_clipping(clip, mask_optimizer):
