@@ -101,12 +101,12 @@ _product_relu_max.defvjp(_product_relu_max_forward, _product_relu_max_backward)
 
 def by_winograd(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
     quads = winograd.conv_quads(images, kernel)
-    return _norm_pool(images.shape[1:3], eps, quads, scale, bias)
+    return norm_pool(images.shape[1:3], eps, quads, scale, bias)
 
 
 def by_patches(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
     quads = winograd.split(ops.conv(images, kernel, form="patches"))
-    return _norm_pool(images.shape[1:3], eps, quads, scale, bias)
+    return norm_pool(images.shape[1:3], eps, quads, scale, bias)
 
 
 def _first_hits(quads: list[Array], top: Array, free: Array) -> list[Array]:
@@ -151,7 +151,8 @@ def _chosen(quads: list[Array], scale: Array) -> Array:
 
 
 @partial(custom_vjp, nondiff_argnums=(0, 1))
-def _norm_pool(size: tuple[int, int], eps: float, quads: Grid, scale: Array, bias: Array) -> Array:
+def norm_pool(size: tuple[int, int], eps: float, quads: Grid, scale: Array, bias: Array) -> Array:
+    """Batch norm, ReLU and max-pool of the output of a convolution [n, *size, o], in quadrants."""
     return _norm_pool_forward(size, eps, quads, scale, bias)[0]
 
 
@@ -198,4 +199,4 @@ def _norm_pool_backward(
     return [d[:2], d[2:]], d_scale, d_bias
 
 
-_norm_pool.defvjp(_norm_pool_forward, _norm_pool_backward)
+norm_pool.defvjp(_norm_pool_forward, _norm_pool_backward)

@@ -4,7 +4,13 @@ XLA writes the result of each operation to memory. In this code, a piece of the 
 cache from the images to the outputs.
 """
 
-from jaxsparse.nn.native.calls import backward, forward, has_few_channels
+from jaxsparse.nn.native.calls import (
+    backward,
+    conv_backward,
+    conv_forward,
+    forward,
+    has_few_channels,
+)
 from jaxsparse.nn.native.library import available, why_not
 from jaxsparse.nn.native.residual_calls import (
     has_few_inputs,
@@ -17,6 +23,8 @@ from jaxsparse.nn.native.residual_calls import (
 __all__ = [
     "available",
     "backward",
+    "conv_backward",
+    "conv_forward",
     "forward",
     "has_few_channels",
     "has_few_inputs",

@@ -62,7 +62,7 @@ inline void pool(Shape s, Range range, const float* scale, const float* bias, fl
 inline void block_forward(Shape s, const float* images, const float* kernel, const float* scale,
                           const float* bias, float eps, float* out, const Saved& saved,
                           const Helpers& helpers) {
-  const int shares = shares_of(s.images, s.images * s.tiles() / 256);
+  const int shares = convolution_shares(s);
   std::vector<double> statistics(s.images * 2 * s.out());
   const float* weights = weights_of(s, kernel, helpers);
   helpers.run(shares, [&](int k) {
@@ -125,7 +125,7 @@ struct PooledGradient {
 inline void block_backward(Shape s, const float* images, const float* kernel, const float* scale,
                            const Saved& saved, const float* gradient, float* d_images,
                            float* d_kernel, float* d_scale, float* d_bias, const Helpers& helpers) {
-  const int shares = shares_of(s.images, s.images * s.tiles() / 256);
+  const int shares = convolution_shares(s);
   float* factors = scratch(Slot::kFactors, 3 * s.out());
   gradient_sums(s, gradient, saved, d_bias, d_scale);
   norm_factors(s, scale, saved.mean, saved.inverse, d_scale, d_bias, factors);

@@ -57,6 +57,26 @@ def backward(
     return d_images, d_kernel, d_scale, d_bias
 
 
+def conv_forward(images: Array, kernel: Array) -> Array:
+    """The convolution of images [n, h, w, c] with a kernel [3, 3, c, o], in 2x2 tiles.
+
+    Returns [n, ceil(h / 2) ceil(w / 2), 4, o], with the tiles and their entries in row order. It is
+    zero outside the images. All arrays are float32.
+    """
+    n, h, w, _ = images.shape
+    o = kernel.shape[3]
+    tiles = ((h + 1) // 2) * ((w + 1) // 2)
+    (y,) = call("ConvForward", [floats(n, tiles, 4, whole_vectors(o))], images, kernel)
+    return y[..., :o]
+
+
+def conv_backward(images: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+    """The gradients of images and kernel, from that of the output of `conv_forward`."""
+    shapes = [floats(*x.shape) for x in (images, kernel)]
+    d_images, d_kernel = call("ConvBackward", shapes, images, kernel, gradient)
+    return d_images, d_kernel
+
+
 def call(
     handler: str, results: Sequence[jax.ShapeDtypeStruct], *args: Array | np.float32
 ) -> Sequence[Array]:

@@ -51,7 +51,7 @@ inline void transform_outputs(Shape s, Layout at, const float* from, int64_t fir
   }
 }
 
-// y = images * kernel, [n, at.pixels, out()], and the statistics of each image.
+// y = images * kernel, [n, at.pixels, out()], and the statistics of each image, unless null.
 inline void convolve(Shape s, Layout at, Range range, const float* images, const float* weights,
                      float* y, double* statistics) {
   const Pieces pieces(s, range);
@@ -73,7 +73,7 @@ inline void convolve(Shape s, Layout at, Range range, const float* images, const
     for (int64_t n = own.first; n < own.last; ++n) {
       float* image = y + n * at.pixels * s.out();
       transform_outputs(s, at, products, (n - own.first) * s.tiles(), used, image);
-      image_statistics(s, at, image, statistics + n * 2 * s.out());
+      if (statistics) image_statistics(s, at, image, statistics + n * 2 * s.out());
     }
   }
 }
@@ -183,5 +183,40 @@ inline void convolution_back(Shape s, int shares, const float* images, const flo
     transform_kernel_back(own, s.inputs, s.outputs, shares, d_weights, d_kernel);
   });
 }
+
+// The shares of a convolution and of its gradient.
+inline int convolution_shares(Shape s) {
+  return shares_of(s.images, s.images * s.tiles() / 256);
+}
+
+// y = images * kernel tile by tile, [n, tiles, 4, out()]; zero outside the images.
+inline void convolution(Shape s, const float* images, const float* kernel, float* y,
+                        const Helpers& helpers) {
+  const int shares = convolution_shares(s);
+  const float* weights = weights_of(s, kernel, helpers);
+  const int64_t whole = s.by_tile().pixels * s.out();
+  helpers.run(shares, [&](int k) {
+    const Range own = share_of(s.images, k, shares);
+    if (s.height % 2 || s.width % 2)
+      std::memset(y + own.first * whole, 0, (own.last - own.first) * whole * sizeof(float));
+    convolve(s, s.by_tile(), own, images, weights, y, nullptr);
+  });
+}
+
+// dy of a tile, from dy tile by tile, [n, tiles, 4, outputs].
+struct TileGradient {
+  Shape s;
+  const float* dy;
+
+  void operator()(int64_t n, int64_t i, int64_t j, int64_t o, Vec* d) const {
+    const float* tile = dy + (n * s.tiles() + i * s.tile_columns() + j) * kQuads * s.outputs;
+    const bool low = 2 * i + 1 < s.height, right = 2 * j + 1 < s.width;
+#pragma GCC unroll 16
+    for (int q = 0; q < kQuads; ++q) {
+      if ((q / 2 && !low) || (q % 2 && !right)) continue;
+      d[q] = load_some(tile + q * s.outputs + o, s.outputs - o);
+    }
+  }
+};
 
 }  // namespace jaxsparse

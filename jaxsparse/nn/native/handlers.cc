@@ -103,6 +103,22 @@ ffi::Error unit_backward_handler(ffi::ThreadPool threads, Floats images, Floats 
   return ffi::Error::Success();
 }
 
+ffi::Error conv_forward_handler(ffi::ThreadPool threads, Floats images, Floats kernel,
+                                FloatsOut y) {
+  convolution(shape_of(images, kernel), images.typed_data(), kernel.typed_data(), y->typed_data(),
+              helpers(threads));
+  return ffi::Error::Success();
+}
+
+ffi::Error conv_backward_handler(ffi::ThreadPool threads, Floats images, Floats kernel,
+                                 Floats gradient, FloatsOut d_images, FloatsOut d_kernel) {
+  const Shape s = shape_of(images, kernel);
+  convolution_back(s, convolution_shares(s), images.typed_data(), kernel.typed_data(),
+                   TileGradient{s, gradient.typed_data()}, d_images->typed_data(),
+                   d_kernel->typed_data(), helpers(threads));
+  return ffi::Error::Success();
+}
+
 // The padding follows from the sizes of the input and the output.
 JoinShape join_shape(ffi::Span<const int64_t> in, ffi::Span<const int64_t> out) {
   return {in[0], in[1], in[2], in[3], out[1] - in[1] / 2};
@@ -142,3 +158,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseUnitForward, jaxsparse::unit_forward_hand
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseUnitBackward, jaxsparse::unit_backward_handler);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseJoinForward, jaxsparse::join_forward_handler);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseJoinBackward, jaxsparse::join_backward_handler);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseConvForward, jaxsparse::conv_forward_handler);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxsparseConvBackward, jaxsparse::conv_backward_handler);

@@ -25,7 +25,9 @@ from jaxsparse.user_cache import code_dir, partial, remove
 
 _FOLDER = Path(__file__).parent
 _HANDLERS = tuple(
-    f"{kind}{way}" for kind in ("Block", "Gram", "Unit", "Join") for way in ("Forward", "Backward")
+    f"{kind}{way}"
+    for kind in ("Block", "Gram", "Unit", "Join", "Conv")
+    for way in ("Forward", "Backward")
 )
 _NUMBERS = ("JaxsparseLanes", "JaxsparseFewInputs")
 _log = logging.getLogger(__name__)
