@@ -18,6 +18,7 @@ from experiments.tables.runner import Runner
 
 LAYERS = ("conv1/kernel", "head/kernel", "conv1/bias", "norm1/scale")
 NAMES = [name for name, reads in READS.items() if "scale" in reads.flags]
+ALL_RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
 PAPER, CPU = Flags(scale="paper"), Flags(scale="cpu")
 
 
@@ -89,7 +90,7 @@ def test_table_1_has_the_settings_of_table_s2():
     runs, tests = asked("table 1", PAPER)
     for shots in (1, 5):
         mine = {name: c for name, c in runs.items() if name.startswith(f"paper-{shots}shot-")}
-        choices = [f"fomaml-choice-alpha-{rate:g}" for rate in (0.05, 0.1, 0.2, 0.4)]
+        choices = [f"fomaml-choice-alpha-{rate:g}" for rate in ALL_RATES]
         names = ["maml", "anil", "boil", "meta-sgd", "sparse-maml", "sparse-relu-maml"]
         names += ["sparse-maml-plus", "fomaml-alpha-0.2", *choices]
         assert set(mine) == {f"paper-{shots}shot-{name}" for name in names}
@@ -120,7 +121,17 @@ def test_the_small_table_1_has_three_datasets():
     assert said(runs["cpu-mini-imagenet-1shot-boil"], "width", "seeds") == (32, 2)
     assert said(runs["cpu-omniglot-1shot-sparse-maml"], "width", "seeds") == (64, 3)
     assert runs["cpu-glyphs-1shot-maml"].inner_lr == 0.1
-    assert runs["cpu-glyphs-1shot-anil"].inner_lr == 0.4
+    assert runs["cpu-glyphs-1shot-sparse-maml"].inner_lr == 0.4
+    rates = {}
+    for name, config in runs.items():
+        if "1shot" in name and "choice" in name:
+            rates.setdefault((name.split("-1shot")[0], config.method), []).append(config.inner_lr)
+    assert rates == {
+        **dict.fromkeys([("cpu-glyphs", m) for m in ("fomaml", "anil", "boil")], [*ALL_RATES]),
+        ("cpu-mini-imagenet", "fomaml"): [0.025, 0.05, 0.1],
+        ("cpu-omniglot", "fomaml"): [0.025, 0.05, 0.1, 0.2],
+    }
+    assert runs["cpu-glyphs-1shot-boil-alpha-0.2"].seeds == 5
     own = {(run.split("-")[1], dataset) for run, dataset in tests}
     assert own == {
         (run, dataset)
@@ -231,7 +242,7 @@ def test_a_run_that_several_tables_need_has_one_name(scale, drawn):
         seeds = {"glyphs": 0, "mini": 0, "omniglot": 0}
         for name, config in of_table_1.items():
             seeds[name.split("-")[1]] += config.seeds
-        assert seeds == {"glyphs": 88, "mini": 28, "omniglot": 26}
+        assert seeds == {"glyphs": 116, "mini": 26, "omniglot": 26}
         costs = {name: sum(c.seeds for c in asked(name, CPU)[0].values()) for name in NAMES}
         assert said_costs(costs) == (48, 30, 40, 30, 20, 20, 50, 50 + 25)
 
@@ -281,8 +292,8 @@ def glyphs(table="table 1"):
 
 def store_fomaml(out):
     """FOMAML with 5 shots: the runs that choose the rate 0.2, and the chosen one."""
-    for rate in scales.FOMAML_RATES:
-        store(out, *paper_few_shot.choice(CPU, glyphs(), 5, rate), [0.3])
+    for rate in ALL_RATES[2:]:
+        store(out, *paper_few_shot.choice(CPU, glyphs(), 5, "fomaml", rate), [0.3])
     run = glyphs().run(CPU, 5, "fomaml", inner_lr=0.2)
     return store(out, *run, [0.60, 0.61, 0.62, 0.63, 0.64])
 
