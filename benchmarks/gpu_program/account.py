@@ -1,5 +1,6 @@
 """The account of a compiled program: kernels, bytes, operations and least time, loop by loop."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -20,44 +21,39 @@ _NO_KERNEL = {
 
 
 class Totals(NamedTuple):
-    """Sums over kernels.
+    """Sums over kernels; all fields are additive.
 
     Attributes:
       kernels: their number.
       bytes: read and written.
       operations: floating-point operations of products and convolutions.
-      seconds: least seconds by precision: over the kernels, a launch and the larger of bytes /
+      float32, tensorfloat32: least seconds: for each kernel a launch and the larger of bytes /
         bandwidth and operations / rate.
-      operations_seconds: least seconds of the operations alone, by precision.
+      float32_operations, tensorfloat32_operations: least seconds of the operations alone.
     """
 
-    kernels: float = 0
+    kernels: float = 0.0
     bytes: float = 0.0
     operations: float = 0.0
-    seconds: tuple[float, ...] = (0.0,) * len(PRECISIONS)
-    operations_seconds: tuple[float, ...] = (0.0,) * len(PRECISIONS)
+    float32: float = 0.0
+    tensorfloat32: float = 0.0
+    float32_operations: float = 0.0
+    tensorfloat32_operations: float = 0.0
 
     def plus(self, other: "Totals", times: float = 1) -> "Totals":
         """`self + times other`."""
-        return Totals(
-            *(a + times * b for a, b in zip(self[:3], other[:3], strict=True)),
-            *(
-                tuple(a + times * b for a, b in zip(x, y, strict=True))
-                for x, y in zip(self[3:], other[3:], strict=True)
-            ),
-        )
+        return Totals(*(a + times * b for a, b in zip(self, other, strict=True)))
 
-    def asdict(self) -> dict[str, Any]:
-        """In the units of the tables."""
-        by_precision = lambda seconds: {  # noqa: E731
-            name: 1e3 * s for name, s in zip(PRECISIONS, seconds, strict=True)
-        }
+    def as_entry(self) -> dict[str, Any]:
+        """As a dict for JSON, in the units of the tables."""
         return {
             "kernels": self.kernels,
             "GB": self.bytes / 1e9,
             "GFLOP": self.operations / 1e9,
-            "ms": by_precision(self.seconds),
-            "operations_ms": by_precision(self.operations_seconds),
+            "ms": {name: 1e3 * getattr(self, name) for name in PRECISIONS},
+            "operations_ms": {
+                name: 1e3 * getattr(self, f"{name}_operations") for name in PRECISIONS
+            },
         }
 
 
@@ -102,19 +98,21 @@ class Part(NamedTuple):
             yield from loop.all()
 
     def inner_step(self, steps: int) -> Totals:
-        """The totals of one trip of all loops with this number of trips, such as K inner steps.
+        """The totals of one inner step: a trip of the outermost loops with this number of trips.
 
         Second order has two such loops, forward and backward.
         """
-        totals = Totals()
-        for part in self.all():
-            if part.known and part.trips == steps and part is not self:
-                totals = totals.plus(part.once())
-        return totals
+        level = list(self.loops)
+        while level:
+            inner = [part.once() for part in level if part.known and part.trips == steps]
+            if inner:
+                return functools.reduce(Totals.plus, inner)
+            level = [loop for part in level for loop in part.loops]
+        return Totals()
 
     def largest(self, count: int) -> list[tuple[float, Kernel]]:
         """(trips, kernel) of the kernels with the most seconds in float32 over all trips."""
-        found = sorted(self._weighted(1), key=lambda pair: -pair[0] * pair[1].totals.seconds[0])
+        found = sorted(self._weighted(1), key=lambda pair: -pair[0] * pair[1].totals.float32)
         return found[:count]
 
     def _weighted(self, trips: float) -> Iterator[tuple[float, Kernel]]:
@@ -211,7 +209,7 @@ class _Reader:
         names = instruction.called("true_computation", "false_computation", "branch_computations")
         branches = [self.part(name) for name in names]
         choose = min if self.branches == "least" else max
-        chosen = choose(branches, key=lambda part: part.once().seconds[0])
+        chosen = choose(branches, key=lambda part: part.once().float32)
         return list(chosen.kernels), list(chosen.loops)
 
     def kernel(self, computation: Computation, instruction: Instruction) -> Kernel:
@@ -220,6 +218,6 @@ class _Reader:
         work = list(operations.work(self.program, computation, instruction))
         moved = traffic.moved(self.program, computation, instruction)
         least = [sum(w.seconds(precision) for w in work) for precision in PRECISIONS]
-        seconds = tuple(LAUNCH + max(moved / BANDWIDTH, s) for s in least)
-        totals = Totals(1, moved, sum(w.count for w in work), seconds, tuple(least))
+        bounds = [LAUNCH + max(moved / BANDWIDTH, seconds) for seconds in least]
+        totals = Totals(1.0, moved, sum(w.flops for w in work), *bounds, *least)
         return Kernel(instruction.name, instruction.target or instruction.op, totals)

@@ -1,20 +1,26 @@
 """The programs that are accounted for, each for the shapes of its arguments only."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from benchmarks.cases_continual import GlanceCase, split_cifar
 from benchmarks.gpu_program.account import Branches
+from experiments.continual.presets import preset_config as continual_preset
 from experiments.fewshot.presets import preset_config
 from experiments.online.presets import preset_config as online_preset
 from jaxsparse.data import Task
+from jaxsparse.data.labelled import LabelledSet
 from jaxsparse.learners import maml
 from jaxsparse.maml import TaskLoop, evaluate
+from jaxsparse.training.continual import ContinualConfig, Rates, default_rates
+from jaxsparse.training.continual import learners as continual
+from jaxsparse.training.continual.learners import TaskBatch
 from jaxsparse.training.fewshot.config import FewShotConfig, Parts, make_learner
 from jaxsparse.training.fewshot.evaluation import EVALUATION_BATCH
 from jaxsparse.training.online import learners as online
@@ -40,6 +46,7 @@ class Case:
       make: `task_loop -> (function, arguments)`.
       trips: of loops whose number of trips depends on values.
       branches: which branch of a conditional counts.
+      over_tasks: whether `make` uses its argument.
     """
 
     name: str
@@ -49,6 +56,7 @@ class Case:
     make: Callable[[TaskLoop], Made]
     trips: float = 0
     branches: Branches = "least"
+    over_tasks: bool = False
 
 
 # ---- few-shot learning
@@ -150,6 +158,7 @@ def _few_shot_case(config: FewShotConfig, image: Shape) -> Case:
         "meta-step",
         config.inner_steps,
         lambda task_loop: meta_step(config, image, task_loop),
+        over_tasks=True,
     )
 
 
@@ -161,6 +170,7 @@ def _evaluation_case(shots: int) -> Case:
         f"batch of {EVALUATION_BATCH} tasks",
         config.test_inner_steps,
         lambda task_loop: evaluation(config, MINI_IMAGENET, task_loop),
+        over_tasks=True,
     )
 
 
@@ -172,36 +182,50 @@ def _resnet12_case() -> Case:
         "meta-step",
         config.inner_steps,
         lambda task_loop: meta_step(config, MINI_IMAGENET, task_loop),
+        over_tasks=True,
     )
 
 
 # ---- continual and online learning
 
 
-def glance(case: GlanceCase, seeds: int) -> Made:
-    """One glance at a batch of a stream, of several seeds at once."""
-    from benchmarks.ours_continual import Glances
+def glance(config: ContinualConfig, image: Shape, seeds: int) -> Made:
+    """One glance at a batch of a stream with replay, of several seeds at once."""
+    zero, one = ((value,) * image[2] for value in (0.0, 1.0))
+    blank = np.zeros((1, *image), np.uint8), np.zeros(1, np.int32)
+    learner = continual.make_learner(config, LabelledSet(*blank, zero, one, num_classes=10))
+    number: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    row = jax.ShapeDtypeStruct(image, jnp.uint8), number
+    rates = Rates(*map(jnp.float32, default_rates(config)))
+    state = jax.eval_shape(learner.init, _key(), rates)
+    memory = jax.eval_shape(lambda: learner.init_memory(row))
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype), row)
+    batch = TaskBatch(rows, number, jax.ShapeDtypeStruct((), jnp.bool))
+    args = (state, memory, batch, _key())
+    learn = learner.learn
+    if seeds > 1:
+        learn = jax.vmap(learn, (0, 0, 0, 0, None))
+        args = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), args)
+    return jax.jit(learn, donate_argnums=(0, 1)), (*args, rates)
 
-    form = Glances(case, case.draw())
-    args = (form.state, *form.inputs)
-    if seeds == 1:
-        return form.program, args
 
-    def stacked(x: jax.Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype)
-
-    return jax.vmap(form.program), jax.tree.map(stacked, args)
-
-
-def _glance_case(network: str, case: GlanceCase, seeds: int) -> Case:
-    case = dataclasses.replace(case, glances=1)
+def _glance_case(network: str, config: ContinualConfig, image: Shape, seeds: int) -> Case:
+    config = dataclasses.replace(config, glances=1)
     return Case(
         f"glance-{network}-{seeds}-seed{'s' if seeds > 1 else ''}",
         "glance",
         "glance",
-        case.inner_steps,
-        lambda _: glance(case, seeds),
+        config.batch_size // config.inner_batch_size,
+        lambda _: glance(config, image, seeds),
     )
+
+
+def _glance_cases() -> list[Case]:
+    networks = {
+        "mlp": (continual_preset("rotations", "sparse-lamaml"), (28, 28, 1)),
+        "cnn": (continual_preset("split-cifar10", "sparse-lamaml"), (32, 32, 3)),
+    }
+    return [_glance_case(name, *case, n) for name, case in networks.items() for n in _SEEDS]
 
 
 def timestep() -> Made:
@@ -228,12 +252,11 @@ def _timestep_case(name: str, unit: str, trips: float, branches: Branches) -> Ca
 
 def all_cases() -> dict[str, Case]:
     """Every case by its name, in the order of the tables."""
-    networks = {"mlp": GlanceCase(), "cnn": split_cifar("sparse-lamaml")}
     cases = [
         *_few_shot_cases(),
         *map(_evaluation_case, (1, 5)),
         _resnet12_case(),
-        *(_glance_case(name, case, n) for name, case in networks.items() for n in _SEEDS),
+        *_glance_cases(),
         _timestep_case("cmaml-timestep", "timestep without an update", 0, "least"),
         _timestep_case(
             "cmaml-update", f"timestep with an update from {_STORED} batches", _STORED // 2, "most"
@@ -243,16 +266,16 @@ def all_cases() -> dict[str, Case]:
 
 
 def choose(names: Sequence[str]) -> list[Case]:
-    """The cases of these names or groups; all without names.
+    """The cases of these names or groups, in the order of the tables.
 
     Raises:
-      ValueError: there is no such case or group; the message lists them.
+      ValueError: there is no such case or group.
     """
     known = all_cases()
     groups = dict.fromkeys(case.group for case in known.values())
     for name in names:
         if name not in known and name not in groups:
-            want = ", ".join([*groups, *known])
-            raise ValueError(f"--cases {name}: want one of {want}")
-    chosen = [c for c in known.values() if not names or {c.name, c.group} & set(names)]
-    return chosen
+            like = difflib.get_close_matches(name, known, n=3)
+            hint = f"; similar cases: {', '.join(like)}" if like else ""
+            raise ValueError(f"--cases {name}: the groups are {', '.join(groups)}{hint}")
+    return [case for case in known.values() if {case.name, case.group} & set(names)]

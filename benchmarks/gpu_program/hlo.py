@@ -93,7 +93,8 @@ def parse(text: str) -> Program:
       ValueError: the text has no entry computation.
     """
     computations: dict[str, Computation] = {}
-    entry, name, lines = "", "", []
+    lines: list[Instruction] = []
+    entry = name = ""
     for line in text.splitlines():
         if head := _HEAD.match(line):
             name, lines = head[2], []

@@ -18,16 +18,16 @@ class Work(NamedTuple):
     """The operations of one product or convolution.
 
     Attributes:
-      count: floating-point operations; of "three products in TensorFloat-32" those of all three.
+      flops: floating-point operations; of "three products in TensorFloat-32" those of all three.
       format: the format of the factors, if the program fixes it; None: that of the precision.
     """
 
-    count: float
+    flops: float
     format: str | None = None
 
     def seconds(self, precision: str) -> float:
         """The least seconds at this precision."""
-        return self.count / target.RATES[self.format or precision]
+        return self.flops / target.RATES[self.format or precision]
 
 
 def work(program: Program, computation: Computation, kernel: Instruction) -> Iterator[Work]:
@@ -58,16 +58,16 @@ def _product(computation: Computation, kernel: Instruction, contracted: tuple[in
     return _work(computation, kernel, 2.0 * math.prod(dims(kernel.shape)) * terms)
 
 
-def _work(computation: Computation, kernel: Instruction, count: float) -> Work:
+def _work(computation: Computation, kernel: Instruction, flops: float) -> Work:
     """The work of a product that is computed once, or several times as its algorithm says."""
     algorithm = kernel.text(r"(?i)\balgorithm[=:\"]+(?:alg_)?dot_(\w+)")
     if algorithm:
         format, *_ = algorithm.lower().split("_")
         products = re.search(r"_x(\d)$", algorithm, re.IGNORECASE)
-        return Work(count * (int(products[1]) if products else 1), _FORMATS.get(format))
+        return Work(flops * (int(products[1]) if products else 1), _FORMATS.get(format))
     kind = dtype(computation.shape(kernel.operands[0]))
     # Factors that are stored as float32 may still be rounded to another format.
-    return Work(count, _FORMATS.get(kind) if kind != "f32" else None)
+    return Work(flops, _FORMATS.get(kind) if kind != "f32" else None)
 
 
 _FORMATS = {"f32": "float32", "tf32": "tensorfloat32", "bf16": "bfloat16", "f16": "bfloat16"}
@@ -80,8 +80,8 @@ def _convolution(computation: Computation, kernel: Instruction) -> float:
     the forward convolution. In a kernel [o, i / groups, ...], each output channel has the inputs
     of its group only.
     """
-    labels = kernel.text(r"dim_labels=([\w>\-]+)")
-    image, _, out = re.split(r"_|->", labels or "")
+    labels = kernel.text(r"dim_labels=([\w?>\-]+)")
+    out = (labels or "").split("->")[1]
     left, right = (dims(computation.shape(name)) for name in kernel.operands[:2])
     result = dims(kernel.shape)
     if "BackwardInput" in kernel.target:  # (gradient of the output, kernel) -> that of the image

@@ -72,7 +72,9 @@ def _found(module: str) -> bool:
 
 
 def _remedy(version: str) -> str:
-    return "install with pip install --no-deps " + " ".join(f"{name}=={version}" for name in PLUGINS)
+    return "install with pip install --no-deps " + " ".join(
+        f"{name}=={version}" for name in PLUGINS
+    )
 
 
 @functools.cache
@@ -86,7 +88,10 @@ def sharding() -> NamedSharding:
 
 
 def compile_for_gpu(
-    function: Callable, *args: Any, options: dict[str, Any] | None = None, precision: str | None = None
+    function: Callable,
+    *args: Any,
+    options: dict[str, Any] | None = None,
+    precision: str | None = None,
 ) -> Any:
     """Compile a function for the described GPU; nothing is run.
 
