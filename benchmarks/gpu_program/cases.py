@@ -150,10 +150,9 @@ def _few_shot_cases() -> list[Case]:
 def _few_shot_case(config: FewShotConfig, image: Shape) -> Case:
     count = config.meta_batch_size
     tasks = f"{count}-task{'s' if count > 1 else ''}"
-    name = f"conv4-{image[0]}-{config.shots}-shot-{tasks}"
-    group = "second-order" if config.second_order else "first-order"
+    group, form = ("second-order",) * 2 if config.second_order else ("first-order", "conv4")
     return Case(
-        f"{name}-second-order" if config.second_order else name,
+        f"{form}-{image[0]}-{config.shots}-shot-{tasks}",
         group,
         "meta-step",
         config.inner_steps,

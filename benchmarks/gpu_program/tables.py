@@ -12,14 +12,14 @@ from benchmarks.report import Section
 TITLE = "What our programs cost at least on an NVIDIA H200"
 COLUMNS = (
     "case",
-    "kernels/inner step",
-    "GB/inner step",
+    "kernels/step",
+    "GB/step",
     "kernels",
     "GB",
     "GFLOP",
-    "ms float32 (operations)",
-    "ms TensorFloat-32 (operations)",
-    "temporary MB",
+    "float32 ms",
+    "TF32 ms",
+    "temp MB",
 )
 RUN_COLUMNS = (
     "part",
@@ -27,21 +27,23 @@ RUN_COLUMNS = (
     "kernels",
     "TB",
     "PFLOP",
-    "minutes float32 (operations)",
-    "minutes TensorFloat-32 (operations)",
+    "float32 min",
+    "TF32 min",
 )
 LEGEND = (
     "Compiled by XLA for a described GPU. Nothing was run, and no device has confirmed the bounds.",
-    f"ms: the sum over all kernels of a launch, {1e6 * target.LAUNCH:.1f} us (an assumption), and"
+    "kernels/step, GB/step: of an inner step of all tasks of the batch; the other columns are of the"
+    " whole program.",
+    f"ms, min: the least time: the sum over all kernels of a launch, {1e6 * target.LAUNCH:.1f} us (an assumption), and"
     f" the larger of bytes / {target.BANDWIDTH / 1e12:.1f} TB/s and operations /"
     f" {target.RATES['float32'] / 1e12:.0f} TFLOP/s (float32) or"
-    f" {target.RATES['tensorfloat32'] / 1e12:.0f} TFLOP/s (TensorFloat-32). In parentheses: the"
-    " operations alone.",
+    f" {target.RATES['tensorfloat32'] / 1e12:.0f} TFLOP/s (TF32, TensorFloat-32). In parentheses: the"
+    " operations alone. temp MB: temporary memory, without arguments and results.",
     "GB: what all kernels read and write. An array counts for each kernel that reads it, although"
     " it may still be in the cache. GFLOP: products and direct convolutions.",
     "Not in it: caches, other algorithms (Winograd), autotuning, gaps between kernels, cuDNN's"
     " choices, several kernels behind one call.",
-    "conv4-84: the settings of Table S2, K = 35. conv4-28: Omniglot's, K = 5. Evaluation: K = 100."
+    "84: the settings of Table S2, K = 35. 28: those of Omniglot, K = 5. Evaluation: K = 100."
     " Other cases in benchmarks/gpu_program/cases.py.",
 )
 
