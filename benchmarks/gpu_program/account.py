@@ -11,13 +11,12 @@ from benchmarks.gpu_program.target import BANDWIDTH, LAUNCH
 PRECISIONS = ("float32", "tensorfloat32")
 Branches = Literal["least", "most"]
 
-# They start no kernel; the computations of the last four do, and an asynchronous operation counts
-# where it starts.
+# They start no kernel. An asynchronous operation counts where it starts.
 _NO_KERNEL = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "domain"),
-    *("add-dependency", "opt-barrier", "partition-id", "replica-id"),
-    *("copy-done", "async-update", "async-done"),
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("copy-done", "call-done", "async-done"),
 }
+_CALLS = ("call", "call-start", "async-start", "conditional")
 
 
 class Totals(NamedTuple):
@@ -187,7 +186,7 @@ class _Reader:
                 continue
             if instruction.op == "while":
                 loops.append(self.loop(instruction))
-            elif instruction.op in ("call", "async-start", "conditional"):
+            elif instruction.op in _CALLS:
                 more, inner = self.called(instruction)
                 kernels, loops = kernels + more, loops + inner
             else:

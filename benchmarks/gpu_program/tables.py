@@ -31,20 +31,21 @@ RUN_COLUMNS = (
     "TF32 min",
 )
 LEGEND = (
-    "Compiled by XLA for a described GPU. Nothing was run, and no device has confirmed the bounds.",
-    "kernels/step, GB/step: of an inner step of all tasks of the batch; the other columns are of the"
+    "Compiled by XLA for a described GPU. Nothing was run; no device has confirmed the bounds.",
+    "kernels/step, GB/step: of an inner step of all tasks of the batch. The other columns: of the"
     " whole program.",
-    f"ms, min: the least time: the sum over all kernels of a launch, {1e6 * target.LAUNCH:.1f} us (an assumption), and"
-    f" the larger of bytes / {target.BANDWIDTH / 1e12:.1f} TB/s and operations /"
-    f" {target.RATES['float32'] / 1e12:.0f} TFLOP/s (float32) or"
-    f" {target.RATES['tensorfloat32'] / 1e12:.0f} TFLOP/s (TF32, TensorFloat-32). In parentheses: the"
-    " operations alone. temp MB: temporary memory, without arguments and results.",
+    "ms, min: the least time, the sum over all kernels of a launch,"
+    f" {1e6 * target.LAUNCH:.1f} us (an assumption), and the larger of bytes /"
+    f" {target.BANDWIDTH / 1e12:.1f} TB/s and operations / {target.RATES['float32'] / 1e12:.0f}"
+    f" TFLOP/s (float32) or {target.RATES['tensorfloat32'] / 1e12:.0f} TFLOP/s (TF32:"
+    " TensorFloat-32). In parentheses: the operations alone. temp MB: temporary memory, without"
+    " arguments and results.",
     "GB: what all kernels read and write. An array counts for each kernel that reads it, although"
     " it may still be in the cache. GFLOP: products and direct convolutions.",
     "Not in it: caches, other algorithms (Winograd), autotuning, gaps between kernels, cuDNN's"
     " choices, several kernels behind one call.",
-    "84: the settings of Table S2, K = 35. 28: those of Omniglot, K = 5. Evaluation: K = 100."
-    " Other cases in benchmarks/gpu_program/cases.py.",
+    "84: the settings of Table S2, K = 35. 28: those of Omniglot, K = 5. Evaluation: K = 100. Other"
+    " cases in benchmarks/gpu_program/cases.py.",
 )
 
 

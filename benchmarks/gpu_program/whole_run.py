@@ -1,5 +1,6 @@
 """What a run of Table S2 with 5 shots costs at least, part by part, for one seed."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -51,11 +52,13 @@ def measure(precision: str) -> dict[str, Any]:
     config = few_shot_config(MINI_IMAGENET, 5, precision=precision)
     program = make_program(config, MINI_IMAGENET)
     steps = config.epochs * config.steps_per_epoch
-    validations = config.epochs * batch_count(config.val_tasks)
+    batches = {
+        "validation": config.epochs * batch_count(config.val_tasks),
+        "test": batch_count(config.test_tasks),
+    }
     parts = [
         *_training(program, config.inner_steps, steps),
-        *_evaluation(program, config.test_inner_steps, validations, "validation"),
-        *_evaluation(program, config.test_inner_steps, batch_count(config.test_tasks), "test"),
+        *_evaluations(program, config.test_inner_steps, batches),
     ]
     sizes = ("meta_batch_size", "shots", "inner_steps", "test_inner_steps", "val_tasks")
     return {
@@ -92,17 +95,20 @@ def _training(program: FewShotProgram, inner_steps: int, steps: int) -> list[Par
     return _split("training", loop.once(), loop.inner_step(inner_steps), inner_steps, steps)
 
 
-def _evaluation(program: FewShotProgram, inner_steps: int, batches: int, name: str) -> list[Part]:
+def _evaluations(
+    program: FewShotProgram, inner_steps: int, batches: dict[str, int]
+) -> Iterator[Part]:
+    """The parts of each evaluation; all have the same programs."""
     state = jax.eval_shape(program.init, _key())
-    sampled = target.compile_for_gpu(program.tasks, _key(), _data())
+    sampling = target.compile_for_gpu(program.tasks, _key(), _data())
     tasks = jax.eval_shape(program.tasks, _key(), _data())
     args = (state.meta.params, state.meta.mask, _key(), tasks)
-    compiled = target.compile_for_gpu(program.evaluate, *args)
-    found = account(compiled.as_text()).entry
-    return [
-        Part(f"{name}: sampling of tasks", batches, account(sampled.as_text()).entry.once()),
-        *_split(name, found.once(), found.inner_step(inner_steps), inner_steps, batches),
-    ]
+    evaluating = target.compile_for_gpu(program.evaluate, *args)
+    sampled = account(sampling.as_text()).entry.once()
+    found = account(evaluating.as_text()).entry
+    for name, times in batches.items():
+        yield Part(f"{name}: sampling of tasks", times, sampled)
+        yield from _split(name, found.once(), found.inner_step(inner_steps), inner_steps, times)
 
 
 def _split(name: str, whole: Totals, step: Totals, inner_steps: int, times: int) -> list[Part]:
