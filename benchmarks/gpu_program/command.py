@@ -80,16 +80,23 @@ def _run(flags: Flags, chosen: Iterable[Any], with_run: bool) -> None:
     for case in chosen:
         say(f"{case.name}: compiling")
         entry = measure(case, flags.task_loop, flags.precision)
-        results["cases"][label(entry)] = entry
         if flags.kernels:
             print("\n".join(tables.kernel_lines(entry, flags.kernels)))
-        _publish(flags.out, results)
+        results = _add(flags.out, "cases", label(entry), entry)
     if with_run:
         say("a whole run of Table S2: compiling")
-        results["whole_runs"][flags.precision] = whole_run.measure(flags.precision) | about()
-        _publish(flags.out, results)
+        run = whole_run.measure(flags.precision) | about()
+        results = _add(flags.out, "whole_runs", flags.precision, run)
     report.show(tables.sections(results), tables.LEGEND)
     print(f"results: {flags.out}")
+
+
+def _add(out: Path, kind: str, key: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Add an entry to the files; returns all results."""
+    results = _stored(out / RESULT)  # read again: another command may have added some
+    results[kind][key] = entry
+    _publish(out, results)
+    return results
 
 
 def _stored(path: Path) -> dict[str, Any]:
