@@ -101,7 +101,18 @@ def markdown(
     after: Iterable[str] = (),
 ) -> str:
     """A Markdown document: the machine, list items, the sections, list items."""
-    lines = [f"# {title}", "", machine_line(results), "", *_points(before)]
+    return document(title, machine_line(results), sections, before, after)
+
+
+def document(
+    title: str,
+    line: str,
+    sections: Iterable[Section],
+    before: Iterable[str] = (),
+    after: Iterable[str] = (),
+) -> str:
+    """A Markdown document: a line about the results, list items, the sections, list items."""
+    lines = [f"# {title}", "", line, "", *_points(before)]
     for section in sections:
         rule = ["---", *["---:"] * (len(section.columns) - 1)]
         lines += [f"## {section.title}", "", _row(section.columns), f"|{'|'.join(rule)}|"]
