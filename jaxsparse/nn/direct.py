@@ -49,6 +49,17 @@ def _choose(windows: list[Array], scale: Array) -> tuple[Array, Array]:
     return chosen, place.astype(jnp.uint8)
 
 
+def _normalised(
+    chosen: Array, place: Array, mean: Array, inverse: Array, scale: Array, bias: Array
+) -> tuple[Array, Array]:
+    """The output of the block, and the places from which its gradient comes."""
+    unit = (chosen - alongside(mean, chosen)) * alongside(inverse, chosen)
+    out = jnp.maximum(unit * alongside(scale, unit) + alongside(bias, unit), 0)
+    place = jnp.where(out <= 0, alongside(_CUT, place), place)
+    # Without the barrier, XLA would compute the places again in the backward pass.
+    return lax.optimization_barrier((out, place))
+
+
 def _spread(x: Array, place: Array, size: tuple[int, int]) -> Array:
     """Put the entries of x at their places in windows of an array of this size, zero elsewhere."""
     _, h, w, _ = x.shape
@@ -62,8 +73,12 @@ def _spread(x: Array, place: Array, size: tuple[int, int]) -> Array:
     return total
 
 
-def _sum(x: Array) -> Array:
-    return jnp.sum(x, (0, 1, 2))
+def _sums(*arrays: Array) -> Array:
+    """The sums of each channel of several arrays [n, h, w, c] of equal shape, [len(arrays), c].
+
+    First of each image, as XLA then needs no kernels of its own to divide the sums.
+    """
+    return jnp.sum(jnp.stack([jnp.sum(x, (1, 2)) for x in arrays]), 1)
 
 
 @partial(custom_vjp, nondiff_argnums=(0,))
@@ -77,31 +92,30 @@ def _norm_pool_forward(eps: float, y: Array, scale: Array, bias: Array) -> tuple
     # Relative to one value of the channel, as the mean of squares alone would cancel.
     windows = _windows(y - alongside(y[0, 0, 0], y))
     a, b, c, d = windows
-    sums = _sum(a + b + c + d), _sum(a * a + b * b + c * c + d * d)
+    sums = _sums(a + b + c + d, a * a + b * b + c * c + d * d)
     chosen, place = _choose(windows, scale)
     # Without the barrier, XLA would compute the places in the backward pass, from y.
-    (total, squares), chosen, place = lax.optimization_barrier((sums, chosen, place))
+    sums, chosen, place = lax.optimization_barrier((sums, chosen, place))
+    total, squares = sums
     chosen, place = (x[:, : h // 2, : w // 2] for x in (chosen, place))
     mean = total / (n * h * w)
     variance = jnp.maximum(squares / (n * h * w) - mean * mean, 0)
     inverse = ops.inverse_deviation(variance, eps)
-    unit = (chosen - alongside(mean, chosen)) * alongside(inverse, chosen)
-    out = jnp.maximum(unit * alongside(scale, unit) + alongside(bias, unit), 0)
-    return out, (y, scale, bias, mean, inverse, place, chosen)
+    out, place = _normalised(chosen, place, mean, inverse, scale, bias)
+    return out, (y, scale, mean, inverse, place, chosen)
 
 
 def _norm_pool_backward(eps: float, saved: tuple, gradient: Array) -> tuple[Array, Array, Array]:
-    y, scale, bias, mean, inverse, place, chosen = saved
+    y, scale, mean, inverse, place, chosen = saved
     n, h, w, _ = y.shape
+    gradient = jnp.where(place == _CUT, alongside(0, gradient), gradient)
     unit = (chosen - alongside(mean, chosen)) * alongside(inverse, chosen)
-    cut = unit * alongside(scale, unit) + alongside(bias, unit) <= 0
-    gradient = jnp.where(cut, alongside(0, gradient), gradient)
-    d_bias, d_scale = _sum(gradient), _sum(gradient * unit)
+    d_bias, d_scale = _sums(gradient, gradient * unit)
     gain = scale * inverse
     level, slope = gain * d_bias / (n * h * w), gain * inverse * d_scale / (n * h * w)
     dz = _spread(gradient * alongside(gain, gradient), place, (h, w))
-    unscaled = y - alongside(y[0, 0, 0], y) - alongside(mean, y)
-    dy = dz - alongside(level, y) - unscaled * alongside(slope, y)
+    centred = y - alongside(y[0, 0, 0], y) - alongside(mean, y)
+    dy = dz - alongside(level, y) - centred * alongside(slope, y)
     return dy, d_scale, d_bias
 
 
@@ -158,10 +172,7 @@ def _from_moments_forward(
     y = convolve(prepared.framed, kernel, 0)
     _, h, w, _ = y.shape
     chosen, place = (x[:, : h // 2, : w // 2] for x in _choose(_windows(y), scale))
-    unit = (chosen - alongside(mean, chosen)) * alongside(inverse, chosen)
-    out = jnp.maximum(unit * alongside(scale, unit) + alongside(bias, unit), 0)
-    place = jnp.where(out <= 0, alongside(_CUT, place), place)
-    out, place = lax.optimization_barrier((out, place))
+    out, place = _normalised(chosen, place, mean, inverse, scale, bias)
     return out, (prepared, kernel, scale, half_slope, inverse, place)
 
 
@@ -173,7 +184,7 @@ def _from_moments_backward(
     _, h, w, _ = prepared.framed.shape
     flat = kernel.reshape(half_slope.shape)
     gradient = jnp.where(place == _CUT, alongside(0, gradient), gradient)
-    d_bias = _sum(gradient)
+    (d_bias,) = _sums(gradient)
     dz = _spread(gradient, place, (h - 2, w - 2))
     product = kernel_gradient(prepared.framed, dz, 0, 3).reshape(flat.shape)
     product = product - prepared.means[:, None] * ops.of_rank(2, d_bias)
