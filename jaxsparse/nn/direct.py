@@ -141,6 +141,11 @@ class Prepared(NamedTuple):
     covariance: Array
 
 
+def plain(images: Array | Prepared) -> Array:
+    """The images, without what `prepare` has added."""
+    return images.images if isinstance(images, Prepared) else images
+
+
 def prepare(images: Array) -> Prepared:
     """The `Prepared` of images. They are centred, as their products would cancel."""
     centre = ops.of_rank(4, jnp.mean(images, (0, 1, 2)))
