@@ -22,19 +22,17 @@ from jaxsparse.precision import float32_by_default
 _log = logging.getLogger(__name__)
 
 
-def _xla(
-    images: Array | Prepared, kernel: Array, scale: Array, bias: Array, eps: float
-) -> Array:
+def _xla(images: Array | Prepared, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
     """The fastest known form with XLA operations, chosen for the platform at lowering."""
-    fastest = _FORMS[ops.fastest_on_cpu(direct.plain(images).shape, kernel.shape)]
+    fastest: Callable[..., Array] = _FORMS[
+        ops.fastest_on_cpu(direct.plain(images).shape, kernel.shape)
+    ]
 
     def on_cpu(images: Array | Prepared, *params: Array) -> Array:
         return fastest(direct.plain(images), *params, eps)
 
     elsewhere = functools.partial(direct.block, eps=eps)
-    return jax.lax.platform_dependent(
-        images, kernel, scale, bias, cpu=on_cpu, default=elsewhere
-    )
+    return jax.lax.platform_dependent(images, kernel, scale, bias, cpu=on_cpu, default=elsewhere)
 
 
 _FORMS = {

@@ -20,7 +20,7 @@ def block(
     if ops.has_few_channels(kernel.shape):
         prepared = images if isinstance(images, Prepared) else prepare(images)
         return _from_moments(eps, prepared, kernel, scale, bias)
-    return _norm_pool(eps, convolve(images, kernel, 1), scale, bias)
+    return _norm_pool(eps, convolve(plain(images), kernel, 1), scale, bias)
 
 
 # ---- norm and pooling of a convolution
@@ -63,14 +63,13 @@ def _normalised(
 def _spread(x: Array, place: Array, size: tuple[int, int]) -> Array:
     """Put the entries of x at their places in windows of an array of this size, zero elsewhere."""
     _, h, w, _ = x.shape
-    zero, total = jnp.zeros((), x.dtype), None
-    for i in (0, 1):
-        for j in (0, 1):
-            here = jnp.where(place == 2 * i + j, x, alongside(0, x))
-            pads = [(k, n - 2 * m + 1 - k, 1) for k, n, m in ((i, size[0], h), (j, size[1], w))]
-            part = lax.pad(here, zero, [(0, 0, 0), *pads, (0, 0, 0)])
-            total = part if total is None else total + part
-    return total
+
+    def part(i: int, j: int) -> Array:
+        here = jnp.where(place == 2 * i + j, x, alongside(0, x))
+        pads = [(k, n - 2 * m + 1 - k, 1) for k, n, m in ((i, size[0], h), (j, size[1], w))]
+        return lax.pad(here, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+
+    return part(0, 0) + part(0, 1) + part(1, 0) + part(1, 1)
 
 
 def _sums(*arrays: Array) -> Array:

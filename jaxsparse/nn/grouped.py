@@ -48,9 +48,7 @@ def _find(find: str, a: Array, b: Array, padding: int, size: int) -> Array:
     return _convolution.bind(a, b, find=find, **options)
 
 
-def _compute(
-    a: Array, b: Array, *, find: str, padding: int, size: int, precision: str
-) -> Array:
+def _compute(a: Array, b: Array, *, find: str, padding: int, size: int, precision: str) -> Array:
     """Of arrays [n, h, w, c] and [k, k, c, o], or with an axis of tasks before the last."""
     tasks = a.shape[-2] if a.ndim == 5 else 1
     conv = partial(

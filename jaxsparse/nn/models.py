@@ -210,7 +210,7 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
         centre, scale = (jnp.array(x, jnp.float32).reshape(shape) for x in (mean, std))
         return (images.astype(jnp.float32) / 255 - centre) / scale
 
-    def apply(params: Params, images: Array | Prepared) -> Array:
+    def apply(params: Params, images: Any) -> Array:
         done = isinstance(images, Prepared)
         return model.apply(params, images if done else normalise(images))
 
@@ -219,7 +219,8 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
         inputs = layer.inputs
         layer = layer._replace(inputs=lambda images: inputs(normalise(images)))
     with_moments = inner and (lambda params, x, given: inner(params, normalise(x), given))
-    prepare = model.prepare and (lambda x: model.prepare(normalise(x)))
+    prepared = model.prepare
+    prepare = prepared and (lambda images: prepared(normalise(images)))
     return Model(model.init, apply, layer, model.rowwise, with_moments, prepare)
 
 
