@@ -168,7 +168,7 @@ CASES = {
     "loss-conv4": (lambda loss_fn, params: lambda p: loss_fn(p, rows(ROWS)), "conv4"),
     **{
         f"block-{form}": (functools.partial(block, form=form), "plain")
-        for form in ("gram", "winograd", "patches")
+        for form in ("direct", "gram", "winograd", "patches")
     },
     "convolution-winograd": (functools.partial(convolution, form="winograd"), "plain"),
     "convolution-patches": (functools.partial(convolution, form="patches"), "plain"),

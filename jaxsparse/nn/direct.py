@@ -60,24 +60,36 @@ def _normalised(
     return lax.optimization_barrier((out, place))
 
 
-def _spread(x: Array, place: Array, size: tuple[int, int]) -> Array:
-    """Put the entries of x at their places in windows of an array of this size, zero elsewhere."""
+def spread(x: Array, place: Array, size: tuple[int, ...], padding: int = 0) -> Array:
+    """Put the entries of x at their places in windows of an array of this size, zero elsewhere.
+
+    The windows are those of a pooling with this padding.
+    """
     _, h, w, _ = x.shape
 
     def part(i: int, j: int) -> Array:
         here = jnp.where(place == 2 * i + j, x, alongside(0, x))
-        pads = [(k, n - 2 * m + 1 - k, 1) for k, n, m in ((i, size[0], h), (j, size[1], w))]
+        edges = [(k - padding, n, m) for k, n, m in ((i, size[0], h), (j, size[1], w))]
+        pads = [(low, n - 2 * m + 1 - low, 1) for low, n, m in edges]
         return lax.pad(here, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
     return part(0, 0) + part(0, 1) + part(1, 0) + part(1, 1)
 
 
-def _sums(*arrays: Array) -> Array:
+def sums(*arrays: Array) -> Array:
     """The sums of each channel of several arrays [n, h, w, c] of equal shape, [len(arrays), c].
 
     First of each image, as XLA then needs no kernels of its own to divide the sums.
     """
     return jnp.sum(jnp.stack([jnp.sum(x, (1, 2)) for x in arrays]), 1)
+
+
+def statistics(both: Array, count: int, eps: float) -> tuple[Array, Array]:
+    """The mean and the inverse deviation, from the sums of the entries and of their squares."""
+    total, squares = both
+    mean = total / count
+    variance = jnp.maximum(squares / count - mean * mean, 0)
+    return mean, ops.inverse_deviation(variance, eps)
 
 
 @partial(custom_vjp, nondiff_argnums=(0,))
@@ -91,15 +103,12 @@ def _norm_pool_forward(eps: float, y: Array, scale: Array, bias: Array) -> tuple
     # Relative to one value of the channel, as the mean of squares alone would cancel.
     windows = _windows(y - alongside(y[0, 0, 0], y))
     a, b, c, d = windows
-    sums = _sums(a + b + c + d, a * a + b * b + c * c + d * d)
+    both = sums(a + b + c + d, a * a + b * b + c * c + d * d)
     chosen, place = _choose(windows, scale)
     # Without the barrier, XLA would compute the places in the backward pass, from y.
-    sums, chosen, place = lax.optimization_barrier((sums, chosen, place))
-    total, squares = sums
+    both, chosen, place = lax.optimization_barrier((both, chosen, place))
     chosen, place = (x[:, : h // 2, : w // 2] for x in (chosen, place))
-    mean = total / (n * h * w)
-    variance = jnp.maximum(squares / (n * h * w) - mean * mean, 0)
-    inverse = ops.inverse_deviation(variance, eps)
+    mean, inverse = statistics(both, n * h * w, eps)
     out, place = _normalised(chosen, place, mean, inverse, scale, bias)
     return out, (y, scale, mean, inverse, place, chosen)
 
@@ -109,10 +118,10 @@ def _norm_pool_backward(eps: float, saved: tuple, gradient: Array) -> tuple[Arra
     n, h, w, _ = y.shape
     gradient = jnp.where(place == _CUT, alongside(0, gradient), gradient)
     unit = (chosen - alongside(mean, chosen)) * alongside(inverse, chosen)
-    d_bias, d_scale = _sums(gradient, gradient * unit)
+    d_bias, d_scale = sums(gradient, gradient * unit)
     gain = scale * inverse
     level, slope = gain * d_bias / (n * h * w), gain * inverse * d_scale / (n * h * w)
-    dz = _spread(gradient * alongside(gain, gradient), place, (h, w))
+    dz = spread(gradient * alongside(gain, gradient), place, (h, w))
     centred = y - alongside(y[0, 0, 0], y) - alongside(mean, y)
     dy = dz - alongside(level, y) - centred * alongside(slope, y)
     return dy, d_scale, d_bias
@@ -188,8 +197,8 @@ def _from_moments_backward(
     _, h, w, _ = prepared.framed.shape
     flat = kernel.reshape(half_slope.shape)
     gradient = jnp.where(place == _CUT, alongside(0, gradient), gradient)
-    (d_bias,) = _sums(gradient)
-    dz = _spread(gradient, place, (h - 2, w - 2))
+    (d_bias,) = sums(gradient)
+    dz = spread(gradient, place, (h - 2, w - 2))
     product = kernel_gradient(prepared.framed, dz, 0, 3).reshape(flat.shape)
     product = product - prepared.means[:, None] * ops.of_rank(2, d_bias)
     d_scale = inverse * jnp.sum(flat * product, 0)
