@@ -58,6 +58,12 @@ class CrossEntropy:
         losses, hits = of_rows(params, batch)
         return dot(shares, losses), {"accuracy": dot(shares, hits)}
 
+    def prepared(self, batch):
+        """The batch, with what the network needs of it whatever its parameters."""
+        images, labels = _pair(batch)
+        prepare = getattr(self.model, "prepare", None)
+        return batch if prepare is None else (prepare(images), labels)
+
     def logits(self, params, task, inner):
         """The logits of a task's query images."""
         images, _ = _pair(task[1])

@@ -134,7 +134,7 @@ def double_backward(*args):
     return from_torch(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
 
 
-@pytest.mark.parametrize("form", ["xla", pytest.param("native", marks=compiled)])
+@pytest.mark.parametrize("form", ["direct", "xla", pytest.param("native", marks=compiled)])
 @pytest.mark.parametrize("sizes", [(2, 6, 7, 1, 9), (2, 4, 5, 3, 4)], ids=str)
 def test_second_derivatives_match_pytorchs_double_backward(sizes, form):
     *args, _ = draw(*sizes)

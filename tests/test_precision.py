@@ -168,7 +168,7 @@ CASES = {
     "loss-conv4": (lambda loss_fn, params: lambda p: loss_fn(p, rows(ROWS)), "conv4"),
     **{
         f"block-{form}": (functools.partial(block, form=form), "plain")
-        for form in ("gram", "winograd", "patches")
+        for form in ("direct", "gram", "winograd", "patches")
     },
     "convolution-winograd": (functools.partial(convolution, form="winograd"), "plain"),
     "convolution-patches": (functools.partial(convolution, form="patches"), "plain"),
@@ -201,13 +201,18 @@ WITHOUT_GRADIENT = {"cmaml_step", "gem_step", "gem_step-factors"}
 EXACT = {"gem_step", "gem_step-factors", "mer_step-factors"}
 
 
+PRODUCTS = ("dot_general", "conv_general_dilated", "grouped_convolution")
+
+
 def precisions(function, params):
     """The precisions of all products in the jaxpr, and whether it has XLA convolutions."""
     found, left = [], [jax.make_jaxpr(function)(params).jaxpr]
     while left:
         for equation in left.pop().eqns:
-            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            if equation.primitive.name in PRODUCTS:
                 precision = equation.params["precision"]
+                if isinstance(precision, str):
+                    precision = Precision(precision)
                 found.append(precision if isinstance(precision, tuple) else (precision,) * 2)
             left += inner_jaxprs(list(equation.params.values()))
     return found

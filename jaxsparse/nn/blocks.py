@@ -7,6 +7,7 @@ This module chooses between them.
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -14,23 +15,28 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsparse.machine import default_platform
-from jaxsparse.nn import block_forms, native, native_block, ops
+from jaxsparse.nn import block_forms, direct, native, native_block, ops
+from jaxsparse.nn.direct import Prepared
 from jaxsparse.precision import float32_by_default
 
 _log = logging.getLogger(__name__)
 
 
-def _xla(images: Array, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
+def _xla(images: Array | Prepared, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
     """The fastest known form with XLA operations, chosen for the platform at lowering."""
-    fastest = _FORMS[ops.fastest_on_cpu(images.shape, kernel.shape)]
-    args = (images, kernel, scale, bias)
-    if fastest is block_forms.by_patches:
-        return block_forms.by_patches(*args, eps)
-    on_cpu, elsewhere = (functools.partial(f, eps=eps) for f in (fastest, block_forms.by_patches))
-    return jax.lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
+    fastest: Callable[..., Array] = _FORMS[
+        ops.fastest_on_cpu(direct.plain(images).shape, kernel.shape)
+    ]
+
+    def on_cpu(images: Array | Prepared, *params: Array) -> Array:
+        return fastest(direct.plain(images), *params, eps)
+
+    elsewhere = functools.partial(direct.block, eps=eps)
+    return jax.lax.platform_dependent(images, kernel, scale, bias, cpu=on_cpu, default=elsewhere)
 
 
 _FORMS = {
+    "direct": direct.block,
     "gram": block_forms.gram,
     "winograd": block_forms.by_winograd,
     "patches": block_forms.by_patches,
@@ -38,6 +44,7 @@ _FORMS = {
     "xla": _xla,
 }
 FORMS = tuple(_FORMS)
+_PREPARED = ("direct", "xla")  # forms that use the output of `prepare`
 
 Blocks = Literal["auto", "native", "xla"]
 BLOCKS: tuple[str, ...] = get_args(Blocks)
@@ -71,7 +78,7 @@ def _warn_once(message: str) -> None:
 
 @float32_by_default
 def conv_norm_pool(
-    images: Array,
+    images: Array | Prepared,
     kernel: Array,
     scale: Array,
     bias: Array,
@@ -89,15 +96,15 @@ def conv_norm_pool(
     that overflows gives NaN.
 
     Args:
-      images: [n, h, w, c], float; h, w >= 2.
+      images: [n, h, w, c], float; h, w >= 2. Or the output of `prepare`.
       kernel: [3, 3, c, o], float; stride 1, padding 1.
       scale: [o], float.
       bias: [o], float.
       eps: added to the variance.
-      form: the implementation: "gram", "winograd", "patches", "native" or "xla". They compute the
-        same values up to rounding. "native" is compiled C++, only on the CPU. "xla" is, on the CPU,
-        the fastest of the first three for the shape; elsewhere, "patches". Default:
-        `choose_blocks("auto")`.
+      form: the implementation: "direct", "gram", "winograd", "patches", "native" or "xla". They
+        compute the same values up to rounding. "direct" uses XLA's convolution. "native" is
+        compiled C++, only on the CPU. "xla" is, on the CPU, the fastest of "gram", "winograd" and
+        "patches" for the shape; elsewhere, "direct". Default: `choose_blocks("auto")`.
 
     Returns:
       [n, h // 2, w // 2, o], in the dtype of images, computed in float32.
@@ -107,14 +114,36 @@ def conv_norm_pool(
 
     Source: Ioffe & Szegedy, Batch Normalization, 2015, Algorithm 1; the forms are our own.
     """
-    _check(images, kernel, scale, bias)
+    plain = direct.plain(images)
+    _check(plain, kernel, scale, bias)
     form = choose_blocks("auto") if form is None else form
     if form not in FORMS:
         raise ValueError(f"form: got {form!r}, want one of {FORMS}")
-    block = _FORMS[form]
-    wide = [x.astype(jnp.float32) for x in (images, kernel, scale, bias)]
-    out = block(wide[0], wide[1], wide[2], wide[3], eps)
-    return out.astype(images.dtype)
+    if form not in _PREPARED:
+        images = plain
+    block: Callable[..., Array] = _FORMS[form]
+    args = jax.tree.map(lambda x: x.astype(jnp.float32), (images, kernel, scale, bias))
+    return block(*args, eps).astype(plain.dtype)
+
+
+@float32_by_default
+def prepare(images: Array, kernel: tuple[int, ...], form: str) -> Array | Prepared:
+    """Compute what a block needs of its images [n, h, w, c], whatever its parameters.
+
+    `conv_norm_pool` takes the result instead of the images, if the kernel has this shape. In a loop
+    on the same images, XLA would compute it again in every step on a GPU.
+    """
+    if form not in _PREPARED or not ops.has_few_channels(kernel):
+        return images
+    wide = images.astype(jnp.float32)
+    if form == "direct":
+        return direct.prepare(wide)
+
+    def not_used(images: Array) -> Prepared:
+        shapes = jax.eval_shape(direct.prepare, images)
+        return jax.tree.map(jnp.zeros_like, shapes)._replace(images=images)
+
+    return jax.lax.platform_dependent(wide, cpu=not_used, default=direct.prepare)
 
 
 def _check(images: Array, kernel: Array, scale: Array, bias: Array) -> None:

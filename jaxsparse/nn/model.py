@@ -13,6 +13,7 @@ from jax import Array
 from jaxsparse.checks import described, is_array, leaf_names, leaves_by_name
 from jaxsparse.draws import draw_each, uniform
 from jaxsparse.nn import ops
+from jaxsparse.nn.direct import Prepared, plain
 from jaxsparse.precision import float32_by_default
 
 Params = dict[str, Any]
@@ -31,6 +32,9 @@ class Model(NamedTuple):
       with_moments: (params, images, given) -> (logits, moments): a forward pass whose batch norms
         use the list of `Moment` `given`, or those of the batch if it is None, and return the latter
         as `moments`. None if the network has no batch norm.
+      prepare: images -> the same with what does not depend on the parameters computed, which
+        `apply` takes instead of the images. An inner loop calls it once. None if there is nothing
+        to compute.
 
     Example:
       >>> model = jaxsparse.nn.mlp(ways=5)
@@ -43,6 +47,7 @@ class Model(NamedTuple):
     input_layer: "InputLayer | None" = None
     rowwise: bool | None = None
     with_moments: Callable[[Params, Array, Any], tuple[Array, Any]] | None = None
+    prepare: Callable[[Array], Any] | None = None
 
 
 class Moment(NamedTuple):
@@ -150,11 +155,15 @@ def make_model(
         return nnx.to_pure_dict(nnx.state(build(lambda shape, spread: next(values))))
 
     @float32_by_default
-    def apply(params: Params, images: Array, *moments: Moments) -> Array:
-        check_images(images, image_shape)
+    def apply(params: Params, images: Array | Prepared, *moments: Moments) -> Array:
+        check_images(plain(images), image_shape)
         params = _fitted(params, wanted)
         module = nnx.merge(graph, params)
-        return module(jnp.asarray(images, params["head"]["kernel"].dtype), *moments)
+        dtype = params["head"]["kernel"].dtype
+        if moments or dtype != jnp.float32:
+            images = plain(images)  # what was prepared is not used, or not of rounded images
+        cast = jax.tree.map(lambda x: jnp.asarray(x, dtype), images)
+        return module(cast, *moments)
 
     def with_moments(params: Params, images: Array, given: Any = None) -> tuple[Array, Any]:
         moments = Moments(given)

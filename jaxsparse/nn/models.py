@@ -9,8 +9,9 @@ import numpy as np
 from jax import Array
 
 from jaxsparse.checks import check_scale
-from jaxsparse.nn.blocks import Blocks, choose_blocks
-from jaxsparse.nn.model import Model, Params, Shape, make_model
+from jaxsparse.nn.blocks import Blocks, choose_blocks, prepare
+from jaxsparse.nn.direct import Prepared
+from jaxsparse.nn.model import Model, Params, Shape, check_images, make_model
 from jaxsparse.nn.modules import INITS, MLP, Conv4, ResNet12, StridedCNN
 
 
@@ -74,11 +75,17 @@ def conv4(
     if min(image_shape[:2]) < 16:
         raise ValueError(f"image_shape: got {image_shape}, want (h, w, c) with h, w >= 16")
     form = choose_blocks(blocks)
-    return make_model(
+    model = make_model(
         lambda draw: Conv4(ways, width, image_shape, use_bias, form, draw),
         image_shape,
         rowwise=False,
     )
+
+    def prepared(images: Array) -> Array | Prepared:
+        check_images(images, image_shape)
+        return prepare(jnp.asarray(images), (3, 3, image_shape[2], width), form)
+
+    return model if form == "native" else model._replace(prepare=prepared)
 
 
 def mlp(
@@ -203,15 +210,18 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
         centre, scale = (jnp.array(x, jnp.float32).reshape(shape) for x in (mean, std))
         return (images.astype(jnp.float32) / 255 - centre) / scale
 
-    def apply(params: Params, images: Array) -> Array:
-        return model.apply(params, normalise(images))
+    def apply(params: Params, images: Any) -> Array:
+        done = isinstance(images, Prepared)
+        return model.apply(params, images if done else normalise(images))
 
     layer, inner = model.input_layer, model.with_moments
     if layer is not None:
         inputs = layer.inputs
         layer = layer._replace(inputs=lambda images: inputs(normalise(images)))
     with_moments = inner and (lambda params, x, given: inner(params, normalise(x), given))
-    return Model(model.init, apply, layer, model.rowwise, with_moments)
+    prepared = model.prepare
+    prepare = prepared and (lambda images: prepared(normalise(images)))
+    return Model(model.init, apply, layer, model.rowwise, with_moments, prepare)
 
 
 def resnet12(

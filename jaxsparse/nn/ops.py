@@ -6,12 +6,14 @@ platform. Here convolutions and all their derivatives consist of matrix products
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxsparse.nn import winograd
+from jaxsparse.nn.grouped import convolve
 from jaxsparse.nn.products import matmul, transposed_product
 from jaxsparse.precision import custom_vjp, float32_by_default
 
@@ -97,7 +99,8 @@ def conv(
 
     form is "patches" or, for 3x3 kernels with stride 1 and padding 1, "winograd". They compute the
     same values, but with "winograd" a NaN or infinity in an image affects a few more pixels. By
-    default, it is the fastest for the shape on the CPU and "patches" elsewhere.
+    default, it is the fastest for the shape on the CPU. Elsewhere, it is XLA's convolution for odd
+    kernels with stride 1 and padding k // 2, and otherwise "patches".
 
     Source: Dumoulin & Visin, A guide to convolution arithmetic for deep learning, 2016.
     """
@@ -112,13 +115,17 @@ def conv(
         raise ValueError(f"form: got {form!r}, want 'patches', or 'winograd' for 3x3 at stride 1")
     if form == "winograd":
         return _by_winograd(images, kernel)
-    if form is None and plain and fastest_on_cpu(images.shape, kernel.shape) == "winograd":
-        return jax.lax.platform_dependent(
-            images, kernel, cpu=_by_winograd, default=_by_patches_same
-        )
-    if stride == 1 and size % 2 and padding == size // 2:
+    if stride > 1 or size % 2 == 0 or padding != size // 2:
+        return _by_patches(images, kernel, stride, padding)
+    if form == "patches":
         return _by_patches_same(images, kernel)
-    return _by_patches(images, kernel, stride, padding)
+    fast = plain and fastest_on_cpu(images.shape, kernel.shape) == "winograd"
+    return jax.lax.platform_dependent(
+        images,
+        kernel,
+        cpu=_by_winograd if fast else _by_patches_same,
+        default=partial(convolve, padding=padding),
+    )
 
 
 def _by_winograd(images: Array, kernel: Array) -> Array:

@@ -1,20 +1,22 @@
 """The layers of a residual block: convolution with batch norm and leaky ReLU, sum with pooling.
 
-The form "xla" uses the operations of `ops`. In the form "native", compiled C++ computes a layer in
-one operation, which reads and writes memory less often.
+The form "xla" uses the operations of `ops` on the CPU, and "direct" elsewhere. In the form
+"native", compiled C++ computes a layer in one operation, which reads and writes memory less often.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsparse.nn import native, ops
+from jaxsparse.nn import direct_layers, native, ops
 from jaxsparse.nn.native_function import Arrays, Operation, apply
 from jaxsparse.precision import float32_by_default
 
-FORMS = ("native", "xla")
+FORMS = ("native", "direct", "xla")
 _NATIVE_SIZES = (1, 3)
 
 
@@ -38,15 +40,20 @@ def conv_norm(
     [k, k, c, o] with odd k, stride 1 and padding k // 2; scale and bias are [o]. Returns
     [n, h, w, o] in the dtype of images.
 
-    form is "native" (compiled C++, only on the CPU) or "xla". "native" has kernels with k = 1 and
-    k = 3; others use XLA.
+    form is "native" (compiled C++, only on the CPU), "direct" (XLA's convolution) or "xla" (the
+    operations of `ops` on the CPU, "direct" elsewhere). "native" has kernels with k = 1 and k = 3;
+    others use "xla".
 
     Source: Ioffe & Szegedy, Batch Normalization, 2015, Algorithm 1.
     """
     _check_form(form)
     _check(images, kernel, scale, bias)
+    options: dict[str, Any] = {"slope": slope, "eps": eps}
+    if form == "direct":
+        return direct_layers.conv_norm(images, kernel, scale, bias, **options)
     if form == "xla" or kernel.shape[0] not in _NATIVE_SIZES:
-        return _conv_norm(images, kernel, scale, bias, slope=slope, eps=eps)
+        here, elsewhere = (partial(f, **options) for f in (_conv_norm, direct_layers.conv_norm))
+        return _by_platform(here, elsewhere, images, kernel, scale, bias)
     wide = [x.astype(jnp.float32) for x in (images, kernel, scale, bias)]
     in_xla = partial(_conv_norm, slope=slope, eps=eps)
     operation = Operation(
@@ -73,6 +80,10 @@ def _check(images: Array, kernel: Array, scale: Array, bias: Array) -> None:
     ops.check_per_channel(kernel.shape[3], scale=scale, bias=bias)
 
 
+def _by_platform(on_cpu: Callable, elsewhere: Callable, *args: Array) -> Array:
+    return jax.lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
+
+
 def _leaky(x: Array, slope: float) -> Array:
     return x if slope == 1 else jax.nn.leaky_relu(x, slope)
 
@@ -95,8 +106,12 @@ def join(a: Array, b: Array, *, slope: float, padding: int = 0, form: str = "xla
         got = f"{a.shape} and {b.shape}, padding {padding}, slope {slope}"
         want = "equal shapes [n, h, w, c], padding 0 or 1, slope >= 0"
         raise ValueError(f"a, b: got shapes {got}, want {want}")
+    options: dict[str, Any] = {"slope": slope, "padding": padding}
+    if form == "direct":
+        return direct_layers.join(a, b, **options)
     if form == "xla":
-        return _join(a, b, slope=slope, padding=padding)
+        here, elsewhere = (partial(f, **options) for f in (_join, direct_layers.join))
+        return _by_platform(here, elsewhere, a, b)
     if min(a.shape[1:3]) + 2 * padding < 2:
         raise ValueError(f"a: got shape {a.shape}, want [n, h, w, c] with at least one 2x2 window")
     in_xla = partial(_join, slope=slope, padding=padding)

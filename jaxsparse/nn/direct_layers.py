@@ -1,0 +1,107 @@
+"""The layers of a residual block for GPUs: cuDNN's convolutions, and few passes over the arrays."""
+
+from functools import partial
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsparse.nn import ops
+from jaxsparse.nn.direct import spread, statistics, sums
+from jaxsparse.nn.grouped import alongside, convolve
+from jaxsparse.precision import custom_vjp
+
+_NEGATIVE = 4  # added to the place of a maximum that is negative
+
+
+def conv_norm(
+    images: Array, kernel: Array, scale: Array, bias: Array, *, slope: float, eps: float
+) -> Array:
+    """The layer of `residual.conv_norm`."""
+    wide = [x.astype(jnp.float32) for x in (images, kernel, scale, bias)]
+    y = convolve(wide[0], wide[1], kernel.shape[0] // 2)
+    return _norm(eps, slope, y, *wide[2:]).astype(images.dtype)
+
+
+@partial(custom_vjp, nondiff_argnums=(0, 1))
+def _norm(eps: float, slope: float, y: Array, scale: Array, bias: Array) -> Array:
+    """Batch norm and leaky ReLU."""
+    return _norm_forward(eps, slope, y, scale, bias)[0]
+
+
+def _norm_forward(
+    eps: float, slope: float, y: Array, scale: Array, bias: Array
+) -> tuple[Array, tuple]:
+    shifted = y - alongside(y[0, 0, 0], y)
+    count = y.size // y.shape[3]
+    mean, inverse = statistics(sums(shifted, shifted * shifted), count, eps)
+    mean = mean + y[0, 0, 0]
+    z = _unit(y, mean, inverse) * alongside(scale, y) + alongside(bias, y)
+    return _leaky(z, z, slope), (y, scale, bias, mean, inverse)
+
+
+def _norm_backward(
+    eps: float, slope: float, saved: tuple, gradient: Array
+) -> tuple[Array, Array, Array]:
+    """dy = gain * (dz - mean(dz) - ŷ mean(dz ŷ)); one pass for the means, one for dy."""
+    y, scale, bias, mean, inverse = saved
+    unit, count = _unit(y, mean, inverse), y.size // y.shape[3]
+    dz = _leaky(gradient, unit * alongside(scale, y) + alongside(bias, y), slope)
+    d_bias, d_scale = sums(dz, dz * unit)
+    level, tilt = d_bias / count, d_scale / count
+    centred = dz - alongside(level, y) - unit * alongside(tilt, y)
+    return centred * alongside(scale * inverse, y), d_scale, d_bias
+
+
+def _unit(y: Array, mean: Array, inverse: Array) -> Array:
+    return (y - alongside(mean, y)) * alongside(inverse, y)
+
+
+def _leaky(x: Array, z: Array, slope: float) -> Array:
+    """x times the slope of leaky ReLU at z."""
+    return x if slope == 1 else jnp.where(z < 0, slope * x, x)
+
+
+_norm.defvjp(_norm_forward, _norm_backward)
+
+
+def join(a: Array, b: Array, *, slope: float, padding: int) -> Array:
+    """The layer of `residual.join`."""
+    if min(a.shape[1:3]) + 2 * padding < 2:
+        return ops.max_pool(a, padding=padding)  # which raises the error
+    return _join(slope, padding, a, b)
+
+
+@partial(custom_vjp, nondiff_argnums=(0, 1))
+def _join(slope: float, padding: int, a: Array, b: Array) -> Array:
+    return _join_forward(slope, padding, a, b)[0]
+
+
+def _join_forward(slope: float, padding: int, a: Array, b: Array) -> tuple[Array, tuple]:
+    total = a + b
+    z = _leaky(total, total, slope)
+    if padding:
+        pads = [(0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0)]
+        z = lax.pad(z, jnp.full((), -jnp.inf, z.dtype), pads)
+    h, w = z.shape[1] // 2 * 2, z.shape[2] // 2 * 2
+    windows = [z[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
+    out, place = windows[3], alongside(3, windows[3])
+    for i in (2, 1, 0):
+        # NaN counts as the largest, and the first of equals is chosen.
+        ahead = (windows[i] >= out) | jnp.isnan(windows[i])
+        out = jnp.where(ahead, windows[i], out)
+        place = jnp.where(ahead, alongside(i, out), place)
+    place = jnp.where(out < 0, place + _NEGATIVE, place).astype(jnp.uint8)
+    out, place = lax.optimization_barrier((out, place))
+    return out, (a, place)
+
+
+def _join_backward(
+    slope: float, padding: int, saved: tuple, gradient: Array
+) -> tuple[Array, Array]:
+    a, place = saved
+    gradient = jnp.where(place >= _NEGATIVE, slope * gradient, gradient)
+    d = spread(gradient, place % _NEGATIVE, a.shape[1:3], padding)
+    return d, d
+
+
+_join.defvjp(_join_forward, _join_backward)
