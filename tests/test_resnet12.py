@@ -113,7 +113,7 @@ def test_gradient_through_given_statistics():
 
 
 @compiled
-@pytest.mark.parametrize("form", residual.FORMS)
+@pytest.mark.parametrize("form", ["native", "xla"])
 def test_resnet12_uses_the_requested_form(form):
     shape = (9, 8, 2)
     model = nn.resnet12(3, (2, 4, 4, 8), shape, blocks=form)
@@ -133,7 +133,7 @@ def test_both_forms_agree():
         loss = lambda p: jnp.sum(jnp.sin(model.apply(p, images)))  # noqa: E731
         return quick_jit(jax.value_and_grad(loss))(params)
 
-    for ours, other in zip(*(jax.tree.leaves(found(form)) for form in residual.FORMS), strict=True):
+    for ours, other in zip(*map(jax.tree.leaves, map(found, ("native", "xla"))), strict=True):
         np.testing.assert_allclose(ours, other, rtol=0, atol=1e-4 * np.abs(other).max())
 
 

@@ -8,7 +8,7 @@ This module chooses between them.
 import functools
 import logging
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,26 @@ _log = logging.getLogger(__name__)
 
 def _xla(images: Array | Prepared, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
     """The fastest known form with XLA operations, chosen for the platform at lowering."""
-    fastest: Callable[..., Array] = _FORMS[
-        ops.fastest_on_cpu(direct.plain(images).shape, kernel.shape)
-    ]
+    form = ops.fastest_on_cpu(direct.plain(images).shape, kernel.shape)
+    return _by_platform(_FORMS[form], images, kernel, scale, bias, eps)
 
-    def on_cpu(images: Array | Prepared, *params: Array) -> Array:
-        return fastest(direct.plain(images), *params, eps)
+
+def _native(
+    images: Array | Prepared, kernel: Array, scale: Array, bias: Array, eps: float
+) -> Array:
+    """Compiled C++ if the computation is lowered for a CPU, as it has no other kernels."""
+    return _by_platform(native_block.block, images, kernel, scale, bias, eps)
+
+
+def _by_platform(block: Callable[..., Array], images: Array | Prepared, *params: Any) -> Array:
+    """This block on the CPU, `direct.block` elsewhere."""
+    *arrays, eps = params
+
+    def on_cpu(images: Array | Prepared, *arrays: Array) -> Array:
+        return block(direct.plain(images), *arrays, eps)
 
     elsewhere = functools.partial(direct.block, eps=eps)
-    return jax.lax.platform_dependent(images, kernel, scale, bias, cpu=on_cpu, default=elsewhere)
+    return jax.lax.platform_dependent(images, *arrays, cpu=on_cpu, default=elsewhere)
 
 
 _FORMS = {
@@ -40,11 +51,11 @@ _FORMS = {
     "gram": block_forms.gram,
     "winograd": block_forms.by_winograd,
     "patches": block_forms.by_patches,
-    "native": native_block.block,
+    "native": _native,
     "xla": _xla,
 }
 FORMS = tuple(_FORMS)
-_PREPARED = ("direct", "xla")  # forms that use the output of `prepare`
+_PREPARED = ("direct", "native", "xla")  # forms that use the output of `prepare`
 
 Blocks = Literal["auto", "native", "xla"]
 BLOCKS: tuple[str, ...] = get_args(Blocks)
@@ -102,9 +113,9 @@ def conv_norm_pool(
       bias: [o], float.
       eps: added to the variance.
       form: the implementation: "direct", "gram", "winograd", "patches", "native" or "xla". They
-        compute the same values up to rounding. "direct" uses XLA's convolution. "native" is
-        compiled C++, only on the CPU. "xla" is, on the CPU, the fastest of "gram", "winograd" and
-        "patches" for the shape; elsewhere, "direct". Default: `choose_blocks("auto")`.
+        compute the same values up to rounding. "direct" uses XLA's convolution. "native" is, on
+        the CPU, compiled C++; "xla" is there the fastest of "gram", "winograd" and "patches" for
+        the shape. Elsewhere, both are "direct". Default: `choose_blocks("auto")`.
 
     Returns:
       [n, h // 2, w // 2, o], in the dtype of images, computed in float32.

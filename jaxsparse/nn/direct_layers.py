@@ -5,12 +5,11 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsparse.nn import ops
 from jaxsparse.nn.direct import spread, statistics, sums
 from jaxsparse.nn.grouped import alongside, convolve
 from jaxsparse.precision import custom_vjp
 
-_NEGATIVE = 4  # added to the place of a maximum that is negative
+_NEGATIVE = 4  # added to the place of a maximum that is negative or NaN
 
 
 def conv_norm(
@@ -58,7 +57,7 @@ def _unit(y: Array, mean: Array, inverse: Array) -> Array:
 
 def _leaky(x: Array, z: Array, slope: float) -> Array:
     """x times the slope of leaky ReLU at z."""
-    return x if slope == 1 else jnp.where(z < 0, slope * x, x)
+    return x if slope == 1 else jnp.where(z >= 0, x, slope * x)
 
 
 _norm.defvjp(_norm_forward, _norm_backward)
@@ -66,8 +65,6 @@ _norm.defvjp(_norm_forward, _norm_backward)
 
 def join(a: Array, b: Array, *, slope: float, padding: int) -> Array:
     """The layer of `residual.join`."""
-    if min(a.shape[1:3]) + 2 * padding < 2:
-        return ops.max_pool(a, padding=padding)  # which raises the error
     return _join(slope, padding, a, b)
 
 
@@ -78,19 +75,20 @@ def _join(slope: float, padding: int, a: Array, b: Array) -> Array:
 
 def _join_forward(slope: float, padding: int, a: Array, b: Array) -> tuple[Array, tuple]:
     total = a + b
-    z = _leaky(total, total, slope)
     if padding:
         pads = [(0, 0, 0), (padding, padding, 0), (padding, padding, 0), (0, 0, 0)]
-        z = lax.pad(z, jnp.full((), -jnp.inf, z.dtype), pads)
-    h, w = z.shape[1] // 2 * 2, z.shape[2] // 2 * 2
-    windows = [z[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
-    out, place = windows[3], alongside(3, windows[3])
+        total = lax.pad(total, jnp.full((), -jnp.inf, total.dtype), pads)
+    h, w = total.shape[1] // 2 * 2, total.shape[2] // 2 * 2
+    windows = [total[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
+    chosen, place = windows[3], alongside(3, windows[3])
     for i in (2, 1, 0):
         # NaN counts as the largest, and the first of equals is chosen.
-        ahead = (windows[i] >= out) | jnp.isnan(windows[i])
-        out = jnp.where(ahead, windows[i], out)
-        place = jnp.where(ahead, alongside(i, out), place)
-    place = jnp.where(out < 0, place + _NEGATIVE, place).astype(jnp.uint8)
+        z = _leaky(windows[i], windows[i], slope)
+        ahead = (z >= _leaky(chosen, chosen, slope)) | jnp.isnan(z)
+        chosen = jnp.where(ahead, windows[i], chosen)
+        place = jnp.where(ahead, alongside(i, chosen), place)
+    place = jnp.where(chosen >= 0, place, place + _NEGATIVE).astype(jnp.uint8)
+    out = _leaky(chosen, chosen, slope)
     out, place = lax.optimization_barrier((out, place))
     return out, (a, place)
 

@@ -85,7 +85,7 @@ def conv4(
         check_images(images, image_shape)
         return prepare(jnp.asarray(images), (3, 3, image_shape[2], width), form)
 
-    return model if form == "native" else model._replace(prepare=prepared)
+    return model._replace(prepare=prepared)
 
 
 def mlp(

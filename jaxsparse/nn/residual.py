@@ -1,7 +1,8 @@
 """The layers of a residual block: convolution with batch norm and leaky ReLU, sum with pooling.
 
-The form "xla" uses the operations of `ops` on the CPU, and "direct" elsewhere. In the form
-"native", compiled C++ computes a layer in one operation, which reads and writes memory less often.
+On the CPU, the form "xla" uses the operations of `ops`. In the form "native", compiled C++ computes
+a layer in one operation, which reads and writes memory less often. On other platforms, both are the
+form "direct".
 """
 
 from collections.abc import Callable
@@ -40,29 +41,17 @@ def conv_norm(
     [k, k, c, o] with odd k, stride 1 and padding k // 2; scale and bias are [o]. Returns
     [n, h, w, o] in the dtype of images.
 
-    form is "native" (compiled C++, only on the CPU), "direct" (XLA's convolution) or "xla" (the
-    operations of `ops` on the CPU, "direct" elsewhere). "native" has kernels with k = 1 and k = 3;
-    others use "xla".
+    form is "direct" (XLA's convolution), "native" or "xla". On the CPU, "native" is compiled C++
+    for k = 1 and k = 3, and "xla" the operations of `ops`. Elsewhere, both are "direct".
 
     Source: Ioffe & Szegedy, Batch Normalization, 2015, Algorithm 1.
     """
     _check_form(form)
     _check(images, kernel, scale, bias)
-    options: dict[str, Any] = {"slope": slope, "eps": eps}
-    if form == "direct":
-        return direct_layers.conv_norm(images, kernel, scale, bias, **options)
-    if form == "xla" or kernel.shape[0] not in _NATIVE_SIZES:
-        here, elsewhere = (partial(f, **options) for f in (_conv_norm, direct_layers.conv_norm))
-        return _by_platform(here, elsewhere, images, kernel, scale, bias)
-    wide = [x.astype(jnp.float32) for x in (images, kernel, scale, bias)]
-    in_xla = partial(_conv_norm, slope=slope, eps=eps)
-    operation = Operation(
-        partial(native.unit_forward, eps=eps, slope=slope),
-        partial(native.unit_backward, slope=slope),
-        in_xla,
-        in_xla,
-    )
-    return apply(operation, *wide).astype(images.dtype)
+    compiled = form == "native" and kernel.shape[0] in _NATIVE_SIZES
+    on_cpu = _compiled_conv_norm if compiled else _conv_norm
+    block = _by_platform(form, on_cpu, direct_layers.conv_norm)
+    return block(images, kernel, scale, bias, slope=slope, eps=eps)
 
 
 def _check_form(form: str) -> None:
@@ -80,8 +69,16 @@ def _check(images: Array, kernel: Array, scale: Array, bias: Array) -> None:
     ops.check_per_channel(kernel.shape[3], scale=scale, bias=bias)
 
 
-def _by_platform(on_cpu: Callable, elsewhere: Callable, *args: Array) -> Array:
-    return jax.lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
+def _by_platform(form: str, on_cpu: Callable, direct: Callable) -> Callable:
+    """`direct` for the form "direct", otherwise what fits the platform when it is lowered."""
+
+    def layer(*args: Array, **options: Any) -> Array:
+        if form == "direct":
+            return direct(*args, **options)
+        here, elsewhere = partial(on_cpu, **options), partial(direct, **options)
+        return jax.lax.platform_dependent(*args, cpu=here, default=elsewhere)
+
+    return layer
 
 
 def _leaky(x: Array, slope: float) -> Array:
@@ -94,35 +91,48 @@ def _conv_norm(
     return _leaky(ops.batch_norm(ops.conv(images, kernel), scale, bias, eps=eps), slope)
 
 
+def _compiled_conv_norm(
+    images: Array, kernel: Array, scale: Array, bias: Array, *, slope: float, eps: float
+) -> Array:
+    wide = [x.astype(jnp.float32) for x in (images, kernel, scale, bias)]
+    in_xla = partial(_conv_norm, slope=slope, eps=eps)
+    operation = Operation(
+        partial(native.unit_forward, eps=eps, slope=slope),
+        partial(native.unit_backward, slope=slope),
+        in_xla,
+        in_xla,
+    )
+    return apply(operation, *wide).astype(images.dtype)
+
+
 def join(a: Array, b: Array, *, slope: float, padding: int = 0, form: str = "xla") -> Array:
     """Add two arrays, apply leaky ReLU and a 2x2 max-pool that drops odd edges.
 
     out = maxpool(leaky(a + b)); see `ops.max_pool` for ties and NaN. a and b are [n, h, w, c]; the
-    slope of leaky ReLU is not negative; the padding of the pooling is 0 or 1. Returns
+    slope of leaky ReLU is positive; the padding of the pooling is 0 or 1. Returns
     [n, (h + 2 padding) // 2, (w + 2 padding) // 2, c] in the dtype of a. form is as in `conv_norm`.
     """
     _check_form(form)
-    if a.shape != b.shape or a.ndim != 4 or padding not in (0, 1) or slope < 0:
+    if a.shape != b.shape or a.ndim != 4 or padding not in (0, 1) or slope <= 0:
         got = f"{a.shape} and {b.shape}, padding {padding}, slope {slope}"
-        want = "equal shapes [n, h, w, c], padding 0 or 1, slope >= 0"
+        want = "equal shapes [n, h, w, c], padding 0 or 1, slope > 0"
         raise ValueError(f"a, b: got shapes {got}, want {want}")
-    options: dict[str, Any] = {"slope": slope, "padding": padding}
-    if form == "direct":
-        return direct_layers.join(a, b, **options)
-    if form == "xla":
-        here, elsewhere = (partial(f, **options) for f in (_join, direct_layers.join))
-        return _by_platform(here, elsewhere, a, b)
     if min(a.shape[1:3]) + 2 * padding < 2:
         raise ValueError(f"a: got shape {a.shape}, want [n, h, w, c] with at least one 2x2 window")
+    layer = _by_platform(form, _compiled_join if form == "native" else _join, direct_layers.join)
+    return layer(a, b, slope=slope, padding=padding)
+
+
+def _join(a: Array, b: Array, *, slope: float, padding: int) -> Array:
+    return ops.max_pool(_leaky(a + b, slope), padding=padding)
+
+
+def _compiled_join(a: Array, b: Array, *, slope: float, padding: int) -> Array:
     in_xla = partial(_join, slope=slope, padding=padding)
     operation = Operation(
         partial(_join_forward, slope, padding), partial(_join_backward, slope), in_xla, in_xla
     )
     return apply(operation, a.astype(jnp.float32), b.astype(jnp.float32)).astype(a.dtype)
-
-
-def _join(a: Array, b: Array, *, slope: float, padding: int) -> Array:
-    return ops.max_pool(_leaky(a + b, slope), padding=padding)
 
 
 def _join_forward(slope: float, padding: int, a: Array, b: Array) -> tuple[Array, Arrays]:
