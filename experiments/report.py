@@ -16,6 +16,7 @@ from jaxsparse.training.environment import blocks_here
 
 _BLOCKS = {
     "native": "native (C++ compiled for this processor)",
+    "pallas": "pallas (a kernel for the first block, XLA's operations for the others)",
     "xla": "xla (XLA's operations)",
 }
 

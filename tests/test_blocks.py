@@ -44,7 +44,7 @@ def compiler(monkeypatch):
 
 def test_auto_is_native_where_there_is_a_compiler(compiler, caplog):
     compiler(True)
-    assert [blocks.choose_blocks(x) for x in blocks.BLOCKS] == ["native", "native", "xla"]
+    assert [blocks.choose_blocks(x) for x in blocks.BLOCKS] == ["native", "native", "pallas", "xla"]
     compiler(False)
     assert [blocks.choose_blocks(x) for x in ("auto", "auto", "xla")] == ["xla"] * 3
     assert caplog.text.count(f"because {REASON}") <= 1  # once in a process
@@ -65,7 +65,7 @@ def test_the_default_device_decides_not_the_default_backend(compiler, monkeypatc
     def rows_at_a_time():
         return task_gradients._piece(loss_fn, params, memory, 10**6)
 
-    assert blocks.choose_blocks("auto") == "xla"
+    assert blocks.choose_blocks("auto") == "pallas"
     with pytest.raises(
         ValueError, match="'native' is not available because the default device is a gpu"
     ):
@@ -204,4 +204,4 @@ def test_a_native_run_does_not_resume_without_a_compiler(
 def test_pretraining_is_shared_only_where_the_machine_chooses():
     configs = [OnlineConfig(method="maml", blocks=x) for x in blocks.BLOCKS]
     records = [_record(config, test_online.DATA) for config in configs]
-    assert ["blocks" in record for record in records] == [False, True, True]
+    assert ["blocks" in record for record in records] == [False, True, True, True]

@@ -9,7 +9,7 @@ from problems import quick_jit
 from test_native import compiled
 
 from jaxsparse import nn
-from jaxsparse.nn import blocks, native, residual
+from jaxsparse.nn import blocks, native
 
 SHAPE = (12, 10, 3)
 MODEL = nn.resnet12(3, (2, 4, 4, 6), SHAPE)

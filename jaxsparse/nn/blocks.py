@@ -22,57 +22,53 @@ from jaxsparse.precision import float32_by_default
 _log = logging.getLogger(__name__)
 
 
-def _xla(images: Array | Prepared, kernel: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """The fastest known form with XLA operations, chosen for the platform at lowering."""
-    form = ops.fastest_on_cpu(direct.plain(images).shape, kernel.shape)
-    return _by_platform(_FORMS[form], images, kernel, scale, bias, eps)
+def _fastest_on_cpu(images: Array, kernel: Array, *params: Any) -> Array:
+    return _FORMS[ops.fastest_on_cpu(images.shape, kernel.shape)](images, kernel, *params)
 
 
-def _native(
-    images: Array | Prepared, kernel: Array, scale: Array, bias: Array, eps: float
-) -> Array:
-    """Compiled C++ if the computation is lowered for a CPU, as it has no other kernels."""
-    return _by_platform(native_block.block, images, kernel, scale, bias, eps)
+def _by_platform(on_cpu: Callable[..., Array], pallas: bool) -> Callable[..., Array]:
+    """A form that is `on_cpu` if the program is lowered for the CPU, else `direct.block`."""
+
+    def block(images: Array | Prepared, *params: Any) -> Array:
+        *arrays, eps = params
+
+        def here(images: Array | Prepared, *arrays: Array) -> Array:
+            return on_cpu(direct.plain(images), *arrays, eps)
+
+        elsewhere = functools.partial(direct.block, eps=eps, pallas=pallas)
+        return jax.lax.platform_dependent(images, *arrays, cpu=here, default=elsewhere)
+
+    return block
 
 
-def _by_platform(block: Callable[..., Array], images: Array | Prepared, *params: Any) -> Array:
-    """This block on the CPU, `direct.block` elsewhere."""
-    *arrays, eps = params
-
-    def on_cpu(images: Array | Prepared, *arrays: Array) -> Array:
-        return block(direct.plain(images), *arrays, eps)
-
-    elsewhere = functools.partial(direct.block, eps=eps)
-    return jax.lax.platform_dependent(images, *arrays, cpu=on_cpu, default=elsewhere)
-
-
-_FORMS = {
+_FORMS: dict[str, Callable[..., Array]] = {
     "direct": direct.block,
     "gram": block_forms.gram,
     "winograd": block_forms.by_winograd,
     "patches": block_forms.by_patches,
-    "native": _native,
-    "xla": _xla,
+    "native": _by_platform(native_block.block, pallas=True),
+    "pallas": _by_platform(_fastest_on_cpu, pallas=True),
+    "xla": _by_platform(_fastest_on_cpu, pallas=False),
 }
 FORMS = tuple(_FORMS)
-_PREPARED = ("direct", "native", "xla")  # forms that use the output of `prepare`
+_PREPARED = ("direct", "native", "pallas", "xla")  # forms that use the output of `prepare`
 
-Blocks = Literal["auto", "native", "xla"]
+Blocks = Literal["auto", "native", "pallas", "xla"]
 BLOCKS: tuple[str, ...] = get_args(Blocks)
 
 
-def choose_blocks(blocks: Blocks) -> Literal["native", "xla"]:
-    """Resolve `blocks` to "native" or "xla", as `conv4` documents it; compile the C++ if needed.
+def choose_blocks(blocks: Blocks) -> Literal["native", "pallas", "xla"]:
+    """Resolve "auto", as `conv4` documents it; compile the C++ if needed.
 
     ValueError if `blocks` is unknown, or "native" and not available.
     """
     if blocks not in BLOCKS:
         raise ValueError(f"blocks: got {blocks!r}, want one of {BLOCKS}")
-    if blocks == "xla":
-        return "xla"
+    if blocks in ("pallas", "xla"):
+        return blocks
     platform = default_platform()
     if blocks == "auto" and platform != "cpu":
-        return "xla"
+        return "pallas" if platform == "gpu" else "xla"
     reason = native.why_not() if platform == "cpu" else f"the default device is a {platform}"
     if reason is None:
         return "native"
@@ -112,10 +108,11 @@ def conv_norm_pool(
       scale: [o], float.
       bias: [o], float.
       eps: added to the variance.
-      form: the implementation: "direct", "gram", "winograd", "patches", "native" or "xla". They
-        compute the same values up to rounding. "direct" uses XLA's convolution. "native" is, on
-        the CPU, compiled C++; "xla" is there the fastest of "gram", "winograd" and "patches" for
-        the shape. Elsewhere, both are "direct". Default: `choose_blocks("auto")`.
+      form: the implementation. All compute the same values up to rounding. "direct" uses XLA's
+        convolution. On the CPU, "native" is compiled C++; "pallas" and "xla" are the fastest of
+        "gram", "winograd" and "patches" for the shape. Elsewhere, these three are "direct", but
+        only "xla" without the kernel in Pallas that computes a first layer on NVIDIA GPUs.
+        Default: `choose_blocks("auto")`.
 
     Returns:
       [n, h // 2, w // 2, o], in the dtype of images, computed in float32.
@@ -132,9 +129,8 @@ def conv_norm_pool(
         raise ValueError(f"form: got {form!r}, want one of {FORMS}")
     if form not in _PREPARED:
         images = plain
-    block: Callable[..., Array] = _FORMS[form]
     args = jax.tree.map(lambda x: x.astype(jnp.float32), (images, kernel, scale, bias))
-    return block(*args, eps).astype(plain.dtype)
+    return _FORMS[form](*args, eps).astype(plain.dtype)
 
 
 @float32_by_default

@@ -7,19 +7,26 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsparse.nn import ops
-from jaxsparse.nn.grouped import alongside, convolve, images_gradient, kernel_gradient
+from jaxsparse.nn.grouped import alongside, convolve, kernel_gradient
+from jaxsparse.nn.patch_pool import patch_pool
 from jaxsparse.precision import custom_vjp
 
 _CUT = 4  # the place of a window without gradient
 
 
 def block(
-    images: "Array | Prepared", kernel: Array, scale: Array, bias: Array, eps: float
+    images: "Array | Prepared",
+    kernel: Array,
+    scale: Array,
+    bias: Array,
+    eps: float,
+    *,
+    pallas: bool = False,
 ) -> Array:
-    """The block of `blocks.conv_norm_pool`."""
+    """The block of `blocks.conv_norm_pool`; `pallas` as in `patch_pool`."""
     if ops.has_few_channels(kernel.shape):
         prepared = images if isinstance(images, Prepared) else prepare(images)
-        return _from_moments(eps, prepared, kernel, scale, bias)
+        return _from_moments(eps, pallas, prepared, kernel, scale, bias)
     return _norm_pool(eps, convolve(plain(images), kernel, 1), scale, bias)
 
 
@@ -136,17 +143,17 @@ _norm_pool.defvjp(_norm_pool_forward, _norm_pool_backward)
 class Prepared(NamedTuple):
     """Images with what the first block needs of them, whatever its parameters.
 
+    The patches are those of the images less their mean; without it, products would cancel.
+
     Attributes:
       images: [n, h, w, c].
-      framed: the images less their mean, [n, h + 2, w + 2, c], with the edge of a convolution.
-      means: the mean of the patches of `framed`, [9 c].
-      covariance: the covariance of the patches, [9 c, 9 c].
+      patches: those of each place in a pooling window, and a one, [4, n, h // 2, w // 2, 9 c + 1].
+      moments: the mean of all patches, and their covariance, [9 c + 1, 9 c].
     """
 
     images: Array
-    framed: Array
-    means: Array
-    covariance: Array
+    patches: Array
+    moments: Array
 
 
 def plain(images: Array | Prepared) -> Array:
@@ -155,61 +162,57 @@ def plain(images: Array | Prepared) -> Array:
 
 
 def prepare(images: Array) -> Prepared:
-    """The `Prepared` of images. They are centred, as their products would cancel."""
+    """The `Prepared` of images."""
+    n, h, w, c = images.shape
     centre = ops.of_rank(4, jnp.mean(images, (0, 1, 2)))
     framed = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))) - centre
-    patches = ops.patches(framed, 3, 1, 0).reshape(-1, 9 * images.shape[-1])
-    means = jnp.mean(patches, 0)
-    rows = patches - ops.of_rank(2, means)
-    return Prepared(images, framed, means, rows.T @ rows / len(rows))
+    patches = ops.patches(framed, 3, 1, 0)
+    means = jnp.mean(patches, (0, 1, 2))
+    products = kernel_gradient(framed, patches, 0, 3).reshape(9 * c, 9 * c)
+    covariance = products / (n * h * w) - means[:, None] * ops.of_rank(2, means)
+    with_one = jnp.pad(patches, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1)
+    kept = with_one[:, : h // 2 * 2, : w // 2 * 2]
+    places = jnp.stack([kept[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
+    return Prepared(images, places, jnp.concatenate([ops.of_rank(2, means), covariance]))
 
 
-@partial(custom_vjp, nondiff_argnums=(0,))
 def _from_moments(
-    eps: float, prepared: Prepared, kernel: Array, scale: Array, bias: Array
+    eps: float, pallas: bool, prepared: Prepared, kernel: Array, scale: Array, bias: Array
 ) -> Array:
     """The block, with batch-norm statistics from the patches P of the images.
 
-    The output y = P k is linear in P, so mean(y) = mean(P) k and var(y) = diag(kᵀ cov(P) k), and
-    the only pass over y is the pooling. The constant that centring adds to y is cancelled.
+    The output y = P k is linear in P, so mean(y) = mean(P) k and var(y) = diag(kᵀ cov(P) k). The
+    norm is part of the kernel, and the shift is the kernel's row for the one in the patches.
     """
-    return _from_moments_forward(eps, prepared, kernel, scale, bias)[0]
-
-
-def _from_moments_forward(
-    eps: float, prepared: Prepared, kernel: Array, scale: Array, bias: Array
-) -> tuple[Array, tuple]:
     flat = kernel.reshape(-1, kernel.shape[-1])
-    mean, half_slope = prepared.means @ flat, prepared.covariance @ flat
-    inverse = ops.inverse_deviation(jnp.sum(flat * half_slope, 0), eps)
-    y = convolve(prepared.framed, kernel, 0)
-    _, h, w, _ = y.shape
-    chosen, place = (x[:, : h // 2, : w // 2] for x in _choose(_windows(y), scale))
-    out, place = _normalised(chosen, place, mean, inverse, scale, bias)
-    return out, (prepared, kernel, scale, half_slope, inverse, place)
+    mean, variance = _mean_and_variance(prepared.moments, flat)
+    gain = scale * ops.inverse_deviation(variance, eps)
+    rows = flat * ops.of_rank(2, gain)
+    # If a weight is not finite, pooling could pick an output that is. So all are made NaN.
+    finite = jnp.isfinite(jnp.sum(rows, 0))
+    shift = jnp.where(finite, bias - mean * gain, jnp.nan)
+    rows = jnp.concatenate([rows, ops.of_rank(2, shift)])
+    return patch_pool(prepared.patches, rows, pallas=pallas)
 
 
-def _from_moments_backward(
-    eps: float, saved: tuple, gradient: Array
-) -> tuple[Prepared, Array, Array, Array]:
-    """y is not read: sum(dz ŷ), for example, follows from kᵀ Pᵀ dz."""
-    prepared, kernel, scale, half_slope, inverse, place = saved
-    _, h, w, _ = prepared.framed.shape
-    flat = kernel.reshape(half_slope.shape)
-    gradient = jnp.where(place == _CUT, alongside(0, gradient), gradient)
-    (d_bias,) = sums(gradient)
-    dz = spread(gradient, place, (h - 2, w - 2))
-    product = kernel_gradient(prepared.framed, dz, 0, 3).reshape(flat.shape)
-    product = product - prepared.means[:, None] * ops.of_rank(2, d_bias)
-    d_scale = inverse * jnp.sum(flat * product, 0)
-    gain = scale * inverse
-    d_variance = -0.5 * gain * inverse * d_scale
-    d_kernel = product * ops.of_rank(2, gain) + 2 * half_slope * ops.of_rank(2, d_variance)
-    d_framed = images_gradient(dz * alongside(gain, dz), kernel, 0)
-    d_means = flat @ (-gain * d_bias)
-    d_covariance = (flat * ops.of_rank(2, d_variance)) @ flat.T
-    d_prepared = Prepared(jnp.zeros_like(prepared.images), d_framed, d_means, d_covariance)
-    return d_prepared, d_kernel.reshape(kernel.shape), d_scale, d_bias
+@custom_vjp
+def _mean_and_variance(moments: Array, kernel: Array) -> tuple[Array, Array]:
+    return _mean_and_variance_forward(moments, kernel)[0]
 
 
-_from_moments.defvjp(_from_moments_forward, _from_moments_backward)
+def _mean_and_variance_forward(moments: Array, kernel: Array) -> tuple:
+    products = moments @ kernel
+    mean, half_slope = products[0], products[1:]
+    return (mean, jnp.sum(kernel * half_slope, 0)), (moments, kernel, half_slope)
+
+
+def _mean_and_variance_backward(saved: tuple, gradients: tuple[Array, Array]) -> tuple:
+    """The covariance is symmetric, so that the product of the forward pass is used again."""
+    moments, kernel, half_slope = saved
+    d_mean, d_variance = (ops.of_rank(2, g) for g in gradients)
+    d_kernel = moments[0][:, None] * d_mean + 2 * half_slope * d_variance
+    d_products = jnp.concatenate([d_mean, kernel * d_variance])
+    return d_products @ kernel.T, d_kernel
+
+
+_mean_and_variance.defvjp(_mean_and_variance_forward, _mean_and_variance_backward)

@@ -102,7 +102,9 @@ def _batched(args, dims, **options):
     return out, 3
 
 
-_convolution.def_impl(lambda *args, **options: jax.jit(partial(_compute, **options))(*args))
+_convolution.def_impl(
+    jax.jit(_convolution.bind, static_argnames=("find", "padding", "size", "precision"))
+)
 _convolution.def_abstract_eval(_shape)
 mlir.register_lowering(_convolution, mlir.lower_fun(_compute, multiple_results=False))
 ad.defbilinear(_convolution, partial(_pull, 0), partial(_pull, 1))

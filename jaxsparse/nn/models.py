@@ -49,9 +49,11 @@ def conv4(
         convolutions, so their gradients are zero. They exist to be counted and masked as in the
         literature. The norms always have biases.
       blocks: the implementation of the blocks, chosen once, here. "native" is C++, compiled for
-        this processor at first use (about ten seconds, announced on stderr). "xla" uses XLA
-        operations and also works on GPUs and with `jax.export`. "auto" is "native" if JAX's default
-        device is the CPU and a C++ compiler works, else "xla". The results differ by rounding.
+        this processor at first use (about ten seconds, announced on stderr). "pallas" has a kernel
+        in Pallas for the first block on NVIDIA GPUs; "native", too, if it is used there. "xla" uses
+        only XLA's operations and also works with `jax.export`. "auto" is "native" if JAX's default
+        device is the CPU and a C++ compiler works, "pallas" if it is a GPU, else "xla". The results
+        differ by rounding.
 
     Returns:
       A `Model` with params {"conv1": {"kernel": [3, 3, c, width], "bias": [width]},

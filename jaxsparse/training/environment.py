@@ -57,7 +57,7 @@ def environment(blocks: Blocks | None) -> dict[str, Any]:
     }
 
 
-def blocks_here(blocks: Blocks) -> Literal["native", "xla"]:
+def blocks_here(blocks: Blocks) -> Literal["native", "pallas", "xla"]:
     """The implementation of the blocks on this machine; `choose_blocks`, but a ConfigError."""
     try:
         return choose_blocks(blocks)

@@ -123,8 +123,9 @@ class FewShotConfig:
     NVIDIA GPUs the other two both mean TensorFloat-32; on TPUs they mean three bfloat16 passes and
     one"""
     blocks: Blocks = "auto"
-    """implementation of the convolutions: native (C++, compiled for this CPU) or xla (XLA
-    operations); auto: native on a CPU with a C++ compiler, else xla; results differ by rounding"""
+    """implementation of the convolutions: native (C++, compiled for this CPU), pallas (a kernel in
+    Pallas for the first block on GPUs) or xla (XLA's operations); auto: native on a CPU with a C++
+    compiler, pallas on a GPU, else xla; results differ by rounding"""
     seed: int = 0
     """first seed; it determines the initialisation and all tasks"""
     seeds: int = 1

@@ -93,8 +93,9 @@ class OnlineConfig:
     pretrain_seed: int = 0
     """pretraining: its seed; all seeds share one pretrained network"""
     blocks: Blocks = "auto"
-    """implementation of Conv4's blocks: native (C++, compiled for this CPU) or xla (XLA
-    operations); auto: native on a CPU with a C++ compiler, else xla; results differ by rounding"""
+    """implementation of Conv4's blocks: native (C++, compiled for this CPU), pallas (a kernel in
+    Pallas for the first block on GPUs) or xla (XLA's operations); auto: native on a CPU with a C++
+    compiler, pallas on a GPU, else xla; results differ by rounding"""
     log_every: int = 100
     """timesteps per row of metrics"""
     seed: int = 0
