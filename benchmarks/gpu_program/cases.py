@@ -63,17 +63,16 @@ class Case:
 
 
 def few_shot_config(image: Shape, shots: int, **changes: Any) -> FewShotConfig:
-    """The preset for images of this shape, in the sizes of `changes`, with XLA's blocks."""
+    """The preset for images of this shape, in the sizes of `changes`, with the blocks for GPUs."""
     preset, data = ("omniglot",) * 2 if image == OMNIGLOT else ("table-s2", "mini_imagenet")
     config = preset_config(preset, data, "sparse-maml", shots)
-    # The blocks in C++ are for the CPU only.
-    return dataclasses.replace(config, blocks="xla", **changes)
+    return dataclasses.replace(config, blocks="pallas", **changes)
 
 
 def resnet12_config() -> FewShotConfig:
     """Table S1's small network with 5 shots."""
     config = preset_config("table-s1", "mini_imagenet", "sparse-maml", 5)
-    return dataclasses.replace(config, blocks="xla")
+    return dataclasses.replace(config, blocks="pallas")
 
 
 def meta_step(config: FewShotConfig, image: Shape, task_loop: TaskLoop = "auto") -> Made:
@@ -231,7 +230,7 @@ def timestep() -> Made:
     """A timestep of sparse-C-MAML on a switching stream."""
     from benchmarks.ours_online import IMAGE
 
-    config = dataclasses.replace(online_preset(0.98, "sparse-cmaml"), blocks="xla")
+    config = dataclasses.replace(online_preset(0.98, "sparse-cmaml"), blocks="pallas")
     learner = online.make_learner(config, IMAGE)
     rows = config.ways * config.shots
     images = jax.ShapeDtypeStruct((rows, *IMAGE), jnp.float32)

@@ -40,6 +40,9 @@ def work(program: Program, computation: Computation, kernel: Instruction) -> Ite
     elif kernel.target.startswith("__cublas$"):
         listed = kernel.text(r'"lhs_contracting_dimensions":\[([^\]]*)\]') or ""
         yield _product(computation, kernel, tuple(map(int, re.findall(r"\d+", listed))))
+    elif _is_patch_pool(kernel):
+        patches, other = (dims(computation.shape(name)) for name in kernel.operands[:2])
+        yield Work(2.0 * math.prod(patches) * other[-1])
     for name in kernel.called("calls"):
         inner = program.computations[name]
         for instruction in inner.instructions:
@@ -49,7 +52,14 @@ def work(program: Program, computation: Computation, kernel: Instruction) -> Ite
 def is_counted(kernel: Instruction) -> bool:
     """False for a custom call whose operations are not known, such as a factorisation."""
     known = ("__cudnn$conv", "__cublas$")
-    return kernel.op != "custom-call" or kernel.target.startswith(known)
+    return kernel.op != "custom-call" or kernel.target.startswith(known) or _is_patch_pool(kernel)
+
+
+def _is_patch_pool(kernel: Instruction) -> bool:
+    """True for our kernels in Pallas: products of all patches with a kernel, or with a gradient."""
+    return "triton" in kernel.target and (kernel.text(r' name = "(\w+)"') or "").startswith(
+        "patch_pool"
+    )
 
 
 def _product(computation: Computation, kernel: Instruction, contracted: tuple[int, ...]) -> Work:
