@@ -226,6 +226,16 @@ def test_a_custom_call_of_unknown_work_is_named():
     assert account(program("conv_backward")).uncounted == ()
 
 
+def test_the_kernels_in_pallas_of_the_first_block():
+    # Of two tasks: all patches with a kernel of 64 channels, and with the gradient of the output.
+    patches, out = 2 * 4 * 9800 * 10, 2 * 9800 * 64
+    moved = 2 * 4 * patches + 4 * 2 * 10 * 64 + 2 * 5 * out + 4 * 19 * 2 * 10 * 64
+    assert counts("patch_pool") == (2, moved, 2 * 2 * patches * 64)
+    assert account(program("patch_pool")).uncounted == ()
+    other = program("patch_pool").replace('name = "patch', 'name = "other')
+    assert account(other).uncounted == ("__gpu$xla.gpu.triton",)
+
+
 def test_the_kernels_with_the_most_time_over_all_trips():
     found = account(program("nested")).entry.largest(4)
     assert [(times, kernel.name.split(".")[0]) for times, kernel in found] == [
