@@ -5,7 +5,8 @@ from functools import partial
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsparse.nn.direct import spread, statistics, sums
+from jaxsparse.nn import ops
+from jaxsparse.nn.direct import spread, sums
 from jaxsparse.nn.grouped import alongside, convolve
 from jaxsparse.precision import custom_vjp
 
@@ -30,10 +31,13 @@ def _norm(eps: float, slope: float, y: Array, scale: Array, bias: Array) -> Arra
 def _norm_forward(
     eps: float, slope: float, y: Array, scale: Array, bias: Array
 ) -> tuple[Array, tuple]:
-    shifted = y - alongside(y[0, 0, 0], y)
-    count = y.size // y.shape[3]
-    mean, inverse = statistics(sums(shifted, shifted * shifted), count, eps)
-    mean = mean + y[0, 0, 0]
+    # Relative to one value of the channel, as the mean of squares alone would cancel. Only one sum is
+    # of the difference: for two, XLA would write it to memory.
+    first, count = y[0, 0, 0], y.size // y.shape[3]
+    total, squares = sums(y, jnp.square(y - alongside(first, y)))
+    mean = total / count
+    variance = jnp.maximum(squares / count - jnp.square(mean - first), 0)
+    inverse = ops.inverse_deviation(variance, eps)
     z = _unit(y, mean, inverse) * alongside(scale, y) + alongside(bias, y)
     return _leaky(z, z, slope), (y, scale, bias, mean, inverse)
 
