@@ -31,8 +31,8 @@ def _norm(eps: float, slope: float, y: Array, scale: Array, bias: Array) -> Arra
 def _norm_forward(
     eps: float, slope: float, y: Array, scale: Array, bias: Array
 ) -> tuple[Array, tuple]:
-    # Relative to one value of the channel, as the mean of squares alone would cancel. Only one sum is
-    # of the difference: for two, XLA would write it to memory.
+    # Relative to one value of the channel, as the mean of squares alone would cancel. Only one of
+    # the sums is relative: XLA would write the difference to memory if both were.
     first, count = y[0, 0, 0], y.size // y.shape[3]
     total, squares = sums(y, jnp.square(y - alongside(first, y)))
     mean = total / count
