@@ -72,8 +72,9 @@ def test_a_meta_step_on_two_devices_gives_the_bits_of_one(gate):
 
 
 @GATES
-@pytest.mark.parametrize("task_loop", ["vmap", 3])  # 3: two groups on one device, one on each of two
+@pytest.mark.parametrize("task_loop", ["vmap", 3])
 def test_vmapped_tasks_on_two_devices_match_one_device_up_to_rounding(gate, task_loop):
+    # With 3, the four tasks are two groups on one device, and one group on each of two.
     one, two = (
         step(gate, mesh, task_loop=task_loop)[0]._replace(key=0) for mesh in (None, two_devices())
     )

@@ -17,6 +17,7 @@ from benchmarks.command import RESULTS, check_least, one_line_ends, say
 from experiments import cli
 
 PROG = "python -m benchmarks.gpu_program"
+_WORDS = ("auto", "vmap", "scan")
 RESULT, TABLE, FIGURE = "result.json", "table.md", "roofline.png"
 
 
@@ -30,9 +31,9 @@ class Flags:
     cases: tuple[str, ...] = ()
     """cases, or groups of them: first-order, second-order, evaluation, resnet12, glance, cmaml;
     table-s2: the parts of a whole run; default: all"""
-    task_loop: Literal["auto", "vmap", "scan"] = "auto"
-    """few-shot learning: adapt to the tasks of a batch in parallel (vmap) or in turn (scan); auto:
-    as on a GPU, vmap"""
+    task_loop: Literal["auto", "vmap", "scan"] | int = "auto"
+    """few-shot learning: adapt to the tasks of a batch in parallel (vmap), in turn (scan), or to
+    this many in parallel, one such group after the other; auto: as on a GPU, vmap"""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     """precision of matrix products and convolutions in the compiled programs"""
     kernels: int = 0
@@ -44,7 +45,7 @@ class Flags:
 def main(args: Sequence[str] | None = None) -> None:
     """Parse the flags, compile, report."""
     flags = cli.parse(Flags, sys.argv[1:] if args is None else args, Flags(), PROG)
-    check_least(flags, {"kernels": 0})
+    check_least(flags, {"kernels": 0, **({} if flags.task_loop in _WORDS else {"task_loop": 1})})
     import jax
 
     jax.config.update("jax_platforms", "cpu")

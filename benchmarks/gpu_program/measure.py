@@ -25,7 +25,8 @@ def about() -> dict[str, Any]:
 
 def label(entry: Mapping[str, Any]) -> str:
     """The name of an entry: that of its case, and what is not the default."""
-    other = [entry["task_loop"], entry["precision"]]
+    loop = entry["task_loop"]
+    other = [f"{loop} at once" if isinstance(loop, int) else loop, entry["precision"]]
     return ", ".join([entry["name"], *(x for x in other if x not in ("auto", "float32"))])
 
 
