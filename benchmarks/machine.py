@@ -1,5 +1,6 @@
 """The machine: its description, its rate of matrix products, its memory in use."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -8,7 +9,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,8 @@ def describe(device: str) -> dict[str, Any]:
     from jaxsparse.machine import cores
     from jaxsparse.nn import native
 
-    versions = {"python": platform.python_version()}
-    for package in ("jaxsparse", "jax", "jaxlib", "optax", "torch", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    packages = ("jaxsparse", "jax", "jaxlib", "optax", "torch", "numpy")
+    versions = {"python": platform.python_version(), **installed(packages)}
     return {
         "device": _processor() if device == "cpu" else _gpu(),
         "kind": device,
@@ -36,6 +33,15 @@ def describe(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
     }
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def slug(description: dict[str, Any]) -> str:
