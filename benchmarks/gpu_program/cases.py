@@ -24,6 +24,7 @@ from jaxsparse.training.continual.learners import TaskBatch
 from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
 from jaxsparse.training.fewshot.evaluation import EVALUATION_BATCH
 from jaxsparse.training.online import learners as online
+from jaxsparse.training.online.config import OnlineConfig
 
 Shape = tuple[int, int, int]
 
@@ -108,7 +109,7 @@ def meta_step(config: FewShotConfig, image: Shape, task_loop: TaskLoop = "auto")
 
     def draw(key: jax.Array) -> tuple[Any, ...]:
         state = learner.init(parts.model.init(key), key)
-        return state, _tasks(config, image, config.meta_batch_size, key)
+        return state, draw_tasks(config, image, config.meta_batch_size, key)
 
     return Made(lambda state, tasks: learner.step(state, tasks, None), draw)
 
@@ -129,12 +130,17 @@ def evaluation(config: FewShotConfig, image: Shape, task_loop: TaskLoop = "auto"
 
     def draw(key: jax.Array) -> tuple[Any, ...]:
         params = parts.model.init(key)
-        return params, parts.gate.init(key, params), _tasks(config, image, EVALUATION_BATCH, key)
+        return (
+            params,
+            parts.gate.init(key, params),
+            draw_tasks(config, image, EVALUATION_BATCH, key),
+        )
 
     return Made(measure, draw)
 
 
-def _tasks(config: FewShotConfig, image: Shape, count: int, key: jax.Array) -> Task:
+def draw_tasks(config: FewShotConfig, image: Shape, count: int, key: jax.Array) -> Task:
+    """Random tasks of the sizes of a configuration."""
     support, query = (
         _rows((count, config.ways * per_class), image, own, config.ways)
         for per_class, own in zip(
@@ -246,11 +252,11 @@ def _glance_cases() -> list[Case]:
     return [_glance_case(name, *case, n) for name, case in networks.items() for n in _SEEDS]
 
 
-def timestep() -> Made:
-    """A timestep of sparse-C-MAML on a switching stream."""
+def timestep(config: OnlineConfig | None = None) -> Made:
+    """A timestep of C-MAML on a switching stream; the default is sparse-C-MAML."""
     from benchmarks.ours_online import IMAGE
 
-    config = dataclasses.replace(online_preset(0.98, "sparse-cmaml"), blocks="xla")
+    config = config or dataclasses.replace(online_preset(0.98, "sparse-cmaml"), blocks="xla")
     learner = online.make_learner(config, IMAGE)
 
     def draw(key: jax.Array) -> tuple[Any, ...]:

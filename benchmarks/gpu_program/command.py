@@ -42,7 +42,7 @@ class Flags:
     kernels: int = 0
     """print this many kernels of each case, those with the most time; at most 12"""
     measure: bool = False
-    """time the cases on JAX's default device, in the order given, beside their bounds"""
+    """time the cases on JAX's default device, beside the bounds of the programs that it runs"""
     repeats: int = 5
     """timed calls of each case, with --measure"""
     platform: Literal["gpu", "cpu"] = "gpu"
@@ -64,6 +64,8 @@ def main(args: Sequence[str] | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
     chosen, whole_run = _chosen(flags.cases)
     if flags.measure:
+        if whole_run and flags.cases:
+            cli.fail("--measure cannot time a whole run: leave out --cases table-s2")
         _check_device(flags.platform)
         with one_line_ends():
             _time(flags, chosen)
