@@ -1,8 +1,12 @@
-"""The machine: its description, its rate of matrix products, its memory in use."""
+"""The machine: its description, its rate of matrix products, its memory in use.
+
+python -m benchmarks.machine gpu    # the description as JSON, with the name of its results folder
+"""
 
 import contextlib
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -133,3 +137,8 @@ def _process_memory() -> dict[str, int]:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"now": peak, "peak": peak}
+
+
+if __name__ == "__main__":
+    description = describe(*sys.argv[1:])
+    print(json.dumps({**description, "folder": slug(description)}, indent=1))
