@@ -154,13 +154,13 @@ def row(check: str, what: str, got: list[Any], want: list[Any], limit: float | N
     """The differences of arrays, and whether they are within the limit."""
     import numpy as np
 
-    got, want = (np.concatenate([np.ravel(x).astype(float) for x in xs]) for xs in (got, want))
-    size = float(np.linalg.norm(want))
-    relative = float(np.linalg.norm(got - want)) / (size or 1.0)
+    ours, theirs = (np.concatenate([np.ravel(x) for x in xs]).astype(float) for xs in (got, want))
+    size = float(np.linalg.norm(theirs))
+    relative = float(np.linalg.norm(ours - theirs)) / (size or 1.0)
     return {
         "check": check,
         "array": what,
-        "largest": float(np.abs(got - want).max()),
+        "largest": float(np.abs(ours - theirs).max()),
         "relative": relative,
         "limit": limit,
         "ok": limit is None or relative <= limit,  # NaN is above every limit
@@ -212,11 +212,11 @@ def few_shot(method: str, tiny: bool) -> Callable[[Any], Any]:
     from jaxsparse.training import make_learner
 
     # At a small inner rate, inner steps amplify rounding less.
-    config = dataclasses.replace(
-        preset_config("omniglot", "omniglot", method, 1 if tiny else 5),
-        method=method, blocks="xla", inner_lr=0.001, meta_batch_size=2,
-        **({"width": 4, "query_shots": 2, "embedding": 10, "inner_steps": 2} if tiny else {}),
-    )  # fmt: skip
+    changes: dict[str, Any] = {"method": method, "inner_lr": 0.001, "meta_batch_size": 2}
+    if tiny:
+        changes |= {"width": 4, "query_shots": 2, "embedding": 10, "inner_steps": 2}
+    config = preset_config("omniglot", "omniglot", method, 1 if tiny else 5)
+    config = dataclasses.replace(config, blocks="xla", **changes)
     image = (16, 16, 1) if tiny else cases.OMNIGLOT
     parts, sgd = make_learner(config, image), optax.sgd(1.0)
 
@@ -241,9 +241,8 @@ def continual(method: str, tiny: bool) -> Callable[[Any], Any]:
     from benchmarks.gpu_program import cases
     from experiments.continual.presets import preset_config
 
-    config = preset_config("rotations", method)
-    sizes = {"width": 8, "memories": 20} if tiny else {}
-    config = dataclasses.replace(config, method=method, glances=1, **sizes)
+    changes: dict[str, Any] = {"method": method, **({"width": 8, "memories": 20} if tiny else {})}
+    config = dataclasses.replace(preset_config("rotations", method), glances=1, **changes)
     return lambda _: cases.glance(config, cases.OMNIGLOT, seeds=1)
 
 
@@ -256,11 +255,11 @@ def online(method: str, tiny: bool) -> Callable[[Any], Any]:
     from experiments.online.presets import preset_config
 
     # SGD: by Adam, entries whose gradient is only rounding would change as much as the others.
-    config = dataclasses.replace(
-        preset_config(0.98, method),
-        method=method, blocks="xla", inner_lr=0.01, capacity=2, outer_optimizer="sgd",
-        **({"width": 2, "shots": 1, "inner_steps": 2} if tiny else {}),
-    )  # fmt: skip
+    changes: dict[str, Any] = {"method": method, "inner_lr": 0.01, "outer_optimizer": "sgd"}
+    if tiny:
+        changes |= {"width": 2, "shots": 1, "inner_steps": 2}
+    config = preset_config(0.98, method)
+    config = dataclasses.replace(config, blocks="xla", capacity=2, **changes)
     made = cases.timestep(config)
 
     def timesteps(state: Any, batch: Any, key: jax.Array, number: jax.Array) -> Any:

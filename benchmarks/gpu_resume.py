@@ -31,9 +31,17 @@ def runs(tiny: bool) -> dict[str, dict[str, list[Any]]]:
       >>> runs(tiny=True)["run once"]["loss"]
     """
     config = FewShotConfig(
-        **({"width": 4} if tiny else {}), blocks="xla", shots=1, query_shots=5,
-        inner_steps=2, test_inner_steps=2, epochs=2, steps_per_epoch=4, val_tasks=20, test_tasks=20,
-    )  # fmt: skip
+        width=4 if tiny else 64,
+        blocks="xla",
+        shots=1,
+        query_shots=5,
+        inner_steps=2,
+        test_inner_steps=2,
+        epochs=2,
+        steps_per_epoch=4,
+        val_tasks=20,
+        test_tasks=20,
+    )
     data = {name: images(i, 16 if tiny else 28) for i, name in enumerate(_SPLITS)}
     found = {}
     with tempfile.TemporaryDirectory(prefix="jaxsparse-checks-") as place:

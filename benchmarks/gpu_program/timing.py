@@ -63,7 +63,7 @@ def _timed(case: Case, task_loop: TaskLoop, precision: str, repeats: int) -> dic
     args = jax.block_until_ready(jax.jit(made.draw)(jax.random.key(0)))
     begun = time.perf_counter()
     with jax.default_matmul_precision(precision):
-        compiled = jitted.lower(*args).compile()
+        compiled: Any = jitted.lower(*args).compile()
     compile_s = time.perf_counter() - begun
     seconds = [_seconds(compiled, args) for _ in range(repeats + 1)][1:]
     return {
