@@ -1,14 +1,19 @@
-"""The machine: its description, its rate of matrix products, its memory in use."""
+"""The machine: its description, its rate of matrix products, its memory in use.
 
+python -m benchmarks.machine gpu    # the description as JSON, with the name of its results folder
+"""
+
+import contextlib
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +23,8 @@ def describe(device: str) -> dict[str, Any]:
     from jaxsparse.machine import cores
     from jaxsparse.nn import native
 
-    versions = {"python": platform.python_version()}
-    for package in ("jaxsparse", "jax", "jaxlib", "optax", "torch", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    packages = ("jaxsparse", "jax", "jaxlib", "optax", "torch", "numpy")
+    versions = {"python": platform.python_version(), **installed(packages)}
     return {
         "device": _processor() if device == "cpu" else _gpu(),
         "kind": device,
@@ -36,6 +37,15 @@ def describe(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
     }
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def slug(description: dict[str, Any]) -> str:
@@ -127,3 +137,8 @@ def _process_memory() -> dict[str, int]:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"now": peak, "peak": peak}
+
+
+if __name__ == "__main__":
+    description = describe(*sys.argv[1:])
+    print(json.dumps({**description, "folder": slug(description)}, indent=1))

@@ -78,7 +78,8 @@ FEWSHOT = Reads(
         *("method", "dataset", "ways", "shots", "query_shots", "network", "bias", "batch_norm"),
         *("adapt_norm", "inner_steps", "theta_from", "ensemble"),
         *("test_inner_steps", "theta_lr", "clip", "meta_batch_size", "epochs", "steps_per_epoch"),
-        *("schedule", "val_tasks", "test_tasks", "precision", "blocks", "seed", "seeds"),
+        *("schedule", "val_tasks", "test_tasks", "precision", "blocks", "task_loop", "seed"),
+        "seeds",
     ),
     cases={
         "data_dir": ({"dataset": (*_READ_FROM_TFDS, "folder")},),

@@ -18,7 +18,7 @@ from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate_per_task, cast, check_gate, init_optimizer, update
 
 Tree = Any
-TaskLoop = Literal["auto", "vmap", "scan"]
+TaskLoop = Literal["auto", "vmap", "scan"] | int
 
 
 class MetaState(NamedTuple):
@@ -133,8 +133,9 @@ def sparse_maml_step(
       mask_optimizer: the optax transformation for m, the same as in `init_state`.
       second_order: differentiate through the inner gradients.
       task_loop: "vmap" adapts to all tasks in parallel. "scan" adapts to one task after the other,
-        so that the activations of a task fit the CPU's caches. "auto" is "scan" on the CPU, else
-        "vmap".
+        so that the activations of a task fit the CPU's caches. A number n adapts to n tasks in
+        parallel, one such group after the other: temporary memory is that of n tasks. "auto" is
+        "scan" on the CPU, else "vmap". With a mesh, it is the loop over the tasks of a device.
       mesh: devices to divide the tasks among; their number must divide T. Everything else is
         replicated. The result does not change (with "scan" on the CPU, not by a single bit). To
         use all CPU cores, first call `jax.config.update("jax_num_cpu_devices", n)`: one task per
@@ -336,14 +337,16 @@ def _sparsity(step_sizes, params, per_task):
 
 def _over_tasks(function, count, per_task, task_loop, mesh):
     """`(params, step_sizes, tasks) ->` the results of `function` for all tasks, stacked."""
-    vmapped = _resolve(task_loop, mesh) == "vmap"
+    together = _together(task_loop, mesh, count)
 
     def stacked(params, step_sizes, tasks):
-        if vmapped:
+        own = len(jax.tree.leaves(tasks)[0])  # fewer than `count` on each device of a mesh
+        if together and together >= own:
             return jax.vmap(function, (None, 0 if per_task else None, 0))(params, step_sizes, tasks)
+        mapped = functools.partial(jax.lax.map, batch_size=together)
         if per_task:
-            return jax.lax.map(lambda pair: function(params, *pair), (step_sizes, tasks))
-        return jax.lax.map(lambda task: function(params, step_sizes, task), tasks)
+            return mapped(lambda pair: function(params, *pair), (step_sizes, tasks))
+        return mapped(lambda task: function(params, step_sizes, task), tasks)
 
     if mesh is None:
         return stacked
@@ -364,10 +367,14 @@ def _over_tasks(function, count, per_task, task_loop, mesh):
     )
 
 
-def _resolve(task_loop: TaskLoop, mesh: Mesh | None) -> str:
+def _together(task_loop: TaskLoop, mesh: Mesh | None, count: int) -> int | None:
+    """The number of tasks that each device adapts to in parallel; None: one after the other."""
+    if isinstance(task_loop, int) and not isinstance(task_loop, bool) and task_loop >= 1:
+        return task_loop if task_loop > 1 else None
     if task_loop not in ("auto", "vmap", "scan"):
-        raise ValueError(f"task_loop must be 'auto', 'vmap' or 'scan', got {task_loop!r}")
-    if task_loop != "auto":
-        return task_loop
+        raise ValueError(
+            f"task_loop must be 'auto', 'vmap', 'scan' or a number of tasks, got {task_loop!r}"
+        )
     platform = default_platform() if mesh is None else mesh.devices.flat[0].platform
-    return "scan" if platform == "cpu" else "vmap"
+    in_turn = task_loop == "scan" or (task_loop == "auto" and platform == "cpu")
+    return None if in_turn else count

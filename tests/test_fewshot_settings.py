@@ -14,6 +14,8 @@ import jaxsparse
 from jaxsparse import nn, training
 from jaxsparse.checks import leaves_by_name
 from jaxsparse.training import ConfigError, FewShotConfig
+from jaxsparse.training.fewshot import config as fewshot_config
+from jaxsparse.training.fewshot import evaluation
 from jaxsparse.training.fewshot.config import make_network
 
 CONFIG = FewShotConfig(ways=2, width=2, inner_steps=1, blocks="xla", theta_lr=0.5, mask_lr=0.5)
@@ -156,3 +158,36 @@ def test_channels_are_the_same_after_json():
 def test_settings_that_cannot_be(given, message):
     with pytest.raises(ConfigError, match=message):
         FewShotConfig(**given)
+
+
+@pytest.mark.parametrize("task_loop", [0, "map", True])
+def test_a_task_loop_that_cannot_be(task_loop):
+    with pytest.raises(ConfigError, match="task_loop must be a"):
+        FewShotConfig(task_loop=task_loop)
+
+
+@pytest.mark.parametrize("task_loop", ["vmap", 2])
+def test_the_task_loop_is_that_of_training_and_of_evaluation(task_loop, monkeypatch):
+    taken = []
+
+    def noted(function):
+        def call(*args, **options):
+            taken.append(options["task_loop"])
+            return function(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(fewshot_config, "maml", noted(jaxsparse.maml))
+    for name in ("evaluate", "predict"):
+        monkeypatch.setattr(evaluation, name, noted(getattr(evaluation, name)))
+    monkeypatch.setattr(nn, "conv4", small_model)
+    config = dataclasses.replace(CONFIG, task_loop=task_loop)
+    assert FewShotConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    program = training.make_program(config, SHAPE)
+    images = jnp.ones((evaluation.EVALUATION_BATCH, 2, *SHAPE))
+    tasks = jaxsparse.data.Task(*((images, jnp.zeros(images.shape[:2], jnp.int32)),) * 2)
+    key = jax.random.key(0)
+    meta = jax.eval_shape(program.init, key).meta
+    jax.eval_shape(program.evaluate, meta.params, meta.mask, key, tasks)
+    jax.eval_shape(program.vote, [(meta.params, meta.mask)], key, tasks)
+    assert taken == [task_loop] * 3

@@ -297,8 +297,8 @@ def test_convolutions_are_compiled_for_cudnn():
 @compiles
 def test_a_meta_step_has_the_operations_of_its_layers():
     config = cases.few_shot_config((16, 16, 1), 1, **TINY)
-    function, args = cases.meta_step(config, (16, 16, 1))
-    found = account(target.compile_for_gpu(function, *args).as_text()).entry
+    made = cases.meta_step(config, (16, 16, 1))
+    found = account(target.compile_for_gpu(made.function, *made.shapes()).as_text()).entry
     known = FewShotCase(tasks=2, shots=1, image=(16, 16, 1), width=4, inner_steps=3)
     assert found.once().operations == pytest.approx(known.flops(), rel=0.2)
     # A trip of the only loop is of both tasks.

@@ -215,10 +215,40 @@ def test_task_loops_agree(kind, second_order):
         quick_jit(make_step(CONV_LOSS, gate, SGD, SGD, second_order=second_order, task_loop=loop))(
             state, classification_tasks(0)
         )
-        for loop in ("vmap", "scan")
+        for loop in ("vmap", "scan", 2)
     ]
-    (a, a_metrics), (b, b_metrics) = results
-    assert_trees_close((a.params, a.mask, a_metrics), (b.params, b.mask, b_metrics))
+    (a, a_metrics), *others = results
+    for b, b_metrics in others:
+        assert_trees_close((a.params, a.mask, a_metrics), (b.params, b.mask, b_metrics))
+
+
+def batch_sizes(task_loop, tasks=5):
+    """The numbers of tasks that the loss sees mapped together, as traced."""
+    seen = set()
+
+    @jax.custom_batching.custom_vmap
+    def watched(x):
+        return x
+
+    @watched.def_vmap
+    def rule(axis_size, in_batched, x):
+        seen.add(axis_size)
+        return x, True
+
+    evaluate(
+        jnp.zeros(2), jnp.ones(2), (jnp.ones((tasks, 2)),) * 2,
+        loss_fn=lambda w, x: jnp.sum((w - watched(x)) ** 2), inner_steps=1, task_loop=task_loop,
+    )  # fmt: skip
+    return seen
+
+
+@pytest.mark.parametrize(
+    "task_loop, sizes",
+    [("auto", set()), ("scan", set()), (1, set()), (2, {2, 1}), (5, {5}), (9, {5}), ("vmap", {5})],
+)
+def test_a_task_loop_maps_so_many_tasks_together(task_loop, sizes):
+    """Of five tasks; two at once leave a group of one."""
+    assert batch_sizes(task_loop) == sizes
 
 
 def test_no_second_compilation(caplog):
@@ -390,7 +420,7 @@ def test_init_state_leaves_the_callers_arrays_alone():
 # Evaluation
 
 
-@pytest.mark.parametrize("task_loop", ["vmap", "scan"])
+@pytest.mark.parametrize("task_loop", ["vmap", "scan", 2])
 def test_evaluate_matches_pytorchs_loop(task_loop):
     reference = pytest.importorskip("torch_reference")
     params, tasks = Classifier.init(0), classification_tasks(0)
@@ -414,7 +444,7 @@ def test_evaluate_matches_pytorchs_loop(task_loop):
     assert metrics["accuracy"].shape == (3,)
 
 
-@pytest.mark.parametrize("task_loop", ["vmap", "scan"])
+@pytest.mark.parametrize("task_loop", ["vmap", "scan", 2])
 def test_evaluate_with_step_sizes_per_task(task_loop):
     params, tasks = Classifier.init(0), classification_tasks(0)
     rates = jnp.array([0.0, 0.1, 0.5])
@@ -461,6 +491,8 @@ BATCH = (jnp.ones((3, 4, 5)), jnp.zeros((3, 4), jnp.int32))
         ((jnp.ones((3, 2)),), {}, TypeError, r"^tasks must be a pair .*\(\(\*,\)\)"),
         (jnp.ones((3, 2)), {}, TypeError, r"^tasks must be a pair .*\(\*\)"),
         ((BATCH, BATCH), {"task_loop": "map"}, ValueError, "^task_loop must be.*got 'map'"),
+        ((BATCH, BATCH), {"task_loop": 0}, ValueError, "^task_loop must be.*got 0"),
+        ((BATCH, BATCH), {"task_loop": True}, ValueError, "^task_loop must be.*got True"),
         (
             (BATCH, (jnp.ones((3, 4, 5)), jnp.zeros((3, 2), jnp.int32))),
             {},

@@ -72,9 +72,11 @@ def test_a_meta_step_on_two_devices_gives_the_bits_of_one(gate):
 
 
 @GATES
-def test_vmapped_tasks_on_two_devices_match_one_device_up_to_rounding(gate):
+@pytest.mark.parametrize("task_loop", ["vmap", 3])
+def test_vmapped_tasks_on_two_devices_match_one_device_up_to_rounding(gate, task_loop):
+    # With 3, the four tasks are two groups on one device, and one group on each of two.
     one, two = (
-        step(gate, mesh, task_loop="vmap")[0]._replace(key=0) for mesh in (None, two_devices())
+        step(gate, mesh, task_loop=task_loop)[0]._replace(key=0) for mesh in (None, two_devices())
     )
     chex.assert_trees_all_close(jax.device_get(one), jax.device_get(two), rtol=1e-5, atol=1e-7)
 

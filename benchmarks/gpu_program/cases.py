@@ -1,9 +1,9 @@
-"""The programs that are accounted for, each for the shapes of its arguments only."""
+"""The programs that are accounted for; their arguments are made only to time them."""
 
 import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,29 @@ from jaxsparse.maml import TaskLoop, evaluate
 from jaxsparse.training.continual import ContinualConfig, Rates, default_rates
 from jaxsparse.training.continual import learners as continual
 from jaxsparse.training.continual.learners import TaskBatch
-from jaxsparse.training.fewshot.config import FewShotConfig, Parts, make_learner
+from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
 from jaxsparse.training.fewshot.evaluation import EVALUATION_BATCH
 from jaxsparse.training.online import learners as online
+from jaxsparse.training.online.config import OnlineConfig
 
 Shape = tuple[int, int, int]
-# A function and its arguments, arrays or shapes.
-Made = tuple[Callable, tuple[Any, ...]]
+
+
+class Made(NamedTuple):
+    """A program.
+
+    Attributes:
+      function: the program, jitted or not.
+      draw: `key -> arguments` of `function`, random ones; a pure function.
+    """
+
+    function: Callable
+    draw: Callable[[jax.Array], tuple[Any, ...]]
+
+    def shapes(self) -> tuple[Any, ...]:
+        """The shapes and dtypes of the arguments; nothing is computed."""
+        return jax.eval_shape(self.draw, jax.random.key(0))
+
 
 OMNIGLOT, MINI_IMAGENET = (28, 28, 1), (84, 84, 3)
 _SEEDS = (1, 5, 64)
@@ -43,10 +59,11 @@ class Case:
       group: cases that are chosen together and share a table.
       unit: what the program does once, such as "meta-step".
       inner_steps: K; the loops with K trips are the inner loops.
-      make: `task_loop -> (function, arguments)`.
+      make: `task_loop -> Made`.
       trips: of loops whose number of trips depends on values.
       branches: which branch of a conditional counts.
       over_tasks: whether `make` uses its argument.
+      timed: whether its random arguments take the branches that are counted.
     """
 
     name: str
@@ -57,6 +74,7 @@ class Case:
     trips: float = 0
     branches: Branches = "least"
     over_tasks: bool = False
+    timed: bool = True
 
 
 # ---- few-shot learning
@@ -87,11 +105,12 @@ def meta_step(config: FewShotConfig, image: Shape, task_loop: TaskLoop = "auto")
         second_order=config.second_order,
         task_loop=task_loop,
     )
-    state = jax.eval_shape(lambda key: learner.init(parts.model.init(key), key), _key())
-    return lambda state, tasks: learner.step(state, tasks, None), (
-        state,
-        _tasks(config, image, config.meta_batch_size),
-    )
+
+    def draw(key: jax.Array) -> tuple[Any, ...]:
+        state = learner.init(parts.model.init(key), key)
+        return state, draw_tasks(config, image, config.meta_batch_size, key)
+
+    return Made(lambda state, tasks: learner.step(state, tasks, None), draw)
 
 
 def evaluation(config: FewShotConfig, image: Shape, task_loop: TaskLoop = "auto") -> Made:
@@ -108,30 +127,32 @@ def evaluation(config: FewShotConfig, image: Shape, task_loop: TaskLoop = "auto"
             task_loop=task_loop,
         )
 
-    return measure, (*_learned(parts), _tasks(config, image, EVALUATION_BATCH))
-
-
-def _learned(parts: Parts) -> tuple[Any, Any]:
-    """The shapes of theta and m."""
-
-    def init(key: jax.Array) -> tuple[Any, Any]:
+    def draw(key: jax.Array) -> tuple[Any, ...]:
         params = parts.model.init(key)
-        return params, parts.gate.init(key, params)
+        return (
+            params,
+            parts.gate.init(key, params),
+            draw_tasks(config, image, EVALUATION_BATCH, key),
+        )
 
-    return jax.eval_shape(init, _key())
-
-
-def _tasks(config: FewShotConfig, image: Shape, count: int) -> Task:
-    def rows(per_class: int) -> tuple[Any, Any]:
-        size = config.ways * per_class
-        images = jax.ShapeDtypeStruct((count, size, *image), jnp.float32)
-        return images, jax.ShapeDtypeStruct((count, size), jnp.int32)
-
-    return Task(rows(config.shots), rows(config.query_shots))
+    return Made(measure, draw)
 
 
-def _key() -> Any:
-    return jax.eval_shape(lambda: jax.random.key(0))
+def draw_tasks(config: FewShotConfig, image: Shape, count: int, key: jax.Array) -> Task:
+    """Random tasks of the sizes of a configuration."""
+    support, query = (
+        _rows((count, config.ways * per_class), image, own, config.ways)
+        for per_class, own in zip(
+            (config.shots, config.query_shots), jax.random.split(key), strict=True
+        )
+    )
+    return Task(support, query)
+
+
+def _rows(count: tuple[int, ...], image: Shape, key: jax.Array, ways: int) -> tuple[Any, Any]:
+    """Random images [*count, h, w, c] and labels [*count], each class equally often."""
+    labels = jnp.arange(count[-1], dtype=jnp.int32) % ways
+    return jax.random.normal(key, (*count, *image)), jnp.broadcast_to(labels, count)
 
 
 def _few_shot_cases() -> list[Case]:
@@ -192,19 +213,23 @@ def glance(config: ContinualConfig, image: Shape, seeds: int) -> Made:
     zero, one = ((value,) * image[2] for value in (0.0, 1.0))
     blank = np.zeros((1, *image), np.uint8), np.zeros(1, np.int32)
     learner = continual.make_learner(config, LabelledSet(*blank, zero, one, num_classes=10))
-    number: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    row = jax.ShapeDtypeStruct(image, jnp.uint8), number
-    rates = Rates(*map(jnp.float32, default_rates(config)))
-    state = jax.eval_shape(learner.init, _key(), rates)
-    memory = jax.eval_shape(lambda: learner.init_memory(row))
-    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype), row)
-    batch = TaskBatch(rows, number, jax.ShapeDtypeStruct((), jnp.bool))
-    args = (state, memory, batch, _key())
-    learn = learner.learn
+    rates = default_rates(config)
+
+    def draw_one(key: jax.Array) -> tuple[Any, ...]:
+        images, labels = _rows((config.batch_size,), image, key, 10)
+        rows = jnp.clip(128 + 64 * images, 0, 255).astype(jnp.uint8), labels
+        row = jax.tree.map(lambda x: x[0], rows)
+        batch = TaskBatch(rows, jnp.int32(0), jnp.bool(True))
+        return learner.init(key, rates), learner.init_memory(row), batch, key
+
+    learn, draw_all = learner.learn, draw_one
     if seeds > 1:
         learn = jax.vmap(learn, (0, 0, 0, 0, None))
-        args = jax.tree.map(lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype), args)
-    return jax.jit(learn, donate_argnums=(0, 1)), (*args, rates)
+        draw_all = lambda key: jax.vmap(draw_one)(jax.random.split(key, seeds))  # noqa: E731
+    return Made(
+        jax.jit(learn, donate_argnums=(0, 1)),
+        lambda key: (*draw_all(key), Rates(*map(jnp.float32, rates))),
+    )
 
 
 def _glance_case(network: str, config: ContinualConfig, image: Shape, seeds: int) -> Case:
@@ -226,23 +251,24 @@ def _glance_cases() -> list[Case]:
     return [_glance_case(name, *case, n) for name, case in networks.items() for n in _SEEDS]
 
 
-def timestep() -> Made:
-    """A timestep of sparse-C-MAML on a switching stream."""
+def timestep(config: OnlineConfig | None = None) -> Made:
+    """A timestep of C-MAML on a switching stream; the default is sparse-C-MAML."""
     from benchmarks.ours_online import IMAGE
 
-    config = dataclasses.replace(online_preset(0.98, "sparse-cmaml"), blocks="pallas")
+    config = config or dataclasses.replace(online_preset(0.98, "sparse-cmaml"), blocks="pallas")
     learner = online.make_learner(config, IMAGE)
-    rows = config.ways * config.shots
-    images = jax.ShapeDtypeStruct((rows, *IMAGE), jnp.float32)
-    batch = images, jax.ShapeDtypeStruct((rows,), jnp.int32)
-    number = jax.ShapeDtypeStruct((), jnp.int32)
-    state = jax.eval_shape(lambda key, batch: learner.init(key, batch, None), _key(), batch)
-    return jax.jit(learner.learn, donate_argnums=0), (state, batch, _key(), number)
+
+    def draw(key: jax.Array) -> tuple[Any, ...]:
+        batch = _rows((config.ways * config.shots,), IMAGE, key, config.ways)
+        return learner.init(key, batch, None), batch, key, jnp.int32(1)
+
+    return Made(jax.jit(learner.learn, donate_argnums=0), draw)
 
 
 def _timestep_case(name: str, unit: str, trips: float, branches: Branches) -> Case:
     steps = online_preset(0.98, "sparse-cmaml").inner_steps
-    return Case(name, "cmaml", unit, steps, lambda _: timestep(), trips, branches)
+    timed = trips == 0  # an update needs a stream of many batches
+    return Case(name, "cmaml", unit, steps, lambda _: timestep(), trips, branches, timed=timed)
 
 
 # ---- all

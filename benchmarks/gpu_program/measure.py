@@ -1,7 +1,6 @@
 """The account of a case, as an entry of the results."""
 
 import datetime
-import importlib.metadata
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from benchmarks.gpu_program import target
 from benchmarks.gpu_program.account import Account, Totals, account
 from benchmarks.gpu_program.cases import Case
+from benchmarks.machine import installed
 from jaxsparse.maml import TaskLoop
 
 _LARGEST = 12  # kernels in the results
@@ -16,16 +16,17 @@ _PACKAGES = ("jaxsparse", "jax", "jaxlib", *target.PLUGINS)
 
 
 def about() -> dict[str, Any]:
-    """Versions and the time, which are stored with the numbers."""
+    """Versions of what is installed and the time, which are stored with the numbers."""
     return {
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": installed(_PACKAGES),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
 
 def label(entry: Mapping[str, Any]) -> str:
     """The name of an entry: that of its case, and what is not the default."""
-    other = [entry["task_loop"], entry["precision"]]
+    loop = entry["task_loop"]
+    other = [f"{loop} at once" if isinstance(loop, int) else loop, entry["precision"]]
     return ", ".join([entry["name"], *(x for x in other if x not in ("auto", "float32"))])
 
 
@@ -48,9 +49,9 @@ def measure(case: Case, task_loop: TaskLoop, precision: str) -> dict[str, Any]:
       >>> measure(all_cases()["glance-mlp-1-seed"], "auto", "float32")["inner_step"]["kernels"]
       42
     """
-    function, args = case.make(task_loop)
+    made = case.make(task_loop)
     begun = time.perf_counter()
-    compiled = target.compile_for_gpu(function, *args, precision=precision)
+    compiled = target.compile_for_gpu(made.function, *made.shapes(), precision=precision)
     seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
     found = account(compiled.as_text(), trips=case.trips, branches=case.branches)

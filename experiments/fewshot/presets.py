@@ -144,6 +144,7 @@ _NOT_SETTINGS = (
     "image_size",
     "shots",
     "blocks",
+    "task_loop",
     "seed",
     "seeds",
 )

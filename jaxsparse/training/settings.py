@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxsparse.gates import Init
 from jaxsparse.training.errors import ConfigError, RunError
@@ -18,7 +18,7 @@ Config = TypeVar("Config")
 def check_types(config: Any) -> None:
     """Raise ConfigError unless every field has its type; an int is accepted for a float."""
     for name, hint in get_type_hints(type(config)).items():
-        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
         value = getattr(config, name)
         if not any(_is_of(value, kind) for kind in kinds):
             wanted = " or ".join(_NAMES.get(kind, "a word") for kind in kinds)

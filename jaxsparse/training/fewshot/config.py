@@ -11,6 +11,7 @@ from jaxsparse import gates, losses, nn
 from jaxsparse.gates import Gate
 from jaxsparse.learner import Learner
 from jaxsparse.learners import maml
+from jaxsparse.maml import TaskLoop
 from jaxsparse.nn.blocks import BLOCKS, Blocks
 from jaxsparse.nn.model import is_norm
 from jaxsparse.training import settings
@@ -126,6 +127,10 @@ class FewShotConfig:
     """implementation of the convolutions: native (C++, compiled for this CPU), pallas (a kernel in
     Pallas for the first block on GPUs) or xla (XLA's operations); auto: native on a CPU with a C++
     compiler, pallas on a GPU, else xla; results differ by rounding"""
+    task_loop: TaskLoop = "auto"
+    """adapt to all tasks of a batch in parallel (vmap), to one after the other (scan), or to this
+    many in parallel, one such group after the other, which needs less memory than vmap; auto: scan
+    on the CPU, else vmap; results differ by rounding"""
     seed: int = 0
     """first seed; it determines the initialisation and all tasks"""
     seeds: int = 1
@@ -146,6 +151,9 @@ class FewShotConfig:
         if self.channels is not None and (len(self.channels) != 4 or min(self.channels) < 1):
             got = " ".join(map(str, self.channels)) or "none"
             raise ConfigError(f"channels must be four numbers of 1 or more, got {got}")
+        if self.task_loop not in ("auto", "vmap", "scan") and not _is_count(self.task_loop):
+            got = f"got {self.task_loop!r}"
+            raise ConfigError(f"task_loop must be auto, vmap, scan or a number of tasks, {got}")
         if self.ensemble > self.epochs:
             raise ConfigError(
                 f"ensemble must be at most epochs, {self.epochs}, got {self.ensemble}"
@@ -155,6 +163,10 @@ class FewShotConfig:
         # kaiming values are centred at zero: right for the scores of a mask, not for rates.
         rates = self.method in ("sparse-relu-maml", "meta-sgd")
         settings.parse_init(self.mask_init, ("auto",) if rates else ("kaiming", "auto"))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 _POSITIVE = (
@@ -226,6 +238,7 @@ def make_learner(
         theta_optimizer=optax.chain(clip, optax.adam(_rate(config, config.theta_lr))),
         mask_optimizer=_clipped(mask_optimizer, clip),
         second_order=config.second_order or config.method == "maml",
+        task_loop=config.task_loop,
         mesh=mesh,
     )
     return Parts(model, loss_fn, gate, learner)

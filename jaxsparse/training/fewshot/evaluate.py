@@ -68,7 +68,7 @@ def evaluate_run(tested: Tested, data: ImageSet, test: Test) -> dict[str, Any]:
     parts = make_learner(
         dataclasses.replace(config, batch_norm=test.batch_norm), data.image_shape, mesh
     )
-    evaluation = make_evaluation(parts, test.sizes, config.precision, mesh)
+    evaluation = make_evaluation(parts, test.sizes, config.precision, mesh, config.task_loop)
     measurement = Measurement(placement, evaluation, placement.put(seed_keys(config)))
     members = tested.members if test.ensemble else tested.members[:1]
     members, data = placement.share((members, data))

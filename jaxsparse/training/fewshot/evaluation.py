@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxsparse.data import ImageSet, Task, sample_tasks
-from jaxsparse.maml import evaluate, predict
+from jaxsparse.maml import TaskLoop, evaluate, predict
 from jaxsparse.training.fewshot.config import FewShotConfig, Parts
 from jaxsparse.training.seeds import Placement
 from jaxsparse.updates import apply_gate_per_task
@@ -63,11 +63,15 @@ class Evaluation(NamedTuple):
 
 
 def make_evaluation(
-    parts: Parts, sizes: TaskSizes, precision: str, mesh: Mesh | None = None
+    parts: Parts,
+    sizes: TaskSizes,
+    precision: str,
+    mesh: Mesh | None = None,
+    task_loop: TaskLoop = "auto",
 ) -> Evaluation:
     """The evaluation of `parts` on tasks of these sizes, divided among the devices of `mesh`.
 
-    `precision` is that of matrix products.
+    `precision` is that of matrix products, `task_loop` as in `jaxsparse.sparse_maml_step`.
     """
 
     def tasks(key, data):
@@ -84,6 +88,7 @@ def make_evaluation(
             loss_fn=parts.loss_fn,
             inner_steps=sizes.inner_steps,
             step_sizes_per_task=parts.gate.stochastic,
+            task_loop=task_loop,
             mesh=mesh,
         )
 

@@ -120,7 +120,9 @@ def make_program(
       >>> state = program.init(jax.random.key(0))
     """
     parts = make_learner(config, image_shape, mesh)
-    evaluation = make_evaluation(parts, task_sizes(config), config.precision, mesh)
+    evaluation = make_evaluation(
+        parts, task_sizes(config), config.precision, mesh, config.task_loop
+    )
 
     def init(key, params=None):
         model_key, state_key = jax.random.split(jax.random.fold_in(key, _INIT))
