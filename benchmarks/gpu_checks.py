@@ -216,7 +216,7 @@ def few_shot(method: str, tiny: bool) -> Callable[[Any], Any]:
     if tiny:
         changes |= {"width": 4, "query_shots": 2, "embedding": 10, "inner_steps": 2}
     config = preset_config("omniglot", "omniglot", method, 1 if tiny else 5)
-    config = dataclasses.replace(config, blocks="xla", **changes)
+    config = dataclasses.replace(config, blocks="pallas", **changes)
     image = (16, 16, 1) if tiny else cases.OMNIGLOT
     parts, sgd = make_learner(config, image), optax.sgd(1.0)
 
@@ -259,7 +259,7 @@ def online(method: str, tiny: bool) -> Callable[[Any], Any]:
     if tiny:
         changes |= {"width": 2, "shots": 1, "inner_steps": 2}
     config = preset_config(0.98, method)
-    config = dataclasses.replace(config, blocks="xla", capacity=2, **changes)
+    config = dataclasses.replace(config, blocks="pallas", capacity=2, **changes)
     made = cases.timestep(config)
 
     def timesteps(state: Any, batch: Any, key: jax.Array, number: jax.Array) -> Any:

@@ -32,7 +32,7 @@ def runs(tiny: bool) -> dict[str, dict[str, list[Any]]]:
     """
     config = FewShotConfig(
         width=4 if tiny else 64,
-        blocks="xla",
+        blocks="pallas",
         shots=1,
         query_shots=5,
         inner_steps=2,

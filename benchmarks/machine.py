@@ -33,7 +33,11 @@ def describe(device: str) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "system": platform.platform(),
         "versions": versions,
-        "blocks": "native" if device == "cpu" and native.available() else "xla",
+        "blocks": "native"
+        if device == "cpu" and native.available()
+        else "pallas"
+        if device == "gpu"
+        else "xla",
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
     }
