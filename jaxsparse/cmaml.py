@@ -19,7 +19,7 @@ from jaxsparse.checks import (
 )
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
-from jaxsparse.inner import adapt, meta_gradient
+from jaxsparse.inner import adapt, meta_gradient, prepared
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
@@ -239,7 +239,9 @@ def cmaml_step(
     _check_arguments(state, batch, inner_steps, detection_threshold, modulation)
     key, pair_key = _keys(key, pairs)
     batch = jax.tree.map(jnp.asarray, batch)
-    loss_fn = _checked_loss(loss_fn)
+    # The checked loss has no method `prepared`: it always gets a batch that is prepared already.
+    prepare, loss_fn = functools.partial(prepared, loss_fn), _checked_loss(loss_fn)
+    ready = prepare(batch)
     step_sizes, gate_vjp = jax.vjp(lambda m: apply_gate(gate, m, key), state.mask)
     check_floating("step_sizes", step_sizes)
     check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
@@ -250,10 +252,10 @@ def cmaml_step(
         state.fast_params,
         restrict(state.params, state.fast_params),
     )
-    phi, inner = adapt(loss_fn, combine(start, state.params), step_sizes, batch, inner_steps)
+    phi, inner = adapt(loss_fn, combine(start, state.params), step_sizes, ready, inner_steps)
     fast_params = restrict(phi, start)
-    loss, metrics = _prediction(loss_fn, state, batch, inner)
-    adapted_loss, _ = loss_fn(phi, batch)
+    loss, metrics = _prediction(loss_fn, state, ready, inner)
+    adapted_loss, _ = loss_fn(phi, ready)
     detected = jnp.zeros((), bool)
     if detection_threshold is not None:
         detected = (state.step > 0) & (adapted_loss + detection_threshold <= loss)
@@ -263,7 +265,8 @@ def cmaml_step(
     # Without an update, the loop has no iterations. Under vmap, `cond` would compute both branches.
     count = jnp.maximum(state.stored // 2, 1) if pairs == "all" else 1
     outer_loss, *gradients = _outer_gradient(
-        loss_fn, state, step_sizes, jnp.where(updated, count, 0), pair_key, inner_steps
+        *(loss_fn, prepare, state, step_sizes),
+        *(jnp.where(updated, count, 0), pair_key, inner_steps),
     )
     omega = 1.0 if modulation is None else -jnp.expm1(-modulation * outer_loss)
     omega = jnp.where(updated, omega, 0.0)
@@ -281,7 +284,7 @@ def cmaml_step(
         step_sizes = apply_gate(gate, mask, key)
         fast_params = jax.lax.cond(
             detected,
-            lambda: restrict(adapt(loss_fn, params, step_sizes, batch, inner_steps)[0], start),
+            lambda: restrict(adapt(loss_fn, params, step_sizes, ready, inner_steps)[0], start),
             lambda: fast_params,
         )
         restart = jnp.zeros((), bool)
@@ -317,7 +320,7 @@ def _prediction(loss_fn, state, batch, inner):
     return jax.lax.cond(state.restart, predict, lambda: first)
 
 
-def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
+def _outer_gradient(loss_fn, prepare, state, step_sizes, pairs, pair_key, inner_steps):
     """J, dJ/d theta and dJ/d step sizes: means over the first `pairs` pairs, or 0 without pairs."""
     places = functools.partial(pair_places if pair_key is None else drawn_places, pair_key)
 
@@ -329,7 +332,7 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
             loss_fn,
             state.params,
             step_sizes,
-            support,
+            prepare(support),
             lambda phi, _: loss_fn(phi, query),
             steps=inner_steps,
         )
