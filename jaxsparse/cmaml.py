@@ -10,13 +10,7 @@ import optax
 
 from jaxsparse._stored_batches import check_fits, drawn_places, pair_places, store
 from jaxsparse._tree import combine, partition, restrict
-from jaxsparse.checks import (
-    check_floating,
-    check_like,
-    check_steps,
-    copy_arrays,
-    scalar_loss,
-)
+from jaxsparse.checks import check_floating, check_like, check_steps, copy_arrays, scalar_loss
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt, meta_gradient, prepared
@@ -270,14 +264,21 @@ def cmaml_step(
     )
     omega = 1.0 if modulation is None else -jnp.expm1(-modulation * outer_loss)
     omega = jnp.where(updated, omega, 0.0)
-    params, mask, theta_opt, mask_opt = jax.lax.cond(
-        updated,
-        lambda: _outer_update(
+
+    def changed(slow):
+        return _outer_update(
             jax.tree.map(lambda x: omega.astype(x.dtype) * x, gradients),
-            *(state, step_sizes, gate_vjp, theta_optimizer),
+            *(slow, step_sizes, gate_vjp, theta_optimizer),
             *(mask_optimizer if gate.trained else None, mask_theta),
+        )
+
+    # Without an update, `cond` copies the whole state on a GPU; a loop of no step does not.
+    params, mask, theta_opt, mask_opt = jax.lax.platform_dependent(
+        (state.params, state.mask, state.theta_opt, state.mask_opt),
+        cpu=lambda slow: jax.lax.cond(updated, changed, lambda slow: slow, slow),
+        default=lambda slow: jax.lax.fori_loop(
+            0, jnp.int32(updated), lambda _, x: changed(x), slow
         ),
-        lambda: (state.params, state.mask, state.theta_opt, state.mask_opt),
     )
     restart = detected
     if restart_now:
@@ -314,8 +315,8 @@ def _prediction(loss_fn, state, batch, inner):
 
     if not len(inner["loss"]):
         return predict()
-    first = jax.tree.map(lambda x: x[0], inner)
-    first = first["loss"], {name: x for name, x in first.items() if name != "loss"}
+    metrics = jax.tree.map(lambda x: x[0], inner)
+    first = metrics.pop("loss"), metrics
     # Without a restart, the first inner step has already computed them.
     return jax.lax.cond(state.restart, predict, lambda: first)
 
@@ -360,19 +361,17 @@ def _keys(key, pairs):
 
 
 def _outer_update(
-    gradients, state, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta
+    gradients, slow, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta
 ):
-    """Update theta, m and the states of their optimisers."""
+    """Update `slow`: theta, m and the states of their optimisers."""
     d_params, d_sizes = gradients
+    params, mask, theta_opt, mask_opt = slow
     if mask_theta:
-        part = restrict(d_params, state.fast_params)
+        part = restrict(d_params, step_sizes)
         part = jax.tree.map(lambda d, a: d * a.astype(d.dtype), part, step_sizes)
         d_params = combine(part, d_params)
-    d_params = cast(d_params, state.params)
-    params, theta_opt = update(
-        "theta_optimizer", theta_optimizer, d_params, state.theta_opt, state.params
-    )
-    mask, mask_opt = state.mask, state.mask_opt
+    d_params = cast(d_params, params)
+    params, theta_opt = update("theta_optimizer", theta_optimizer, d_params, theta_opt, params)
     if mask_optimizer is not None:
         (d_mask,) = gate_vjp(cast(d_sizes, step_sizes))
         d_mask = cast(d_mask, mask)
