@@ -276,9 +276,7 @@ def cmaml_step(
     params, mask, theta_opt, mask_opt = jax.lax.platform_dependent(
         (state.params, state.mask, state.theta_opt, state.mask_opt),
         cpu=lambda slow: jax.lax.cond(updated, changed, lambda slow: slow, slow),
-        default=lambda slow: jax.lax.fori_loop(
-            0, jnp.int32(updated), lambda _, x: changed(x), slow
-        ),
+        default=lambda x: jax.lax.fori_loop(0, jnp.int32(updated), lambda _, x: changed(x), x),
     )
     restart = detected
     if restart_now:
