@@ -10,16 +10,10 @@ import optax
 
 from jaxsparse._stored_batches import check_fits, drawn_places, pair_places, store
 from jaxsparse._tree import combine, partition, restrict
-from jaxsparse.checks import (
-    check_floating,
-    check_like,
-    check_steps,
-    copy_arrays,
-    scalar_loss,
-)
+from jaxsparse.checks import check_floating, check_like, check_steps, copy_arrays, scalar_loss
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
-from jaxsparse.inner import adapt, meta_gradient
+from jaxsparse.inner import adapt, meta_gradient, prepared
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
@@ -239,7 +233,9 @@ def cmaml_step(
     _check_arguments(state, batch, inner_steps, detection_threshold, modulation)
     key, pair_key = _keys(key, pairs)
     batch = jax.tree.map(jnp.asarray, batch)
-    loss_fn = _checked_loss(loss_fn)
+    # The checked loss has no method `prepared`: it always gets a batch that is prepared already.
+    prepare, loss_fn = functools.partial(prepared, loss_fn), _checked_loss(loss_fn)
+    ready = prepare(batch)
     step_sizes, gate_vjp = jax.vjp(lambda m: apply_gate(gate, m, key), state.mask)
     check_floating("step_sizes", step_sizes)
     check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
@@ -250,10 +246,10 @@ def cmaml_step(
         state.fast_params,
         restrict(state.params, state.fast_params),
     )
-    phi, inner = adapt(loss_fn, combine(start, state.params), step_sizes, batch, inner_steps)
+    phi, inner = adapt(loss_fn, combine(start, state.params), step_sizes, ready, inner_steps)
     fast_params = restrict(phi, start)
-    loss, metrics = _prediction(loss_fn, state, batch, inner)
-    adapted_loss, _ = loss_fn(phi, batch)
+    loss, metrics = _prediction(loss_fn, state, ready, inner)
+    adapted_loss, _ = loss_fn(phi, ready)
     detected = jnp.zeros((), bool)
     if detection_threshold is not None:
         detected = (state.step > 0) & (adapted_loss + detection_threshold <= loss)
@@ -263,25 +259,31 @@ def cmaml_step(
     # Without an update, the loop has no iterations. Under vmap, `cond` would compute both branches.
     count = jnp.maximum(state.stored // 2, 1) if pairs == "all" else 1
     outer_loss, *gradients = _outer_gradient(
-        loss_fn, state, step_sizes, jnp.where(updated, count, 0), pair_key, inner_steps
+        *(loss_fn, prepare, state, step_sizes),
+        *(jnp.where(updated, count, 0), pair_key, inner_steps),
     )
     omega = 1.0 if modulation is None else -jnp.expm1(-modulation * outer_loss)
     omega = jnp.where(updated, omega, 0.0)
-    params, mask, theta_opt, mask_opt = jax.lax.cond(
-        updated,
-        lambda: _outer_update(
+
+    def changed(slow):
+        return _outer_update(
             jax.tree.map(lambda x: omega.astype(x.dtype) * x, gradients),
-            *(state, step_sizes, gate_vjp, theta_optimizer),
+            *(slow, step_sizes, gate_vjp, theta_optimizer),
             *(mask_optimizer if gate.trained else None, mask_theta),
-        ),
-        lambda: (state.params, state.mask, state.theta_opt, state.mask_opt),
+        )
+
+    # Without an update, `cond` copies the whole state on a GPU; a loop of no step does not.
+    params, mask, theta_opt, mask_opt = jax.lax.platform_dependent(
+        (state.params, state.mask, state.theta_opt, state.mask_opt),
+        cpu=lambda slow: jax.lax.cond(updated, changed, lambda slow: slow, slow),
+        default=lambda x: jax.lax.fori_loop(0, jnp.int32(updated), lambda _, x: changed(x), x),
     )
     restart = detected
     if restart_now:
         step_sizes = apply_gate(gate, mask, key)
         fast_params = jax.lax.cond(
             detected,
-            lambda: restrict(adapt(loss_fn, params, step_sizes, batch, inner_steps)[0], start),
+            lambda: restrict(adapt(loss_fn, params, step_sizes, ready, inner_steps)[0], start),
             lambda: fast_params,
         )
         restart = jnp.zeros((), bool)
@@ -311,13 +313,13 @@ def _prediction(loss_fn, state, batch, inner):
 
     if not len(inner["loss"]):
         return predict()
-    first = jax.tree.map(lambda x: x[0], inner)
-    first = first["loss"], {name: x for name, x in first.items() if name != "loss"}
+    metrics = jax.tree.map(lambda x: x[0], inner)
+    first = metrics.pop("loss"), metrics
     # Without a restart, the first inner step has already computed them.
     return jax.lax.cond(state.restart, predict, lambda: first)
 
 
-def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
+def _outer_gradient(loss_fn, prepare, state, step_sizes, pairs, pair_key, inner_steps):
     """J, dJ/d theta and dJ/d step sizes: means over the first `pairs` pairs, or 0 without pairs."""
     places = functools.partial(pair_places if pair_key is None else drawn_places, pair_key)
 
@@ -329,7 +331,7 @@ def _outer_gradient(loss_fn, state, step_sizes, pairs, pair_key, inner_steps):
             loss_fn,
             state.params,
             step_sizes,
-            support,
+            prepare(support),
             lambda phi, _: loss_fn(phi, query),
             steps=inner_steps,
         )
@@ -357,19 +359,17 @@ def _keys(key, pairs):
 
 
 def _outer_update(
-    gradients, state, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta
+    gradients, slow, step_sizes, gate_vjp, theta_optimizer, mask_optimizer, mask_theta
 ):
-    """Update theta, m and the states of their optimisers."""
+    """Update `slow`: theta, m and the states of their optimisers."""
     d_params, d_sizes = gradients
+    params, mask, theta_opt, mask_opt = slow
     if mask_theta:
-        part = restrict(d_params, state.fast_params)
+        part = restrict(d_params, step_sizes)
         part = jax.tree.map(lambda d, a: d * a.astype(d.dtype), part, step_sizes)
         d_params = combine(part, d_params)
-    d_params = cast(d_params, state.params)
-    params, theta_opt = update(
-        "theta_optimizer", theta_optimizer, d_params, state.theta_opt, state.params
-    )
-    mask, mask_opt = state.mask, state.mask_opt
+    d_params = cast(d_params, params)
+    params, theta_opt = update("theta_optimizer", theta_optimizer, d_params, theta_opt, params)
     if mask_optimizer is not None:
         (d_mask,) = gate_vjp(cast(d_sizes, step_sizes))
         d_mask = cast(d_mask, mask)

@@ -72,7 +72,7 @@ def adapt(
     check_steps("steps", steps)
     check_step_sizes(step_sizes, params)
     params = jax.tree.map(jnp.asarray, params)
-    gradient_at = _inner_gradient(loss_fn, step_sizes, _prepared(loss_fn, batch))
+    gradient_at = _inner_gradient(loss_fn, step_sizes, prepared(loss_fn, batch))
     loop = _Loop(gradient_at, params, step_sizes, None, steps)
     if second_order:
         step = jax.checkpoint(lambda phi, _: loop.moved(phi, step_sizes, None))
@@ -132,7 +132,7 @@ def meta_gradient(
     Source: von Oswald, Zhao et al. 2021, Eqs. 9-10.
     """
     check_step_sizes(step_sizes, params)
-    batch, rows = (None, batches) if steps is None else (_prepared(loss_fn, batches), None)
+    batch, rows = (None, batches) if steps is None else (prepared(loss_fn, batches), None)
     count = len(jax.tree.leaves(batches)[0]) if steps is None else steps
     gradient_at = _inner_gradient(loss_fn, step_sizes, batch, inner_clip)
     loop = _Loop(gradient_at, jax.tree.map(jnp.asarray, params), step_sizes, rows, count)
@@ -207,6 +207,15 @@ def meta_metrics(inner_loss: jax.Array, outer: tuple[jax.Array, Any]) -> dict[st
     return jax.tree.map(jnp.mean, {"loss": loss, **metrics}) | {"inner_loss": inner_loss}
 
 
+def prepared(loss_fn: Callable, batch: Any) -> Any:
+    """`batch` with what the loss needs of it whatever its parameters.
+
+    A loss may have a method `prepared(batch)` for it, whose output it takes instead of the batch.
+    """
+    own = getattr(loss_fn, "prepared", None)
+    return batch if own is None else own(batch)
+
+
 def summed_like(sizes: Tree, d_sizes: Tree) -> Tree:
     """`d_sizes` in the shapes of `sizes`: a shared step size gets the sum over its tensor."""
     return jax.tree.map(
@@ -241,12 +250,6 @@ class _Loop(NamedTuple):
         """phi after a step with the step sizes a, and the loss and metrics before it."""
         (loss, metrics), gradient = self.gradient_at(phi, rows)
         return gated_step(phi, a, gradient), {"loss": loss, **metrics}
-
-
-def _prepared(loss_fn, batch):
-    """A batch that all steps use. A loss may have a method `prepared` to compute it only once."""
-    own = getattr(loss_fn, "prepared", None)
-    return batch if own is None else own(batch)
 
 
 def _inner_gradient(loss_fn, step_sizes, batch, clip=None):

@@ -238,9 +238,13 @@ def square(w, x):
 
 
 @pytest.mark.parametrize("stored", [1, 2, 3, 4, 5, 101])
-@pytest.mark.parametrize("modulation", [None, 0.1])
-def test_pairs_of_the_buffer(stored, modulation):
+@pytest.mark.parametrize("modulation, platform", [(None, "cpu"), (0.1, "cpu"), (0.1, "cuda")])
+def test_pairs_of_the_buffer(monkeypatch, stored, modulation, platform):
     """On (w - x)^2 one step of 1/4 halves the distance, so J = mean ((w + s) / 2 - q)^2."""
+    if platform != "cpu":
+        monkeypatch.setattr(
+            jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args)
+        )
     values = np.random.default_rng(stored).normal(size=101)
     half = (stored + 1) // 2
     support, query = values[:half], values[half:stored]
@@ -285,6 +289,30 @@ def test_pairs_of_the_buffer(stored, modulation):
     np.testing.assert_allclose(metrics["modulation"], omega, rtol=1e-5)
     np.testing.assert_allclose(state.params, params, rtol=1e-5)
     np.testing.assert_allclose(state.mask, mask, rtol=1e-5)
+
+
+def test_each_batch_is_prepared_once():
+    prepared = []
+
+    def plain_loss(w, x):
+        return square(w, x[0] if isinstance(x, tuple) else x)
+
+    class Prepared:
+        def __call__(self, w, x):
+            return plain_loss(w, x)
+
+        def prepared(self, x):
+            prepared.append(x)
+            return (x,)
+
+    gate, batch = GATES["relu"], jnp.arange(3.0)
+    state = start(gate, params=jnp.array(1.0), batches=batch[None], inner_params=None)
+    got, want = (
+        make_step(gate, loss_fn=loss, restart_now=True)(state, batch)
+        for loss in (Prepared(), plain_loss)
+    )
+    assert len(prepared) == 2  # the batch, and the support batch of a pair
+    assert_trees_equal(got, want)
 
 
 def test_algorithm_2_as_it_is_printed():

@@ -22,7 +22,15 @@ from problems import (
     to_numpy,
 )
 
-from jaxsparse import LaMAMLState, cross_entropy, gates, init_lamaml_state, lamaml_step, nn
+from jaxsparse import (
+    LaMAMLState,
+    _first_layer,
+    cross_entropy,
+    gates,
+    init_lamaml_state,
+    lamaml_step,
+    nn,
+)
 from jaxsparse.checks import leaves_by_name
 
 ROWS, REPLAYED = 6, 4
@@ -210,6 +218,35 @@ SPLIT_CASES = [CASES[i] for i in (0, 2, 5, 7)]  # each gate, each replay
 @pytest.mark.parametrize("case", SPLIT_CASES, ids=name_of)
 def test_glances_with_the_first_products_outside_the_loop_match_numpy(case):
     follow(loss_fn=split_loss(), **case)
+
+
+@pytest.mark.parametrize("case", SPLIT_CASES, ids=name_of)
+def test_glances_with_all_rows_at_once_match_numpy(monkeypatch, case):
+    monkeypatch.setattr(_first_layer, "_in_turn", _first_layer._at_once)
+    follow(loss_fn=split_loss(), **case)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_are_handled_at_once_on_gpus(weighted):
+    model = nn.mlp(3, (6, 4), (3, 4, 1))
+    gate = GATES["rectified"][0]
+    images = jax.random.normal(jax.random.key(1), (5, 3, 4, 1))
+    batch, weights = (images, jnp.arange(5) % 3), jnp.arange(1.0, 6.0) if weighted else None
+    step = make_step(gate, loss_fn=cross_entropy(model))
+    args = start(gate, params=model.init(jax.random.key(0))), batch, batch, None
+
+    def both(state, batch, replay, key):
+        (params, mask, *_), metrics = step(state, batch, replay, key, replay_weights=weights)
+        return params, mask, metrics
+
+    def exported(*platforms):
+        return jax.export.export(jax.jit(both), platforms=platforms)(*args)
+
+    def products(platform):
+        return exported(platform).mlir_module().count("dot_general")
+
+    assert products("cuda") != products("cpu")
+    jax.tree.map(np.testing.assert_array_equal, exported("cpu", "cuda").call(*args), both(*args))
 
 
 @pytest.mark.parametrize(
