@@ -17,7 +17,7 @@ import jaxsparse
 from experiments import fewshot, online
 from jaxsparse import data, gates, nn
 from jaxsparse.continual import task_gradients
-from jaxsparse.maml import _resolve
+from jaxsparse.maml import _together
 from jaxsparse.nn import blocks, native
 from jaxsparse.training.online import OnlineConfig
 from jaxsparse.training.online.pretrain import _record
@@ -70,11 +70,11 @@ def test_the_default_device_decides_not_the_default_backend(compiler, monkeypatc
         ValueError, match="'native' is not available because the default device is a gpu"
     ):
         blocks.choose_blocks("native")
-    assert _resolve("auto", None) == "vmap" and rows_at_a_time() == 10**6
+    assert _together("auto", None, 5) == 5 and rows_at_a_time() == 10**6
     for device in (jax.devices("cpu")[0], "cpu"):
         with jax.default_device(device):
             assert blocks.choose_blocks("auto") == "native"
-            assert _resolve("auto", None) == "scan" and rows_at_a_time() < 10**6
+            assert _together("auto", None, 5) is None and rows_at_a_time() < 10**6
 
 
 def test_blocks_are_chosen_when_the_network_is_made(compiler):

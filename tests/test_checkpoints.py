@@ -122,10 +122,12 @@ def assert_survives(run, damaged, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+# Quick in CI, and each file among the slow tests.
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_a_file_affects_only_that_checkpoint(healthy, run, damage, capfd):
+def test_damage_to_a_file_affects_only_that_checkpoint(healthy, run, damage, every, capfd):
     rng = random.Random(0)
-    for path in files(healthy / "checkpoints" / "3"):
+    for path in files(healthy / "checkpoints" / "3")[DAMAGES.index(damage) % every :: every]:
         name = path.relative_to(healthy)
         shutil.rmtree(run)
         shutil.copytree(healthy, run)

@@ -265,6 +265,7 @@ def resnet12(
     if len(channels) != 4 or min(image_shape[:2]) < 8:
         raise ValueError(f"channels: got {channels}, want four, on images of at least 8x8 pixels")
     form = choose_blocks(blocks)
+    form = "xla" if form == "pallas" else form  # its layers have no kernel in Pallas
     return make_model(
         lambda draw: ResNet12(ways, channels, image_shape, use_bias, form, draw),
         image_shape,

@@ -17,7 +17,7 @@ from jaxsparse.nn import direct_layers, native, ops
 from jaxsparse.nn.native_function import Arrays, Operation, apply
 from jaxsparse.precision import float32_by_default
 
-FORMS = ("native", "pallas", "direct", "xla")
+FORMS = ("native", "direct", "xla")
 _NATIVE_SIZES = (1, 3)
 
 
@@ -42,8 +42,7 @@ def conv_norm(
     [n, h, w, o] in the dtype of images.
 
     form is "direct" (XLA's convolution), "native" or "xla". On the CPU, "native" is compiled C++
-    for k = 1 and k = 3, and "xla" the operations of `ops`. Elsewhere, both are "direct". "pallas"
-    is "xla", as no layer has a kernel in Pallas.
+    for k = 1 and k = 3, and "xla" the operations of `ops`. Elsewhere, both are "direct".
 
     Source: Ioffe & Szegedy, Batch Normalization, 2015, Algorithm 1.
     """
