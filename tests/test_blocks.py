@@ -3,6 +3,7 @@
 import json
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +66,24 @@ def test_the_default_device_decides_not_the_default_backend(compiler, monkeypatc
     def rows_at_a_time():
         return task_gradients._piece(loss_fn, params, memory, 10**6)
 
-    assert blocks.choose_blocks("auto") == "pallas"
+    for capability, own in (
+        ("9.0", "pallas"),
+        ("10.3", "pallas"),
+        ("7.5", "xla"),
+        ("gfx90a", "xla"),
+    ):
+        gpu = SimpleNamespace(compute_capability=capability)
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "devices", lambda platform, gpu=gpu: [gpu])
+            assert blocks.choose_blocks("auto") == own
     with pytest.raises(
         ValueError, match="'native' is not available because the default device is a gpu"
     ):
         blocks.choose_blocks("native")
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "has_kernels", lambda: False)  # of a later JAX
+        with pytest.raises(ValueError, match="'pallas' is not available because JAX has no Pallas"):
+            blocks.choose_blocks("pallas")
     assert _together("auto", None, 5) == 5 and rows_at_a_time() == 10**6
     for device in (jax.devices("cpu")[0], "cpu"):
         with jax.default_device(device):

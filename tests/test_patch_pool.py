@@ -117,19 +117,30 @@ def test_the_first_of_equals_and_nan(on_gpu):
     np.testing.assert_array_equal(place.ravel(), [1, 1, 0, CUT])
 
 
+def test_without_pallas_for_triton_a_gpu_uses_xla(monkeypatch):
+    monkeypatch.setattr(patch_pool, "has_kernels", lambda: False)
+    args = [x[0] for x in drawn(*SIZES[1])]
+    lowered = jax.jit(lambda *args: pool(*args)).trace(*args).lower(lowering_platforms=("cuda",))
+    assert "triton" not in lowered.as_text()
+
+
 @pytest.mark.parametrize("pallas", [False, True])
 def test_only_pallas_calls_the_gpu_kernels(pallas):
     """Which `jax.export` refuses; compiled for a GPU, the gradient is two of them."""
-    patches, kernel = drawn(*SIZES[0])
+    patches, kernel = (x[0] for x in drawn(*SIZES[0]))
 
     def total(kernel):
-        return jnp.sum(patch_pool.patch_pool(patches[0], kernel, pallas=pallas))
+        return jnp.sum(patch_pool.patch_pool(patches, kernel, pallas=pallas))
 
-    lowered = jax.jit(jax.grad(total)).trace(kernel[0]).lower(lowering_platforms=("cuda",))
+    # JAX 0.12 asks for the GPU that Pallas compiles for.
+    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("gpu",), abstract_device=gpu)
+    with jax.sharding.use_abstract_mesh(mesh):
+        lowered = jax.jit(jax.grad(total)).trace(kernel).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("@__gpu$xla.gpu.triton") == (2 if pallas else 0)
     export = jax.export.export(jax.jit(total), platforms=["cuda"])
     if pallas:
-        with pytest.raises(ValueError, match="custom calls"):
-            export(kernel[0])
+        with pytest.raises((ValueError, RuntimeError), match=r"custom calls|No supported GPU"):
+            export(kernel)
     else:
-        export(kernel[0])
+        export(kernel)

@@ -17,6 +17,7 @@ from jax import Array
 from jaxsparse.machine import default_platform
 from jaxsparse.nn import block_forms, direct, native, native_block, ops
 from jaxsparse.nn.direct import Prepared
+from jaxsparse.nn.patch_pool import has_kernels
 from jaxsparse.precision import float32_by_default
 
 _log = logging.getLogger(__name__)
@@ -64,11 +65,13 @@ def choose_blocks(blocks: Blocks) -> Literal["native", "pallas", "xla"]:
     """
     if blocks not in BLOCKS:
         raise ValueError(f"blocks: got {blocks!r}, want one of {BLOCKS}")
+    if blocks == "pallas" and not has_kernels():
+        raise ValueError("blocks: 'pallas' is not available because JAX has no Pallas for Triton")
     if blocks in ("pallas", "xla"):
         return blocks
     platform = default_platform()
     if blocks == "auto" and platform != "cpu":
-        return "pallas" if platform == "gpu" else "xla"
+        return "pallas" if platform == "gpu" and _runs_triton() else "xla"
     reason = native.why_not() if platform == "cpu" else f"the default device is a {platform}"
     if reason is None:
         return "native"
@@ -76,6 +79,13 @@ def choose_blocks(blocks: Blocks) -> Literal["native", "pallas", "xla"]:
         raise ValueError(f"blocks: 'native' is not available because {reason}")
     _warn_once(f"using XLA's convolution blocks, which take almost twice as long, because {reason}")
     return "xla"
+
+
+def _runs_triton() -> bool:
+    """Whether the GPU is one of NVIDIA's that Triton supports, Ampere or later, and JAX has it."""
+    capability = getattr(jax.devices("gpu")[0], "compute_capability", None)
+    numbers = str(capability).split(".")
+    return has_kernels() and numbers[0].isdigit() and int(numbers[0]) >= 8
 
 
 @functools.cache

@@ -52,8 +52,8 @@ def conv4(
         this processor at first use (about ten seconds, announced on stderr). "pallas" has a kernel
         in Pallas for the first block on NVIDIA GPUs; "native", too, if it is used there. "xla" uses
         only XLA's operations and also works with `jax.export`. "auto" is "native" if JAX's default
-        device is the CPU and a C++ compiler works, "pallas" if it is a GPU, else "xla". The results
-        differ by rounding.
+        device is the CPU and a C++ compiler works, "pallas" if it is an NVIDIA GPU (Ampere or
+        later), else "xla". The results differ by rounding.
 
     Returns:
       A `Model` with params {"conv1": {"kernel": [3, 3, c, width], "bias": [width]},

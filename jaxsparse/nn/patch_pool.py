@@ -10,6 +10,8 @@ as `out`, is never in memory, and the gradient of K reads only the patches and t
 `vmap` over tasks keeps the tasks next to the channels, as in `grouped`.
 """
 
+import functools
+import importlib.util
 from typing import Any
 
 import jax
@@ -17,8 +19,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-
-from jaxsparse.nn import patch_pool_kernels
 
 PLACES = 4
 CUT = 4  # instead of a place, where ReLU gives zero and so stops the gradient
@@ -45,6 +45,12 @@ def patch_pool(patches: Array, kernel: Array, *, pallas: bool) -> Array:
     is True, NVIDIA GPUs use the kernels in Pallas; `jax.export` refuses those.
     """
     return _pool.bind(patches, kernel, precision=_precision(), pallas=pallas)[0]
+
+
+@functools.cache
+def has_kernels() -> bool:
+    """Whether JAX has the backend of Pallas that the kernels are for; it is deprecated in 0.12."""
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
 def _precision() -> str:
@@ -96,11 +102,13 @@ def _pick_in_xla(
 def _pool_on_cuda(
     patches: Array, kernel: Array, *, precision: str, pallas: bool
 ) -> tuple[Array, Array]:
-    if not pallas:
+    if not (pallas and has_kernels()):
         return _pool_in_xla(patches, kernel, precision=precision)
     if kernel.ndim == 2:
         outs = _pool_on_cuda(patches[None], kernel[None], precision=precision, pallas=True)
         return tuple(x.squeeze(3) for x in outs)  # type: ignore[return-value]
+    from jaxsparse.nn import patch_pool_kernels
+
     t, _, n, h, w, k = patches.shape
     rows = patches.reshape(t, PLACES, n * h * w, k)
     outs = patch_pool_kernels.pool(rows, kernel, precision=precision)
@@ -110,11 +118,13 @@ def _pool_on_cuda(
 def _pick_on_cuda(
     a: Array, b: Array, place: Array, *, find: str, precision: str, pallas: bool
 ) -> Array:
-    if find != "kernel" or not pallas:
+    if find != "kernel" or not (pallas and has_kernels()):
         return _pick_in_xla(a, b, place, find=find, precision=precision)
     if place.ndim == 4:
         given = a[None], b[:, :, :, None], place[:, :, :, None]
         return _pick_on_cuda(*given, find=find, precision=precision, pallas=True)[0]
+    from jaxsparse.nn import patch_pool_kernels
+
     t, _, n, h, w, k = a.shape
     rows = (x.reshape(n * h * w, t, -1) for x in (b, place))
     return patch_pool_kernels.kernel_gradient(
