@@ -63,6 +63,17 @@ def block(loss_fn, params, form):
     )
 
 
+def first_block(loss_fn, params):
+    """With few input channels."""
+    images, vector = jnp.ones((2, 6, 6, 1)), jnp.ones(9)
+
+    def out(p):
+        kernel = jnp.broadcast_to(p["body"].ravel()[:9], (3, 3, 1, 9))
+        return conv_norm_pool(images * p["body"][0, 0], kernel, vector, vector, form="direct")
+
+    return out
+
+
 def convolution(loss_fn, params, form):
     return lambda p: conv(jnp.ones((2, 6, 6, 3)), kernel_of(p), form=form)
 
@@ -170,6 +181,7 @@ CASES = {
         f"block-{form}": (functools.partial(block, form=form), "plain")
         for form in ("direct", "gram", "winograd", "patches")
     },
+    "first-block-direct": (first_block, "plain"),
     "convolution-winograd": (functools.partial(convolution, form="winograd"), "plain"),
     "convolution-patches": (functools.partial(convolution, form="patches"), "plain"),
     "adapt-conv4": (adaptation, "conv4"),
@@ -201,7 +213,9 @@ WITHOUT_GRADIENT = {"cmaml_step", "gem_step", "gem_step-factors"}
 EXACT = {"gem_step", "gem_step-factors", "mer_step-factors"}
 
 
-PRODUCTS = ("dot_general", "conv_general_dilated", "grouped_convolution")
+PRODUCTS = (
+    "dot_general", "conv_general_dilated", "grouped_convolution", "patch_pool", "patch_pick"
+)  # fmt: skip
 
 
 def precisions(function, params):
