@@ -226,11 +226,15 @@ def test_a_network_with_compiled_blocks_runs_on_other_platforms():
     """Lowered for a GPU, it has no C++; lowered for the CPU, no convolution of XLA's."""
     model = nn.conv4(3, 9, (16, 16, 1), blocks="native")
     params, pixels = model.init(jax.random.key(0)), jnp.ones((2, 16, 16, 1))
-    traced = jax.jit(jax.grad(lambda p: jnp.sum(model.apply(p, pixels)))).trace(params)
+
+    def lowered(platform):
+        gradient = jax.jit(jax.grad(lambda p: jnp.sum(model.apply(p, pixels))))
+        return gradient.trace(params).lower(lowering_platforms=(platform,)).as_text()
+
     gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("gpu",), abstract_device=gpu)
     with jax.sharding.use_abstract_mesh(mesh):  # JAX 0.12 asks for the GPU
-        on_gpu = traced.lower(lowering_platforms=("cuda",)).as_text()
-    on_cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
+        on_gpu = lowered("cuda")
+    on_cpu = lowered("cpu")
     assert "stablehlo.convolution" in on_gpu and "@jaxsparse_" not in on_gpu
     assert "stablehlo.convolution" not in on_cpu and "@jaxsparse_" in on_cpu
