@@ -5,15 +5,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax import lax
 from problems import quick_jit
+from test_blocks import meta_step
 from test_native import difference
 from test_residual import normal
 
 import jaxsparse
-from jaxsparse import data, gates, nn
+from jaxsparse import nn
 from jaxsparse.nn import blocks, direct, grouped, residual
 
 TASKS = 3
@@ -150,21 +150,10 @@ def test_half_precision_is_computed_in_single():
 
 
 def test_an_exported_meta_step_contains_xlas_convolutions_only_for_the_gpu():
-    model, gate, tx = nn.conv4(3, 9, (16, 16, 1), blocks="xla"), gates.binary(0.1), optax.sgd(0.1)
-    key = jax.random.key(0)
-    state = jaxsparse.init_state(model.init(key), gate, tx, tx, key)
-    rows = jnp.ones((2, 6, 16, 16, 1)), jnp.tile(jnp.arange(6) % 3, (2, 1))
-    step = partial(
-        jaxsparse.sparse_maml_step, loss_fn=jaxsparse.cross_entropy(model), gate=gate,
-        inner_steps=1, theta_optimizer=tx, mask_optimizer=tx,
-    )  # fmt: skip
-
-    def loss(params, tasks):
-        return step(state._replace(params=params), tasks)[1]["loss"]
+    loss, args = meta_step()
 
     def text(*platforms):
-        program = jax.export.export(jax.jit(loss), platforms=platforms)
-        return program(state.params, data.Task(rows, rows)).mlir_module()
+        return jax.export.export(jax.jit(loss), platforms=platforms)(*args).mlir_module()
 
     assert "stablehlo.convolution" in text("cuda")
     assert "stablehlo.convolution" not in text("cpu")

@@ -8,10 +8,8 @@ from jax import Array, lax
 
 from jaxsparse.nn import ops
 from jaxsparse.nn.grouped import alongside, convolve, kernel_gradient
-from jaxsparse.nn.patch_pool import patch_pool
+from jaxsparse.nn.patch_pool import CUT, patch_pool
 from jaxsparse.precision import custom_vjp
-
-_CUT = 4  # the place of a window without gradient
 
 
 def block(
@@ -62,7 +60,7 @@ def _normalised(
     """The output of the block, and the places from which its gradient comes."""
     unit = (chosen - alongside(mean, chosen)) * alongside(inverse, chosen)
     out = jnp.maximum(unit * alongside(scale, unit) + alongside(bias, unit), 0)
-    place = jnp.where(out <= 0, alongside(_CUT, place), place)
+    place = jnp.where(out <= 0, alongside(CUT, place), place)
     # Without the barrier, XLA would compute the places again in the backward pass.
     return lax.optimization_barrier((out, place))
 
@@ -91,7 +89,7 @@ def sums(*arrays: Array) -> Array:
     return jnp.sum(jnp.stack([jnp.sum(x, (1, 2)) for x in arrays]), 1)
 
 
-def statistics(both: Array, count: int, eps: float) -> tuple[Array, Array]:
+def _statistics(both: Array, count: int, eps: float) -> tuple[Array, Array]:
     """The mean and the inverse deviation, from the sums of the entries and of their squares."""
     total, squares = both
     mean = total / count
@@ -115,7 +113,7 @@ def _norm_pool_forward(eps: float, y: Array, scale: Array, bias: Array) -> tuple
     # Without the barrier, XLA would compute the places in the backward pass, from y.
     both, chosen, place = lax.optimization_barrier((both, chosen, place))
     chosen, place = (x[:, : h // 2, : w // 2] for x in (chosen, place))
-    mean, inverse = statistics(both, n * h * w, eps)
+    mean, inverse = _statistics(both, n * h * w, eps)
     out, place = _normalised(chosen, place, mean, inverse, scale, bias)
     return out, (y, scale, mean, inverse, place, chosen)
 
@@ -123,7 +121,7 @@ def _norm_pool_forward(eps: float, y: Array, scale: Array, bias: Array) -> tuple
 def _norm_pool_backward(eps: float, saved: tuple, gradient: Array) -> tuple[Array, Array, Array]:
     y, scale, mean, inverse, place, chosen = saved
     n, h, w, _ = y.shape
-    gradient = jnp.where(place == _CUT, alongside(0, gradient), gradient)
+    gradient = jnp.where(place == CUT, alongside(0, gradient), gradient)
     unit = (chosen - alongside(mean, chosen)) * alongside(inverse, chosen)
     d_bias, d_scale = sums(gradient, gradient * unit)
     gain = scale * inverse

@@ -8,6 +8,7 @@ and no array is transposed between them.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from jax.interpreters import ad, batching, mlir
 # ⟨images * kernel, out⟩ is linear in each of the three. Each is found from the other two, as the
 # derivative, and the derivatives of that are again of this kind.
 _convolution = Primitive("grouped_convolution")
+Axis = tuple[int, int]  # where the axis of tasks is, and the rank without it
+_IMAGES = (3, 4)  # also of kernels
 # The operands of each kind, in order.
 _OPERANDS = {
     "out": ("images", "kernel"),
@@ -36,15 +39,13 @@ def kernel_gradient(images: Array, out: Array, padding: int, size: int) -> Array
     return _find("kernel", images, out, padding, size)
 
 
-def images_gradient(out: Array, kernel: Array, padding: int) -> Array:
-    """The gradient of the images, given that of the output, `out`."""
-    return _find("images", out, kernel, padding, kernel.shape[0])
+def matmul_precision() -> str:
+    """The caller's setting: a parameter of a primitive, which is lowered when it has ended."""
+    return jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
 
 
 def _find(find: str, a: Array, b: Array, padding: int, size: int) -> Array:
-    # Part of the primitive, as it is lowered when the caller's setting has ended.
-    precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
-    options = {"padding": padding, "size": size, "precision": precision}
+    options = {"padding": padding, "size": size, "precision": matmul_precision()}
     return _convolution.bind(a, b, find=find, **options)
 
 
@@ -93,18 +94,30 @@ def _pull(place: int, cotangent, a, b, *, find: str, **options):
     return _convolution.bind(*(known[x] for x in _OPERANDS[wanted]), find=wanted, **options)
 
 
-def _batched(args, dims, **options):
-    """A mapped axis of length v becomes v times as many tasks."""
-    length = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-    merged = []
-    for x, d in zip(args, dims, strict=True):
-        x = jnp.expand_dims(x, 3) if d is None else jnp.moveaxis(x, d, 3)
-        x = jnp.broadcast_to(x, (*x.shape[:3], length, *x.shape[4:]))
-        merged.append(x if x.ndim == 5 else x.reshape(*x.shape[:3], -1, x.shape[-1]))
-    out = _convolution.bind(*merged, **options)
-    if x.ndim == 6:
-        out = out.reshape(*out.shape[:3], length, -1, out.shape[-1])
-    return out, 3
+def merged_into_tasks(primitive: Primitive, operands: list[Axis], results: list[Axis]) -> Any:
+    """A rule for `vmap`: a mapped axis of length v becomes v times as many tasks.
+
+    `operands` and `results` say of each array where its axis of tasks is, and its rank without it.
+    """
+
+    def rule(args, dims, **options):
+        length = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+        merged, nested = [], False
+        for x, d, (at, rank) in zip(args, dims, operands, strict=True):
+            x = jnp.expand_dims(x, at) if d is None else jnp.moveaxis(x, d, at)
+            x = jnp.broadcast_to(x, (*x.shape[:at], length, *x.shape[at + 1 :]))
+            nested = x.ndim == rank + 2
+            merged.append(x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :]) if nested else x)
+        outs, several = primitive.bind(*merged, **options), primitive.multiple_results
+        found, ats = outs if several else [outs], [at for at, _ in results]
+        if nested:
+            found = [
+                x.reshape(*x.shape[:at], length, -1, *x.shape[at + 1 :])
+                for x, at in zip(found, ats, strict=True)
+            ]
+        return (found, ats) if several else (found[0], ats[0])
+
+    return rule
 
 
 _convolution.def_impl(
@@ -113,7 +126,9 @@ _convolution.def_impl(
 _convolution.def_abstract_eval(_shape)
 mlir.register_lowering(_convolution, mlir.lower_fun(_compute, multiple_results=False))
 ad.defbilinear(_convolution, partial(_pull, 0), partial(_pull, 1))
-batching.primitive_batchers[_convolution] = _batched
+batching.primitive_batchers[_convolution] = merged_into_tasks(
+    _convolution, [_IMAGES, _IMAGES], [_IMAGES]
+)
 
 
 # ---- operations on single entries, which `vmap` would otherwise transpose to [t, n, h, w, c]

@@ -20,6 +20,8 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxsparse.nn.grouped import matmul_precision, merged_into_tasks
+
 PLACES = 4
 CUT = 4  # instead of a place, where ReLU gives zero and so stops the gradient
 
@@ -30,8 +32,8 @@ _OPERANDS = {
     "kernel": ("patches", "out"),
     "patches": ("kernel", "out"),
 }
-_TASKS = {"patches": 0, "kernel": 0, "out": 3, "place": 3}  # where the axis of tasks is
-_RANK = {"patches": 5, "kernel": 2, "out": 4, "place": 4}  # without tasks
+# Where the axis of tasks is, and the rank without it.
+_TASKS = {"patches": (0, 5), "kernel": (0, 2), "out": (3, 4), "place": (3, 4)}
 
 _pool = Primitive("patch_pool")
 _pool.multiple_results = True
@@ -44,18 +46,13 @@ def patch_pool(patches: Array, kernel: Array, *, pallas: bool) -> Array:
     Of equal entries of a window, the first has the gradient. NaN counts as the largest. If `pallas`
     is True, NVIDIA GPUs use the kernels in Pallas; `jax.export` refuses those.
     """
-    return _pool.bind(patches, kernel, precision=_precision(), pallas=pallas)[0]
+    return _pool.bind(patches, kernel, precision=matmul_precision(), pallas=pallas)[0]
 
 
 @functools.cache
 def has_kernels() -> bool:
     """Whether JAX has the backend of Pallas that the kernels are for; it is deprecated in 0.12."""
     return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
-
-
-def _precision() -> str:
-    # A parameter of the primitive, as it is lowered when the caller's setting has ended.
-    return jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
 
 
 # ---- with XLA's operations
@@ -84,10 +81,10 @@ def _pick_in_xla(
 ) -> Array:
     if place.ndim == 4:
         given = (
-            jnp.expand_dims(x, _TASKS[kind])
+            jnp.expand_dims(x, _TASKS[kind][0])
             for x, kind in zip((a, b, place), (*_OPERANDS[find], "place"), strict=True)
         )
-        return _pick_in_xla(*given, find=find, precision=precision).squeeze(_TASKS[find])
+        return _pick_in_xla(*given, find=find, precision=precision).squeeze(_TASKS[find][0])
     here = jnp.stack([place == i for i in range(PLACES)])
     if find == "out":
         return jnp.sum(jnp.where(here, _product(a, b, precision), 0), 0)
@@ -176,33 +173,9 @@ def _pick_pull(cotangent, a, b, place, *, find: str, **options):
     return [found if ad.is_undefined_primal(x) else None for x in (a, b)] + [None]
 
 
-def _batched(primitive: Primitive, operands: tuple[str, ...], results: tuple[str, ...]):
-    """A rule for `vmap`: a mapped axis of length v becomes v times as many tasks."""
-
-    def rule(args, dims, **options):
-        length = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
-        merged, nested = [], False
-        for x, d, kind in zip(args, dims, operands, strict=True):
-            at = _TASKS[kind]
-            x = jnp.expand_dims(x, at) if d is None else jnp.moveaxis(x, d, at)
-            x = jnp.broadcast_to(x, (*x.shape[:at], length, *x.shape[at + 1 :]))
-            nested = x.ndim == _RANK[kind] + 2
-            merged.append(x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :]) if nested else x)
-        outs = primitive.bind(*merged, **options)
-        found, ats = outs if primitive.multiple_results else [outs], [_TASKS[k] for k in results]
-        if nested:
-            found = [
-                x.reshape(*x.shape[:at], length, -1, *x.shape[at + 1 :])
-                for x, at in zip(found, ats, strict=True)
-            ]
-        return (found, ats) if primitive.multiple_results else (found[0], ats[0])
-
-    return rule
-
-
 def _pick_batched(args, dims, *, find: str, **options):
-    rule = _batched(_pick, (*_OPERANDS[find], "place"), (find,))
-    return rule(args, dims, find=find, **options)
+    operands = [_TASKS[kind] for kind in (*_OPERANDS[find], "place")]
+    return merged_into_tasks(_pick, operands, [_TASKS[find]])(args, dims, find=find, **options)
 
 
 def _pick_shape(a, b, place, *, find: str, **_: Any):
@@ -212,7 +185,9 @@ def _pick_shape(a, b, place, *, find: str, **_: Any):
 _pool.def_impl(jax.jit(_pool.bind, static_argnames=("precision", "pallas")))
 _pool.def_abstract_eval(_pool_shapes)
 ad.primitive_jvps[_pool] = _pool_jvp
-batching.primitive_batchers[_pool] = _batched(_pool, ("patches", "kernel"), ("out", "place"))
+batching.primitive_batchers[_pool] = merged_into_tasks(
+    _pool, [_TASKS["patches"], _TASKS["kernel"]], [_TASKS["out"], _TASKS["place"]]
+)
 
 _pick.def_impl(jax.jit(_pick.bind, static_argnames=("find", "precision", "pallas")))
 _pick.def_abstract_eval(_pick_shape)

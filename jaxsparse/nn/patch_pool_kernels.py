@@ -10,8 +10,9 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-_PLACES = 4
+_PLACES = 4  # as in `patch_pool`, which imports this module
 _CUT = 4
+
 _ROWS = 32  # windows of a block
 _LEAST = 16  # rows and columns of a product of Triton
 _PROGRAMS = 512  # about how many programs of a kernel fill a GPU: two rounds on 132 processors
@@ -84,7 +85,6 @@ def pool(
             jax.ShapeDtypeStruct(shape, jnp.uint8),
         ],
         compiler_params=triton.CompilerParams(),
-        cost_estimate=_cost(patches, kernel.shape[-1], 5),
         interpret=interpret,
         name="patch_pool",
     )(patches, kernel)
@@ -131,17 +131,7 @@ def kernel_gradient(
         grid=(parts, tasks),
         out_shape=jax.ShapeDtypeStruct((parts, tasks, k, columns), jnp.float32),
         compiler_params=triton.CompilerParams(),
-        cost_estimate=_cost(patches, columns, 5),
         interpret=interpret,
         name="patch_pool_kernel_gradient",
     )(patches, gradient, place)
     return jnp.sum(found, 0).astype(patches.dtype)
-
-
-def _cost(patches: Array, columns: int, bytes_of_an_output: int) -> pl.CostEstimate:
-    tasks, _, windows, _ = patches.shape
-    return pl.CostEstimate(
-        flops=2 * patches.size * columns,
-        bytes_accessed=4 * patches.size + bytes_of_an_output * tasks * windows * columns,
-        transcendentals=0,
-    )
