@@ -1,6 +1,8 @@
 """The command: work on the study, then run and test the winner once."""
 
 import dataclasses
+import json
+import time
 from typing import Any
 
 from optuna.pruners import MedianPruner, NopPruner
@@ -13,10 +15,12 @@ from experiments.sweep.flags import Sweep
 from experiments.sweep.report import SweepReport, best_of
 from experiments.sweep.samplers import make_sampler
 from experiments.sweep.slots import Slots
-from experiments.sweep.studies import open_study, opened, storage_url
-from experiments.sweep.work import work
-from jaxsparse.training import RunError, Stopped
-from jaxsparse.training.errors import trusting
+from experiments.sweep.studies import open_study, opened
+from experiments.sweep.work import WAIT_SECONDS, work
+from jaxsparse.training import RunError, Stopped, writing
+from jaxsparse.training.errors import reading, trusting
+from jaxsparse.training.files import replace_text
+from jaxsparse.training.rows import to_json
 
 
 def run(args: list[str]) -> None:
@@ -27,18 +31,19 @@ def run(args: list[str]) -> None:
     cli.start_backend()
     # Fail before anything is written, and not after all trials.
     data = sweep.tuned.load_data(sweep.tuned.held_out(sweep.config, sweep.flags.trial_seeds))
-    with opened(storage_url(sweep.flags.storage, sweep.out), sweep.out) as storage:
+    with opened(sweep.flags.storage, sweep.out) as storage:
         slots = _slots(sweep, storage)
+        _claim_folder(sweep)
         with (
             cli.saving_on_signal(sweep.command) as should_stop,
             SweepReport(sweep, slots) as report,
         ):
             work(sweep, slots, storage, data, report, should_stop)
         report.table()
-        report.figures(slots.study)
         best = best_of(slots.finished())
         if best is None:
             raise RunError(f"{sweep.name}: no trial has a value, all were pruned or given up")
+        report.figures()
         _finish(sweep, storage, best)
 
 
@@ -47,6 +52,21 @@ def _slots(sweep: Sweep, storage: RDBStorage) -> Slots:
     pruner = MedianPruner(n_warmup_steps=1) if sweep.flags.prune else NopPruner()
     study = open_study(storage, sweep.name, sweep.setup(), sampler, pruner)
     return Slots(study, sweep.points, sweep.space)
+
+
+def _claim_folder(sweep: Sweep) -> None:
+    """Note in the folder which sweep it holds; RunError if it holds another one."""
+    path = sweep.out / "sweep.json"
+    ours = {"study": sweep.name, **sweep.setup()}
+    if path.exists():
+        with reading(path):
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        if theirs != ours:
+            raise RunError(f"{sweep.out} holds another sweep; choose another --out")
+        return
+    with writing(path):
+        sweep.out.mkdir(parents=True, exist_ok=True)
+        replace_text(path, to_json(ours))
 
 
 def _finish(sweep: Sweep, storage: RDBStorage, best: FrozenTrial) -> None:
@@ -69,7 +89,7 @@ def _finish(sweep: Sweep, storage: RDBStorage, best: FrozenTrial) -> None:
                 if not told:
                     cli.say(f"another worker runs the winner, trial {best.number}")
                 told = True
-                _sleep()
+                time.sleep(WAIT_SECONDS)
     if taken:
         with slots.held(taken, storage):
             slots.finish(taken[0], _run_winner(sweep, best))
@@ -77,14 +97,6 @@ def _finish(sweep: Sweep, storage: RDBStorage, best: FrozenTrial) -> None:
         cli.say(
             f"winner: trial {best.number}, {100 * (finished[0].value or 0):.2f}% on the test split"
         )
-
-
-def _sleep() -> None:
-    import time
-
-    from experiments.sweep import work as worker
-
-    time.sleep(worker.WAIT_SECONDS)
 
 
 def _run_winner(sweep: Sweep, best: FrozenTrial) -> float:

@@ -95,15 +95,15 @@ def parse(args: Sequence[str]) -> Sweep:
 
 def _parse_flags(tuned: Tuned, config: Any, words: list[str], prog: str) -> Any:
     """The flags of the sweep and of the run in one dataclass."""
-    both = dataclasses.make_dataclass(
-        "Flags",
-        [
-            ("config", tuned.family.Config),
-            *((f.name, f.type, f) for f in dataclasses.fields(OwnFlags)),
-        ],
-        frozen=True,
-    )
-    return cli.parse(both, words, both(config), prog)
+    family = tuned.family
+    settings = {field.name for field in dataclasses.fields(family.Config)}
+    # Flags of the run that decide the defaults of others and are no setting, such as --preset.
+    hints = [
+        f for f in dataclasses.fields(family.Flags) if f.name in family.HINTS.keys() - settings
+    ]
+    fields = [(f.name, f.type, f) for f in (*dataclasses.fields(OwnFlags), *hints)]
+    flags = dataclasses.make_dataclass("Flags", [("config", family.Config), *fields], frozen=True)
+    return cli.parse(flags, words, flags(config), prog)
 
 
 def _check_flags(tuned: Tuned, config: Any, flags: Any, words: list[str], space: Space) -> None:

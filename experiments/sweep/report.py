@@ -88,7 +88,7 @@ class SweepReport(ConsoleReport):
                 stacklevel=2,
             )
 
-    def figures(self, study: optuna.Study) -> None:
+    def figures(self) -> None:
         """Draw the importance of the settings, and the value over pairs of them."""
         figures: dict[str, Any] = {"importance.png": _importance}
         if len(self.sweep.space) > 1:

@@ -89,7 +89,8 @@ class Slots:
         taken: list[Trial] = []
         while len(taken) < count and self.study.get_trials(False, (TrialState.WAITING,)):
             # If another worker was faster, this makes a new trial, which has no slot.
-            trial = self.study.ask(dict(self.space))
+            with quiet():
+                trial = self.study.ask(dict(self.space))
             if self._is_first(trial):
                 taken.append(trial)
             else:
@@ -179,9 +180,10 @@ class Slots:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Optuna's warnings that a function is new and may change."""
+    """Without Optuna's warnings that a function is new, or that `held` is our business."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with")
         yield
 
 

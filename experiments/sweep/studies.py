@@ -18,20 +18,21 @@ _SETUP = "setup"
 _LOCK_SECONDS = 60
 
 
-def storage_url(given: str | None, out: Path) -> str:
-    """The URL of the database: the given one, or an SQLite file in `out`."""
-    return given or f"sqlite:///{(out / 'study.db').absolute()}"
-
-
 @contextmanager
-def opened(url: str, out: Path) -> Iterator[RDBStorage]:
-    """The database at `url`; RunError if it cannot be used, also later within the context."""
+def opened(given: str | None, out: Path) -> Iterator[RDBStorage]:
+    """The database at the given URL, else an SQLite file in `out`.
+
+    Raises:
+      RunError: it cannot be used, now or later within the context.
+    """
     from sqlalchemy.exc import SQLAlchemyError
 
     # Optuna prints every trial; the command prints its own lines.
     optuna.logging.disable_default_handler()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    url = given or _sqlite(out / "study.db")
     shown = _shown(url)
-    if url.startswith("sqlite"):
+    if given is None:
         with writing(out, RunError):
             out.mkdir(parents=True, exist_ok=True)
     try:
@@ -59,6 +60,13 @@ def _connect(url: str) -> RDBStorage:
             heartbeat_interval=slots.BEAT_SECONDS,
             grace_period=slots.GRACE_SECONDS,
         )
+
+
+def _sqlite(path: Path) -> str:
+    """The URL of an SQLite file; characters of the path are escaped where necessary."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(path.absolute())).render_as_string()
 
 
 def _shown(url: str) -> str:

@@ -1,0 +1,202 @@
+"""Several workers on one study, and workers that are killed: no trial lost, none counted twice."""
+
+import collections
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from processes import ROOT, kill
+
+optuna = pytest.importorskip("optuna")
+
+from optuna.trial import TrialState  # noqa: E402
+
+from experiments.sweep import slots as slots_module  # noqa: E402
+from experiments.sweep.slots import MOST_ATTEMPTS, Slots  # noqa: E402
+from experiments.sweep.studies import opened  # noqa: E402
+
+SPACE = {"x": optuna.distributions.CategoricalDistribution(tuple(range(12)))}
+POINTS = [{"x": x} for x in range(12)]
+
+# A worker whose trials take a moment, or last until it is killed.
+WORKER = """
+import sys, time, optuna
+from pathlib import Path
+from experiments.sweep import slots
+slots.BEAT_SECONDS, slots.GRACE_SECONDS = 1, 3
+from experiments.sweep.samplers import make_sampler
+from experiments.sweep.studies import open_study, opened
+out, seconds = Path(sys.argv[1]), float(sys.argv[2])
+space = {"x": optuna.distributions.CategoricalDistribution(tuple(range(12)))}
+with opened(None, out) as storage:
+    study = open_study(
+        storage, "s", {}, make_sampler("random", 0), optuna.pruners.NopPruner())
+    mine = slots.Slots(study, [{"x": x} for x in range(12)], space)
+    while not mine.all_finished():
+        taken = mine.take(2)
+        with mine.held(taken, storage):
+            if taken:
+                print("took", flush=True)
+                time.sleep(seconds)
+            for trial in taken:
+                mine.finish(trial, float(trial.params["x"]))
+        time.sleep(0.05)
+"""
+
+
+def worker(out, seconds):
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(out), str(seconds)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def ended(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def check_each_point_once(out):
+    """Each point of the grid has exactly one finished trial; returns the states of all trials."""
+    with opened(None, out) as storage:
+        study = optuna.load_study(study_name="s", storage=storage)
+        done = [t for t in study.trials if t.state == TrialState.COMPLETE]
+        assert sorted(t.params["x"] for t in done) == list(range(12))
+        assert all(t.value == t.params["x"] for t in done)
+        assert len(Slots(study, POINTS, SPACE).finished()) == 12
+        return collections.Counter(trial.state for trial in study.trials)
+
+
+def test_two_workers_share_a_grid(tmp_path):
+    workers = [worker(tmp_path, 0.1) for _ in range(2)]
+    for process in workers:
+        ended(process)
+    states = check_each_point_once(tmp_path)
+    assert set(states) <= {TrialState.COMPLETE, TrialState.FAIL}
+
+
+def test_the_trials_of_a_killed_worker_are_taken_up_again(tmp_path):
+    doomed = worker(tmp_path, 1000)
+    assert doomed.stdout.readline() == "took\n"
+    kill(doomed)
+    ended(worker(tmp_path, 0.0))
+    assert check_each_point_once(tmp_path)[TrialState.FAIL] == 2
+
+
+# ---- the rules, in one process
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(direction="maximize")
+
+
+def slots_of(study):
+    return Slots(study, POINTS[:3], SPACE)
+
+
+def values(slots):
+    return sorted(trial.value for trial in slots.finished())
+
+
+def test_a_slot_that_was_filled_twice_counts_once(study):
+    slots = slots_of(study)
+    slots.refill()
+    study.enqueue_trial(POINTS[0], user_attrs={"slot": 0})  # as another worker does meanwhile
+    taken = slots.take(10)
+    assert [trial.params["x"] for trial in taken] == [0, 1, 2]
+    for trial in taken:
+        assert slots.finish(trial, float(trial.params["x"]))
+    assert values(slots) == [0, 1, 2] and slots.all_finished()
+    assert slots.take(10) == []
+
+
+def test_a_trial_that_failed_meanwhile_does_not_count(study):
+    slots = slots_of(study)
+    first, *_ = slots.take(3)
+    study.tell(first.number, state=TrialState.FAIL)  # its worker was silent for too long
+    (again,) = slots.take(3)
+    assert again.params == first.params and again.number != first.number
+    assert not slots.finish(first, 9.0)
+    assert slots.finish(again, 0.0)
+    assert values(slots) == [0]
+
+
+def test_released_trials_are_taken_at_once_and_keep_their_values(study):
+    space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    slots = Slots(study, [{}], space)
+    before = slots.take(1)
+    slots.release(before)
+    after = slots.take(1)
+    assert before[0].params == after[0].params
+
+
+def test_a_slot_whose_workers_always_die_is_given_up(study):
+    slots = Slots(study, POINTS[:1], SPACE)
+    for _ in range(MOST_ATTEMPTS):
+        assert not slots.all_finished()
+        (trial,) = slots.take(1)
+        study.tell(trial.number, state=TrialState.FAIL)
+    assert slots.take(1) == [] and slots.all_finished() and slots.given_up() == [0]
+    assert slots.finished() == []
+
+
+def test_releasing_does_not_count_as_an_attempt(study):
+    slots = Slots(study, POINTS[:1], SPACE)
+    for _ in range(MOST_ATTEMPTS + 1):
+        slots.release(slots.take(1))
+    assert slots.take(1)
+
+
+def test_a_worker_killed_before_its_first_sign_of_life(study, monkeypatch):
+    slots = slots_of(study)
+    (silent,) = slots.take(1)
+    assert silent.number not in [trial.number for trial in slots.take(3)]
+    now = time.monotonic()
+    later = now + slots_module.GRACE_SECONDS + 1
+    monkeypatch.setattr(slots_module.time, "monotonic", lambda: later)
+    taken = slots.take(3)
+    assert silent.params in [trial.params for trial in taken]
+
+
+# ---- the command
+
+
+RUN = ["--data=glyphs", "--tasks=2", "--samples-per-task=40", "--glances=1", "--width=8"]
+SWEEP = [*RUN, "--space", "inner_lr=0.1,0.2", "mask_lr=0.1,1", "--sampler=grid", "--batch=2"]
+
+
+def command(out):
+    program = (
+        "import sys; from experiments import sweep; from experiments.sweep import slots;"
+        " slots.BEAT_SECONDS, slots.GRACE_SECONDS = 1, 4; sweep.main(sys.argv[1:])"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program, "continual", *SWEEP, f"--out={out}"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_command_is_finished_by_another(number, tmp_path):
+    out = tmp_path / "a"
+    process = command(out)
+    for line in process.stdout:
+        if line.startswith("trial "):  # two of four are done, the next two are running
+            break
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=300)
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + number
+        (line,) = errors.splitlines()
+        assert "continue with: python -m experiments.sweep continual" in line
+    again = command(out)
+    printed, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert "best of 4 trials" in printed
+    (winner,) = out.glob("winner-*")
+    assert (winner / "result.json").exists()
