@@ -47,11 +47,22 @@ with opened(None, out) as storage:
 """
 
 
-def worker(out, seconds):
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(out), str(seconds)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+@pytest.fixture
+def started():
+    """Start Python programs; those that still run at the end are killed."""
+    processes = []
+
+    def start(program, *args, **options):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, args)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        kill(process)
 
 
 def ended(process):
@@ -70,19 +81,19 @@ def check_each_point_once(out):
         return collections.Counter(trial.state for trial in study.trials)
 
 
-def test_two_workers_share_a_grid(tmp_path):
-    workers = [worker(tmp_path, 0.1) for _ in range(2)]
+def test_two_workers_share_a_grid(tmp_path, started):
+    workers = [started(WORKER, tmp_path, 0.1) for _ in range(2)]
     for process in workers:
         ended(process)
     states = check_each_point_once(tmp_path)
     assert set(states) <= {TrialState.COMPLETE, TrialState.FAIL}
 
 
-def test_the_trials_of_a_killed_worker_are_taken_up_again(tmp_path):
-    doomed = worker(tmp_path, 1000)
+def test_the_trials_of_a_killed_worker_are_taken_up_again(tmp_path, started):
+    doomed = started(WORKER, tmp_path, 1000)
     assert doomed.stdout.readline() == "took\n"
     kill(doomed)
-    ended(worker(tmp_path, 0.0))
+    ended(started(WORKER, tmp_path, 0.0))
     assert check_each_point_once(tmp_path)[TrialState.FAIL] == 2
 
 
@@ -169,34 +180,32 @@ RUN = ["--data=glyphs", "--tasks=2", "--samples-per-task=40", "--glances=1", "--
 SWEEP = [*RUN, "--space", "inner_lr=0.1,0.2", "mask_lr=0.1,1", "--sampler=grid", "--batch=2"]
 
 
-def command(out):
-    program = (
-        "import sys; from experiments import sweep; from experiments.sweep import slots;"
-        " slots.BEAT_SECONDS, slots.GRACE_SECONDS = 1, 4; sweep.main(sys.argv[1:])"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", program, "continual", *SWEEP, f"--out={out}"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+COMMAND = """
+import sys
+from experiments import sweep
+from experiments.sweep import slots
+slots.BEAT_SECONDS, slots.GRACE_SECONDS = 1, 4
+sweep.main(["continual", *sys.argv[1:]])
+"""
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_command_is_finished_by_another(number, tmp_path):
-    out = tmp_path / "a"
-    process = command(out)
-    for line in process.stdout:
-        if line.startswith("trial "):  # two of four are done, the next two are running
-            break
-    process.send_signal(number)
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM]
+)
+def test_a_stopped_command_is_finished_by_another(number, tmp_path, started):
+    words = [*SWEEP, f"--out={tmp_path / 'a'}"]
+    process = started(COMMAND, *words, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    while not process.stdout.readline().startswith("trial "):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)  # two of four trials are done
     _, errors = process.communicate(timeout=300)
     if number == signal.SIGTERM:
         assert process.returncode == 128 + number
         (line,) = errors.splitlines()
         assert "continue with: python -m experiments.sweep continual" in line
-    again = command(out)
+    again = started(COMMAND, *words)
     printed, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
     assert "best of 4 trials" in printed
-    (winner,) = out.glob("winner-*")
+    (winner,) = (tmp_path / "a").glob("winner-*")
     assert (winner / "result.json").exists()

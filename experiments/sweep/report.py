@@ -29,7 +29,7 @@ class SweepReport(ConsoleReport):
 
     def __init__(self, sweep: Sweep, slots: Slots):
         self.sweep, self.slots = sweep, slots
-        self._told_waiting = False
+        self._told_waiting, self._done = False, len(slots.finished())
         header = (
             f"sweep {sweep.name}: {len(sweep.points)} trials over {', '.join(sweep.space)},"
             f" sampler {sweep.flags.sampler}; value: {sweep.tuned.VALUE}"
@@ -38,7 +38,8 @@ class SweepReport(ConsoleReport):
 
     def progress(self, progress: training.Progress) -> None:
         """Move the bar: how far the current program is."""
-        number, count = len(self.slots.finished()), len(self.sweep.points)
+        # Not asked from the database, which many workers may share.
+        number, count = self._done, len(self.sweep.points)
         left = progress.seconds_left
         self.bar.update(
             self.task,
@@ -52,7 +53,9 @@ class SweepReport(ConsoleReport):
         self._told_waiting = False
         shown = "pruned" if value is None else f"{percent(value)}%"
         line = f"trial {trial.number:>4}  {shown:>7}  {settings(trial.params)}"
-        if (best := best_of(self.slots.finished())) is not None:
+        finished = self.slots.finished()
+        self._done = len(finished)
+        if (best := best_of(finished)) is not None:
             line += f"  (best {percent(best.value)}%, trial {best.number})"
         self.print(line)
 

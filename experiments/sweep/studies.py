@@ -1,5 +1,8 @@
 """Open a study in its database, and check that it is the sweep that was asked for."""
 
+import random
+import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +19,8 @@ from jaxsparse.training.errors import one_line
 _SETUP = "setup"
 # How long a worker waits for another one's write to an SQLite file.
 _LOCK_SECONDS = 60
+_TRIES = 20
+_THERE = re.compile("already exists|unique|duplicate", re.IGNORECASE)
 
 
 @contextmanager
@@ -52,6 +57,24 @@ def opened(given: str | None, out: Path) -> Iterator[RDBStorage]:
 
 
 def _connect(url: str) -> RDBStorage:
+    """The database, with Optuna's tables.
+
+    Workers that start at the same time may all try to make the tables; then the losers, whose error
+    says that something exists already, look again.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    for _ in range(_TRIES):
+        try:
+            return _storage(url)
+        except DBAPIError as error:
+            if not _THERE.search(str(error.orig)):
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    return _storage(url)
+
+
+def _storage(url: str) -> RDBStorage:
     options = {"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite") else {}
     with slots.quiet():
         return RDBStorage(
