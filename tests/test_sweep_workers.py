@@ -2,10 +2,14 @@
 
 import collections
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from processes import ROOT, kill
@@ -29,9 +33,9 @@ from experiments.sweep import slots
 slots.BEAT_SECONDS, slots.GRACE_SECONDS = 1, 3
 from experiments.sweep.samplers import make_sampler
 from experiments.sweep.studies import open_study, opened
-out, seconds = Path(sys.argv[1]), float(sys.argv[2])
+out, seconds, url = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] or None
 space = {"x": optuna.distributions.CategoricalDistribution(tuple(range(12)))}
-with opened(None, out) as storage:
+with opened(url, out) as storage:
     study = open_study(
         storage, "s", {}, make_sampler("random", 0), optuna.pruners.NopPruner())
     mine = slots.Slots(study, [{"x": x} for x in range(12)], space)
@@ -70,9 +74,9 @@ def ended(process):
     assert process.returncode == 0, errors
 
 
-def check_each_point_once(out):
+def check_each_point_once(out, url=None):
     """Each point of the grid has exactly one finished trial; returns the states of all trials."""
-    with opened(None, out) as storage:
+    with opened(url, out) as storage:
         study = optuna.load_study(study_name="s", storage=storage)
         done = [t for t in study.trials if t.state == TrialState.COMPLETE]
         assert sorted(t.params["x"] for t in done) == list(range(12))
@@ -82,7 +86,7 @@ def check_each_point_once(out):
 
 
 def test_two_workers_share_a_grid(tmp_path, started):
-    workers = [started(WORKER, tmp_path, 0.1) for _ in range(2)]
+    workers = [started(WORKER, tmp_path, 0.1, "") for _ in range(2)]
     for process in workers:
         ended(process)
     states = check_each_point_once(tmp_path)
@@ -90,11 +94,50 @@ def test_two_workers_share_a_grid(tmp_path, started):
 
 
 def test_the_trials_of_a_killed_worker_are_taken_up_again(tmp_path, started):
-    doomed = started(WORKER, tmp_path, 1000)
+    doomed = started(WORKER, tmp_path, 1000, "")
     assert doomed.stdout.readline() == "took\n"
     kill(doomed)
-    ended(started(WORKER, tmp_path, 0.0))
+    ended(started(WORKER, tmp_path, 0.0, ""))
     assert check_each_point_once(tmp_path)[TrialState.FAIL] == 2
+
+
+@pytest.fixture
+def postgresql():
+    """The URL of an empty database of a PostgreSQL server that runs during the test."""
+    pytest.importorskip("psycopg")
+    found = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), shutil.which("initdb")]
+    if not (initdb := found[0]):
+        pytest.skip("PostgreSQL is not installed")
+    place = Path(tempfile.mkdtemp())
+    # The server refuses to run as root.
+    other = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    if other:
+        shutil.chown(place, "postgres")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run(program, *args):
+        command = [*other, str(Path(initdb).with_name(program)), "-D", str(place / "data"), *args]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
+
+    run("initdb", "-A", "trust", "-U", "me")
+    options = f"-k {place} -h 127.0.0.1 -p {port}"
+    run("pg_ctl", "-o", options, "-l", str(place / "log"), "-w", "start")
+    yield f"postgresql+psycopg://me@127.0.0.1:{port}/postgres"
+    run("pg_ctl", "-m", "fast", "stop")
+    shutil.rmtree(place)
+
+
+@pytest.mark.slow
+def test_workers_on_postgresql_one_of_them_killed(tmp_path, started, postgresql):
+    doomed = started(WORKER, tmp_path, 1000, postgresql)
+    others = [started(WORKER, tmp_path, 0.1, postgresql) for _ in range(2)]
+    assert doomed.stdout.readline() == "took\n"
+    kill(doomed)
+    for process in others:
+        ended(process)
+    assert check_each_point_once(tmp_path, postgresql)[TrialState.FAIL] >= 2
 
 
 # ---- the rules, in one process
