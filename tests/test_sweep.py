@@ -114,6 +114,15 @@ def test_the_first_word_names_a_family(capsys):
     assert "got '--space'" in refused(capsys, "--space", "inner_lr=1,2")
 
 
+@pytest.mark.parametrize("family", flags.FAMILIES)
+def test_the_help_explains_the_flags(family, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([family, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "trials that a worker takes at a time" in " ".join(text.replace("│", " ").split())
+
+
 def test_without_optuna_there_is_one_line(monkeypatch, capsys):
     find = sweep.importlib.util.find_spec
     monkeypatch.setattr(

@@ -101,9 +101,16 @@ def _parse_flags(tuned: Tuned, config: Any, words: list[str], prog: str) -> Any:
     hints = [
         f for f in dataclasses.fields(family.Flags) if f.name in family.HINTS.keys() - settings
     ]
-    fields = [(f.name, f.type, f) for f in (*dataclasses.fields(OwnFlags), *hints)]
-    flags = dataclasses.make_dataclass("Flags", [("config", family.Config), *fields], frozen=True)
-    return cli.parse(flags, words, flags(config), prog)
+    fields = [("config", family.Config, dataclasses.field(kw_only=True))]
+    fields += [(f.name, f.type, f) for f in hints]
+    # A subclass: the texts of --help are those of `OwnFlags`.
+    flags = dataclasses.make_dataclass("Flags", fields, bases=(OwnFlags,), frozen=True)
+    try:
+        return cli.parse(flags, words, flags(config=config), prog)
+    except SystemExit as stop:
+        if not stop.code:
+            cli.say(family.describe())
+        raise
 
 
 def _check_flags(tuned: Tuned, config: Any, flags: Any, words: list[str], space: Space) -> None:
