@@ -136,7 +136,7 @@ def open_run(family: Family, args: list[str]) -> Opened:
         folder = RunFolder.open(user_path("--resume", resumed), family.UNIT)
         config = stored_config(family, folder)
     else:
-        config = family.preset_config(**_hinted(args, family.HINTS))
+        config = hinted_config(family, args)
     try:
         flags: Any = cli.parse(family.Flags, args, family.Flags(config), command_of(family))
     except SystemExit as stop:
@@ -144,7 +144,7 @@ def open_run(family: Family, args: list[str]) -> Opened:
             cli.say(family.describe())
         raise
     _check_read(family, flags, args)
-    given = _with_absolute_paths(flags.config)
+    given = with_absolute_paths(flags.config)
     if folder is not None and not same_run(given, config):
         here = dataclasses.replace(given, data_dir=config.data_dir)
         differences = cli.differing(dataclasses.asdict(here), dataclasses.asdict(config))
@@ -160,15 +160,18 @@ def open_run(family: Family, args: list[str]) -> Opened:
     return Opened(given, folder, out, flags, command_of(family))
 
 
-def _hinted(args: list[str], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the `HINTS` flags; errors in them are left to the full parse."""
-    values = dict(hints)
-    for name, default in hints.items():
+def hinted_config(family: Family, args: list[str]) -> Any:
+    """The defaults of the flags, which the `HINTS` flags among `args` decide.
+
+    Errors in these flags are left to the full parse.
+    """
+    values = dict(family.HINTS)
+    for name, default in family.HINTS.items():
         word = cli.last_value(args, name)
         with suppress(ValueError):
             if word is not None:
                 values[name] = int(word) if isinstance(default, int) else word
-    return values
+    return family.preset_config(**values)
 
 
 def _check_read(family: Family, flags: Any, args: list[str]) -> None:
@@ -229,7 +232,7 @@ def ready_run(
         return place
     record = {
         "experiment": name_of(family),
-        "config": dataclasses.asdict(_with_absolute_paths(config)),
+        "config": dataclasses.asdict(with_absolute_paths(config)),
         "data": digest,
         **getattr(family, "record", lambda config, data: {})(config, data),
         **environment(getattr(config, "blocks", None)),  # only for networks with Conv4's blocks
@@ -238,7 +241,7 @@ def ready_run(
     return RunFolder.create(place, record, family.UNIT)
 
 
-def _with_absolute_paths(config: Any) -> Any:
+def with_absolute_paths(config: Any) -> Any:
     """The configuration with absolute paths of the folders that it names."""
     whole = {}
     for name in ("data_dir", "theta_from"):

@@ -1,0 +1,5 @@
+"""The command: `python -m experiments.sweep`."""
+
+from experiments import sweep
+
+sweep.main()

@@ -1,0 +1,136 @@
+"""What a sweep needs to know of each family: how to run trials on held-out data."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+from experiments import continual, fewshot, runs
+from experiments.report import mean
+from jaxsparse.training import Hooks, RunFolder
+from jaxsparse.training.continual import ContinualConfig, Rates, default_rates, scan_stream
+
+
+class Tuned(Protocol):
+    """A family whose settings a sweep can choose.
+
+    Attributes:
+      family: the family.
+      RATES: settings that are arrays of the compiled program; trials may differ in them.
+      PROBLEM: settings that define the problem and cannot be chosen.
+      SET: settings that the sweep sets itself.
+      VALUE: what a trial's value is, in words.
+    """
+
+    family: runs.Family
+    RATES: tuple[str, ...]
+    PROBLEM: tuple[str, ...]
+    SET: tuple[str, ...]
+    VALUE: str
+
+    def held_out(self, config: Any, seeds: int, /) -> Any:
+        """The configuration of a trial with this many seeds; it never reads the test split."""
+
+    def load_data(self, config: Any, /) -> Any:
+        """The data of a trial, without the test split; `config` comes from `held_out`."""
+
+    def learn(
+        self, configs: Sequence[Any], data: Any, folder: RunFolder, hooks: Hooks, /
+    ) -> list[float]:
+        """Run the trials of a program, which differ only in `RATES`, and return their values."""
+
+    def so_far(self, row: dict[str, Any], trials: int, /) -> tuple[int, list[float]]:
+        """The place of a row of metrics in the run, and the value of each trial there."""
+
+    def tested(self, result: dict[str, Any], /) -> float:
+        """The accuracy on the test split in the result of a run."""
+
+
+class TunedContinual:
+    """Streams of tasks: RA on held-out training images. All rates share one program."""
+
+    family = cast(runs.Family, continual)
+    RATES: tuple[str, ...] = Rates._fields
+    PROBLEM: tuple[str, ...] = ("seed", "seeds", "data_seed", "tasks", "samples_per_task")
+    SET: tuple[str, ...] = ("validation", "resume")
+    VALUE = "RA on held-out training images"
+
+    def held_out(self, config: ContinualConfig, seeds: int) -> ContinualConfig:
+        """See `Tuned`."""
+        return dataclasses.replace(config, validation=True, seeds=seeds)
+
+    def load_data(self, config: ContinualConfig) -> Any:
+        """See `Tuned`."""
+        return continual.load_data(config)
+
+    def learn(
+        self, configs: Sequence[ContinualConfig], data: Any, folder: RunFolder, hooks: Hooks
+    ) -> list[float]:
+        """See `Tuned`."""
+        rates = [default_rates(config) for config in configs]
+        points = scan_stream(configs[0], rates, data, folder, hooks)["points"]
+        return [point["retained_accuracy"]["mean"] for point in points]
+
+    def so_far(self, row: dict[str, Any], trials: int) -> tuple[int, list[float]]:
+        """See `Tuned`: the mean over the tasks learned so far, as far as it was measured."""
+        done = row["task"]
+        measured = row["test_accuracy"]
+        names = [name for j in range(done) if (name := f"task {j}") in measured]
+        by_task = [_by_trial(measured[name], trials) for name in names]
+        return done, [sum(values) / len(values) for values in zip(*by_task, strict=True)]
+
+    def tested(self, result: dict[str, Any]) -> float:
+        """See `Tuned`."""
+        return result["retained_accuracy"]["mean"]
+
+
+class TunedFewShot:
+    """Few-shot learning: the best accuracy on validation tasks. Each trial is a program."""
+
+    family = cast(runs.Family, fewshot)
+    RATES: tuple[str, ...] = ()
+    PROBLEM: tuple[str, ...] = (
+        *("seed", "seeds", "ways", "shots", "query_shots", "val_tasks", "test_tasks"),
+        *("image_size", "ensemble"),
+    )
+    SET: tuple[str, ...] = ("resume",)
+    VALUE = "accuracy on validation tasks"
+
+    def held_out(self, config: Any, seeds: int) -> Any:
+        """See `Tuned`. A run tests at its end; here one task of the validation classes is left."""
+        return dataclasses.replace(config, seeds=seeds, test_tasks=1)
+
+    def load_data(self, config: Any) -> Any:
+        """See `Tuned`: validation images in place of the test images."""
+        images = fewshot.load_data(config)
+        return {**images, "test": images["validation"]}
+
+    def learn(
+        self, configs: Sequence[Any], data: Any, folder: RunFolder, hooks: Hooks
+    ) -> list[float]:
+        """See `Tuned`."""
+        (config,) = configs
+        result = fewshot.learn(config, data, folder, hooks)
+        return [mean([seed["best_val_accuracy"] for seed in result["seeds"]])]
+
+    def so_far(self, row: dict[str, Any], trials: int) -> tuple[int, list[float]]:
+        """See `Tuned`."""
+        return row["epoch"], [mean(row["val_accuracy"])] if row["epoch"] else []
+
+    def tested(self, result: dict[str, Any]) -> float:
+        """See `Tuned`."""
+        return result["accuracy"]
+
+
+FAMILIES: dict[str, Callable[[], Tuned]] = {
+    "continual": TunedContinual,
+    "fewshot": TunedFewShot,
+}
+
+
+def _by_trial(values: Any, trials: int) -> list[float]:
+    """The mean over the seeds of each trial; 0 where a loss was not finite."""
+    flat = values if isinstance(values, Sequence) else [values]
+    numbers = [0.0 if x is None or math.isnan(x) else float(x) for x in flat]
+    seeds = len(numbers) // trials
+    return [sum(numbers[i * seeds : (i + 1) * seeds]) / seeds for i in range(trials)]
