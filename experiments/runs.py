@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
-from experiments import cli, signals, unread
+from experiments import cli, distributed, signals, unread
 from experiments.drawing import draw_run, is_whole
 from jaxsparse.data import DataError, fingerprint
-from jaxsparse.training import ConfigError, RunError, RunFolder, settings
+from jaxsparse.training import ConfigError, Hooks, RunError, RunFolder, processes, settings
 from jaxsparse.training.environment import environment, use_threads_of
 from jaxsparse.training.errors import trusting
 
@@ -90,47 +90,65 @@ def main(
     family = cast(Family, sys.modules[name])
     with cli.command():
         words = list(sys.argv[1:] if args is None else args)
-        opened = open_run(family, words)
-        cli.use_cores(family.cores(opened.config))
-        cli.use_compilation_cache()
-        cli.start_backend()
-        config, more = choose(family, opened, words)
-        folder, result = run(family, config, opened.place, opened.resume_command, **more)
-        with trusting(folder.path / "result.json"):
-            family.Report(config, folder.path).result(result, folder)
-        draw_missing(family, folder, result)
+        opened = read_flags(family, words)
+        with distributed.joined(opened.flags.hosts):
+            cli.use_cores(family.cores(opened.config))
+            cli.use_compilation_cache()
+            cli.start_backend()
+            distributed.check_devices()
+            opened = place_run(family, opened)
+            config, more = choose(family, opened, words)
+            folder, result = run(family, config, opened.place, opened.resume_command, **more)
+            if processes.is_first():
+                with trusting(folder.path / "result.json"):
+                    family.Report(config, folder.path).result(result, folder)
+                draw_missing(family, folder, result)
 
 
 class Opened(NamedTuple):
-    """The parsed flags and the run they name; `folder` is None for a new run, made at `out`."""
+    """The parsed flags and the run they name.
+
+    Attributes:
+      config: the run's configuration.
+      folder: the folder of the run to resume; None for a new one.
+      out: where a new run is made; None: not decided yet.
+      flags: the parsed flags.
+      prog: the command.
+    """
 
     config: Any
     folder: RunFolder | None
-    out: Path
+    out: Path | None
     flags: Any
     prog: str
 
     @property
     def place(self) -> RunFolder | Path:
         """The folder of the run, or where to make it."""
-        return self.folder or self.out
+        return self.folder or self.path
 
     @property
     def path(self) -> Path:
         """The path of the run's folder, existing or not."""
-        return self.folder.path if self.folder else self.out
+        place = self.folder.path if self.folder else self.out
+        assert place is not None
+        return place
 
     @property
     def resume_command(self) -> str:
         """The command that resumes the run."""
         path = str(self.path)
-        return cli.command_line(
-            self.prog, ["--resume", f"./{path}" if path.startswith("-") else path]
-        )
+        place = f"./{path}" if path.startswith("-") else path
+        return cli.command_line(self.prog, ["--resume", place, *self.flags.hosts.words()])
 
 
 def open_run(family: Family, args: list[str]) -> Opened:
-    """Parse the flags, and open the run to resume or check the place of a new one."""
+    """Parse the flags, and open the run to resume or make the place of a new one."""
+    return place_run(family, read_flags(family, args))
+
+
+def read_flags(family: Family, args: list[str]) -> Opened:
+    """Parse the flags, and open the run to resume."""
     folder = None
     if resumed := cli.last_value(args, "resume"):
         folder = RunFolder.open(user_path("--resume", resumed), family.UNIT)
@@ -144,6 +162,7 @@ def open_run(family: Family, args: list[str]) -> Opened:
             cli.say(family.describe())
         raise
     _check_read(family, flags, args)
+    distributed.check(flags.hosts)
     given = with_absolute_paths(flags.config)
     if folder is not None and not same_run(given, config):
         here = dataclasses.replace(given, data_dir=config.data_dir)
@@ -151,13 +170,20 @@ def open_run(family: Family, args: list[str]) -> Opened:
         raise RunError(f"--resume {flags.resume}: the configuration differs: {differences}")
     if folder is not None:
         use_threads_of(folder.config())
-        out = folder.path
-    elif flags.out is None:
-        out = _unnamed_place(family, given)
-    else:
-        out = user_path("--out", flags.out)
-        RunFolder.check_new(out, {"config": dataclasses.asdict(given)})
-    return Opened(given, folder, out, flags, command_of(family))
+    return Opened(given, folder, None, flags, command_of(family))
+
+
+def place_run(family: Family, opened: Opened) -> Opened:
+    """Make an empty folder for a new run, or check the one that --out names."""
+
+    def place() -> str:
+        if opened.flags.out is None:
+            return str(_unnamed_place(family, opened.config))
+        out = user_path("--out", opened.flags.out)
+        RunFolder.check_new(out, {"config": dataclasses.asdict(opened.config)})
+        return str(out)
+
+    return opened if opened.folder else opened._replace(out=Path(processes.from_first(place)))
 
 
 def hinted_config(family: Family, args: list[str]) -> Any:
@@ -222,6 +248,8 @@ def ready_run(
     `more` are further entries of a new record. An existing run on other data is a `RunError`.
     """
     digest = fingerprint(data)
+    settings_here = dataclasses.asdict(with_absolute_paths(config))
+    processes.check_same({"data": digest, **settings_here, "data_dir": None})
     if isinstance(place, RunFolder):
         if place.config().get("data", digest) != digest:
             here = f"that in {config.data_dir}" if config.data_dir else "what is read now"
@@ -232,12 +260,15 @@ def ready_run(
         return place
     record = {
         "experiment": name_of(family),
-        "config": dataclasses.asdict(with_absolute_paths(config)),
+        "config": settings_here,
         "data": digest,
         **getattr(family, "record", lambda config, data: {})(config, data),
         **environment(getattr(config, "blocks", None)),  # only for networks with Conv4's blocks
         **more,
     }
+    processes.check_same(record["versions"] | record["environment"])
+    if not processes.is_first():
+        return RunFolder(place, family.UNIT)
     return RunFolder.create(place, record, family.UNIT)
 
 
@@ -289,17 +320,34 @@ def run(
       `draw_missing`.
     """
     folder = None if isinstance(place, Path) else place
-    result = folder.result() if folder else None
+    result = processes.from_first(lambda: folder.result() if folder else None)
     if result is None:
         data = _load(family, config, resumed=folder is not None)
         folder = ready_run(family, place, config, data, **more)
         with (
             cli.saving_on_signal(resume_command) as should_stop,
-            family.Report(config, folder.path) as report,
+            _report(family, config, folder) as report,
         ):
             result = family.learn(config, data, folder, report.hooks(should_stop))
     assert folder is not None
     return folder, result
+
+
+class _Silent:
+    """The report of a process other than the first."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        return None
+
+    def hooks(self, should_stop: Callable[[], bool]) -> Hooks:
+        return Hooks(should_stop=should_stop)
+
+
+def _report(family: Family, config: Any, folder: RunFolder) -> Any:
+    return family.Report(config, folder.path) if processes.is_first() else _Silent()
 
 
 def draw_missing(family: Family, folder: RunFolder, result: dict[str, Any]) -> None:

@@ -139,15 +139,24 @@ def _act_on(number: int) -> None:
             line = f"stopped at once, without saving; continue with: {_saving}"
         # Without Python's buffers: the main thread may hold their locks.
         with contextlib.suppress(OSError):
-            if os.isatty(1):  # a progress bar hides the cursor
-                os.write(1, b"\r\x1b[K\x1b[?25h")
+            if os.isatty(_number(sys.stdout, 1)):  # a progress bar hides the cursor
+                os.write(_number(sys.stdout, 1), b"\r\x1b[K\x1b[?25h")
         with contextlib.suppress(OSError):
             if not _written:
-                os.write(2, f"error: {line}\n".encode(errors="backslashreplace"))
+                text = f"error: {line}\n".encode(errors="backslashreplace")
+                os.write(_number(sys.stderr, 2), text)
         for function in at_end:
             with contextlib.suppress(Exception):
                 function()
         os._exit(128 + number)
+
+
+def _number(stream, usual: int) -> int:
+    """The file descriptor of a stream."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError, AttributeError):  # replaced or closed
+        return usual
 
 
 def _nothing(number, frame) -> None:

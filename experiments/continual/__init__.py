@@ -15,6 +15,7 @@ from experiments import runs, unread
 from experiments.continual import plots, presets, scan
 from experiments.continual.load import load_stream
 from experiments.continual.report import StreamReport
+from experiments.distributed import ALONE, Processes
 from jaxsparse import machine
 from jaxsparse.training.continual import ContinualConfig, run_stream
 
@@ -42,6 +43,7 @@ class Flags:  # no docstring: --help would begin with it
     """folder for the run; default: a new one under runs/continual"""
     resume: Path | None = None
     """folder of a run to resume; its configuration is used"""
+    hosts: Processes = ALONE
     scan: bool = False
     """first choose rates and glances by a grid search on held-out training images"""
     grid_inner_lr: tuple[float, ...] = ()

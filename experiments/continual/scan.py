@@ -53,7 +53,7 @@ def choose(
     family.load_data(config)  # fail now rather than after the scan
     place = [] if opened.flags.out else ["--out", opened.path]
     resume_command = cli.command_line(runs.command_of(family), [*args, *place])
-    config, points = scan(family, config, grid, opened.out, resume_command)
+    config, points = scan(family, config, grid, opened.path, resume_command)
     return config, {"scan": points}
 
 
@@ -64,6 +64,8 @@ def grid_of(opened: runs.Opened, args: Sequence[str]) -> Grid | None:
         if names:
             raise ConfigError(f"{_grid_flag(names[0])} is read only with --scan")
         return None
+    if opened.flags.hosts.distributed:
+        raise ConfigError("--scan is not read with --distributed; see experiments.sweep")
     given = Grid(*(getattr(opened.flags, f"grid_{name}") for name in Grid._fields))
     for name in names:
         _check_axis(opened.config, name, getattr(given, name))

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from experiments import runs, unread
+from experiments.distributed import ALONE, Processes
 from experiments.fewshot import plots, presets
 from experiments.fewshot.report import FewShotReport
 from jaxsparse import data, machine, training
@@ -41,6 +42,7 @@ class Flags:  # no docstring: --help would begin with it
     """folder for the run; default: a new one under runs/fewshot"""
     resume: Path | None = None
     """folder of a run to resume; its configuration is used"""
+    hosts: Processes = ALONE
 
 
 def main(args: Sequence[str] | None = None) -> None:

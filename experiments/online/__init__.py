@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from experiments import runs, unread
+from experiments.distributed import ALONE, Processes
 from experiments.online import plots, presets
 from experiments.online.report import OnlineReport
 from jaxsparse import machine
@@ -44,6 +45,7 @@ class Flags:  # no docstring: --help would begin with it
     """folder for the run; default: a new one under runs/online"""
     resume: Path | None = None
     """folder of a run to resume; its configuration is used"""
+    hosts: Processes = ALONE
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -26,12 +26,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxsparse.training import processes
 from jaxsparse.training.errors import RunError, WriteError, one_line, writing
 
 Tree = Any
 KEPT = 3
 # Renamed fields of states, and the names that checkpoints store them under.
 _STORED_NAMES = {"first_nonfinite_step": "bad_step"}
+# The arrays are small, and all of them are on the first process's host when it writes them.
+_FIRST_ONLY = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="jaxsparse"
+)
 # orbax and the libraries it uses may take other paths for glob patterns or URLs.
 _PLAIN = re.compile(r"[A-Za-z0-9_./+=,@~-]+")
 
@@ -48,12 +53,14 @@ class Checkpoints:
         """Write a checkpoint atomically, and delete all but the newest three.
 
         The first checkpoint of a run is read back at once, to find problems before hours of
-        training.
+        training. With several processes, the first one writes it.
 
         Raises:
           WriteError: the checkpoint could not be written; the earlier ones are unchanged.
         """
         arrays = _named_arrays(state)
+        if not processes.is_first():
+            return
         with writing(self.path):
             numbered = self._numbered()
             number = max(numbered, default=0) + 1
@@ -104,6 +111,12 @@ class Checkpoints:
         Raises:
           RunError: no checkpoint can be read, or its leaves differ from the template's.
         """
+        arrays = processes.arrays_from_first(lambda: self._newest(template, report))
+        return None if arrays is None else _rebuild(template, arrays)
+
+    def _newest(
+        self, template: Tree, report: Callable[[str], None] | None
+    ) -> dict[str, np.ndarray] | None:
         damaged: list[tuple[int, str]] = []
         for number, path in sorted(self._numbered().items(), reverse=True):
             try:
@@ -115,12 +128,12 @@ class Checkpoints:
                 raise RunError(f"{path} cannot be read: {one_line(error)}") from error
             _check_leaves(path, arrays, template)
             if report is None:
-                return _rebuild(template, arrays)
+                return arrays
             for broken, why in damaged:
                 report(f"checkpoint {broken} in {self.path} cannot be read: {why}")
                 with writing(self.path):
                     self._set_aside(broken)
-            return _rebuild(template, arrays)
+            return arrays
         if damaged:
             number, why = damaged[0]
             raise RunError(
@@ -223,7 +236,8 @@ def _with_orbax(folder: Path, action: Callable[[ocp.Checkpointer, Path], Any]) -
     """
     with _plain_path(folder) as path, _quiet() as stay_quiet:
         try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            handler = ocp.StandardCheckpointHandler(multiprocessing_options=_FIRST_ONLY)
+            with ocp.Checkpointer(handler, multiprocessing_options=_FIRST_ONLY) as checkpointer:
                 return action(checkpointer, path)
         except Exception as error:  # orbax raises many types of errors
             stay_quiet()

@@ -148,6 +148,11 @@ class RunFolder:
                 if is_partial(entry.name, ".json") or is_partial(entry.name, ".jsonl"):
                     entry.unlink()
 
+    def content(self) -> dict[str, Any]:
+        """What another process must know of the folder: config.json ({} without one) and rows."""
+        config = self.config() if self.is_there(self.path) else {}
+        return {"config": config, "rows": self._readable_rows()[0]}
+
     # ---- small files
 
     def config(self) -> dict[str, Any]:

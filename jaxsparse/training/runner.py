@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxsparse.checks import leaves_by_name
+from jaxsparse.training import processes
 from jaxsparse.training.checkpoints import Checkpoints
 from jaxsparse.training.environment import check_environment
 from jaxsparse.training.errors import Diverged, RunError, Stopped
@@ -183,14 +184,18 @@ class Runner:
             first = last
             self.check_finite()
             self.stop_if_asked()
-            if save and time.monotonic() - self.saved_at > SAVE_SECONDS:
+            if save and processes.number_from_first(self._save_is_due()):
                 self.save()
 
     def segment(self, left: int, unit: str) -> int:
-        """How many of the `left` steps to take in one compiled call."""
+        """How many of the `left` steps to take in one compiled call, the same in all processes."""
         pace = self.seconds_per.get(unit)
         least = self.placement.turns  # at least one step per turn
-        return 1 if pace is None else int(min(max(SEGMENT_SECONDS / pace, least), left))
+        count = 1 if pace is None else int(min(max(SEGMENT_SECONDS / pace, least), left))
+        return processes.number_from_first(count)
+
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self.saved_at > SAVE_SECONDS
 
     def timed(self, unit: str, count: int, function: Callable, *args: Any) -> None:
         """Call `function` and measure the seconds per `unit`, without compilation."""
@@ -250,8 +255,8 @@ class Runner:
         self.saved_at = time.monotonic()
 
     def stop_if_asked(self) -> None:
-        """Save and raise `Stopped` if the caller asks the run to stop."""
-        if self.hooks.should_stop():
+        """Save and raise `Stopped` if the caller asks the run, in any process, to stop."""
+        if processes.any_process(self.hooks.should_stop()):
             self.save()
             raise Stopped(f"stopped at {self.program.unit} {self.step}")
 
@@ -287,6 +292,8 @@ class Runner:
 
 def first_of(x: Any) -> int:
     """A number that is the same for all runs, as an int."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        x = x.addressable_data(0)
     return int(np.ravel(x)[0])
 
 

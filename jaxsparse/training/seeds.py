@@ -1,4 +1,4 @@
-"""Runs of several seeds, or of several rates, side by side on this machine's devices."""
+"""Runs of several seeds, or of several rates, side by side on the devices of all processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxsparse.machine import default_platform
+from jaxsparse.training import processes
 
 Tree = Any
 _AXIS = "seeds"
@@ -76,17 +77,18 @@ class Placement(NamedTuple):
         if self.mesh is None:
             return self.share(tree)
         placed = jax.tree.map(lambda x: x[self.order(turn)], tree)
-        return jax.device_put(placed, NamedSharding(self.mesh, PartitionSpec(_AXIS)))
+        return processes.place(placed, NamedSharding(self.mesh, PartitionSpec(_AXIS)))
 
     def share(self, tree: Tree) -> Tree:
         """Copy `tree` to every device."""
         mesh = self.mesh or self.replicas
-        return jax.device_put(tree, mesh and NamedSharding(mesh, PartitionSpec()))
+        sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        return processes.place(tree, sharding)
 
     def to_host(self, tree: Tree) -> Tree:
         """Arrays [places, ...] of the first turn as arrays [runs, ...] on the host."""
         places = np.unique(self.order(), return_index=True)[1]
-        return jax.tree.map(lambda x: np.asarray(x)[places], tree)
+        return jax.tree.map(lambda x: x[places], processes.to_host(tree))
 
     def stored(self, tree: Tree) -> Tree:
         """Arrays as a checkpoint holds them: without unused places."""
@@ -227,8 +229,12 @@ def seed_keys(config: Any) -> jax.Array:
 
 
 def place_runs(runs: int) -> Placement:
-    """Place runs on this machine's devices, at most one device for each run."""
-    devices = jax.local_devices()[:runs]
+    """Place runs on the devices, at most one device for each run, equally many of each process.
+
+    Raises:
+      ConfigError: there are more processes than runs.
+    """
+    devices = processes.devices(runs, f"the {runs} runs (seeds)")
     return Placement(runs, Mesh(np.array(devices), (_AXIS,)) if len(devices) > 1 else None)
 
 

@@ -16,6 +16,7 @@ from jaxsparse.training.errors import ConfigError
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.runner import Hooks, Progress, Runner, first_of, plain
 from jaxsparse.training.seeds import place_runs
+from jaxsparse.training.shared_folder import held
 from jaxsparse.training.statistics import over_seeds
 
 
@@ -42,7 +43,7 @@ def run_stream(
       >>> result = run_stream(config, stream, RunFolder.create(path, {}, "task"), Hooks())
     """
     runs = [Run(seed, default_rates(config)) for seed in _seeds(config)]
-    with folder.lock():
+    with held(folder) as folder:
         accuracy = _StreamRun(config, runs, stream, folder, hooks).to_the_end()
         result = make_result(config, folder.rows(), accuracy)
         folder.write_result(result)
@@ -79,7 +80,7 @@ def scan_stream(
     if not config.validation:
         raise ConfigError("validation must be set in a scan, which may not use the test images")
     runs = [Run(seed, rates) for rates in grid for seed in _seeds(config)]
-    with folder.lock():
+    with held(folder) as folder:
         accuracy = _StreamRun(config, runs, stream, folder, hooks, may_diverge=True).to_the_end()
         # A diverged network has accuracy 0.
         by_point = np.nan_to_num(accuracy).reshape(len(grid), config.seeds, *accuracy.shape[1:])
@@ -167,7 +168,7 @@ class _StreamRun:
         if not runner.may_diverge:
             measured = runner.to_host(runner.state.accuracy)[:, done, first:last]
             runner.check_all_finite("an output on the test images", measured)
-        runner.state, row = self.finish_task(runner.state, self.rates, jnp.int32(done))
+        runner.state, row = self.finish_task(runner.state, self.rates, np.int32(done))
         row = runner.to_host(row)
         accuracy = row.pop("test_accuracy")
         if not done:  # no batch has been seen
@@ -177,7 +178,7 @@ class _StreamRun:
         runner.add_row(row)
 
     def test_tasks(self, done, first, last):
-        take = functools.partial(self.runner.take, self.test, (self.stream, jnp.int32(done)))
+        take = functools.partial(self.runner.take, self.test, (self.stream, np.int32(done)))
 
         def tell():
             self.tell("test", done / self.tasks)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxsparse.data import ImageSet, Task, sample_tasks
 from jaxsparse.maml import TaskLoop, evaluate, predict
+from jaxsparse.training import processes
 from jaxsparse.training.fewshot.config import FewShotConfig, Parts
 from jaxsparse.training.seeds import Placement
 from jaxsparse.updates import apply_gate_per_task
@@ -151,7 +152,7 @@ class Measurement:
         metrics = self._evaluate(*members[0], keys, tasks)
         if len(members) > 1:
             metrics |= self._vote(members, keys, tasks)
-        return jax.device_get(metrics)
+        return processes.to_host(metrics)
 
 
 def joined(batches: Sequence[dict[str, np.ndarray]], tasks: int) -> dict[str, np.ndarray]:

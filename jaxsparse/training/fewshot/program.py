@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxsparse.data import ImageSet, Task, sample_tasks
 from jaxsparse.gates import sparsity
 from jaxsparse.maml import MetaState
+from jaxsparse.training import processes
 from jaxsparse.training.fewshot.config import FewShotConfig, make_learner
 from jaxsparse.training.fewshot.evaluation import (
     EVALUATION_BATCH,
@@ -75,12 +76,18 @@ def task_mesh(config: FewShotConfig) -> Mesh | None:
       config: the run's configuration.
 
     Returns:
-      A mesh for `make_program`; None if only one device can be used.
+      A mesh for `make_program`, equally many devices of each process; None if only one device
+      can be used.
+
+    Raises:
+      ConfigError: no such number of devices divides the batch sizes.
 
     Example:
       >>> program = make_program(config, (28, 28, 1), task_mesh(config))
     """
-    devices = jax.local_devices()[: largest_share(config, jax.local_device_count())]
+    batches = math.gcd(config.meta_batch_size, EVALUATION_BATCH)
+    what = f"{config.meta_batch_size} tasks and test batches of {EVALUATION_BATCH} tasks"
+    devices = processes.devices(batches, what, lambda count: batches % count == 0)
     return Mesh(np.array(devices), ("tasks",)) if len(devices) > 1 else None
 
 

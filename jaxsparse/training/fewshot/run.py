@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.data import ImageSet, fingerprint
+from jaxsparse.training import processes
 from jaxsparse.training.errors import RunError
 from jaxsparse.training.fewshot.config import FewShotConfig
 from jaxsparse.training.fewshot.evaluation import (
@@ -20,6 +20,7 @@ from jaxsparse.training.fewshot.tested import theta_of
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.runner import Hooks, Progress, Runner, first_of, plain
 from jaxsparse.training.seeds import Placement, seed_keys
+from jaxsparse.training.shared_folder import held
 
 
 def run(
@@ -45,7 +46,7 @@ def run(
     Example:
       >>> result = run(config, data, RunFolder.create(path, {}), Hooks())
     """
-    with folder.lock():
+    with held(folder) as folder:
         return _Run(config, data, folder, hooks).to_the_end()
 
 
@@ -68,10 +69,10 @@ class _Run:
         if not self.runner.restore(placement.over_runs(self.program.init, (0,)), keys):
             theta = self.first_theta()
             init = placement.over_runs(self.program.init, (0, None if theta is None else 0))
-            self.runner.state = init(keys, theta)
+            self.runner.state = init(keys, None if theta is None else placement.share(theta))
         folder.keep_rows(self.epoch)
         if not folder.rows():
-            sparsity = plain(self.sparsity(self.runner.state))
+            sparsity = plain(processes.to_host(self.sparsity(self.runner.state)))
             folder.add_row({"epoch": 0, "step": 0, "sparsity": sparsity})
 
     def first_theta(self):
@@ -108,16 +109,20 @@ class _Run:
                 epoch=self.epoch, train_seconds=train_seconds, validation_seconds=runner.lap()
             )
         metrics = self.measure("test", runner.state.members, config.test_tasks)
-        result = make_result(config, self.folder.rows(), runner.state, metrics)
+        result = make_result(config, self.folder.rows(), self.final_state(), metrics)
         self.folder.write_result(result)
         return result
+
+    def final_state(self):
+        state = self.runner.state
+        return state._replace(best=processes.to_host(state.best))
 
     def validate(self):
         runner, meta = self.runner, self.runner.state.meta
         metrics = self.measure("validation", [(meta.params, meta.mask)], self.config.val_tasks)
-        means = {name: jnp.asarray(x.mean(1), jnp.float32) for name, x in metrics.items()}
+        means = {name: np.asarray(x.mean(1), np.float32) for name, x in metrics.items()}
         runner.state, row = self.finish_epoch(runner.state, means)
-        runner.add_row({"epoch": self.epoch, "step": runner.step, **plain(row)})
+        runner.add_row({"epoch": self.epoch, "step": runner.step, **plain(processes.to_host(row))})
 
     def measure(self, split, members, tasks):
         """Metrics, each [seeds, tasks]."""

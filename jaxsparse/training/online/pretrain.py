@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxsparse.data.switching import SwitchingData
+from jaxsparse.training import processes
 from jaxsparse.training.environment import unusual_settings
 from jaxsparse.training.errors import RunError, Stopped
 from jaxsparse.training.online.config import OnlineConfig
@@ -21,6 +23,7 @@ from jaxsparse.training.online.pretrain_program import make_pretraining, pretrai
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.runner import Hooks, Progress, Runner
 from jaxsparse.training.seeds import SingleRun
+from jaxsparse.training.shared_folder import held
 from jaxsparse.user_cache import cache_dir
 
 _WAIT_SECONDS = 0.2  # between two checks whether another run has finished the pretraining
@@ -52,7 +55,7 @@ def pretrain(config: OnlineConfig, data: SwitchingData, hooks: Hooks) -> Pretrai
     record = _record(config, data)
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
     folder = RunFolder(cache_dir() / "pretrained" / digest)
-    with folder.lock(wait=_waiting(hooks)):
+    with held(folder, _waiting(hooks)) as folder:
         folder.begin(record)
         try:
             pretraining = _Pretraining(config, data, folder, hooks)
@@ -88,8 +91,8 @@ class _Pretraining:
 
     def __init__(self, config, data, folder, hooks):
         self.config, self.folder, self.hooks = config, folder, hooks
-        program, one = make_pretraining(config, data), SingleRun(1, None)
-        key, data = pretraining_key(config), one.share(data)
+        program, one = make_pretraining(config, data), SingleRun(1, None, _replicas())
+        key, data = one.share((pretraining_key(config), data))
         self.runner = Runner(program, folder, hooks, one, (key,), data, config.pretrain_seed)
         self.finish_epoch = one.over_runs(program.finish_epoch, (0,))
 
@@ -108,7 +111,8 @@ class _Pretraining:
 
     def over(self):
         stale = self.epoch - int(self.runner.state.best_epoch)
-        return self.epoch >= self.config.pretrain_epochs or stale > self.config.pretrain_patience
+        over = self.epoch >= self.config.pretrain_epochs or stale > self.config.pretrain_patience
+        return bool(processes.number_from_first(over))
 
     def to_the_end(self):
         runner = self.runner
@@ -140,6 +144,13 @@ class _Pretraining:
         done = (in_epoch + int(self.runner.state.validated)) / (2 * steps)
         means = {n: x for n, x in self.runner.means(in_epoch).items() if n == "accuracy"}
         self.hooks.progress(Progress("pretraining", 0, step, done, None, means))
+
+
+def _replicas() -> Mesh | None:
+    """One device of each process, all of which compute the same; None with a single process."""
+    if jax.process_count() == 1:
+        return None
+    return Mesh(np.array(processes.devices(jax.process_count(), "the pretraining")), ("processes",))
 
 
 def _record(config, data):

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsparse.data.switching import SwitchingData, SwitchingTask, first_task, next_batch
 from jaxsparse.gates import sparsity
@@ -125,7 +124,7 @@ def make_program(config: OnlineConfig, data: SwitchingData) -> OnlineProgram:
         return sparsity(learner.step_sizes(state.learner), state.learner.fast_params)
 
     def position(state):
-        return {"step": state.step, "interval": np.asarray(state.step) // config.log_every}
+        return {"step": state.step, "interval": state.step // config.log_every}
 
     return OnlineProgram(
         unit="timestep",

@@ -14,6 +14,7 @@ from jaxsparse.training.online.result import accuracies, detections, make_result
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.runner import Hooks, Progress, Runner, plain
 from jaxsparse.training.seeds import place_runs
+from jaxsparse.training.shared_folder import held
 
 
 def run_online(
@@ -38,7 +39,7 @@ def run_online(
     Example:
       >>> result = run_online(config, data, RunFolder.create(path, {}, "interval"), Hooks())
     """
-    with folder.lock():
+    with held(folder) as folder:
         trace = _OnlineRun(config, data, folder, hooks).to_the_end()
         result = make_result(config, data.names, folder.rows(), trace)
         folder.write_result(result)
