@@ -25,6 +25,7 @@ _HEARTBEAT_SECONDS = 45
 # How long processes wait for each other at the end: the first one writes and draws meanwhile.
 _SHUTDOWN_SECONDS = 600
 # Errors of operations between processes when one of them is gone.
+_GONE = "another process of this run has ended"
 _OTHER_IS_GONE = re.compile("gloo|nccl|coordination service|socket closed|connection", re.I)
 
 
@@ -62,7 +63,8 @@ def check(flags: Processes) -> None:
         cli.fail(f"--{given[0]} also needs --{missing[0]}")
     if not given:
         return
-    if not re.fullmatch(r"\S+:[0-9]{1,5}", flags.coordinator or ""):
+    host, _, port = (flags.coordinator or "").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         cli.fail(f"--coordinator must be HOST:PORT, got {flags.coordinator!r}")
     count, number = flags.processes or 0, flags.process or 0
     if count < 1:
@@ -83,14 +85,16 @@ def joined(flags: Processes) -> Iterator[None]:
     log = _divert_native_output()
     status: Any = 0
     try:
-        with _lines_when_others_die(log), cli.one_line_errors():
-            _join(flags)
-            try:
-                yield
-            except Exception as error:
-                if not _OTHER_IS_GONE.search(str(error)):
-                    raise
-                _end_with_others(log)
+        with cli.one_line_errors():
+            with _aborted_as("--distributed: the processes could not connect", log):
+                _join(flags)
+            with _aborted_as(_GONE, log):
+                try:
+                    yield
+                except Exception as error:
+                    if not _OTHER_IS_GONE.search(str(error)):
+                        raise
+                    _end(_GONE, log)
     except SystemExit as stop:
         status = stop.code
     except BaseException:
@@ -144,7 +148,7 @@ def check_devices() -> None:
 def _leave_together(log: Path) -> None:
     import jax
 
-    with contextlib.suppress(Exception), _lines_when_others_die(log):
+    with contextlib.suppress(Exception), _aborted_as(_GONE, log):
         jax.distributed.shutdown()
     with contextlib.suppress(OSError):
         log.unlink()
@@ -166,16 +170,16 @@ def _leave_at_once(status: int) -> NoReturn:
 _once = threading.Lock()
 
 
-def _end_with_others(log: Path) -> NoReturn:
+def _end(what: str, log: Path) -> NoReturn:
     """Print one line and leave."""
     if not _once.acquire(blocking=False):
         threading.Event().wait()  # another thread prints the line and ends the process
-    signals.last_line(f"another process of this run has ended; what JAX says is in {log}")
+    signals.last_line(f"{what} (JAX's messages: {log}){signals.how_to_continue()}")
     _leave_at_once(1)
 
 
 @contextlib.contextmanager
-def _lines_when_others_die(log: Path) -> Iterator[None]:
+def _aborted_as(what: str, log: Path) -> Iterator[None]:
     """Let SIGABRT end the process with one line: JAX aborts when another process dies.
 
     A handler of Python's would not run: the thread that aborts ends the process when it returns.
@@ -183,16 +187,12 @@ def _lines_when_others_die(log: Path) -> Iterator[None]:
     library = ctypes.CDLL(None)
     library.signal.restype = ctypes.c_void_p
     library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: _end_with_others(log))
-    _handlers.append(handler)
-    library.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: _end(what, log))
+    before = library.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
     try:
         yield
     finally:
-        library.signal(signal.SIGABRT, None)  # the default
-
-
-_handlers: list[Any] = []  # C keeps no reference to them
+        library.signal(signal.SIGABRT, before)
 
 
 def _divert_native_output() -> Path:

@@ -109,6 +109,11 @@ def asked() -> int | None:
     return _asked
 
 
+def how_to_continue() -> str:
+    """What an error message adds while a run can save: the command that resumes it."""
+    return "" if _saving is None else f"; continue with: {_saving}"
+
+
 def last_line(line: str) -> None:
     """Print the last line of a command; a later signal prints none."""
     global _written

@@ -14,15 +14,25 @@ from jaxsparse.training import RunFolder
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start(experiment, args, save_seconds=None, **options):
-    """Start `python -m experiments.EXPERIMENT` with this interval between checkpoints."""
+# A network that compiles in a third of the time of Conv4.
+SMALL_NETWORK = (
+    "from jaxsparse import nn; "
+    "nn.conv4 = lambda ways, width, image_shape, use_bias, blocks: "
+    "nn.strided_cnn(ways, width, 1, (), image_shape); "
+)
+
+
+def start(experiment, args, save_seconds=None, changes="", **options):
+    """Start `python -m experiments.EXPERIMENT` with this interval between checkpoints.
+
+    `changes` is Python code that runs first.
+    """
     command = [sys.executable, "-m", f"experiments.{experiment}", *args]
     if save_seconds is not None:
-        program = (
-            "import sys; from jaxsparse.training import runner; "
-            f"runner.SAVE_SECONDS = {save_seconds}; "
-            f"from experiments import {experiment}; {experiment}.main(sys.argv[1:])"
-        )
+        changes += f"from jaxsparse.training import runner; runner.SAVE_SECONDS = {save_seconds}; "
+    if changes:
+        program = f"import sys; {changes}from experiments import {experiment}; "
+        program += f"{experiment}.main(sys.argv[1:])"
         command = [sys.executable, "-c", program, *args]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options

@@ -27,6 +27,7 @@ def letters() -> ImageSet:
 @pytest.fixture
 def few(monkeypatch):
     """Hebrew alone, to render quickly."""
+    glyphs._letters()  # of all scripts; what it returns is kept
     monkeypatch.setattr(glyphs, "SPLITS", {"test": ("HEBREW",)})
 
 

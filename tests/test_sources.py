@@ -516,6 +516,23 @@ def test_a_second_writer_of_the_cache_is_no_error(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_a_cache_that_another_process_has_just_written_is_kept(tmp_path, monkeypatch):
+    """Its files may be mapped already; removing them would also hide them for a moment."""
+    tree(tmp_path, {"train": {"a": 1}})
+    put, numbers = cache.put, []
+
+    def later(new, path):
+        monkeypatch.setattr(cache, "put", put)
+        load("folder", "train", tmp_path)  # the other process is faster by a moment
+        numbers.append((path / "images.npy").stat().st_ino)
+        put(new, path)
+
+    monkeypatch.setattr(cache, "put", later)
+    assert load("folder", "train", tmp_path).names == ("a",)
+    (path,) = (tmp_path / "cache").iterdir()
+    assert [(path / "images.npy").stat().st_ino] == numbers
+
+
 def test_a_cache_that_cannot_be_written_says_so(tmp_path, monkeypatch):
     tree(tmp_path, {"train": {"a": 1}})
     (tmp_path / "file").write_text("")

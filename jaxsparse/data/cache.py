@@ -17,7 +17,7 @@ import numpy as np
 from jaxsparse.data.files import open_file, put
 from jaxsparse.data.images import ImageSet
 from jaxsparse.errors import DataError
-from jaxsparse.user_cache import cache_dir, partial
+from jaxsparse.user_cache import cache_dir, partial, remove
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CACHE_VERSION = 2  # increase it whenever the same source would give other bytes
@@ -68,9 +68,7 @@ def cached(stem: str, key: Any, rows: Callable[[], Rows]) -> ImageSet:
         with partial(path) as new:
             new.mkdir()
             _write(new, rows())
-            if _open(path) is None:  # else another process was first
-                with suppress(OSError):  # another process may still be first
-                    put(new, path)
+            _place(new, path)
     except OSError as error:
         raise DataError(
             f"{path}: cannot write the cache: {error.strerror};"
@@ -80,6 +78,17 @@ def cached(stem: str, key: Any, rows: Callable[[], Rows]) -> ImageSet:
     if found is None:
         raise DataError(f"{path}: cannot write the cache; delete what is there")
     return found
+
+
+def _place(new: Path, path: Path) -> None:
+    """Move a new folder to `path`, unless a whole one is there: another process may read it."""
+    for _ in range(3):
+        with suppress(OSError):  # something is there
+            put(new, path)
+            return
+        if _open(path) is not None:
+            return
+        remove(path)
 
 
 def _write(folder: Path, rows: Rows) -> None:

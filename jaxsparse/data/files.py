@@ -64,11 +64,11 @@ def version(file: Path) -> Version:
 def put(new: Path, path: Path) -> None:
     """Move a new file or folder to `path`, after all of it has been written to the disk.
 
-    `path` is in the cache; whatever is there is replaced.
+    `path` is in the cache; whatever is there is replaced, but a new folder replaces no other one.
     """
     for part in [new, *new.iterdir()] if new.is_dir() else [new]:
         to_disk(part)
-    if new.is_dir() or path.is_dir():
+    if path.is_dir() and not new.is_dir():
         remove(path)
     new.replace(path)
     with suppress(OSError):  # some file systems cannot sync folders; what was moved is whole

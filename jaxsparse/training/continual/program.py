@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxsparse.data import TaskStream, streams
 from jaxsparse.gates import sparsity
@@ -168,7 +167,7 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
         return state._replace(totals=totals, measured=jnp.int32(done)), row
 
     def position(state):
-        return {"step": state.step, "task": np.maximum(state.measured, 0)}
+        return {"step": state.step, "task": jnp.maximum(state.measured, 0)}
 
     return StreamProgram(
         unit="batch",
