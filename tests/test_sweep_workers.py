@@ -1,10 +1,12 @@
 """Several workers on one study, and workers that are killed: no trial lost, none counted twice."""
 
 import collections
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -143,6 +145,16 @@ def test_workers_on_postgresql_one_of_them_killed(tmp_path, started, postgresql)
 # ---- the rules, in one process
 
 
+def test_on_sqlite_a_worker_that_reads_keeps_the_others_from_writing(tmp_path):
+    """Else two workers could both read that a trial waits, and both take it."""
+    with opened(None, tmp_path) as storage, storage.engine.begin() as reading:
+        reading.exec_driver_sql("SELECT * FROM trials")
+        with contextlib.closing(sqlite3.connect(tmp_path / "study.db", timeout=0)) as other:
+            other.execute("SELECT * FROM trials").fetchall()
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("DELETE FROM trials")
+
+
 @pytest.fixture
 def study():
     return optuna.create_study(direction="maximize")
@@ -158,7 +170,7 @@ def values(slots):
 
 def test_a_slot_that_was_filled_twice_counts_once(study):
     slots = slots_of(study)
-    slots.refill()
+    slots.refill(3)
     study.enqueue_trial(POINTS[0], user_attrs={"slot": 0})  # as another worker does meanwhile
     taken = slots.take(10)
     assert [trial.params["x"] for trial in taken] == [0, 1, 2]
@@ -166,6 +178,14 @@ def test_a_slot_that_was_filled_twice_counts_once(study):
         assert slots.finish(trial, float(trial.params["x"]))
     assert values(slots) == [0, 1, 2] and slots.all_finished()
     assert slots.take(10) == []
+
+
+def test_no_more_trials_are_added_than_a_worker_takes(study):
+    slots = Slots(study, [{}] * 100, {"x": optuna.distributions.FloatDistribution(0, 1)})
+    slots.take(2)
+    assert len(study.trials) == 2
+    study.enqueue_trial({}, user_attrs={"slot": 50})  # another worker is about to take it
+    assert len(slots.take(2)) == 2 and len(study.trials) == 4
 
 
 def test_a_trial_that_failed_meanwhile_does_not_count(study):
@@ -206,12 +226,14 @@ def test_releasing_does_not_count_as_an_attempt(study):
 
 
 def test_a_worker_killed_before_its_first_sign_of_life(study, monkeypatch):
+    now, grace = time.monotonic(), slots_module.GRACE_SECONDS
+    monkeypatch.setattr(slots_module.time, "monotonic", lambda: now)
     slots = slots_of(study)
     (silent,) = slots.take(1)
     assert silent.number not in [trial.number for trial in slots.take(3)]
-    now = time.monotonic()
-    later = now + slots_module.GRACE_SECONDS + 1
-    monkeypatch.setattr(slots_module.time, "monotonic", lambda: later)
+    now += grace / 2  # it is seen for the first time
+    assert slots.take(3) == []
+    now += grace + 1
     taken = slots.take(3)
     assert silent.params in [trial.params for trial in taken]
 

@@ -7,7 +7,9 @@ given up when it is taken. So the rules need nothing from the database but that 
 state once.
 """
 
+import math
 import os
+import random
 import socket
 import threading
 import time
@@ -51,6 +53,7 @@ class Slots:
         space: Mapping[str, BaseDistribution],
     ):
         self.study, self.points, self.space = study, points, space
+        self._looked = -math.inf  # when dead workers were last looked for
         self._silent: dict[int, float] = {}  # trial -> when it was first seen without a worker
 
     # ---- what there is
@@ -85,36 +88,43 @@ class Slots:
 
     def take(self, count: int) -> list[Trial]:
         """Take up to `count` trials and draw their values; [] if others have all that is left."""
-        self.refill()
-        taken: list[Trial] = []
-        while len(taken) < count and self.study.get_trials(False, (TrialState.WAITING,)):
-            # If another worker was faster, this makes a new trial, which has no slot.
-            with quiet():
-                trial = self.study.ask(dict(self.space))
-            if self._is_first(trial):
-                taken.append(trial)
-            else:
+        self._fail_dead()
+        # If another worker was faster, this makes a new trial, which has no slot.
+        with quiet():
+            asked = [self.study.ask(dict(self.space)) for _ in range(self.refill(count))]
+        by_slot = self.trials() if asked else []
+        taken = [trial for trial in asked if _is_first(trial, by_slot)]
+        for trial in asked:
+            if trial not in taken:
                 self._fail(trial, "surplus")
         return taken
 
-    def refill(self) -> None:
-        """Let the trials of dead workers fail, and add a trial to every empty slot."""
-        self._fail_dead()
-        for slot, trials in enumerate(self.trials()):
-            if any(map(_alive, trials)) or _given_up(trials):
-                continue
+    def refill(self, count: int) -> int:
+        """Add trials to empty slots until `count` of them wait; returns how many wait, at most.
+
+        Not one to every empty slot: each of a thousand workers might do so at the same time.
+        """
+        by_slot = self.trials()
+        states = [trial.state for trials in by_slot for trial in trials]
+        empty = [i for i, own in enumerate(by_slot) if not any(map(_alive, own))]
+        empty = [slot for slot in empty if not _given_up(by_slot[slot])]
+        if TrialState.RUNNING in states:  # there are other workers, which may fill slots now
+            random.shuffle(empty)
+        waiting = states.count(TrialState.WAITING)
+        for slot in empty[: max(0, count - waiting)]:
+            waiting += 1
+            trials = by_slot[slot]
             values = trials[-1].params if trials else {}
             complete = values.keys() == self.space.keys()
             point = values if complete else self.points[slot]
             self.study.enqueue_trial(dict(point), user_attrs={"slot": slot})
-
-    def _is_first(self, trial: Trial) -> bool:
-        slot = trial.user_attrs.get("slot", -1)
-        if not 0 <= slot < len(self.points):
-            return False
-        return next(filter(_alive, self.trials()[slot])).number == trial.number
+        return min(count, waiting)
 
     def _fail_dead(self) -> None:
+        """Let the trials of dead workers fail; now and then, because it reads the whole study."""
+        if time.monotonic() - self._looked < GRACE_SECONDS / 4:
+            return
+        self._looked = time.monotonic()
         with quiet():
             optuna.storages.fail_stale_trials(self.study)
         # A worker killed before its first sign of life: Optuna does not fail such a trial.
@@ -198,6 +208,14 @@ def _beat(trials: Sequence[Trial], storage: Any, stop: threading.Event) -> None:
                     break
     finally:
         storage.remove_session()
+
+
+def _is_first(trial: Trial, by_slot: Sequence[Sequence[FrozenTrial]]) -> bool:
+    """Whether a trial is the one that fills its slot."""
+    slot = trial.user_attrs.get("slot", -1)
+    if not 0 <= slot < len(by_slot):
+        return False
+    return next(filter(_alive, by_slot[slot])).number == trial.number
 
 
 def _alive(trial: FrozenTrial) -> bool:

@@ -77,12 +77,28 @@ def _connect(url: str) -> RDBStorage:
 def _storage(url: str) -> RDBStorage:
     options = {"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite") else {}
     with slots.quiet():
-        return RDBStorage(
+        storage = RDBStorage(
             url,
             engine_kwargs=options,
             heartbeat_interval=slots.BEAT_SECONDS,
             grace_period=slots.GRACE_SECONDS,
         )
+    if storage.engine.dialect.name == "sqlite":
+        _lock_before_reading(storage.engine)
+    return storage
+
+
+def _lock_before_reading(engine: Any) -> None:
+    """Let each transaction on SQLite begin with a lock.
+
+    SQLite has no row locks and Python's driver begins a transaction only with the first write. So
+    two workers could both read that a trial waits, and both take it.
+    """
+    from sqlalchemy import event
+
+    engine.dispose()  # connections made so far
+    event.listen(engine, "connect", lambda driver, _: setattr(driver, "isolation_level", None))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
 
 
 def _sqlite(path: Path) -> str:
