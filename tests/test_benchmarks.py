@@ -102,7 +102,7 @@ def test_pytorch_makes_the_same_glances_with_convolutions(case):
 TINY_RESNET = ResNetCase(shots=1, image=(16, 16, 1), width=2, inner_steps=2, query_shots=1)
 
 
-@pytest.mark.parametrize("form", ["loop", "channels_last"])
+@pytest.mark.parametrize("form", [pytest.param("loop", marks=pytest.mark.slow), "channels_last"])
 def test_pytorch_makes_the_same_step_with_resnet12(form):
     pytest.importorskip("torch")
     arrays = TINY_RESNET.draw()

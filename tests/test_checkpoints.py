@@ -123,7 +123,7 @@ def assert_survives(run, damaged, capfd):
 
 
 # Quick in CI, and each file among the slow tests.
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_a_file_affects_only_that_checkpoint(healthy, run, damage, every, capfd):
     rng = random.Random(0)

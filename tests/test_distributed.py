@@ -93,6 +93,7 @@ def test_two_processes_give_the_bits_of_one_few_shot(few_shot, tmp_path):
     equal_bits("fewshot", few_shot, tmp_path, changes=SMALL_NETWORK)
 
 
+@pytest.mark.slow  # the test of stopping compares the bits, too
 def test_two_processes_give_the_bits_of_one_continual(tmp_path):
     equal_bits("continual", STREAM, tmp_path)
 

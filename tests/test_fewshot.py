@@ -116,7 +116,15 @@ def test_the_interval_is_the_normal_one_over_tasks():
     assert result["accuracy"] == 0.75
 
 
-@pytest.mark.parametrize("method", training.fewshot.config.Method.__args__)
+# The others are among the slow tests; each compiles for ten seconds.
+QUICK = ("sparse-maml", "sparse-maml-plus", "anil", "meta-sgd")
+METHODS = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in training.fewshot.config.Method.__args__
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_only_its_parameters(method, flags, small_network, tmp_path):
     short = ["--embedding=8"] if method == "sparse-maml-plus" else []
     fewshot.main([*flags, f"--method={method}", "--epochs=1", *short])
@@ -184,7 +192,9 @@ def test_seeds_together_give_the_results_of_each_alone(flags, small_network, tmp
         assert pair["sparsity"]["total"][1] == pytest.approx(one["sparsity"]["total"], abs=0.02)
 
 
-@pytest.mark.parametrize("segments", [0, 3, 8, 14])
+@pytest.mark.parametrize(
+    "segments", [0, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 14))]
+)
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
     segments, flags, small_network, tmp_path, monkeypatch
 ):

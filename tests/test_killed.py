@@ -77,6 +77,7 @@ def on_one_core():
         os.sched_setaffinity(0, cores)
 
 
+@pytest.mark.slow
 def test_a_killed_stream_ends_the_same_on_one_core(tmp_path):
     flags = ["--data=glyphs", "--tasks=3", "--samples-per-task=100", "--glances=2"]
     flags = [*flags, "--seeds=3", "--memories=100"]  # sizes whose sums XLA divides among threads

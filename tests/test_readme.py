@@ -61,7 +61,13 @@ def test_sinusoids(capsys):
     assert f"{names['after']:.2f} after" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", CORE)
+# These read real data, which takes a while the first time.
+REAL = ("data.switching", "data.omniglot")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in REAL else n for n in CORE]
+)
 def test_docstring_examples(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # some write a file
     module = importlib.import_module(f"jaxsparse.{name}")

@@ -79,13 +79,13 @@ def test_statistics_of_the_batch():
 
 def test_given_statistics():
     params, images, others = draw(1)
-    _, given = MODEL.with_moments(params, others, None)
+    _, given = quick_jit(MODEL.with_moments)(params, others, None)
     logits, seen = quick_jit(MODEL.with_moments)(params, images, given)
     want = reference(params, images, Norm(given))
     np.testing.assert_allclose(logits, want, rtol=1e-3, atol=1e-4)
     assert not seen
     # The other images of a batch have no influence.
-    alone, _ = MODEL.with_moments(params, images[:1], given)
+    alone, _ = quick_jit(MODEL.with_moments)(params, images[:1], given)
     np.testing.assert_allclose(alone, logits[:1], rtol=1e-3, atol=1e-4)
 
 
