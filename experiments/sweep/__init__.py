@@ -17,8 +17,13 @@ def main(args: Sequence[str] | None = None) -> None:
     """Parse the flags, work on the study until it is done, run the winner, and report."""
     with cli.command():
         words = list(sys.argv[1:] if args is None else args)
-        if importlib.util.find_spec("optuna") is None:
-            cli.fail("experiments.sweep needs Optuna; install it with: pip install -e '.[sweep]'")
+        check_installed("experiments.sweep")
         from experiments.sweep import command
 
         command.run(words)
+
+
+def check_installed(what: str) -> None:
+    """End with one line if Optuna, which `what` needs, is not installed."""
+    if importlib.util.find_spec("optuna") is None:
+        cli.fail(f"{what} needs Optuna; install it with: pip install -e '.[sweep]'")

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from optuna.pruners import MedianPruner, NopPruner
@@ -12,7 +14,7 @@ from optuna.trial import FrozenTrial
 from experiments import cli, runs
 from experiments.sweep import flags
 from experiments.sweep.flags import Sweep
-from experiments.sweep.report import SweepReport, best_of
+from experiments.sweep.report import SweepReport, ranked
 from experiments.sweep.samplers import make_sampler
 from experiments.sweep.slots import Slots
 from experiments.sweep.studies import open_study, opened
@@ -29,6 +31,13 @@ def run(args: list[str]) -> None:
     cli.use_cores(sweep.tuned.family.cores(sweep.config))
     cli.use_compilation_cache()
     cli.start_backend()
+    with searched(sweep) as (storage, trials):
+        _finish(sweep, storage, trials[0])
+
+
+@contextmanager
+def searched(sweep: Sweep) -> Iterator[tuple[RDBStorage, list[FrozenTrial]]]:
+    """The database, and the trials with a value from the best on, after working on all of them."""
     # Fail before anything is written, and not after all trials.
     data = sweep.tuned.load_data(sweep.tuned.held_out(sweep.config, sweep.flags.trial_seeds))
     with opened(sweep.flags.storage, sweep.out) as storage:
@@ -40,11 +49,11 @@ def run(args: list[str]) -> None:
         ):
             work(sweep, slots, storage, data, report, should_stop)
         report.table()
-        best = best_of(slots.finished())
-        if best is None:
+        trials = ranked(slots.finished())
+        if not trials:
             raise RunError(f"{sweep.name}: no trial has a value, all were pruned or given up")
         report.figures()
-        _finish(sweep, storage, best)
+        yield storage, trials
 
 
 def _slots(sweep: Sweep, storage: RDBStorage) -> Slots:

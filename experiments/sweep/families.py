@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from experiments import continual, fewshot, runs
+from experiments.continual.load import check_size
 from experiments.report import mean
 from jaxsparse.training import Hooks, RunFolder
 from jaxsparse.training.continual import ContinualConfig, Rates, default_rates, scan_stream
@@ -68,6 +69,7 @@ class TunedContinual:
     ) -> list[float]:
         """See `Tuned`."""
         rates = [default_rates(config) for config in configs]
+        check_size(configs[0], data, len(rates) * configs[0].seeds)
         points = scan_stream(configs[0], rates, data, folder, hooks)["points"]
         return [point["retained_accuracy"]["mean"] for point in points]
 

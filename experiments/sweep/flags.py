@@ -84,13 +84,18 @@ def parse(args: Sequence[str]) -> Sweep:
     config = runs.with_absolute_paths(flags.config)
     space = parse_space(flags.space, tuned.held_out(config, config.seeds), tuned.PROBLEM)
     _check_flags(tuned, config, flags, words, space)
+    return make_sweep(tuned, config, space, flags, cli.command_line(PROG, args))
+
+
+def make_sweep(tuned: Tuned, config: Any, space: Space, flags: Any, command: str) -> Sweep:
+    """The sweep over a space; see `Sweep`. `flags` has the attributes of `OwnFlags`."""
     points = _points(flags, space)
     digest = hashlib.sha256(to_line(_setup(tuned, config, space, flags)).encode()).hexdigest()
-    name = flags.study or f"{family.label(config)}-{flags.sampler}-{digest[:8]}"
+    name = flags.study or f"{tuned.family.label(config)}-{flags.sampler}-{digest[:8]}"
     out = runs.user_path("--out", flags.out or Path("runs") / "sweep" / name)
     if out.exists() and not out.is_dir():
         raise RunError(f"--out: {out} is a file, want a folder")
-    return Sweep(tuned, config, space, points, flags, name, out, cli.command_line(PROG, args))
+    return Sweep(tuned, config, space, points, flags, name, out, command)
 
 
 def _parse_flags(tuned: Tuned, config: Any, words: list[str], prog: str) -> Any:
