@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from experiments import continual, sweep
+from experiments import cli, continual
 from experiments.continual.scan import Grid, sweep_path
-from experiments.sweep import command
+from experiments.sweep import search
 from experiments.tables.runner import Runner
 from experiments.tables.saved import Saved
 from jaxsparse.training import RunError
@@ -74,7 +74,7 @@ def test_a_finished_sweep_is_not_repeated(scanned, tmp_path, monkeypatch):
     # As if the run had been killed before it had a folder.
     sweep_path(out).rename(sweep_path(tmp_path / "run"))
     try:
-        monkeypatch.setattr(command, "work", lambda sweep, slots, *unused: slots.take(1) and 1 / 0)
+        monkeypatch.setattr(search, "work", lambda sweep, slots, *unused: slots.take(1) and 1 / 0)
         scan(tmp_path / "run")
     finally:
         sweep_path(tmp_path / "run").rename(sweep_path(out))
@@ -93,7 +93,7 @@ def test_another_grid_needs_another_folder(scanned, tmp_path, capsys):
 
 
 def test_a_scan_without_optuna_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as stop:
         scan(tmp_path / "run")
     (line,) = capsys.readouterr().err.splitlines()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import cli, runs, sweep
+from experiments import cli, runs
 from jaxsparse.training import ConfigError
 from jaxsparse.training.continual import META_METHODS, ContinualConfig, Rates, used_rates
 
@@ -53,11 +53,11 @@ def choose(
     grid = grid_of(opened, args)
     if grid is None:
         return config, {}
-    sweep.check_installed("--scan")
+    cli.need_optuna("--scan")
     family.load_data(config)  # fail now rather than after the sweep
     place = [] if opened.flags.out else ["--out", opened.path]
     command = cli.command_line(runs.command_of(family), [*args, *place])
-    return scan(config, grid, opened.path, command)
+    return scan(family, config, grid, opened.path, command)
 
 
 def grid_of(opened: runs.Opened, args: Sequence[str]) -> Grid | None:
@@ -95,13 +95,14 @@ def _check_axis(config: ContinualConfig, name: str, values: tuple[Any, ...]) -> 
 
 
 def scan(
-    config: ContinualConfig, grid: Grid, out: Path, command: str
+    family: runs.Family, config: ContinualConfig, grid: Grid, out: Path, command: str
 ) -> tuple[ContinualConfig, dict[str, Any]]:
     """Choose the values of a grid with the highest RA on held-out training images by a sweep.
 
     One program for each number of glances runs the whole grid of rates with all seeds.
 
     Args:
+      family: continual learning.
       config: the run's configuration.
       grid: the values to choose from.
       out: the run's folder; that of the sweep is next to it.
@@ -112,16 +113,17 @@ def scan(
     """
     from optuna.distributions import CategoricalDistribution
 
-    from experiments.sweep.command import searched
-    from experiments.sweep.families import TunedContinual
-    from experiments.sweep.flags import OwnFlags, make_sweep
+    from experiments.sweep.definition import OwnFlags, make_sweep
+    from experiments.sweep.search import searched
+    from experiments.sweep.tuned import TunedContinual
 
     space: dict[str, Any] = {n: CategoricalDistribution(v) for n, v in grid.axes().items()}
     count = math.prod(map(len, grid.axes().values()))
     flags = OwnFlags(
         batch=count, sampler="grid", trial_seeds=config.seeds, prune=False, out=sweep_path(out)
     )
-    own = make_sweep(TunedContinual(), runs.with_absolute_paths(config), space, flags, command)
+    config = runs.with_absolute_paths(config)
+    own = make_sweep(TunedContinual(family), config, space, flags, command)
     with searched(own) as (_, trials):
         best = trials[0]
         points = [{**trial.params, "value": trial.value} for trial in trials]

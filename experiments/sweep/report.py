@@ -11,7 +11,7 @@ from rich.table import Table
 
 from experiments.drawing import draw_run
 from experiments.report import ConsoleReport, percent
-from experiments.sweep.flags import Sweep
+from experiments.sweep.definition import Sweep
 from experiments.sweep.results import TRIALS
 from experiments.sweep.slots import Slots, quiet
 from jaxsparse import training

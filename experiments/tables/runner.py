@@ -88,7 +88,7 @@ class Runner:
         if points is None and self._saved is None:
             if self.missing:
                 with _run_errors():
-                    scan(config, grid, self.place / name, self.command)
+                    scan(continual, config, grid, self.place / name, self.command)
             points = scans.swept(self.place / name, config, grid, self.found)
         if not points:
             return None

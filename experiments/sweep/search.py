@@ -1,4 +1,4 @@
-"""The command: work on the study, then run and test the winner once."""
+"""Work on the study of a sweep, then run and test the winner once."""
 
 import dataclasses
 import json
@@ -12,8 +12,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from experiments import cli, runs
-from experiments.sweep import flags
-from experiments.sweep.flags import Sweep
+from experiments.sweep.definition import Sweep
 from experiments.sweep.report import SweepReport, ranked
 from experiments.sweep.samplers import make_sampler
 from experiments.sweep.slots import Slots
@@ -25,14 +24,10 @@ from jaxsparse.training.files import replace_text
 from jaxsparse.training.rows import to_json
 
 
-def run(args: list[str]) -> None:
-    """Work on the study that the words describe until it is done, and report."""
-    sweep = flags.parse(args)
-    cli.use_cores(sweep.tuned.family.cores(sweep.config))
-    cli.use_compilation_cache()
-    cli.start_backend()
+def finish(sweep: Sweep) -> None:
+    """Work on the study until it is done, report, and run and test the winner."""
     with searched(sweep) as (storage, trials):
-        _finish(sweep, storage, trials[0])
+        _finish_winner(sweep, storage, trials[0])
 
 
 @contextmanager
@@ -78,7 +73,7 @@ def _claim_folder(sweep: Sweep) -> None:
         replace_text(path, to_json(ours))
 
 
-def _finish(sweep: Sweep, storage: RDBStorage, best: FrozenTrial) -> None:
+def _finish_winner(sweep: Sweep, storage: RDBStorage, best: FrozenTrial) -> None:
     """Run the winner on all seeds and test it; one worker does, also if one of them is killed.
 
     The run is a study of its own with one slot, so the rules of trials hold for it too.
@@ -103,9 +98,8 @@ def _finish(sweep: Sweep, storage: RDBStorage, best: FrozenTrial) -> None:
         with slots.held(taken, storage):
             slots.finish(taken[0], _run_winner(sweep, best))
     elif finished := slots.finished():
-        cli.say(
-            f"winner: trial {best.number}, {100 * (finished[0].value or 0):.2f}% on the test split"
-        )
+        value = 100 * (finished[0].value or 0)
+        cli.say(f"winner: trial {best.number}, {value:.2f}% {sweep.tuned.TEST}")
 
 
 def _run_winner(sweep: Sweep, best: FrozenTrial) -> float:
