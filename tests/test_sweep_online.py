@@ -63,7 +63,7 @@ def test_intermediate_values_are_the_accuracy_so_far():
 def test_what_defines_the_stream_is_not_chosen(tmp_path, capsys):
     for name in ("timesteps", "seed", "shots"):
         with pytest.raises(SystemExit) as stop:
-            sweep.main(["online", *RUN[:2], "--space", f"{name}=2,3", f"--out={tmp_path / 'a'}"])
+            sweep.main(["online", *RUN, "--space", f"{name}=2,3", f"--out={tmp_path / 'a'}"])
         (line,) = capsys.readouterr().err.splitlines()
         assert stop.value.code == 2 and f"{name} defines the problem" in line
     with pytest.raises(ConfigError, match="seed must lie in"):
