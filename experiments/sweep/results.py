@@ -32,3 +32,8 @@ def trials_of(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]] | Non
         if {name: setup[name] for name in shared} != {name: wanted[name] for name in shared}:
             raise RunError(f"{out} holds another sweep; choose another --out")
         return [trial for trial in stored["trials"] if trial["state"] == "COMPLETE"]
+
+
+def winner_path(out: Path, number: int) -> Path:
+    """The folder of the run of a sweep's best trial."""
+    return out / f"winner-{number:05}"

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from experiments import cli, runs
 from experiments.sweep.definition import Sweep
 from experiments.sweep.report import SweepReport, ranked
+from experiments.sweep.results import winner_path
 from experiments.sweep.samplers import make_sampler
 from experiments.sweep.slots import Slots
 from experiments.sweep.studies import open_study, opened
@@ -106,7 +107,7 @@ def _run_winner(sweep: Sweep, best: FrozenTrial) -> float:
     """Run or resume the winner's run, print its result, and return its test accuracy."""
     family = sweep.tuned.family
     config = dataclasses.replace(sweep.config, **best.params)
-    path = sweep.out / f"winner-{best.number:05}"
+    path = winner_path(sweep.out, best.number)
     folder = runs.open_if_there(path, family.UNIT)
     if folder is not None and not runs.same_run(runs.stored_config(family, folder), config):
         raise RunError(f"{path} holds another run; choose another --out")
