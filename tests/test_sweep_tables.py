@@ -24,19 +24,34 @@ def rows(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    """The flags of a table of two finished sweeps with two trials each, and their folder."""
-    out = tmp_path_factory.mktemp("tables")
-    words = ["--table=S6", "--sweep", "--streams=rotations", "--seeds=1", f"--out={out}"]
-    small = {"data": "glyphs", "tasks": 2, "samples_per_task": 40, "width": 8}
+def make_small(patch):
+    patch.setitem(
+        sweeps.SMALL, "S6", {"data": "glyphs", "tasks": 2, "samples_per_task": 40, "width": 8}
+    )
     ranges = {"inner_lr": "0.05:0.3:log", "mask_lr": "0.3,0.5", "glances": "1,2"}
+    patch.setitem(sweeps.RANGES, "S6", ranges)
+    patch.setitem(sweeps.TRIALS, "cpu", 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of two finished sweeps with two trials each."""
+    out = tmp_path_factory.mktemp("tables")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sweeps.SMALL, "S6", small)
-        patch.setitem(sweeps.RANGES, "S6", ranges)
-        patch.setitem(sweeps.TRIALS, "cpu", 2)
-        reproduce.main(words)
-        yield words, out
+        make_small(patch)
+        reproduce.main(words_of(out))
+    return out
+
+
+@pytest.fixture
+def swept(folder, monkeypatch):
+    """The flags that show the sweeps, and their folder."""
+    make_small(monkeypatch)
+    return words_of(folder), folder
+
+
+def words_of(out):
+    return ["--table=S6", "--sweep", "--streams=rotations", "--seeds=1", f"--out={out}"]
 
 
 def test_the_row_of_a_sweep(swept, capsys):
