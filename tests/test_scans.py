@@ -100,6 +100,9 @@ def test_a_scan_without_optuna_is_one_line(tmp_path, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2
     assert line == "error: --scan needs Optuna; install it with: pip install -e '.[sweep]'"
+    with pytest.raises(SystemExit):
+        Runner(tmp_path, True, "again").scan("run", continual.Config(), Grid(glances=(1, 2)))
+    assert "error: a scan needs Optuna" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

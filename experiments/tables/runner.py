@@ -87,6 +87,7 @@ class Runner:
         points = scans.stored(self.place / name, config, grid, self._open, self.found)
         if points is None and self._saved is None:
             if self.missing:
+                cli.need_optuna("a scan")
                 with _run_errors():
                     scan(continual, config, grid, self.place / name, self.command)
             points = scans.swept(self.place / name, config, grid, self.found)

@@ -134,7 +134,7 @@ def _table(flags: Flags, runner: Runner, plans: Iterator[Plan]) -> Lines:
         lines[1:1] = ["Ours are not in the paper's setting: its choice need not be the best here."]
     return [
         *lines,
-        *header("sweep", "settings", "chosen", "paper", "trials", "value", "winner"),
+        *header("sweep", "settings", "chosen", "paper", "complete trials", "value", "winner"),
         *rows,
     ]
 
