@@ -1,6 +1,7 @@
 """Shared by all command lines: flags, one-line errors, signals, the compilation cache."""
 
 import contextlib
+import importlib.util
 import io
 import logging
 import os
@@ -31,6 +32,12 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """Print one line on stderr and leave with `status`."""
     signals.last_line(one_line(message))
     raise SystemExit(status)
+
+
+def need_optuna(what: str) -> None:
+    """End with one line if Optuna, which `what` needs, is not installed."""
+    if importlib.util.find_spec("optuna") is None:
+        fail(f"{what} needs Optuna; install it with: pip install -e '.[sweep]'")
 
 
 def quoted(word: object) -> str:

@@ -6,6 +6,7 @@ python -m experiments.reproduce --table 3 --methods sparse-lamaml er
 python -m experiments.reproduce --table S8 --p 0.98 --seeds 3 --timesteps 1000
 python -m experiments.reproduce --figure S3
 python -m experiments.reproduce --table 1 --scale paper
+python -m experiments.reproduce --table S6 --sweep
 python -m experiments.reproduce --claims
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 from experiments import cli, runs
 from experiments.tables import claims, saved
 from experiments.tables.flags import Flags
-from experiments.tables.index import READS
+from experiments.tables.index import READS, SWEEPS, Reads
 from experiments.tables.runner import Runner
 from jaxsparse.training import RunError, writing
 from jaxsparse.training.errors import one_line, trusting
@@ -48,25 +49,40 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.use_compilation_cache()
         cli.start_backend()
         name = f"table {flags.table}" if flags.table else f"figure {flags.figure}"
-        _check_read(flags, name, READS[name].flags, cli.given(given))
+        reads = _reads(flags, name)
+        called = f"{name} --sweep" if flags.sweep else name
+        _check_read(flags, called, reads.flags, cli.given(given))
         if flags.document:
             section(DOCUMENT, name)  # fail now rather than after the runs
         flags, runner = _open(flags, name, given)
         with trusting(runner.place):
-            lines = READS[name].show(flags, runner)
+            lines = reads.show(flags, runner)
         cli.say("\n".join(lines))
         if flags.document or flags.save:
             runner.check_found()
         if flags.document:
             write_section(DOCUMENT, name, lines)
         if flags.save:
-            _save(flags, name, READS[name].flags, runner)
+            _save(flags, name, reads.flags, runner)
+
+
+def _reads(flags: Flags, name: str) -> Reads:
+    """The table or figure; with --sweep those that have one."""
+    if not flags.sweep:
+        return READS[name]
+    if name not in SWEEPS:
+        known = ", ".join(table.removeprefix("table ") for table in SWEEPS)
+        cli.fail(f"--sweep is read only with --table {known}, not with --{name}")
+    for flag in ("save", "document"):
+        if getattr(flags, flag):
+            cli.fail(f"--{flag} is not read with --sweep")
+    return SWEEPS[name]
 
 
 def _open(flags: Flags, name: str, given: Sequence[str]) -> tuple[Flags, Runner]:
     """A `Runner` for the table, and the flags; a results file has its own defaults of the flags."""
     command = cli.command_line(PROG, given)
-    if flags.run or flags.out is not None:
+    if flags.run or flags.out is not None or flags.sweep:
         out = runs.user_path("--out", flags.out or Path("runs/reproduce"))
         pictures = saved.results() if flags.save else out
         return flags, Runner(out, flags.run, command, pictures=pictures)

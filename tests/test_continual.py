@@ -464,28 +464,6 @@ def test_the_command_on_embedded_digits(tmp_path, capsys):
     assert (out / "result.json").read_bytes() == before
 
 
-def test_a_scan_chooses_without_the_test_images(tmp_path, monkeypatch, capsys):
-    read = []
-    load = continual.load_data
-
-    def recorded(config):
-        read.append(config.validation)
-        return load(config)
-
-    monkeypatch.setattr(continual, "load_data", recorded)
-    out = tmp_path / "run"
-    run_command(
-        "--scan", "--grid-inner-lr", 0.0, 0.1, "--grid-mask-lr", 1.7, "--grid-glances", 1,
-        "--width", 8, "--out", out,
-    )  # fmt: skip
-    assert read == [False, True, False]  # checked, scanned, run once
-    assert "scan on held-out training images" in capsys.readouterr().out
-    record = json.loads((out / "config.json").read_text())
-    assert record["config"]["inner_lr"] == 0.1  # a learner that does not move retains nothing
-    assert not record["config"]["validation"]
-    assert len(record["scan"]) == 2
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -177,7 +177,7 @@ def test_runs_started_in_the_same_second_have_separate_folders(name, tmp_path, m
     names = [one.path.name for one in opened]
     assert names[0].endswith("-20240506-070809")
     assert names == [names[0], f"{names[0]}-2", f"{names[0]}-3"]
-    scans = {continual.scan.scan_path(one.path, 5) for one in opened}
+    scans = {continual.scan.sweep_path(one.path) for one in opened}
     assert len(scans) == 3 and not any(path.exists() for path in scans)
     for one in opened:  # the files of the first keep the others away
         RunFolder.create(one.path, {"config": dataclasses.asdict(one.config)})

@@ -29,10 +29,6 @@ ONLINE = ["--data=glyphs", "--timesteps=4000", "--ways=3", "--shots=2", "--width
 RUNS = {
     "continual": ["continual", *STREAM, "--glances=150", "--seeds=2"],
     "online": ["online", *ONLINE, "--inner-steps=4", "--seeds=2"],
-    "scan": [
-        *("continual", *STREAM, "--scan", "--grid-inner-lr", "0.05", "0.1", "--grid-mask-lr"),
-        *("1.7", "--grid-glances", "40", "60"),
-    ],
     "pretraining": [
         *("online", *ONLINE, "--method=maml", "--inner-steps=2", "--timesteps=400"),
         *("--pretrain-epochs=30", "--pretrain-patience=30", "--pretrain-steps=20"),
@@ -59,8 +55,6 @@ def test_killed_twenty_times_a_stream_ends_the_same(name, tmp_path):
         **options(tmp_path / "other cache"),
     )
     assert outcome(run) == outcome(whole)
-    for path in tmp_path.glob("run-scan-*"):
-        assert outcome(path) == outcome(tmp_path / path.name.replace("run", "whole", 1))
 
 
 @contextlib.contextmanager

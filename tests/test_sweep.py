@@ -8,8 +8,8 @@ import pytest
 
 optuna = pytest.importorskip("optuna")
 
-from experiments import continual, fewshot, sweep  # noqa: E402
-from experiments.sweep import command, flags  # noqa: E402
+from experiments import cli, continual, fewshot, sweep  # noqa: E402
+from experiments.sweep import flags, search  # noqa: E402
 from experiments.sweep.samplers import make_sampler  # noqa: E402
 from experiments.sweep.slots import Slots  # noqa: E402
 from experiments.sweep.space import grid_points, parse_space  # noqa: E402
@@ -110,7 +110,7 @@ def test_flags_that_cannot_be_used(words, message, tmp_path, capsys):
 
 
 def test_the_first_word_names_a_family(capsys):
-    assert "must be one of continual, fewshot, got nothing" in refused(capsys)
+    assert "must be one of continual, fewshot, online, got nothing" in refused(capsys)
     assert "got '--space'" in refused(capsys, "--space", "inner_lr=1,2")
 
 
@@ -124,9 +124,9 @@ def test_the_help_explains_the_flags(family, capsys):
 
 
 def test_without_optuna_there_is_one_line(monkeypatch, capsys):
-    find = sweep.importlib.util.find_spec
+    find = cli.importlib.util.find_spec
     monkeypatch.setattr(
-        sweep.importlib.util, "find_spec", lambda name: None if name == "optuna" else find(name)
+        cli.importlib.util, "find_spec", lambda name: None if name == "optuna" else find(name)
     )
     line = refused(capsys, "continual", "--trials", "0")
     assert (
@@ -266,7 +266,7 @@ def test_another_sweep_cannot_use_the_folder_or_the_study(swept, capsys):
 def test_hopeless_trials_are_pruned(tmp_path, monkeypatch, capsys):
     # Accuracies are at most 1, so all trials are hopeless after their first task.
     pruner = optuna.pruners.ThresholdPruner(lower=1.1)
-    monkeypatch.setattr(command, "MedianPruner", lambda **unused: pruner)
+    monkeypatch.setattr(search, "MedianPruner", lambda **unused: pruner)
     out = tmp_path / "a"
     words = ["--space", "inner_lr=0.1,0.2", "--sampler", "grid", "--out", out]
     line = refused(capsys, "continual", *RUN, *words)

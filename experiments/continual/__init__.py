@@ -45,7 +45,8 @@ class Flags:  # no docstring: --help would begin with it
     """folder of a run to resume; its configuration is used"""
     hosts: Processes = ALONE
     scan: bool = False
-    """first choose rates and glances by a grid search on held-out training images"""
+    """first choose rates and glances on held-out training images, by a sweep over a grid (see
+    experiments.sweep) in a folder next to the run's"""
     grid_inner_lr: tuple[float, ...] = ()
     """values of alpha_0 to scan. Without any --grid flag, the settings that the method uses are
     scanned: alpha_0 0.05 0.1 0.15, gamma_m 0.3 0.75 1.7, theta_lr times 0.3 1 3, glances 5 10"""

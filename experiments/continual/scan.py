@@ -1,24 +1,15 @@
-"""A scan: a grid search for the rates and glances with the highest RA on held-out images."""
+"""`--scan`: a sweep over a grid of rates and glances on held-out images, then the run."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import cli, runs
-from experiments.continual.load import check_size
-from experiments.continual.report import StreamReport
-from jaxsparse.training import ConfigError, RunError, RunFolder
-from jaxsparse.training.continual import (
-    META_METHODS,
-    ContinualConfig,
-    Rates,
-    scan_stream,
-    used_rates,
-)
-from jaxsparse.training.errors import trusting
+from jaxsparse.training import ConfigError
+from jaxsparse.training.continual import META_METHODS, ContinualConfig, Rates, used_rates
 
 
 class Grid(NamedTuple):
@@ -36,25 +27,37 @@ class Grid(NamedTuple):
         usual: dict[str, tuple[float, ...]] = {
             "inner_lr": (0.05, 0.1, 0.15),
             "mask_lr": (0.3, 0.75, 1.7),
-            "theta_lr": tuple(config.theta_lr * factor for factor in (0.3, 1.0, 3.0)),
+            "theta_lr": tuple(dict.fromkeys(config.theta_lr * x for x in (0.3, 1.0, 3.0))),
         }
         glances = (5, 10) if config.method in META_METHODS else ()
         return Grid(**{name: usual[name] for name in used_rates(config)}, glances=glances)
+
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """The settings with values to try; rates vary fastest, as they share a program."""
+        names = ("glances", *Rates._fields)
+        return {name: values for name in names if (values := getattr(self, name))}
+
+    def points(self) -> list[dict[str, Any]]:
+        """All combinations of the values."""
+        axes = self.axes()
+        return [
+            dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+        ]
 
 
 def choose(
     family: runs.Family, opened: runs.Opened, args: Sequence[str]
 ) -> tuple[ContinualConfig, dict[str, Any]]:
-    """The configuration to run, with --scan chosen by a scan, and further entries of its record."""
+    """The configuration to run, with --scan chosen by a sweep, and more entries of its record."""
     config = opened.config
     grid = grid_of(opened, args)
     if grid is None:
         return config, {}
-    family.load_data(config)  # fail now rather than after the scan
+    cli.need_optuna("--scan")
+    family.load_data(config)  # fail now rather than after the sweep
     place = [] if opened.flags.out else ["--out", opened.path]
-    resume_command = cli.command_line(runs.command_of(family), [*args, *place])
-    config, points = scan(family, config, grid, opened.path, resume_command)
-    return config, {"scan": points}
+    command = cli.command_line(runs.command_of(family), [*args, *place])
+    return scan(family, config, grid, opened.path, command)
 
 
 def grid_of(opened: runs.Opened, args: Sequence[str]) -> Grid | None:
@@ -92,82 +95,43 @@ def _check_axis(config: ContinualConfig, name: str, values: tuple[Any, ...]) -> 
 
 
 def scan(
-    family: runs.Family,
-    config: ContinualConfig,
-    grid: Grid,
-    out: Path,
-    resume_command: str,
-    open_scan: Callable[[Path, str], RunFolder | None] = runs.open_if_there,
-) -> tuple[ContinualConfig, list[dict[str, Any]]]:
-    """Choose the rates and glances with the highest RA on held-out training images.
+    family: runs.Family, config: ContinualConfig, grid: Grid, out: Path, command: str
+) -> tuple[ContinualConfig, dict[str, Any]]:
+    """Choose the values of a grid with the highest RA on held-out training images by a sweep.
 
-    One program for each number of glances runs the whole grid of rates. Its folder is next to the
-    run's folder, and a stopped scan is resumed from it.
+    One program for each number of glances runs the whole grid of rates with all seeds.
 
     Args:
       family: continual learning.
       config: the run's configuration.
       grid: the values to choose from.
-      out: the run's folder.
-      resume_command: the command to show if the scan is stopped.
-      open_scan: `(path, unit) ->` the folder of the scan at a path, or None.
+      out: the run's folder; that of the sweep is next to it.
+      command: the command to show if the sweep is stopped.
 
     Returns:
-      The chosen configuration, and the points with their RA.
+      The chosen configuration, and the entries of its run's record: the sweep and its points.
     """
-    points = []
-    axes = (getattr(grid, name) or (getattr(config, name),) for name in Rates._fields)
-    rates = [Rates(*values) for values in itertools.product(*axes)]
-    for glances in grid.glances or (config.glances,):
-        held_out = dataclasses.replace(config, validation=True, glances=glances)
-        folder, of_scan = _scan_folder(family, out, held_out, rates, open_scan)
-        result = folder.result() if folder else None
-        if result is None:
-            stream = family.load_data(held_out)
-            check_size(held_out, stream, len(rates) * config.seeds)
-            place = folder or scan_path(out, glances)
-            folder = runs.ready_run(family, place, held_out, stream, **of_scan)
-            with (
-                cli.saving_on_signal(resume_command) as should_stop,
-                StreamReport(held_out, folder.path) as report,
-            ):
-                result = scan_stream(held_out, rates, stream, folder, report.hooks(should_stop))
-        assert folder is not None
-        with trusting(folder.path / "result.json"):
-            points += [{"glances": glances, **point} for point in result["points"]]
-    with trusting(out):
-        best = max(points, key=_retained)
-        StreamReport(config, out).scan(points, best)
-        chosen = {name: best[name] for name in (*Rates._fields, "glances")}
-    return dataclasses.replace(config, **chosen), points
+    from optuna.distributions import CategoricalDistribution
+
+    from experiments.sweep.definition import OwnFlags, make_sweep
+    from experiments.sweep.search import searched
+    from experiments.sweep.tuned import TunedContinual
+
+    space: dict[str, Any] = {n: CategoricalDistribution(v) for n, v in grid.axes().items()}
+    count = math.prod(map(len, grid.axes().values()))
+    flags = OwnFlags(
+        batch=count, sampler="grid", trial_seeds=config.seeds, prune=False, out=sweep_path(out)
+    )
+    config = runs.with_absolute_paths(config)
+    own = make_sweep(TunedContinual(family), config, space, flags, command)
+    with searched(own) as (_, trials):
+        best = trials[0]
+        points = [{**trial.params, "value": trial.value} for trial in trials]
+    record = {"study": own.name, "trial": best.number, "value": best.value, "points": points}
+    return dataclasses.replace(config, **best.params), {"sweep": record}
 
 
-def _retained(point: dict[str, Any]) -> float:
-    """The RA of a point; -inf if it is not finite (null in the file)."""
-    mean = point["retained_accuracy"]["mean"]
-    return mean if mean is not None and mean == mean else -math.inf
-
-
-def scan_path(out: Path, glances: int) -> Path:
-    """The folder of the scan with this number of glances, next to the run's folder."""
+def sweep_path(out: Path) -> Path:
+    """The folder of the sweep, next to the run's folder."""
     place = out if out.name else out.absolute()  # "." has no name
-    return place.with_name(f"{place.name}-scan-{glances}-glances")
-
-
-def _scan_folder(
-    family: runs.Family,
-    out: Path,
-    config: ContinualConfig,
-    grid: list[Any],
-    open_scan: Callable[..., Any],
-) -> tuple[RunFolder | None, dict[str, Any]]:
-    """The folder of this scan or None, and the further entries of a new one's record."""
-    path = scan_path(out, config.glances)
-    of_scan = {"grid": [rates._asdict() for rates in grid]}
-    folder = open_scan(path, family.UNIT)
-    if folder is None:
-        return None, of_scan
-    stored = runs.stored_config(family, folder)
-    if not runs.same_run(stored, config) or folder.config().get("grid") != of_scan["grid"]:
-        raise RunError(f"{path} holds a different scan; choose another --out")
-    return folder, of_scan
+    return place.with_name(f"{place.name}-sweep")

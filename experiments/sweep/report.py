@@ -11,7 +11,8 @@ from rich.table import Table
 
 from experiments.drawing import draw_run
 from experiments.report import ConsoleReport, percent
-from experiments.sweep.flags import Sweep
+from experiments.sweep.definition import Sweep
+from experiments.sweep.results import TRIALS
 from experiments.sweep.slots import Slots, quiet
 from jaxsparse import training
 from jaxsparse.training import writing
@@ -77,7 +78,7 @@ class SweepReport(ConsoleReport):
             values = [number(trial.params[name]) for name in self.sweep.space]
             table.add_row(str(trial.number), *values, percent(trial.value))
         self.print(table)
-        path = self.sweep.out / "trials.json"
+        path = self.sweep.out / TRIALS
         rows = [
             {"trial": t.number, "state": t.state.name, "value": t.value, "params": t.params}
             for t in [*done, *(t for t in finished if t not in done)]

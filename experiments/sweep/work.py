@@ -10,7 +10,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import Trial
 
 from experiments import runs
-from experiments.sweep.flags import Sweep
+from experiments.sweep.definition import Sweep
 from experiments.sweep.report import SweepReport
 from experiments.sweep.slots import Slots
 from jaxsparse.training import ConfigError, Diverged, Hooks, Stopped

@@ -37,6 +37,9 @@ class Flags:
     accuracy and sparsity against the width; 3: sparsity by task, and against layer width, on
     rotations; S3: accuracy and sparsity against alpha_0; S4: sparsity by task, accuracy and
     sparsity against layer width, on permuted streams"""
+    sweep: bool = False
+    """S2, S6, S9: choose settings by sweeps over ranges around the paper's (see experiments.sweep),
+    one for each method, and print them beside the paper's choice"""
     claims: bool = False
     """write docs/claims.md: each claim of the paper, and what the results files say about it"""
     streams: tuple[StreamName, ...] = StreamName.__args__  # type: ignore[attr-defined]
@@ -52,8 +55,8 @@ class Flags:
     seeds: int = 5
     """number of seeds: 0, 1, ..."""
     scale: Literal["paper", "cpu"] = "cpu"
-    """tables 1 and S1 to S4, figures 1, 2, S1 and S2: the paper's settings, which want GPUs, or the
-    same comparison on small images; see experiments/tables/scales.py"""
+    """tables 1 and S1 to S4, figures 1, 2, S1 and S2, and --sweep: the paper's settings, which want
+    GPUs, or the same comparison on small images; see experiments/tables/scales.py"""
     data_dir: str | None = None
     """folder of the data; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
     out: Path | None = None

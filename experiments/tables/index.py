@@ -11,6 +11,7 @@ from experiments.tables import (
     online,
     paper_few_shot,
     split_cifar,
+    sweeps,
 )
 from experiments.tables.markdown import Lines
 
@@ -69,4 +70,13 @@ READS: dict[str, Reads] = {
     "figure 3": Reads(figures.figure_3, {"seeds": None}),
     "figure S3": Reads(figures.figure_s3, {"streams": _STREAMS, "seeds": None}),
     "figure S4": Reads(figures.figure_s4, {"seeds": None}),
+}
+
+# The tables that have settings to choose, with --sweep.
+SWEEPS: dict[str, Reads] = {
+    "table S2": Reads(sweeps.table_s2, _SCALE),
+    "table S6": Reads(sweeps.table_s6, {"streams": _STREAMS, "seeds": None, **_SCALE}),
+    "table S9": Reads(
+        sweeps.table_s9, {"methods": online.S9_METHODS, "p": None, "seeds": None, **_SCALE}
+    ),
 }

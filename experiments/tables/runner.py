@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli, continual, evaluate, fewshot, runs
-from experiments.continual.scan import Grid, scan, scan_path
+from experiments.continual.scan import Grid, scan
+from experiments.tables import scans
 from experiments.tables.saved import Saved, SavedRun, content
 from jaxsparse.data import DataError
 from jaxsparse.training import ConfigError, FewShotConfig, RunError, RunFolder
-from jaxsparse.training.continual import ContinualConfig
+from jaxsparse.training.continual import ContinualConfig, Rates
+from jaxsparse.training.errors import trusting
 
 
 @contextmanager
@@ -82,16 +84,20 @@ class Runner:
         self, name: str, config: ContinualConfig, grid: Grid
     ) -> tuple[ContinualConfig, list[dict[str, Any]]] | None:
         """The configuration that a scan chooses, and its points; None as in `result`."""
-        out = self.place / name
-        paths = [scan_path(out, glances) for glances in grid.glances]
-        if not self.missing and not all(self._has_result(path) for path in paths):
+        points = scans.stored(self.place / name, config, grid, self._open, self.found)
+        if points is None and self._saved is None:
+            if self.missing:
+                cli.need_optuna("a scan")
+                with _run_errors():
+                    scan(continual, config, grid, self.place / name, self.command)
+            points = scans.swept(self.place / name, config, grid, self.found)
+        if not points:
             return None
-        with _run_errors():
-            chosen = scan(continual, config, grid, out, self.command, self._open)
-        for path in paths:
-            folder = self._open(path, continual.UNIT)
-            self._keep(folder, folder.result() if folder else None)
-        return chosen
+        with trusting(self.place):
+            best = max(points, key=scans.retained)
+            continual.Report(config, self.place / name).scan(points, best)
+            chosen = {setting: best[setting] for setting in (*Rates._fields, "glances")}
+        return dataclasses.replace(config, **chosen), points
 
     def rows(self, family: runs.Family, name: str, *entries: str) -> list[dict[str, Any]]:
         """The metrics of a run that was found; only these entries of each row, by default all."""
@@ -126,10 +132,6 @@ class Runner:
     def _keep(self, folder: RunFolder | None, result: dict[str, Any] | None) -> None:
         if folder is not None and result is not None:
             self.found[folder.path.name] = content(folder, result)
-
-    def _has_result(self, path: Path) -> bool:
-        folder = self._open(path, continual.UNIT)
-        return folder is not None and folder.result() is not None
 
     def _open(self, path: Path, unit: str) -> RunFolder | None:
         """The run at `path`, a folder or an entry of the results file, or None."""

@@ -1,8 +1,10 @@
-"""The command: work on the study, then run and test the winner once."""
+"""Work on the study of a sweep, then run and test the winner once."""
 
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from optuna.pruners import MedianPruner, NopPruner
@@ -10,9 +12,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from experiments import cli, runs
-from experiments.sweep import flags
-from experiments.sweep.flags import Sweep
-from experiments.sweep.report import SweepReport, best_of
+from experiments.sweep.definition import Sweep
+from experiments.sweep.report import SweepReport, ranked
+from experiments.sweep.results import winner_path
 from experiments.sweep.samplers import make_sampler
 from experiments.sweep.slots import Slots
 from experiments.sweep.studies import open_study, opened
@@ -23,12 +25,15 @@ from jaxsparse.training.files import replace_text
 from jaxsparse.training.rows import to_json
 
 
-def run(args: list[str]) -> None:
-    """Work on the study that the words describe until it is done, and report."""
-    sweep = flags.parse(args)
-    cli.use_cores(sweep.tuned.family.cores(sweep.config))
-    cli.use_compilation_cache()
-    cli.start_backend()
+def finish(sweep: Sweep) -> None:
+    """Work on the study until it is done, report, and run and test the winner."""
+    with searched(sweep) as (storage, trials):
+        _finish_winner(sweep, storage, trials[0])
+
+
+@contextmanager
+def searched(sweep: Sweep) -> Iterator[tuple[RDBStorage, list[FrozenTrial]]]:
+    """The database, and the trials with a value from the best on, after working on all of them."""
     # Fail before anything is written, and not after all trials.
     data = sweep.tuned.load_data(sweep.tuned.held_out(sweep.config, sweep.flags.trial_seeds))
     with opened(sweep.flags.storage, sweep.out) as storage:
@@ -40,11 +45,11 @@ def run(args: list[str]) -> None:
         ):
             work(sweep, slots, storage, data, report, should_stop)
         report.table()
-        best = best_of(slots.finished())
-        if best is None:
+        trials = ranked(slots.finished())
+        if not trials:
             raise RunError(f"{sweep.name}: no trial has a value, all were pruned or given up")
         report.figures()
-        _finish(sweep, storage, best)
+        yield storage, trials
 
 
 def _slots(sweep: Sweep, storage: RDBStorage) -> Slots:
@@ -69,7 +74,7 @@ def _claim_folder(sweep: Sweep) -> None:
         replace_text(path, to_json(ours))
 
 
-def _finish(sweep: Sweep, storage: RDBStorage, best: FrozenTrial) -> None:
+def _finish_winner(sweep: Sweep, storage: RDBStorage, best: FrozenTrial) -> None:
     """Run the winner on all seeds and test it; one worker does, also if one of them is killed.
 
     The run is a study of its own with one slot, so the rules of trials hold for it too.
@@ -94,16 +99,15 @@ def _finish(sweep: Sweep, storage: RDBStorage, best: FrozenTrial) -> None:
         with slots.held(taken, storage):
             slots.finish(taken[0], _run_winner(sweep, best))
     elif finished := slots.finished():
-        cli.say(
-            f"winner: trial {best.number}, {100 * (finished[0].value or 0):.2f}% on the test split"
-        )
+        value = 100 * (finished[0].value or 0)
+        cli.say(f"winner: trial {best.number}, {value:.2f}% {sweep.tuned.TEST}")
 
 
 def _run_winner(sweep: Sweep, best: FrozenTrial) -> float:
     """Run or resume the winner's run, print its result, and return its test accuracy."""
     family = sweep.tuned.family
     config = dataclasses.replace(sweep.config, **best.params)
-    path = sweep.out / f"winner-{best.number:05}"
+    path = winner_path(sweep.out, best.number)
     folder = runs.open_if_there(path, family.UNIT)
     if folder is not None and not runs.same_run(runs.stored_config(family, folder), config):
         raise RunError(f"{path} holds another run; choose another --out")

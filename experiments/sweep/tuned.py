@@ -2,13 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from experiments import continual, fewshot, runs
+from experiments import runs
+from experiments.continual.load import check_size
 from experiments.report import mean
 from jaxsparse.training import Hooks, RunFolder
 from jaxsparse.training.continual import ContinualConfig, Rates, default_rates, scan_stream
+from jaxsparse.training.online import OnlineConfig
+
+# What is added to the seeds of online runs for trials.
+OTHER_STREAMS = 1_000_000
 
 
 class Tuned(Protocol):
@@ -20,6 +25,7 @@ class Tuned(Protocol):
       PROBLEM: settings that define the problem and cannot be chosen.
       SET: settings that the sweep sets itself.
       VALUE: what a trial's value is, in words.
+      TEST: what the winner is measured on, in words.
     """
 
     family: runs.Family
@@ -27,6 +33,7 @@ class Tuned(Protocol):
     PROBLEM: tuple[str, ...]
     SET: tuple[str, ...]
     VALUE: str
+    TEST: str
 
     def held_out(self, config: Any, seeds: int, /) -> Any:
         """The configuration of a trial with this many seeds; it never reads the test split."""
@@ -49,11 +56,14 @@ class Tuned(Protocol):
 class TunedContinual:
     """Streams of tasks: RA on held-out training images. All rates share one program."""
 
-    family = cast(runs.Family, continual)
     RATES: tuple[str, ...] = Rates._fields
     PROBLEM: tuple[str, ...] = ("seed", "seeds", "data_seed", "tasks", "samples_per_task")
     SET: tuple[str, ...] = ("validation", "resume")
     VALUE = "RA on held-out training images"
+    TEST = "on the test split"
+
+    def __init__(self, family: runs.Family):
+        self.family = family
 
     def held_out(self, config: ContinualConfig, seeds: int) -> ContinualConfig:
         """See `Tuned`."""
@@ -61,13 +71,14 @@ class TunedContinual:
 
     def load_data(self, config: ContinualConfig) -> Any:
         """See `Tuned`."""
-        return continual.load_data(config)
+        return self.family.load_data(config)
 
     def learn(
         self, configs: Sequence[ContinualConfig], data: Any, folder: RunFolder, hooks: Hooks
     ) -> list[float]:
         """See `Tuned`."""
         rates = [default_rates(config) for config in configs]
+        check_size(configs[0], data, len(rates) * configs[0].seeds)
         points = scan_stream(configs[0], rates, data, folder, hooks)["points"]
         return [point["retained_accuracy"]["mean"] for point in points]
 
@@ -87,7 +98,6 @@ class TunedContinual:
 class TunedFewShot:
     """Few-shot learning: the best accuracy on validation tasks. Each trial is a program."""
 
-    family = cast(runs.Family, fewshot)
     RATES: tuple[str, ...] = ()
     PROBLEM: tuple[str, ...] = (
         *("seed", "seeds", "ways", "shots", "query_shots", "val_tasks", "test_tasks"),
@@ -95,6 +105,10 @@ class TunedFewShot:
     )
     SET: tuple[str, ...] = ("resume",)
     VALUE = "accuracy on validation tasks"
+    TEST = "on the test split"
+
+    def __init__(self, family: runs.Family):
+        self.family = family
 
     def held_out(self, config: Any, seeds: int) -> Any:
         """See `Tuned`. A run tests at its end; here one task of the validation classes is left."""
@@ -102,7 +116,7 @@ class TunedFewShot:
 
     def load_data(self, config: Any) -> Any:
         """See `Tuned`: validation images in place of the test images."""
-        images = fewshot.load_data(config)
+        images = self.family.load_data(config)
         return {**images, "test": images["validation"]}
 
     def learn(
@@ -110,7 +124,7 @@ class TunedFewShot:
     ) -> list[float]:
         """See `Tuned`."""
         (config,) = configs
-        result = fewshot.learn(config, data, folder, hooks)
+        result = self.family.learn(config, data, folder, hooks)
         return [mean([seed["best_val_accuracy"] for seed in result["seeds"]])]
 
     def so_far(self, row: dict[str, Any], trials: int) -> tuple[int, list[float]]:
@@ -122,10 +136,48 @@ class TunedFewShot:
         return result["accuracy"]
 
 
-FAMILIES: dict[str, Callable[[], Tuned]] = {
-    "continual": TunedContinual,
-    "fewshot": TunedFewShot,
-}
+class TunedOnline:
+    """Switching streams: the accuracy on other streams of the same images. A trial is a program.
+
+    A stream has no part for tests. So a trial has seeds of its own, and with them other streams
+    than the run.
+    """
+
+    RATES: tuple[str, ...] = ()
+    PROBLEM: tuple[str, ...] = (
+        *("p", "timesteps", "ways", "shots", "log_every", "seed", "seeds", "pretrain_seed"),
+    )
+    SET: tuple[str, ...] = ("resume",)
+    VALUE = f"online accuracy on other streams, of the seeds plus {OTHER_STREAMS:,}"
+    TEST = "on the streams of its seeds"
+
+    def __init__(self, family: runs.Family):
+        self.family = family
+
+    def held_out(self, config: OnlineConfig, seeds: int) -> OnlineConfig:
+        """See `Tuned`."""
+        return dataclasses.replace(config, seed=config.seed + OTHER_STREAMS, seeds=seeds)
+
+    def load_data(self, config: OnlineConfig) -> Any:
+        """See `Tuned`."""
+        return self.family.load_data(config)
+
+    def learn(
+        self, configs: Sequence[OnlineConfig], data: Any, folder: RunFolder, hooks: Hooks
+    ) -> list[float]:
+        """See `Tuned`."""
+        (config,) = configs
+        result = self.family.learn(config, data, folder, hooks)
+        return [mean([seed["accuracy"] for seed in result["seeds"]])]
+
+    def so_far(self, row: dict[str, Any], trials: int) -> tuple[int, list[float]]:
+        """See `Tuned`: the accuracy on the timesteps so far; rows of the pretraining have none."""
+        interval = row.get("interval", 0)
+        return interval, [mean(row["accuracy"])] if interval else []
+
+    def tested(self, result: dict[str, Any]) -> float:
+        """See `Tuned`."""
+        return result["accuracy"]["mean"]
 
 
 def _by_trial(values: Any, trials: int) -> list[float]:
