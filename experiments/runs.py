@@ -142,11 +142,6 @@ class Opened(NamedTuple):
         return cli.command_line(self.prog, ["--resume", place, *self.flags.hosts.words()])
 
 
-def open_run(family: Family, args: list[str]) -> Opened:
-    """Parse the flags, and open the run to resume or make the place of a new one."""
-    return place_run(family, read_flags(family, args))
-
-
 def read_flags(family: Family, args: list[str]) -> Opened:
     """Parse the flags, and open the run to resume."""
     folder = None
@@ -203,7 +198,7 @@ def hinted_config(family: Family, args: list[str]) -> Any:
 def _check_read(family: Family, flags: Any, args: list[str]) -> None:
     """Refuse flags that would have no effect."""
     given = cli.given(args)
-    # A resumed run keeps its settings. Only this one may change; `open_run` refuses others.
+    # A resumed run keeps its settings. Only this one may change; `read_flags` refuses others.
     read = given if flags.resume is None else [name for name in given if name == "data_dir"]
     if message := unread.unread(family.READS, flags.config, read):
         raise ConfigError(message)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import runs
 from jaxsparse.training import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,11 @@ def start(experiment, args, save_seconds=None, changes="", **options):
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
     )
+
+
+def open_run(family, args):
+    """Parse the flags, and open the run to resume or make the place of a new one."""
+    return runs.place_run(family, runs.read_flags(family, args))
 
 
 def finish(experiment, args, **options):

@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import pytest
 from problems import quick_jit
+from processes import open_run
 
-from experiments import continual, runs
+from experiments import continual
 from experiments.continual.presets import preset_config
 from jaxsparse import gates, lamaml_step, losses
 from jaxsparse.data import LabelledSet, streams
@@ -515,5 +516,5 @@ def test_the_help_lists_what_a_method_sets(capsys):
     for method, flags in list(lines.items())[1:]:
         preset = preset_config("rotations", method)
         # With the method's name the flags change nothing, because the method sets the same values.
-        opened = runs.open_run(continual, [f"--method={method}", *flags.split()])
+        opened = open_run(continual, [f"--method={method}", *flags.split()])
         assert opened.config == preset

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from processes import open_run
 
 from experiments import continual, fewshot, online, plots, reproduce, runs
 from experiments.tables.continual import cell_config
@@ -79,7 +80,7 @@ def test_a_run_stored_without_its_experiments_name_resumes(name, run):
     record = json.loads((run / "config.json").read_text())
     del record["experiment"]
     (run / "config.json").write_text(json.dumps(record))
-    opened = runs.open_run(COMMANDS[name], [f"--resume={run}"])
+    opened = open_run(COMMANDS[name], [f"--resume={run}"])
     assert dataclasses.asdict(opened.config) == record["config"]
 
 
@@ -159,9 +160,9 @@ def test_places_for_a_run_that_cannot_be_used_are_one_line(name, tmp_path, capsy
 def test_a_tilde_is_the_home_folder(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     own = COMMANDS[name]
-    assert runs.open_run(own, ["--out=~/run"]).path == tmp_path / "run"
+    assert open_run(own, ["--out=~/run"]).path == tmp_path / "run"
     RunFolder.create(tmp_path / "run", record_of(name), own.UNIT)
-    assert runs.open_run(own, ["--resume=~/run"]).path == tmp_path / "run"
+    assert open_run(own, ["--resume=~/run"]).path == tmp_path / "run"
     assert not Path("~").exists()
 
 
@@ -173,7 +174,7 @@ def test_runs_started_in_the_same_second_have_separate_folders(name, tmp_path, m
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs.datetime, "datetime", Frozen)
-    opened = [runs.open_run(COMMANDS[name], []) for _ in range(3)]
+    opened = [open_run(COMMANDS[name], []) for _ in range(3)]
     names = [one.path.name for one in opened]
     assert names[0].endswith("-20240506-070809")
     assert names == [names[0], f"{names[0]}-2", f"{names[0]}-3"]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import open_run
 
-from experiments import cli, continual, fewshot, online, plots, reproduce, runs, unread
+from experiments import cli, continual, fewshot, online, plots, reproduce, unread
 from jaxsparse.training import ConfigError, FewShotConfig, memory
 from jaxsparse.training.continual import ContinualConfig, used_rates
 from jaxsparse.training.online import OnlineConfig
@@ -109,7 +110,7 @@ def test_published_commands_are_accepted(monkeypatch, tmp_path):
     assert len(commands) > 5
     for name, flags in commands:
         if not any(flag.startswith(("--resume", "--help")) for flag in flags):
-            runs.open_run(FAMILIES[name], [*flags, f"--out={tmp_path / 'run'}"])
+            open_run(FAMILIES[name], [*flags, f"--out={tmp_path / 'run'}"])
 
 
 # ---- scans
