@@ -3,6 +3,7 @@
 The processes are real ones on the loopback address.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -38,10 +39,12 @@ def few_shot(tmp_path_factory):
     ]
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+def free_port(least=0):
+    """A free port; with `least`, the first one from there on."""
+    for port in range(least, 2**16):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return one.getsockname()[1]
 
 
 def start_all(experiment, args, count=2, own=lambda number: [], **options):
@@ -144,6 +147,22 @@ def test_an_error_of_one_process_ends_the_others(few_shot, tmp_path):
     assert not run.exists()
     run.write_text("")
     (first, its_error), (second, error) = ends(start_all("fewshot", args))
+    assert (first, its_error) == (2, f"error: {run} is a file, want a folder for the run\n")
+    assert second == 1 and error.startswith("error: another process of this run has ended")
+
+
+def test_under_slurm_no_more_flags_are_needed(few_shot, tmp_path):
+    """Process 0 has an error; that the other one notices shows that they were connected."""
+    run, first_port = tmp_path / "run", 2**16 - 2**12
+    run.write_text("")
+    job = {"SLURM_JOB_ID": free_port(first_port) - first_port, "SLURM_NTASKS": 2}
+    job |= {"SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_NODES": 1}
+    started = []
+    for i in range(2):
+        own = {**job, "SLURM_PROCID": i, "SLURM_LOCALID": i}
+        env = {**os.environ, **{name: str(value) for name, value in own.items()}}
+        started.append(start("fewshot", [*few_shot, f"--out={run}", "--distributed"], env=env))
+    (first, its_error), (second, error) = ends(started)
     assert (first, its_error) == (2, f"error: {run} is a file, want a folder for the run\n")
     assert second == 1 and error.startswith("error: another process of this run has ended")
 
