@@ -151,6 +151,21 @@ def test_an_error_of_one_process_ends_the_others(few_shot, tmp_path):
     assert second == 1 and error.startswith("error: another process of this run has ended")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_process_that_falls_silent_ends_the_others_within_a_minute(silent, tmp_path):
+    """As when its host vanishes: its connections stay open."""
+    run = tmp_path / "run"
+    started = start_all("continual", [*LONG, f"--out={run}"])
+    wait_for(run / "checkpoints" / "1")
+    started[silent].send_signal(signal.SIGSTOP)
+    ((status, error),) = ends([started[1 - silent]], seconds=60)
+    started[silent].kill()
+    assert status == 1 and error.count("\n") == 1
+    assert error.startswith("error: another process of this run has ended")
+    assert f"; continue with: python -m experiments.continual --resume {run}" in error
+
+
 def test_under_slurm_no_more_flags_are_needed(few_shot, tmp_path):
     """Process 0 has an error; that the other one notices shows that they were connected."""
     run, first_port = tmp_path / "run", 2**16 - 2**12
