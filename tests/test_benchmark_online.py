@@ -54,6 +54,7 @@ def assert_alike(ours):
         assert max(of.values()) < 5e-5, errors
 
 
+@pytest.mark.slow
 def test_conv4_learns_the_same_on_both_sides():
     """In both layouts: a timestep that continues from phi, and an update from five batches."""
     assert_alike(narrow("sparse-cmaml"))

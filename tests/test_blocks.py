@@ -118,7 +118,13 @@ def meta_step():
     return loss, (params, data.Task(rows, rows))
 
 
-@pytest.mark.parametrize("change", [lambda loss: loss, jax.grad], ids=["step", "gradient"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda loss: loss, id="step"),
+        pytest.param(jax.grad, id="gradient", marks=pytest.mark.slow),
+    ],
+)
 def test_a_meta_step_is_exported_for_other_platforms(change):
     loss, args = meta_step()
     function = jax.jit(change(loss))

@@ -109,7 +109,8 @@ def test_two_processes_give_the_bits_of_one_online(tmp_path):
 # ---- ends
 
 
-def test_stopped_killed_and_resumed_by_other_numbers_of_processes(tmp_path):
+@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_stopped_killed_and_resumed_by_other_numbers_of_processes(kill, tmp_path):
     run, whole = tmp_path / "run", tmp_path / "whole"
     alone("continual", [*LONG, f"--out={whole}"])
     # One process gets a signal: all save once and stop.
@@ -120,8 +121,16 @@ def test_stopped_killed_and_resumed_by_other_numbers_of_processes(tmp_path):
         assert status == 128 + signal.SIGINT
         assert re.fullmatch("error: stopped at batch .* and saved; continue with: .*\n", error)
         assert f"--resume {run} --distributed --coordinator=127.0.0.1:" in error
+    if kill:
+        kill_one_of_three(run)
+    # One process goes on to the end.
+    alone("continual", [f"--resume={run}"])
+    assert outcome(run) == outcome(whole)
+
+
+def kill_one_of_three(run):
+    """The others end with one line each."""
     saved = len(list((run / "checkpoints").iterdir()))
-    # One of three is killed: the others end with one line each.
     started = start_all("continual", [f"--resume={run}"], count=3)
     wait_for(run / "checkpoints" / str(saved + 1))
     begun = time.monotonic()
@@ -131,9 +140,6 @@ def test_stopped_killed_and_resumed_by_other_numbers_of_processes(tmp_path):
     for status, error in others:
         assert status == 1
         assert re.fullmatch(r"error: another process of this run has ended \(.*\).*\n", error)
-    # One process goes on to the end.
-    alone("continual", [f"--resume={run}"])
-    assert outcome(run) == outcome(whole)
 
 
 def test_an_error_of_one_process_ends_the_others(few_shot, tmp_path):

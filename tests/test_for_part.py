@@ -95,7 +95,9 @@ def test_phi_keeps_the_norms_of_theta():
         assert kept == name.startswith("norm"), name
 
 
-@pytest.mark.parametrize("order", ["first_order", "second_order"])
+@pytest.mark.parametrize(
+    "order", ["first_order", pytest.param("second_order", marks=pytest.mark.slow)]
+)
 def test_meta_step_matches_pytorch_with_zero_step_sizes(order):
     gate, sgd = gates.for_part(gates.binary(ALPHA), no_norm), optax.sgd(1.0)
     learner = jaxsparse.maml(
