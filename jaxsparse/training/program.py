@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxsparse.learner import Learner
 
@@ -24,19 +25,27 @@ class Program:
       init: makes the state before the first step.
       train: `(state, *own, data, steps) -> state` takes `steps` more steps. `own` are the per-seed
         arguments, such as keys. `steps` may be traced (see `repeated`).
-      position: `state -> {"step": ..., ...}`: how far the run is, as stored in checkpoints. The
-        state may have a leading axis of seeds.
+      position: `state -> {"step": ..., ...}`: how far the run is, as ints that checkpoints store.
+        The state may have a leading axis of seeds.
       learned: `state -> tree` of the trained parameters, which must stay finite.
 
     Example:
-      >>> program = Program("batch", init, repeated(step), lambda s: {"step": s.step}, learned)
+      >>> position = lambda state: {"step": first_of(state.step)}
+      >>> program = Program("batch", init, repeated(step), position, learned)
     """
 
     unit: str
     init: Callable[..., Any]
     train: Callable[..., Any]
-    position: Callable[[Any], dict[str, Any]]
+    position: Callable[[Any], dict[str, int]]
     learned: Callable[[Any], Tree]
+
+
+def first_of(x: Any) -> int:
+    """A number that is the same for all runs, as an int."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        x = x.addressable_data(0)
+    return int(np.ravel(x)[0])
 
 
 def repeated(step: Callable[..., Tree]) -> Callable[..., Tree]:

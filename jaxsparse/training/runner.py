@@ -121,12 +121,12 @@ class Runner:
 
     def position(self) -> dict[str, int]:
         """How far the run is, as stored in a checkpoint: "step" and more."""
-        return {name: first_of(x) for name, x in self.program.position(self.state).items()}
+        return self.program.position(self.state)
 
     @property
     def step(self) -> int:
         """Finished steps."""
-        return first_of(self.program.position(self.state)["step"])
+        return self.position()["step"]
 
     def to_host(self, tree: Any) -> Any:
         """Copy arrays to the host; the leading axis has the runs in order."""
@@ -288,13 +288,6 @@ class Runner:
                 f"{name} is not finite with seed {self.first_seed + int(np.argmin(finite))} after"
                 f" {self.program.unit} {self.step}"
             )
-
-
-def first_of(x: Any) -> int:
-    """A number that is the same for all runs, as an int."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        x = x.addressable_data(0)
-    return int(np.ravel(x)[0])
 
 
 def plain(tree: Any) -> Any:

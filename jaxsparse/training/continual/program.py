@@ -13,7 +13,7 @@ from jaxsparse.precision import float32_by_default
 from jaxsparse.training.continual.config import ContinualConfig
 from jaxsparse.training.continual.learners import Rates, TaskBatch, default_rates, make_learner
 from jaxsparse.training.errors import ConfigError
-from jaxsparse.training.program import Program, after_step, learned_of, repeated
+from jaxsparse.training.program import Program, after_step, first_of, learned_of, repeated
 
 Tree = Any
 
@@ -167,7 +167,7 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
         return state._replace(totals=totals, measured=jnp.int32(done)), row
 
     def position(state):
-        return {"step": state.step, "task": jnp.maximum(state.measured, 0)}
+        return {"step": first_of(state.step), "task": max(first_of(state.measured), 0)}
 
     return StreamProgram(
         unit="batch",

@@ -13,8 +13,9 @@ from jaxsparse.training.continual.learners import Rates, default_rates
 from jaxsparse.training.continual.program import make_program, measured_tasks
 from jaxsparse.training.continual.result import SUMMARIES, make_result, summaries
 from jaxsparse.training.errors import ConfigError
+from jaxsparse.training.program import first_of
 from jaxsparse.training.run_folder import RunFolder
-from jaxsparse.training.runner import Hooks, Progress, Runner, first_of, plain
+from jaxsparse.training.runner import Hooks, Progress, Runner, plain
 from jaxsparse.training.seeds import place_runs
 from jaxsparse.training.shared_folder import held
 from jaxsparse.training.statistics import over_seeds

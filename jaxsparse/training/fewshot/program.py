@@ -24,7 +24,7 @@ from jaxsparse.training.fewshot.evaluation import (
     make_evaluation,
     task_sizes,
 )
-from jaxsparse.training.program import Program, keep_better, meta_step, repeated
+from jaxsparse.training.program import Program, first_of, keep_better, meta_step, repeated
 
 Tree = Any
 Metrics = dict[str, jax.Array]
@@ -182,7 +182,10 @@ def make_program(
         unit="meta-step",
         init=precisely(init),
         train=precisely(repeated(train_step)),
-        position=lambda state: {"step": state.meta.step, "epoch": state.epoch},
+        position=lambda state: {
+            "step": first_of(state.meta.step),
+            "epoch": first_of(state.epoch),
+        },
         learned=lambda state: (state.meta.params, state.meta.mask),
         tasks=evaluation.tasks,
         evaluate=evaluation.evaluate,

@@ -17,8 +17,9 @@ from jaxsparse.training.fewshot.evaluation import (
 from jaxsparse.training.fewshot.program import make_program, task_mesh
 from jaxsparse.training.fewshot.result import make_result
 from jaxsparse.training.fewshot.tested import theta_of
+from jaxsparse.training.program import first_of
 from jaxsparse.training.run_folder import RunFolder
-from jaxsparse.training.runner import Hooks, Progress, Runner, first_of, plain
+from jaxsparse.training.runner import Hooks, Progress, Runner, plain
 from jaxsparse.training.seeds import Placement, seed_keys
 from jaxsparse.training.shared_folder import held
 

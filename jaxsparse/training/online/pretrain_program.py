@@ -18,7 +18,14 @@ from jaxsparse.precision import float32_by_default
 from jaxsparse.training.errors import ConfigError
 from jaxsparse.training.online.config import OnlineConfig
 from jaxsparse.training.online.learners import Pretrained, inner_rates
-from jaxsparse.training.program import Program, add_metrics, keep_better, meta_step, repeated
+from jaxsparse.training.program import (
+    Program,
+    add_metrics,
+    first_of,
+    keep_better,
+    meta_step,
+    repeated,
+)
 
 Metrics = dict[str, jax.Array]
 
@@ -139,7 +146,10 @@ def make_pretraining(config: OnlineConfig, data: SwitchingData) -> PretrainProgr
         unit="meta-step",
         init=float32_by_default(init),
         train=float32_by_default(repeated(train_step)),
-        position=lambda state: {"step": state.meta.step, "epoch": state.epoch},
+        position=lambda state: {
+            "step": first_of(state.meta.step),
+            "epoch": first_of(state.epoch),
+        },
         learned=lambda state: state.meta.params,
         validate=float32_by_default(repeated(validation_batch)),
         finish_epoch=float32_by_default(finish_epoch),

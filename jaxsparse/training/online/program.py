@@ -13,7 +13,7 @@ from jaxsparse.precision import float32_by_default
 from jaxsparse.training.online.config import PRETRAINED_METHODS, OnlineConfig
 from jaxsparse.training.online.learners import make_learner
 from jaxsparse.training.online.pretrain_program import make_pretraining
-from jaxsparse.training.program import Program, first_nonfinite, learned_of, repeated
+from jaxsparse.training.program import Program, first_nonfinite, first_of, learned_of, repeated
 
 Tree = Any
 
@@ -124,7 +124,8 @@ def make_program(config: OnlineConfig, data: SwitchingData) -> OnlineProgram:
         return sparsity(learner.step_sizes(state.learner), state.learner.fast_params)
 
     def position(state):
-        return {"step": state.step, "interval": state.step // config.log_every}
+        step = first_of(state.step)
+        return {"step": step, "interval": step // config.log_every}
 
     return OnlineProgram(
         unit="timestep",
