@@ -233,7 +233,7 @@ def one_line_errors() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.basicConfig(format="%(message)s")  # set first, or a library sets a longer one
     try:
-        errors = _our_errors()
+        errors = our_errors()
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warnings()
             yield
@@ -264,7 +264,7 @@ def import_jax() -> None:
         fail(f"JAX cannot be imported: {error}")
 
 
-def _our_errors() -> dict[type[Exception], int]:
+def our_errors() -> dict[type[Exception], int]:
     """Exit statuses of the errors whose message is for the user; the first match counts."""
     import_jax()
     from jaxsparse.data import DataError

@@ -24,8 +24,8 @@ from experiments import cli, signals
 _HEARTBEAT_SECONDS = 45
 # How long processes wait for each other at the end: the first one writes and draws meanwhile.
 _SHUTDOWN_SECONDS = 600
-# Errors of operations between processes when one of them is gone.
 _GONE = "another process of this run has ended"
+# Errors of operations between processes when one of them is gone.
 _OTHER_IS_GONE = re.compile("gloo|nccl|coordination service|socket closed|connection", re.I)
 
 
@@ -92,7 +92,7 @@ def joined(flags: Processes) -> Iterator[None]:
                 try:
                     yield
                 except Exception as error:
-                    if not _OTHER_IS_GONE.search(str(error)):
+                    if not is_of_a_gone_process(error):
                         raise
                     _end(_GONE, log)
     except SystemExit as stop:
@@ -106,6 +106,13 @@ def joined(flags: Processes) -> Iterator[None]:
     _leave_together(log)
     if status:
         raise SystemExit(status)
+
+
+def is_of_a_gone_process(error: Exception) -> bool:
+    """Whether JAX raises this error because another process is gone; it has no class for that."""
+    # The message of a user's error may name anything.
+    ours = isinstance(error, tuple(cli.our_errors()))
+    return not ours and bool(_OTHER_IS_GONE.search(str(error)))
 
 
 def _join(flags: Processes) -> None:
@@ -158,9 +165,7 @@ def _leave_at_once(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    for function in signals.at_end:
-        with contextlib.suppress(Exception):
-            function()
+    signals.clean_up()
     os._exit(status)
 
 

@@ -150,10 +150,15 @@ def _act_on(number: int) -> None:
             if not _written:
                 text = f"error: {line}\n".encode(errors="backslashreplace")
                 os.write(_number(sys.stderr, 2), text)
-        for function in at_end:
-            with contextlib.suppress(Exception):
-                function()
+        clean_up()
         os._exit(128 + number)
+
+
+def clean_up() -> None:
+    """Call the functions `at_end`, before `os._exit`: it does not call those of `atexit`."""
+    for function in at_end:
+        with contextlib.suppress(Exception):
+            function()
 
 
 def _number(stream, usual: int) -> int:

@@ -1,7 +1,9 @@
 """Experiments in separate processes, to be stopped and killed."""
 
+import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,6 +40,14 @@ def start(experiment, args, save_seconds=None, changes="", **options):
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
     )
+
+
+def free_port(least=0):
+    """A free port of the loopback address; with `least`, the first one from there on."""
+    for port in range(least, 2**16):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return one.getsockname()[1]
 
 
 def open_run(family, args):

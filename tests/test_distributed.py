@@ -3,20 +3,18 @@
 The processes are real ones on the loopback address.
 """
 
-import contextlib
 import os
 import re
 import signal
-import socket
 import time
 
 import jax
 import numpy as np
 import pytest
-from processes import SMALL_NETWORK, outcome, start
+from processes import SMALL_NETWORK, free_port, outcome, start
 from small_runs import write_images
 
-from experiments import continual, fewshot
+from experiments import continual, distributed, fewshot
 from jaxsparse.training import ConfigError, RunError, RunFolder, processes
 from jaxsparse.training.shared_folder import FolderInMemory, held
 
@@ -37,14 +35,6 @@ def few_shot(tmp_path_factory):
         *("--test-inner-steps=2", "--epochs=2", "--steps-per-epoch=3", "--val-tasks=20"),
         *("--test-tasks=25", "--blocks=xla"),
     ]
-
-
-def free_port(least=0):
-    """A free port; with `least`, the first one from there on."""
-    for port in range(least, 2**16):
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            return one.getsockname()[1]
 
 
 def start_all(experiment, args, count=2, own=lambda number: [], **options):
@@ -233,13 +223,22 @@ def test_every_process_gets_equally_many_devices(monkeypatch):
     def owners(*args):
         return [device.process_index for device in processes.devices(*args)]
 
-    assert owners(100, "runs") == [0] * 4 + [1] * 4
-    assert owners(5, "runs") == [0, 0, 1, 1]
-    assert owners(20, "tasks", lambda count: 20 % count == 0) == [0, 0, 1, 1]
+    assert owners("runs", lambda count: count <= 100) == [0] * 4 + [1] * 4
+    assert owners("runs", lambda count: count <= 5) == [0, 0, 1, 1]
+    assert owners("tasks", lambda count: 20 % count == 0) == [0, 0, 1, 1]
     with pytest.raises(ConfigError, match="2 processes cannot divide the runs"):
-        owners(1, "the runs")
+        owners("the runs", lambda count: count <= 1)
     with pytest.raises(ConfigError):
-        owners(3, "tasks", lambda count: 3 % count == 0)
+        owners("tasks", lambda count: 3 % count == 0)
+
+
+def test_only_errors_of_jax_mean_that_a_process_is_gone():
+    gone = distributed.is_of_a_gone_process
+    assert gone(ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"))
+    assert gone(RuntimeError("coordination service: task 1 is unhealthy"))
+    assert not gone(RunError("/data/connection/run holds another run"))
+    assert not gone(ConfigError("--out: nccl is a file"))
+    assert not gone(ValueError("shapes do not fit"))
 
 
 def test_a_folder_in_memory_has_the_content_and_writes_nothing(tmp_path):
