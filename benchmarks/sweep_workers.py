@@ -6,7 +6,6 @@ python -m benchmarks.sweep_workers --storage postgresql+psycopg://USER@HOST/DATA
 
 import dataclasses
 import heapq
-import importlib.util
 import json
 import os
 import random
@@ -56,8 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from benchmarks import report
 
     with one_line_ends(), tempfile.TemporaryDirectory() as folder:
-        if importlib.util.find_spec("optuna") is None:
-            cli.fail("Optuna is not installed; install it with pip install -e '.[sweep]'")
+        cli.need_optuna("benchmarks.sweep_workers")
         about = machine.describe("cpu")
         url = flags.storage or f"sqlite:///{folder}/study.db"
         name = url.partition(":")[0].partition("+")[0]

@@ -5,7 +5,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import ROOT, kill
+from processes import ROOT, free_port, kill
 
 optuna = pytest.importorskip("optuna")
 
@@ -115,9 +114,7 @@ def postgresql():
     other = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
     if other:
         shutil.chown(place, "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def run(program, *args):
         command = [*other, str(Path(initdb).with_name(program)), "-D", str(place / "data"), *args]

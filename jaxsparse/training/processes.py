@@ -128,11 +128,10 @@ def _bytes_from_first(buffer: np.ndarray) -> np.ndarray:
 # ---- devices
 
 
-def devices(most: int, what: str, fits: Callable[[int], bool] = lambda count: True) -> list[Any]:
+def devices(what: str, fits: Callable[[int], bool]) -> list[Any]:
     """The devices of a run: as many as possible, and equally many of each process.
 
     Args:
-      most: the largest useful number.
       what: what is divided among them, for the message.
       fits: whether a number of devices can be used.
 
@@ -141,7 +140,7 @@ def devices(most: int, what: str, fits: Callable[[int], bool] = lambda count: Tr
     """
     processes, local = jax.process_count(), jax.local_device_count()
     counts = (n * processes for n in range(local, 0, -1))
-    count = next((n for n in counts if n <= most and fits(n)), None)
+    count = next((n for n in counts if fits(n)), None)
     if count is None:
         raise ConfigError(f"{processes} processes cannot divide {what} among them evenly")
     by_process = [

@@ -234,7 +234,7 @@ def place_runs(runs: int) -> Placement:
     Raises:
       ConfigError: there are more processes than runs.
     """
-    devices = processes.devices(runs, f"the {runs} runs (seeds)")
+    devices = processes.devices(f"the {runs} runs (seeds)", lambda count: count <= runs)
     return Placement(runs, Mesh(np.array(devices), (_AXIS,)) if len(devices) > 1 else None)
 
 

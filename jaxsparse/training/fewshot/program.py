@@ -85,16 +85,18 @@ def task_mesh(config: FewShotConfig) -> Mesh | None:
     Example:
       >>> program = make_program(config, (28, 28, 1), task_mesh(config))
     """
-    batches = math.gcd(config.meta_batch_size, EVALUATION_BATCH)
     what = f"{config.meta_batch_size} tasks and test batches of {EVALUATION_BATCH} tasks"
-    devices = processes.devices(batches, what, lambda count: batches % count == 0)
+    devices = processes.devices(what, lambda count: _divides(count, config))
     return Mesh(np.array(devices), ("tasks",)) if len(devices) > 1 else None
 
 
 def largest_share(config: FewShotConfig, limit: int) -> int:
     """The largest number up to `limit` that divides the training and evaluation batch sizes."""
-    batches = math.gcd(config.meta_batch_size, EVALUATION_BATCH)
-    return max(n for n in range(1, limit + 1) if batches % n == 0)
+    return max(n for n in range(1, limit + 1) if _divides(n, config))
+
+
+def _divides(count: int, config: FewShotConfig) -> bool:
+    return math.gcd(config.meta_batch_size, EVALUATION_BATCH) % count == 0
 
 
 def make_program(

@@ -150,7 +150,9 @@ def _replicas() -> Mesh | None:
     """One device of each process, all of which compute the same; None with a single process."""
     if jax.process_count() == 1:
         return None
-    return Mesh(np.array(processes.devices(jax.process_count(), "the pretraining")), ("processes",))
+    count = jax.process_count()
+    devices = processes.devices("the pretraining", lambda number: number == count)
+    return Mesh(np.array(devices), ("processes",))
 
 
 def _record(config, data):
