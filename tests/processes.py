@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments import runs
 from jaxsparse.training import RunFolder
@@ -40,6 +41,20 @@ def start(experiment, args, save_seconds=None, changes="", **options):
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
     )
+
+
+@contextlib.contextmanager
+def recorded_loads(family):
+    """Yields a list: for each call of `family.load_data`, whether it is for validation."""
+    load, validation = family.load_data, []
+
+    def recorded(config):
+        validation.append(config.validation)
+        return load(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family, "load_data", recorded)
+        yield validation
 
 
 def free_port(least=0):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from processes import recorded_loads
 
 pytest.importorskip("optuna")
 
@@ -29,15 +30,8 @@ def read(path):
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory):
     """The folder of a finished run with --scan, and for which data it was read."""
-    out, validation = tmp_path_factory.mktemp("scan") / "run", []
-    load = continual.load_data
-
-    def recorded(config):
-        validation.append(config.validation)
-        return load(config)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(continual, "load_data", recorded)
+    out = tmp_path_factory.mktemp("scan") / "run"
+    with recorded_loads(continual) as validation:
         scan(out)
     return out, validation
 

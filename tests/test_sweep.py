@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from processes import recorded_loads
 
 optuna = pytest.importorskip("optuna")
 
@@ -187,17 +188,10 @@ def test_one_worker_draws_the_same_points_again(name):
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A finished grid of four points, and for which data it was read."""
-    out, read = tmp_path_factory.mktemp("sweep") / "a", []
-    load = continual.load_data
-
-    def recorded(config):
-        read.append(config.validation)
-        return load(config)
-
+    out = tmp_path_factory.mktemp("sweep") / "a"
     words = ["--space", "inner_lr=0.0,0.1", "glances=1,2", "--sampler", "grid", "--batch", "4"]
     run = [word for word in RUN if "glances" not in word]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(continual, "load_data", recorded)
+    with recorded_loads(continual) as read:
         sweep.main(["continual", *run, *words, "--seeds", "2", "--out", str(out)])
     return out, read
 

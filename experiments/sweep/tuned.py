@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from experiments import runs
 from experiments.continual.load import check_size
@@ -16,62 +16,65 @@ from jaxsparse.training.online import OnlineConfig
 OTHER_STREAMS = 1_000_000
 
 
-class Tuned(Protocol):
-    """A family whose settings a sweep can choose.
+class Tuned:
+    """A family whose settings a sweep can choose; each trial is a program of its own.
 
     Attributes:
       family: the family.
       RATES: settings that are arrays of the compiled program; trials may differ in them.
       PROBLEM: settings that define the problem and cannot be chosen.
       SET: settings that the sweep sets itself.
+      SCORE: the entry of each seed in a trial's result that its value is the mean of.
       VALUE: what a trial's value is, in words.
       TEST: what the winner is measured on, in words.
     """
 
-    family: runs.Family
-    RATES: tuple[str, ...]
+    RATES: tuple[str, ...] = ()
     PROBLEM: tuple[str, ...]
-    SET: tuple[str, ...]
+    SET: tuple[str, ...] = ("resume",)
+    SCORE: str
     VALUE: str
-    TEST: str
-
-    def held_out(self, config: Any, seeds: int, /) -> Any:
-        """The configuration of a trial with this many seeds; it never reads the test split."""
-
-    def load_data(self, config: Any, /) -> Any:
-        """The data of a trial, without the test split; `config` comes from `held_out`."""
-
-    def learn(
-        self, configs: Sequence[Any], data: Any, folder: RunFolder, hooks: Hooks, /
-    ) -> list[float]:
-        """Run the trials of a program, which differ only in `RATES`, and return their values."""
-
-    def so_far(self, row: dict[str, Any], trials: int, /) -> tuple[int, list[float]]:
-        """The place of a row of metrics in the run, and the value of each trial there."""
-
-    def tested(self, result: dict[str, Any], /) -> float:
-        """The accuracy on the test split in the result of a run."""
-
-
-class TunedContinual:
-    """Streams of tasks: RA on held-out training images. All rates share one program."""
-
-    RATES: tuple[str, ...] = Rates._fields
-    PROBLEM: tuple[str, ...] = ("seed", "seeds", "data_seed", "tasks", "samples_per_task")
-    SET: tuple[str, ...] = ("validation", "resume")
-    VALUE = "RA on held-out training images"
     TEST = "on the test split"
 
     def __init__(self, family: runs.Family):
         self.family = family
 
+    def held_out(self, config: Any, seeds: int) -> Any:
+        """The configuration of a trial with this many seeds; it never reads the test split."""
+        raise NotImplementedError
+
+    def load_data(self, config: Any) -> Any:
+        """The data of a trial, without the test split; `config` comes from `held_out`."""
+        return self.family.load_data(config)
+
+    def learn(
+        self, configs: Sequence[Any], data: Any, folder: RunFolder, hooks: Hooks
+    ) -> list[float]:
+        """Run the trials of a program, which differ only in `RATES`, and return their values."""
+        (config,) = configs
+        result = self.family.learn(config, data, folder, hooks)
+        return [mean([seed[self.SCORE] for seed in result["seeds"]])]
+
+    def so_far(self, row: dict[str, Any], trials: int) -> tuple[int, list[float]]:
+        """The place of a row of metrics in the run, and the value of each trial there."""
+        raise NotImplementedError
+
+    def tested(self, result: dict[str, Any]) -> float:
+        """The accuracy on the test split in the result of a run."""
+        raise NotImplementedError
+
+
+class TunedContinual(Tuned):
+    """Streams of tasks: RA on held-out training images. All rates share one program."""
+
+    RATES = Rates._fields
+    PROBLEM = ("seed", "seeds", "data_seed", "tasks", "samples_per_task")
+    SET = ("validation", "resume")
+    VALUE = "RA on held-out training images"
+
     def held_out(self, config: ContinualConfig, seeds: int) -> ContinualConfig:
         """See `Tuned`."""
         return dataclasses.replace(config, validation=True, seeds=seeds)
-
-    def load_data(self, config: ContinualConfig) -> Any:
-        """See `Tuned`."""
-        return self.family.load_data(config)
 
     def learn(
         self, configs: Sequence[ContinualConfig], data: Any, folder: RunFolder, hooks: Hooks
@@ -95,20 +98,15 @@ class TunedContinual:
         return result["retained_accuracy"]["mean"]
 
 
-class TunedFewShot:
+class TunedFewShot(Tuned):
     """Few-shot learning: the best accuracy on validation tasks. Each trial is a program."""
 
-    RATES: tuple[str, ...] = ()
-    PROBLEM: tuple[str, ...] = (
+    PROBLEM = (
         *("seed", "seeds", "ways", "shots", "query_shots", "val_tasks", "test_tasks"),
         *("image_size", "ensemble"),
     )
-    SET: tuple[str, ...] = ("resume",)
+    SCORE = "best_val_accuracy"
     VALUE = "accuracy on validation tasks"
-    TEST = "on the test split"
-
-    def __init__(self, family: runs.Family):
-        self.family = family
 
     def held_out(self, config: Any, seeds: int) -> Any:
         """See `Tuned`. A run tests at its end; here one task of the validation classes is left."""
@@ -119,14 +117,6 @@ class TunedFewShot:
         images = self.family.load_data(config)
         return {**images, "test": images["validation"]}
 
-    def learn(
-        self, configs: Sequence[Any], data: Any, folder: RunFolder, hooks: Hooks
-    ) -> list[float]:
-        """See `Tuned`."""
-        (config,) = configs
-        result = self.family.learn(config, data, folder, hooks)
-        return [mean([seed["best_val_accuracy"] for seed in result["seeds"]])]
-
     def so_far(self, row: dict[str, Any], trials: int) -> tuple[int, list[float]]:
         """See `Tuned`."""
         return row["epoch"], [mean(row["val_accuracy"])] if row["epoch"] else []
@@ -136,39 +126,21 @@ class TunedFewShot:
         return result["accuracy"]
 
 
-class TunedOnline:
+class TunedOnline(Tuned):
     """Switching streams: the accuracy on other streams of the same images. A trial is a program.
 
     A stream has no part for tests. So a trial has seeds of its own, and with them other streams
     than the run.
     """
 
-    RATES: tuple[str, ...] = ()
-    PROBLEM: tuple[str, ...] = (
-        *("p", "timesteps", "ways", "shots", "log_every", "seed", "seeds", "pretrain_seed"),
-    )
-    SET: tuple[str, ...] = ("resume",)
+    PROBLEM = (*("p", "timesteps", "ways", "shots", "log_every", "seed", "seeds", "pretrain_seed"),)
+    SCORE = "accuracy"
     VALUE = f"online accuracy on other streams, of the seeds plus {OTHER_STREAMS:,}"
     TEST = "on the streams of its seeds"
-
-    def __init__(self, family: runs.Family):
-        self.family = family
 
     def held_out(self, config: OnlineConfig, seeds: int) -> OnlineConfig:
         """See `Tuned`."""
         return dataclasses.replace(config, seed=config.seed + OTHER_STREAMS, seeds=seeds)
-
-    def load_data(self, config: OnlineConfig) -> Any:
-        """See `Tuned`."""
-        return self.family.load_data(config)
-
-    def learn(
-        self, configs: Sequence[OnlineConfig], data: Any, folder: RunFolder, hooks: Hooks
-    ) -> list[float]:
-        """See `Tuned`."""
-        (config,) = configs
-        result = self.family.learn(config, data, folder, hooks)
-        return [mean([seed["accuracy"] for seed in result["seeds"]])]
 
     def so_far(self, row: dict[str, Any], trials: int) -> tuple[int, list[float]]:
         """See `Tuned`: the accuracy on the timesteps so far; rows of the pretraining have none."""
