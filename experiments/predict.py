@@ -73,12 +73,10 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.use_compilation_cache()
         cli.start_backend()
         learner = load_learner(path, flags.seed)
-        labels = [name for name, images in support.items() for _ in images]
-        shown = [
-            read_image(file.path, learner.image_shape) for own in support.values() for file in own
-        ]
-        adapted = learner.adapt(np.stack(shown), labels, flags.steps)
-        images = np.stack([read_image(file, learner.image_shape) for file in files])
+        labelled = [(name, file.path) for name, own in support.items() for file in own]
+        shown = _read([path for _, path in labelled], learner.image_shape)
+        adapted = learner.adapt(shown, [name for name, _ in labelled], flags.steps)
+        images = _read(files, learner.image_shape)
         probabilities = adapted.predict(images)
         with writing(out):
             out.mkdir(parents=True)

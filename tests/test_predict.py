@@ -47,7 +47,8 @@ def test_the_table_has_the_learner_s_probabilities(run, images, tmp_path, capsys
         for name, value in zip(("test0", "test1"), probabilities, strict=True):
             assert float(row[name]) == pytest.approx(value, abs=6e-5)
         assert row["prediction"] == ("test0", "test1")[probabilities.argmax()]
-    assert Image.open(tmp_path / "out" / "predictions.png").width > 500
+    with Image.open(tmp_path / "out" / "predictions.png") as sheet:
+        assert sheet.width > 500
     assert "of 4 images" in capsys.readouterr().out
     assert everything(run) == before
 
