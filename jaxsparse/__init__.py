@@ -23,6 +23,10 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return importlib.import_module("jaxsparse.training")
+    if name == "load_learner":
+        from jaxsparse.training.fewshot.trained import load_learner
+
+        return load_learner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -52,6 +56,7 @@ __all__ = [
     "init_state",
     "lamaml",
     "lamaml_step",
+    "load_learner",
     "maml",
     "mer",
     "metabgd",

@@ -1,0 +1,179 @@
+"""Adapt a finished few-shot run to a few images of each class, and predict others.
+
+python -m experiments.predict runs/fewshot/NAME --support pets/few --query pets/new
+"""
+
+import csv
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tyro
+
+from experiments import cli, fewshot, runs
+from experiments.drawing import own_style, rendered, write
+from jaxsparse.data import DataError
+from jaxsparse.data.folder import SUFFIXES, scan_classes
+from jaxsparse.data.pictures import read_image
+from jaxsparse.training import ConfigError, RunError, writing
+from jaxsparse.training.environment import use_threads_of
+from jaxsparse.training.errors import reading
+from jaxsparse.training.fewshot.tested import finished
+from jaxsparse.training.fewshot.trained import load_learner
+from jaxsparse.training.files import replace_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PROG = "python -m experiments.predict"
+MOST_SHOWN = 60  # images on the contact sheet
+COLUMNS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Adapt a finished few-shot run to a few images of each class, and predict others."""
+
+    run: tyro.conf.Positional[Path]
+    """folder of the run"""
+    support: Path
+    """folder with a folder of images for each class, at most as many as the network has outputs"""
+    query: tuple[Path, ...]
+    """images to predict, or folders of them"""
+    steps: int | None = None
+    """K; default: the number of inner steps in the run's test"""
+    seed: int | None = None
+    """which of the run's seeds; default: the first"""
+    out: Path = Path("predictions")
+    """new folder for predictions.csv and predictions.png"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Parse the flags, adapt, predict, write and print."""
+    with cli.command():
+        words = list(sys.argv[1:] if args is None else args)
+        flags = cli.parse(Flags, words, _DEFAULTS, PROG)
+        if flags.steps is not None and flags.steps < 0:
+            cli.fail(f"--steps must be 0 or more, got {flags.steps}")
+        path, out = runs.user_path("RUN", flags.run), _new_folder(flags.out)
+        folder, config = finished(path)
+        support = scan_classes(runs.user_path("--support", flags.support))
+        if len(support) > config.ways:
+            raise ConfigError(
+                f"--support has {len(support)} classes, the network has {config.ways} outputs"
+            )
+        files = query_files([runs.user_path("--query", place) for place in flags.query])
+        use_threads_of(folder.config())
+        cli.use_cores(fewshot.cores(config))
+        cli.use_compilation_cache()
+        cli.start_backend()
+        learner = load_learner(path, flags.seed)
+        labelled = [(name, file.path) for name, own in support.items() for file in own]
+        shown = _read([path for _, path in labelled], learner.image_shape)
+        adapted = learner.adapt(shown, [name for name, _ in labelled], flags.steps)
+        images = _read(files, learner.image_shape)
+        probabilities = adapted.predict(images)
+        with writing(out):
+            out.mkdir(parents=True)
+            replace_text(out / "predictions.csv", table(files, adapted.classes, probabilities))
+        with own_style():
+            sheet = rendered(contact_sheet(images, files, adapted.classes, probabilities))
+        write(sheet, out / "predictions.png")
+        for line in summary(adapted.classes, probabilities):
+            cli.say(line)
+        cli.say(f"predictions: {out / 'predictions.csv'}, {out / 'predictions.png'}")
+
+
+_DEFAULTS: Any = Flags(tyro.MISSING, tyro.MISSING, tyro.MISSING)
+
+
+def _new_folder(out: Path) -> Path:
+    """Where to write; RunError if something is there."""
+    place = runs.user_path("--out", out)
+    with reading(place):
+        if place.exists() or place.is_symlink():
+            raise RunError(f"--out: {place} is there already; name a new folder")
+    return place
+
+
+def query_files(places: Sequence[Path]) -> list[Path]:
+    """The images that --query names: files as they stand, folders searched for images.
+
+    Raises:
+      DataError: a path is not there, or a folder holds no image.
+    """
+    files: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            found = sorted(
+                Path(parent) / name
+                for parent, _, names in os.walk(place)
+                for name in names
+                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            )
+            if not found:
+                raise DataError(f"--query: {place} holds no images ({' '.join(SUFFIXES)})")
+            files += found
+        elif place.exists():
+            files.append(place)
+        else:
+            raise DataError(f"--query: {place} is not there")
+    return files
+
+
+def _read(files: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:
+    return np.stack([read_image(file, shape) for file in files])
+
+
+def table(files: Sequence[Path], classes: Sequence[str], probabilities: np.ndarray) -> str:
+    """A CSV with a row for each image: file, prediction, and the probability of each class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "prediction", *classes])
+    for file, row in zip(files, probabilities, strict=True):
+        writer.writerow([file, classes[row.argmax()], *(f"{value:.4f}" for value in row)])
+    return text.getvalue()
+
+
+def summary(classes: Sequence[str], probabilities: np.ndarray) -> list[str]:
+    """How many images were predicted as each class, and how sure the predictions are."""
+    best = probabilities.argmax(1)
+    lines = []
+    for i, name in enumerate(classes):
+        own = probabilities[best == i, i]
+        sure = f", mean probability {own.mean():.2f}" if len(own) else ""
+        lines.append(f"{name}: {len(own)} of {len(best)} images{sure}")
+    return lines
+
+
+def contact_sheet(
+    images: np.ndarray, files: Sequence[Path], classes: Sequence[str], probabilities: np.ndarray
+) -> "Figure":
+    """The first images with their predictions; uncertain ones in another colour."""
+    from matplotlib.figure import Figure
+
+    count = min(len(images), MOST_SHOWN)
+    rows = -(-count // COLUMNS)
+    figure = Figure(figsize=(1.6 * COLUMNS, 1.9 * rows + 0.4), layout="constrained")
+    for i, axes in enumerate(figure.subplots(rows, COLUMNS, squeeze=False).flat):
+        axes.set_axis_off()
+        if i >= count:
+            continue
+        best = probabilities[i].argmax()
+        picture = images[i][..., 0] if images.shape[-1] == 1 else images[i]
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        sure = probabilities[i, best] >= 0.5
+        title = f"{classes[best]} {probabilities[i, best]:.2f}\n{files[i].name}"
+        axes.set_title(title, fontsize=7, color="black" if sure else "tab:red")
+    more = f", the first {count} of {len(images)}" if count < len(images) else ""
+    figure.suptitle(f"predictions and their probabilities{more}", fontsize=9)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

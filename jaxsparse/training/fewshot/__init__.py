@@ -1,0 +1,1 @@
+"""Few-shot runs: their configuration, pure program, host loop and result."""
