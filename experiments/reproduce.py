@@ -29,7 +29,7 @@ from jaxsparse.training.files import replace_text
 
 PROG = "python -m experiments.reproduce"
 CLAIMS = Path(__file__).resolve().parent.parent / "docs" / "claims.md"
-DOCUMENT = Path(__file__).resolve().parent.parent / "REPRODUCIBILITY.md"
+PAGES = CLAIMS.parent / "reproducing"
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> None:
         called = f"{name} --sweep" if flags.sweep else name
         _check_read(flags, called, reads.flags, cli.given(given))
         if flags.document:
-            section(DOCUMENT, name)  # fail now rather than after the runs
+            section(PAGES, name)  # fail now rather than after the runs
         flags, runner = _open(flags, name, given)
         with trusting(runner.place):
             lines = reads.show(flags, runner)
@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if flags.document or flags.save:
             runner.check_found()
         if flags.document:
-            write_section(DOCUMENT, name, lines)
+            write_section(PAGES, name, lines)
         if flags.save:
             _save(flags, name, reads.flags, runner)
 
@@ -138,24 +138,25 @@ def _check_read(
                 cli.fail(f"--{field} must be one of {listed} with --{name}, got {value}")
 
 
-def section(path: Path, name: str) -> tuple[str, str]:
-    """The text of a document before and after a section; a missing section is a `RunError`."""
+def section(pages: Path, name: str) -> tuple[Path, str, str]:
+    """The page that has a section, and its text before and after; without one a `RunError`."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    try:
-        before, found, rest = path.read_text(encoding="utf-8").partition(begin)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {one_line(error)}") from error
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise RunError(f"{path} must contain {begin} and {end}")
-    return before + begin, end + after
+    for page in sorted(pages.glob("*.md")):
+        try:
+            before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{page} cannot be read: {one_line(error)}") from error
+        _, closed, after = rest.partition(end)
+        if found and closed:
+            return page, before + begin, end + after
+    raise RunError(f"a page of {pages} must contain {begin} and {end}")
 
 
-def write_section(path: Path, name: str, lines: Sequence[str]) -> None:
-    """Replace the lines of a section of a document."""
-    before, after = section(path, name)
-    with writing(path):
-        replace_text(path, "\n".join([before, *lines, after]))
+def write_section(pages: Path, name: str, lines: Sequence[str]) -> None:
+    """Replace the lines of a section in the page that has it."""
+    page, before, after = section(pages, name)
+    with writing(page):
+        replace_text(page, "\n".join([before, *lines, after]))
 
 
 if __name__ == "__main__":

@@ -241,7 +241,7 @@ def test_the_document_says_what_the_results_say(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(reproduce, "CLAIMS", tmp_path / "claims.md")
     reproduce.main(["--claims"])
     assert capsys.readouterr().out == f"written: {tmp_path / 'claims.md'}\n"
-    stored = reproduce.DOCUMENT.parent / "docs" / "claims.md"
+    stored = reproduce.PAGES.parent / "claims.md"
     assert (tmp_path / "claims.md").read_text() == stored.read_text()
 
 

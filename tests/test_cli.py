@@ -342,7 +342,7 @@ def test_a_full_disk_keeps_the_document(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WriteError, match="No space left"):
-        reproduce.write_section(document, "table 3", ["new"] * 1000)
+        reproduce.write_section(tmp_path, "table 3", ["new"] * 1000)
     assert document.read_text() == text and len(list(tmp_path.iterdir())) == 1
 
 
@@ -352,10 +352,9 @@ def test_a_full_disk_keeps_the_document(tmp_path, monkeypatch):
 def test_a_document_without_its_section_is_refused_before_anything_runs(
     text, tmp_path, monkeypatch, capsys
 ):
-    document = tmp_path / "document.md"
     if text is not None:
-        document.write_bytes(text)
-    monkeypatch.setattr(reproduce, "DOCUMENT", document)
+        (tmp_path / "document.md").write_bytes(text)
+    monkeypatch.setattr(reproduce, "PAGES", tmp_path)
     with pytest.raises(SystemExit) as stop:
         reproduce.main(["--table=3", "--document", f"--out={tmp_path / 'runs'}"])
     assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
@@ -366,7 +365,7 @@ def test_an_empty_table_replaces_none(tmp_path, monkeypatch, capsys):
     document = tmp_path / "document.md"
     text = "<!-- table 3 -->\nold\n<!-- end of table 3 -->\n"
     document.write_text(text)
-    monkeypatch.setattr(reproduce, "DOCUMENT", document)
+    monkeypatch.setattr(reproduce, "PAGES", tmp_path)
     with pytest.raises(SystemExit) as stop:
         reproduce.main(["--table=3", "--no-run", "--document", f"--out={tmp_path / 'runs'}"])
     assert stop.value.code == 2 and document.read_text() == text

@@ -91,13 +91,13 @@ def test_a_run_without_a_new_field_has_its_default(tmp_path, capsys):
 
 
 def test_a_section_is_replaced_and_the_rest_stays(tmp_path):
-    document = tmp_path / "document.md"
-    document.write_text("before\n<!-- table 3 -->\nold\n<!-- end of table 3 -->\nafter\n")
+    page, other = tmp_path / "page.md", tmp_path / "other.md"
+    page.write_text("before\n<!-- table 3 -->\nold\n<!-- end of table 3 -->\nafter\n")
+    other.write_text("<!-- table S3 -->\nold\n<!-- end of table S3 -->\n")
     for lines in (["one", "two"], ["three"]):
-        reproduce.write_section(document, "table 3", lines)
-    assert document.read_text() == (
-        "before\n<!-- table 3 -->\nthree\n<!-- end of table 3 -->\nafter\n"
-    )
+        reproduce.write_section(tmp_path, "table 3", lines)
+    assert page.read_text() == "before\n<!-- table 3 -->\nthree\n<!-- end of table 3 -->\nafter\n"
+    assert other.read_text() == "<!-- table S3 -->\nold\n<!-- end of table S3 -->\n"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_impossible_requests_are_one_line(flags, message, tmp_path, capsys):
 def test_nothing_to_show_replaces_nothing(tmp_path, capsys, monkeypatch):
     document = tmp_path / "document.md"
     document.write_text("<!-- table 3 -->\nold\n<!-- end of table 3 -->\n")
-    monkeypatch.setattr(reproduce, "DOCUMENT", document)
+    monkeypatch.setattr(reproduce, "PAGES", tmp_path)
     (tmp_path / "figure-s3.png").write_text("old")
     for flags in (["--table", "3", "--document"], ["--figure", "S3"]):
         with pytest.raises(SystemExit) as stopped:
@@ -178,7 +178,7 @@ def test_every_table_and_figure_is_there():
 
 @pytest.mark.parametrize("name", READS)
 def test_the_document_has_a_place_for_each(name):
-    text = reproduce.DOCUMENT.read_text()
+    text = "".join(page.read_text() for page in reproduce.PAGES.glob("*.md"))
     assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
 
 

@@ -11,8 +11,8 @@ from experiments import drawing, reproduce
 from experiments.tables import figures, saved
 from experiments.tables.index import READS
 
-ROOT = reproduce.DOCUMENT.parent
-DOCUMENT = reproduce.DOCUMENT.read_text("utf-8")
+ROOT = saved.RESULTS.parent
+PAGES = "\n".join(page.read_text("utf-8") for page in reproduce.PAGES.glob("*.md"))
 
 
 def flags_of(name):
@@ -39,7 +39,7 @@ def test_results_are_few_and_small():
 
 
 def test_each_file_belongs_to_a_table_or_is_shown():
-    shown = DOCUMENT + (ROOT / "README.md").read_text("utf-8")
+    shown = PAGES + (ROOT / "README.md").read_text("utf-8")
     for path in (ROOT / "results").iterdir():
         known = path.name in [saved.file_of(name).name for name in READS]
         assert known or f"results/{path.name}" in shown, path
@@ -49,7 +49,7 @@ def test_each_file_belongs_to_a_table_or_is_shown():
 def test_the_document_prints_the_stored_results(name, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(figures, "save", lambda *_: None)
-    section = DOCUMENT.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0].rstrip()
+    section = PAGES.split(f"<!-- {name} -->\n")[1].split(f"<!-- end of {name} -->")[0].rstrip()
     if not saved.file_of(name).exists():
         command = f"python -m experiments.reproduce {' '.join(flags_of(name))}"
         assert section == f"Not run yet: `{command}`."
@@ -66,7 +66,7 @@ def test_the_document_prints_the_stored_results(name, capsys, monkeypatch):
 def test_the_readme_prints_the_same_figures():
     figures = re.findall(r"\d+\.\d\d \+- \d+\.\d\d", (ROOT / "README.md").read_text("utf-8"))
     assert len(figures) > 30
-    assert not [figure for figure in figures if figure not in DOCUMENT]
+    assert not [figure for figure in figures if figure not in PAGES]
 
 
 def test_a_folder_of_runs_is_saved_and_shown_again(tmp_path, capsys, results):

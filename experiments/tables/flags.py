@@ -68,4 +68,4 @@ class Flags:
     save: bool = False
     """write the runs that are shown into the table's file in results/"""
     document: bool = False
-    """write the table into its section of REPRODUCIBILITY.md"""
+    """write the table into its section of docs/reproducing"""
