@@ -17,12 +17,12 @@ import tyro
 from experiments import cli, fewshot, runs
 from experiments.report import percent
 from jaxsparse import data
-from jaxsparse.training import FewShotConfig, RunError, RunFolder, writing
+from jaxsparse.training import FewShotConfig, RunError, writing
 from jaxsparse.training.environment import environment, use_threads_of
 from jaxsparse.training.errors import reading, trusting
 from jaxsparse.training.fewshot.evaluate import Test, evaluate_run
 from jaxsparse.training.fewshot.evaluation import TaskSizes
-from jaxsparse.training.fewshot.tested import finished, load_tested
+from jaxsparse.training.fewshot.tested import Finished, finished, load_tested
 from jaxsparse.training.files import replace_text
 
 PROG = "python -m experiments.evaluate"
@@ -35,7 +35,7 @@ class Flags:
     """Test a finished few-shot run again. What is not given is as in the run."""
 
     run: tyro.conf.Positional[Path]
-    """folder of the run"""
+    """folder of the run, a file of weights, or the name of weights that come with jaxsparse"""
     dataset: tuple[str, ...] = ()
     """datasets to test on; their images are brought to the network's size, channels and
     normalisation"""
@@ -58,15 +58,16 @@ class Flags:
     ensemble: bool = True
     """test the ensemble, too, if the run has one"""
     name: str | None = None
-    """name of the file in RUN/evaluations; default: one made of the settings"""
+    """name of the file in RUN/evaluations (for weights: in evaluations/WEIGHTS); default: one made of
+    the settings"""
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the flags, test, write and print the results."""
     with cli.command():
         flags = cli.parse(Flags, sys.argv[1:] if args is None else args, _DEFAULTS, PROG)
-        path = runs.user_path("RUN", flags.run)
-        folder, config = finished(path)
+        run = finished(runs.user_path("RUN", flags.run))
+        config = run.config
         datasets = flags.dataset or (config.dataset,)
         if flags.name is not None and (len(datasets) > 1 or not _NAME.fullmatch(flags.name)):
             want = "up to 100 letters, digits and _.,=+-"
@@ -74,14 +75,14 @@ def main(args: Sequence[str] | None = None) -> None:
         for name in ("ways", "shots", "query_shots", "test_inner_steps", "tasks"):
             if (value := getattr(flags, name)) is not None and value < 1:
                 cli.fail(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
-        use_threads_of(folder.config())
+        use_threads_of(run.record)
         cli.use_cores(fewshot.cores(config))
         cli.use_compilation_cache()
         cli.start_backend()
         test = test_of(flags, config)
-        shape = image_format(folder, config)
+        images = image_format(run)
         results = {
-            dataset: evaluation(folder, config, shape, dataset, test, flags.data_dir, flags.name)
+            dataset: evaluation(run, images, dataset, test, flags.data_dir, flags.name)
             for dataset in datasets
         }
         cli.say("\n".join(table(results)))
@@ -109,19 +110,18 @@ def test_of(flags: Flags, config: FewShotConfig) -> Test:
     return Test(flags.split, sizes, tasks, batch_norm, flags.ensemble and config.ensemble > 1)
 
 
-def image_format(folder: RunFolder, config: FewShotConfig) -> dict[str, Any]:
+def image_format(run: Finished) -> dict[str, Any]:
     """The shape and normalisation of the images of a run; older runs do not record them."""
-    stored = folder.config().get("images")
+    stored = run.record.get("images")
     if stored is None:
-        return fewshot.image_format(fewshot.load_data(config)["train"])
-    with trusting(folder.path / "config.json"):
+        return fewshot.image_format(fewshot.load_data(run.config)["train"])
+    with trusting(run.path):
         scale = {name: [float(x) for x in stored[name]] for name in ("mean", "std")}
         return {"shape": [int(size) for size in stored["shape"]], **scale}
 
 
 def evaluation(
-    folder: RunFolder,
-    config: FewShotConfig,
+    run: Finished,
     images: dict[str, Any],
     dataset: str,
     test: Test,
@@ -134,8 +134,9 @@ def evaluation(
       RunError: the file holds a test with other settings or on other data.
       DataError: the dataset is not there, or too small.
     """
-    settings = _settings(dataset, test)
-    path = folder.path / FOLDER / f"{name or name_of(dataset, test)}.json"
+    settings, config = _settings(dataset, test), run.config
+    place = run.path / FOLDER if run.weights is None else Path(FOLDER, run.path.stem)
+    path = place / f"{name or name_of(dataset, test)}.json"
     own = dataset == config.dataset
     loaded = data.load(
         dataset,
@@ -152,7 +153,7 @@ def evaluation(
             if there["data"] != digest:
                 raise RunError(f"{path} holds a test on other data; give another --name")
         return there
-    tested = load_tested(folder.path, shape)
+    tested = load_tested(run.path, shape)
     result = {
         "settings": settings,
         "data": digest,
@@ -160,7 +161,7 @@ def evaluation(
         "result": evaluate_run(tested, converted, test),
     }
     with writing(path):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=run.weights is not None, exist_ok=True)
         replace_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 

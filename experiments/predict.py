@@ -40,7 +40,7 @@ class Flags:
     """Adapt a finished few-shot run to a few images of each class, and predict others."""
 
     run: tyro.conf.Positional[Path]
-    """folder of the run"""
+    """folder of the run, a file of weights, or the name of weights that come with jaxsparse"""
     support: Path
     """folder with a folder of images for each class, at most as many as the network has outputs"""
     query: tuple[Path, ...]
@@ -61,14 +61,15 @@ def main(args: Sequence[str] | None = None) -> None:
         if flags.steps is not None and flags.steps < 0:
             cli.fail(f"--steps must be 0 or more, got {flags.steps}")
         path, out = runs.user_path("RUN", flags.run), _new_folder(flags.out)
-        folder, config = finished(path)
+        trained = finished(path)
+        config = trained.config
         support = scan_classes(runs.user_path("--support", flags.support))
         if len(support) > config.ways:
             raise ConfigError(
                 f"--support has {len(support)} classes, the network has {config.ways} outputs"
             )
         files = query_files([runs.user_path("--query", place) for place in flags.query])
-        use_threads_of(folder.config())
+        use_threads_of(trained.record)
         cli.use_cores(fewshot.cores(config))
         cli.use_compilation_cache()
         cli.start_backend()

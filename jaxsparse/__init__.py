@@ -1,5 +1,6 @@
 """Meta-learning where to learn: sparse-MAML and its relatives in JAX."""
 
+import importlib
 from typing import Any
 
 from jaxsparse import continual, data, gates, metrics, nn
@@ -20,13 +21,9 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # Imported on first use: it needs Orbax, whose import takes a second.
     if name == "training":
-        import importlib
-
         return importlib.import_module("jaxsparse.training")
-    if name == "load_learner":
-        from jaxsparse.training.fewshot.trained import load_learner
-
-        return load_learner
+    if name in ("load_learner", "pretrained"):
+        return getattr(importlib.import_module("jaxsparse.training.fewshot.trained"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -62,6 +59,7 @@ __all__ = [
     "metabgd",
     "metrics",
     "nn",
+    "pretrained",
     "relu_mask",
     "sparse_maml_step",
     "sparsity",

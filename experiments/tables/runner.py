@@ -14,6 +14,7 @@ from jaxsparse.data import DataError
 from jaxsparse.training import ConfigError, FewShotConfig, RunError, RunFolder
 from jaxsparse.training.continual import ContinualConfig, Rates
 from jaxsparse.training.errors import trusting
+from jaxsparse.training.fewshot.tested import finished
 
 
 @contextmanager
@@ -120,10 +121,9 @@ class Runner:
             tested = evaluate.stored(folder.path / evaluate.FOLDER / f"{key}.json", dataset, test)
         else:
             with _run_errors():
-                tested = evaluate.evaluation(
-                    folder, config, evaluate.image_format(folder, config), dataset, test,
-                    config.data_dir,
-                )  # fmt: skip
+                run = finished(folder.path)
+                images = evaluate.image_format(run)
+                tested = evaluate.evaluation(run, images, dataset, test, config.data_dir)
         if tested is None:
             return None
         self.found[name].setdefault("evaluations", {})[key] = tested

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -51,7 +52,13 @@ def stored_config(folder: RunFolder, kind: type[Config], experiment: str) -> Con
     Raises:
       RunError: the run is not one of this experiment.
     """
-    record = folder.config()
+    return recorded_config(folder.config(), folder.path / "config.json", kind, experiment)
+
+
+def recorded_config(
+    record: dict[str, Any], path: Path, kind: type[Config], experiment: str
+) -> Config:
+    """The configuration in the content of a config.json; `path` is for the error."""
     stored = record.get("config")
     try:
         if record.get("experiment", experiment) != experiment:
@@ -63,9 +70,7 @@ def stored_config(folder: RunFolder, kind: type[Config], experiment: str) -> Con
             raise ConfigError(f"unknown settings: {', '.join(unknown)}")
         return kind(**stored)
     except ConfigError as error:
-        raise RunError(
-            f"{folder.path / 'config.json'} is not a run of {experiment}: {error}"
-        ) from error
+        raise RunError(f"{path} is not a run of {experiment}: {error}") from error
 
 
 def check_positive(config: Any, names: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""The networks that finished runs tested, read from their folders."""
+"""The networks that finished runs tested, read from their folders or from files of weights."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,11 +8,17 @@ import numpy as np
 
 from jaxsparse.training.checkpoints import Checkpoints
 from jaxsparse.training.errors import ConfigError, RunError
-from jaxsparse.training.fewshot.config import FewShotConfig, make_network
+from jaxsparse.training.fewshot.config import FewShotConfig, make_learner, make_network
 from jaxsparse.training.fewshot.program import make_program
+from jaxsparse.training.fewshot.weights import (
+    Weights,
+    named_weights,
+    read_weights,
+    weights_file,
+)
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.seeds import Placement, seed_keys
-from jaxsparse.training.settings import stored_config
+from jaxsparse.training.settings import recorded_config, stored_config
 
 Tree = Any
 EXPERIMENT, UNIT = "fewshot", "epoch"
@@ -30,30 +36,55 @@ class Tested(NamedTuple):
     members: list[tuple[Tree, Tree]]
 
 
-def finished(path: Path) -> tuple[RunFolder, FewShotConfig]:
-    """The folder and configuration of a finished few-shot run.
+class Finished(NamedTuple):
+    """A finished few-shot run.
+
+    Attributes:
+      path: its folder, or a file of its weights.
+      record: the content of its config.json.
+      config: its configuration.
+      result: the content of its result.json.
+      weights: the content of the file of weights; None if `path` is a folder.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    config: FewShotConfig
+    result: dict[str, Any]
+    weights: Weights | None = None
+
+
+def finished(place: Path) -> Finished:
+    """The finished few-shot run of a folder, of a file of weights, or of a name of `pretrained`.
 
     Raises:
       RunError: there is no such run, it is of another family, or it is not finished.
     """
-    folder = RunFolder.open(path, UNIT)
+    path = weights_file(place)
+    if path is not None:
+        weights = read_weights(path)
+        config = recorded_config(weights.record, path, FewShotConfig, EXPERIMENT)
+        return Finished(path, weights.record, config, weights.result, weights)
+    folder = RunFolder.open(place, UNIT)
     config = stored_config(folder, FewShotConfig, EXPERIMENT)
-    if folder.result() is None:
-        raise RunError(f"{path} is not finished: it has no result.json")
-    return folder, config
+    if (result := folder.result()) is None:
+        raise RunError(f"{place} is not finished: it has no result.json")
+    return Finished(place, folder.config(), config, result)
 
 
-def load_tested(path: Path, image_shape: tuple[int, int, int]) -> Tested:
+def load_tested(place: Path, image_shape: tuple[int, int, int]) -> Tested:
     """Read what a finished run tested. Nothing in its folder is changed.
 
     Args:
-      path: the run's folder.
+      place: as in `finished`.
       image_shape: (height, width, channels) of its images.
 
     Raises:
       RunError: as in `finished`, or the run's last checkpoint is missing, damaged or does not fit.
     """
-    _, config = finished(path)
+    path, _, config, _, weights = finished(place)
+    if weights is not None:
+        return Tested(config, [_member(path, config, image_shape, weights)])
     program = make_program(config, image_shape)
     placement = Placement(config.seeds, None)
     template = jax.eval_shape(placement.over_runs(program.init, (0,)), seed_keys(config))
@@ -63,6 +94,24 @@ def load_tested(path: Path, image_shape: tuple[int, int, int]) -> Tested:
     if (np.asarray(state.epoch) != config.epochs).any():  # of an earlier epoch
         raise RunError(f"{path} has lost its last checkpoint, which holds the network it tested")
     return Tested(config, state.members)
+
+
+def _member(
+    path: Path, config: FewShotConfig, image_shape: tuple[int, int, int], weights: Weights
+) -> tuple[Tree, Tree]:
+    """theta and the mask parameters of a file of weights, leaves [1, ...]."""
+    parts = make_learner(config, image_shape)
+
+    def init(key: jax.Array) -> tuple[Tree, Tree]:
+        state = parts.learner.init(parts.model.init(key), key)
+        return state.params, state.mask
+
+    wanted = named_weights(*jax.eval_shape(init, jax.random.key(0)))
+    got = {name: (x.shape, x.dtype) for name, x in weights.arrays.items()}
+    if got != {name: (x.shape, x.dtype) for name, x in wanted.items()}:
+        raise RunError(f"{path} does not have the arrays of its configuration's network")
+    tree = jax.tree.structure(jax.eval_shape(init, jax.random.key(0)))
+    return jax.tree.unflatten(tree, [weights.arrays[name][None] for name in wanted])
 
 
 def theta_of(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Tree | None:

@@ -18,7 +18,10 @@ from jaxsparse.training.errors import RunError, trusting
 from jaxsparse.training.fewshot.config import FewShotConfig, Parts, make_learner
 from jaxsparse.training.fewshot.evaluation import at_precision
 from jaxsparse.training.fewshot.tested import finished, load_tested
+from jaxsparse.training.fewshot.weights import pretrained
 from jaxsparse.updates import apply_gate
+
+__all__ = ["Adapted", "TrainedLearner", "load_learner", "pretrained"]
 
 Tree = Any
 
@@ -153,7 +156,8 @@ def load_learner(run: str | PathLike[str], seed: int | None = None) -> TrainedLe
     """Load what a finished few-shot run has learned: its best theta and m.
 
     Args:
-      run: the run's folder.
+      run: the run's folder, a file of weights that `experiments.export` made, or a name of
+        `jaxsparse.pretrained`: weights that come with jaxsparse.
       seed: which of the run's seeds; default: the first.
 
     Returns:
@@ -163,18 +167,18 @@ def load_learner(run: str | PathLike[str], seed: int | None = None) -> TrainedLe
       RunError: there is no finished few-shot run, it is damaged, or it has no such seed.
 
     Example:
-      >>> learner = load_learner("runs/fewshot/NAME")
+      >>> learner = load_learner("glyphs-5way-5shot-sparse-maml")
       >>> probabilities = learner.adapt(images, labels).predict(others)
     """
-    path = Path(run)
-    folder, config = finished(path)
+    trained = finished(Path(run))
+    path, config = trained.path, trained.config
     first, last = config.seed, config.seed + config.seeds - 1
     if not first <= (chosen := first if seed is None else seed) <= last:
         raise RunError(f"{path} has the seeds {first} to {last}, not {seed}")
-    images = folder.config().get("images")
+    images = trained.record.get("images")
     if images is None:
         raise RunError(f"{path} was made by an earlier version, which did not store its images")
-    with trusting(folder.path / "config.json"):
+    with trusting(path):
         height, width, channels = map(int, images["shape"])
         mean, std = (tuple(map(float, images[name])) for name in ("mean", "std"))
     shape = (height, width, channels)

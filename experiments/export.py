@@ -1,0 +1,92 @@
+"""Write what a finished few-shot run has learned to one file.
+
+python -m experiments.export runs/fewshot/NAME --out NAME.safetensors
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from experiments import cli, runs
+from experiments.evaluate import image_format
+from jaxsparse.training import RunError
+from jaxsparse.training.errors import reading, trusting
+from jaxsparse.training.fewshot.tested import Finished, finished, load_tested
+from jaxsparse.training.fewshot.weights import SUFFIX, Weights, named_weights, write_weights
+
+PROG = "python -m experiments.export"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Write what a finished few-shot run has learned to one file: theta, m, settings and result.
+
+    `experiments.evaluate`, `experiments.predict` and `jaxsparse.load_learner` read it.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """folder of the run"""
+    out: Path
+    """new file, NAME.safetensors"""
+    seed: int | None = None
+    """which of the run's seeds; default: the first"""
+
+
+_DEFAULTS: Any = Flags(tyro.MISSING, tyro.MISSING)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Read the flags and write the file."""
+    with cli.command():
+        flags = cli.parse(Flags, list(sys.argv[1:] if args is None else args), _DEFAULTS, PROG)
+        run, out = finished(runs.user_path("RUN", flags.run)), _new_file(flags.out)
+        cli.start_backend()
+        with trusting(run.path):
+            weights = exported(run, run.config.seed if flags.seed is None else flags.seed)
+        write_weights(out, weights)
+        accuracy = weights.result["seeds"][0]["accuracy"]
+        size = out.stat().st_size / 1000
+        cli.say(f"weights: {out}, {size:.0f} kB, test accuracy {100 * accuracy:.2f}")
+
+
+def _new_file(path: Path) -> Path:
+    out = runs.user_path("--out", path)
+    if out.suffix != SUFFIX:
+        raise RunError(f"--out: want a file name that ends with {SUFFIX}, got {out}")
+    with reading(out):
+        if out.exists() or out.is_symlink():
+            raise RunError(f"--out: {out} is there already; name a new file")
+    return out
+
+
+def exported(run: Finished, seed: int) -> Weights:
+    """One seed of a run, as if that seed had run alone, with blocks that run on every machine.
+
+    Raises:
+      RunError: the run has no such seed, or its last checkpoint cannot be read.
+    """
+    config, images = run.config, image_format(run)
+    place = seed - config.seed
+    if not 0 <= place < config.seeds:
+        last = config.seed + config.seeds - 1
+        raise RunError(f"{run.path} has the seeds {config.seed} to {last}, not {seed}")
+    theta, mask = load_tested(run.path, tuple(images["shape"])).members[0]
+    theta, mask = jax.tree.map(lambda x: np.asarray(x[place]), (theta, mask))
+    settings = dataclasses.asdict(config) | {
+        **{"seed": seed, "seeds": 1, "ensemble": 1, "blocks": "auto"},
+        **{"data_dir": None, "theta_from": None},  # folders of another machine
+    }
+    record = {**run.record, "config": settings, "images": images}
+    own = run.result["seeds"][place]
+    result = {**run.result, "accuracy": own["accuracy"], "seeds": [own]}
+    return Weights(record, result, named_weights(theta, mask))
+
+
+if __name__ == "__main__":
+    main()
