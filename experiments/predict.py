@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from experiments import cli, fewshot, runs
-from experiments.drawing import rendered, write
+from experiments.drawing import literal, rendered, write
 from experiments.style import WARNING, own_style
 from jaxsparse.data import DataError
 from jaxsparse.data.folder import SUFFIXES, scan_classes
@@ -170,7 +170,7 @@ def contact_sheet(
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
         sure = probabilities[i, best] >= 0.5
         title = f"{classes[best]} {probabilities[i, best]:.2f}\n{files[i].name}"
-        axes.set_title(title, fontsize=8, color="black" if sure else WARNING)
+        axes.set_title(literal(title), fontsize=8, color="black" if sure else WARNING)
     more = f", the first {count} of {len(images)}" if count < len(images) else ""
     figure.suptitle(f"predictions and their probabilities{more}")
     return figure
