@@ -16,7 +16,8 @@ import numpy as np
 import tyro
 
 from experiments import cli, fewshot, runs
-from experiments.drawing import own_style, rendered, write
+from experiments.drawing import literal, rendered, write
+from experiments.style import WARNING, own_style
 from jaxsparse.data import DataError
 from jaxsparse.data.folder import SUFFIXES, scan_classes
 from jaxsparse.data.pictures import read_image
@@ -160,7 +161,7 @@ def contact_sheet(
 
     count = min(len(images), MOST_SHOWN)
     rows = -(-count // COLUMNS)
-    figure = Figure(figsize=(1.6 * COLUMNS, 1.9 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(1.6 * COLUMNS, 1.9 * rows + 0.4))
     for i, axes in enumerate(figure.subplots(rows, COLUMNS, squeeze=False).flat):
         axes.set_axis_off()
         if i >= count:
@@ -170,9 +171,9 @@ def contact_sheet(
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
         sure = probabilities[i, best] >= 0.5
         title = f"{classes[best]} {probabilities[i, best]:.2f}\n{files[i].name}"
-        axes.set_title(title, fontsize=7, color="black" if sure else "tab:red")
+        axes.set_title(literal(title), fontsize=8, color="black" if sure else WARNING)
     more = f", the first {count} of {len(images)}" if count < len(images) else ""
-    figure.suptitle(f"predictions and their probabilities{more}", fontsize=9)
+    figure.suptitle(f"predictions and their probabilities{more}")
     return figure
 
 

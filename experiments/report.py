@@ -1,11 +1,12 @@
-"""The console output of a run: progress bar, rows, result."""
+"""What a run says: on the console a progress bar and rows; its result as tables and lines."""
 
 import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import rich.table
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -13,12 +14,38 @@ from experiments import cli
 from jaxsparse import training
 from jaxsparse.nn.blocks import Blocks
 from jaxsparse.training.environment import blocks_here
+from jaxsparse.training.statistics import mean_and_std
 
 _BLOCKS = {
     "native": "native (C++ compiled for this processor)",
     "pallas": "pallas (a kernel for the first block, XLA's operations for the others)",
     "xla": "xla (XLA's operations)",
 }
+
+
+class Table(NamedTuple):
+    """A table of a result, for the console and for the page of a run.
+
+    Attributes:
+      title: what it shows.
+      columns: the names of the columns.
+      rows: a word for each column.
+      left: the column of names, aligned to the left.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: str = ""
+
+    def rich(self) -> rich.table.Table:
+        """The table for the console."""
+        table = rich.table.Table(title=self.title)
+        for name in self.columns:
+            table.add_column(name, justify="left" if name == self.left else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
 
 
 class _Console(Console):
@@ -104,9 +131,29 @@ class ConsoleReport:
         """Print the line of an epoch or task."""
         raise NotImplementedError
 
+    def tables(self, result: dict[str, Any], rows: list[dict[str, Any]]) -> list[Table]:
+        """The tables of a result; `rows` are the metrics."""
+        raise NotImplementedError
+
+    def details(self, result: dict[str, Any]) -> list[Table]:
+        """Further tables of a result, for its page only."""
+        return []
+
+    def lines(self, result: dict[str, Any]) -> list[str]:
+        """What a result says besides its tables."""
+        raise NotImplementedError
+
+    def headline(self, result: dict[str, Any]) -> str:
+        """A result in one line: mean +- std over the seeds."""
+        raise NotImplementedError
+
     def result(self, result: dict[str, Any], folder: training.RunFolder) -> None:
         """Print the result of a finished run."""
-        raise NotImplementedError
+        for table in self.tables(result, folder.rows()):
+            self.print(table.rich())
+        for line in self.lines(result):
+            self.print(line)
+        self.print(f"results, figures and report.html: {self.path}")
 
     def warn(self, line: str) -> None:
         """Print a warning on stderr."""
@@ -118,10 +165,16 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def with_std(value: dict[str, float | None]) -> str:
-    """A mean and its standard deviation, in percent."""
+def with_std(value: dict[str, float | None], unit: str = "") -> str:
+    """A mean and its standard deviation, in percent; `unit` is put after the mean."""
     std = "" if value["std"] is None else f" +- {percent(value['std'])}"
-    return percent(value["mean"]) + std
+    return percent(value["mean"]) + unit + std
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean of a measure and its standard deviation (N - 1) over the seeds, in percent."""
+    seeds = f" (std over {len(values)} seeds)" if len(values) > 1 else ""
+    return f"{with_std(mean_and_std(values), unit='%')}{seeds}"
 
 
 def mean(value: float | Sequence[float | None] | None) -> float:

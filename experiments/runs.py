@@ -6,67 +6,18 @@ import datetime
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
-from experiments import cli, distributed, signals, unread
+from experiments import cli, distributed, page, signals, unread
 from experiments.drawing import draw_run, is_whole
+from experiments.family import Family, command_of, hinted_config, name_of, stored_config
 from jaxsparse.data import DataError, fingerprint
-from jaxsparse.training import ConfigError, Hooks, RunError, RunFolder, processes, settings
+from jaxsparse.training import ConfigError, Hooks, RunError, RunFolder, processes
 from jaxsparse.training.environment import environment, use_threads_of
-from jaxsparse.training.errors import trusting
-
-
-class Family(Protocol):
-    """A family of experiments: a module with what is specific to its runs.
-
-    Attributes:
-      UNIT: what a row of the metrics stands for: "epoch", "task" or "interval".
-      HINTS: the flags that decide the defaults of the other flags, with their own defaults.
-      READS: which settings are read when.
-      FIGURES: file name -> `(rows, result) -> figure` of a finished run.
-      Config: the dataclass of a run's configuration; its fields are flags.
-      Flags: the dataclass of all flags: `config`, `out`, `resume`, and those of this family.
-      Report: `(configuration, path) -> ConsoleReport`.
-      preset_config: `**HINTS -> configuration`, the defaults of the flags.
-      record: `(configuration, data) ->` further entries of a new run's record; it may be absent.
-      learn: `(configuration, data, folder, hooks) -> result`; resumes the folder's run.
-    """
-
-    __name__: str
-    UNIT: str
-    HINTS: dict[str, Any]
-    READS: unread.Reads
-    FIGURES: Any
-    Config: Any
-    Flags: Any
-    Report: Any
-    preset_config: Any
-    learn: Any
-
-    def describe(self) -> str:
-        """What --help adds: the presets in full."""
-
-    def label(self, config: Any, /) -> str:
-        """The start of the name of a new run's folder."""
-
-    def cores(self, config: Any, /) -> int:
-        """How many cores a run uses."""
-
-    def load_data(self, config: Any, /) -> Any:
-        """The data of a run, checked against the configuration."""
-
-
-def name_of(family: Family) -> str:
-    """The name of a family, as used for its folder under runs/ and in config.json."""
-    return family.__name__.rpartition(".")[2]
-
-
-def command_of(family: Family) -> str:
-    """The command that runs a family."""
-    return f"python -m {family.__name__}"
+from jaxsparse.training.errors import one_line, trusting
 
 
 def _as_given(family: Family, opened: "Opened", args: Sequence[str]) -> tuple[Any, dict[str, Any]]:
@@ -179,20 +130,6 @@ def place_run(family: Family, opened: Opened) -> Opened:
         return str(out)
 
     return opened if opened.folder else opened._replace(out=Path(processes.from_first(place)))
-
-
-def hinted_config(family: Family, args: list[str]) -> Any:
-    """The defaults of the flags, which the `HINTS` flags among `args` decide.
-
-    Errors in these flags are left to the full parse.
-    """
-    values = dict(family.HINTS)
-    for name, default in family.HINTS.items():
-        word = cli.last_value(args, name)
-        with suppress(ValueError):
-            if word is not None:
-                values[name] = int(word) if isinstance(default, int) else word
-    return family.preset_config(**values)
 
 
 def _check_read(family: Family, flags: Any, args: list[str]) -> None:
@@ -346,41 +283,24 @@ def _report(family: Family, config: Any, folder: RunFolder) -> Any:
 
 
 def draw_missing(family: Family, folder: RunFolder, result: dict[str, Any]) -> None:
-    """Draw the figures of a finished run that are missing or damaged.
+    """Draw the figures of a finished run that are missing or damaged, and write its report.
 
     A run may have been killed between its result and its figures. Since the result exists, a figure
-    that cannot be drawn is only a warning; one that cannot be written is a `WriteError`.
+    that cannot be drawn and a report that cannot be written are only warnings; a figure that cannot
+    be written is a `WriteError`.
     """
     figures = {
         name: draw for name, draw in family.FIGURES.items() if not is_whole(folder.path / name)
     }
     for name, why in draw_run(folder.path, figures, folder.rows(), result).items():
         warnings.warn(f"{folder.path / name} is not drawn: {why}", stacklevel=2)
-
-
-def preset_flags(values: Mapping[str, Any], hidden: Sequence[str]) -> str:
-    """Settings written as flags."""
-    shown = {n: v for n, v in values.items() if n not in hidden and v is not None}
-    return " ".join(_flag(name.replace("_", "-"), value) for name, value in shown.items())
-
-
-def _flag(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    if isinstance(value, tuple):
-        return f"--{name} {' '.join(map(str, value))}"
-    return f"--{name}={value}"
+    try:
+        page.write_page(family, folder, result)
+    except Exception as error:  # the run is finished: no error in its report may fail it
+        why = f"{type(error).__name__}, {one_line(error)}"
+        warnings.warn(f"{folder.path / page.NAME} is not written: {why}", stacklevel=2)
 
 
 def open_if_there(path: Path, unit: str) -> RunFolder | None:
     """The folder of the run at `path`, or None."""
     return RunFolder.open(path, unit) if RunFolder.is_there(path) else None
-
-
-def stored_config(family: Family, folder: RunFolder) -> Any:
-    """The configuration of a run; fields that are newer than the run have their defaults.
-
-    Raises:
-      RunError: the run is not one of this family.
-    """
-    return settings.stored_config(folder, family.Config, name_of(family))

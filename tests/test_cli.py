@@ -279,7 +279,7 @@ def test_the_users_matplotlib_style_has_no_effect(setting, tmp_path):
 
 def test_matplotlib_is_imported_whatever_the_environment_says(tmp_path):
     (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe: nonsense\n")
-    program = "from experiments import drawing\nwith drawing.own_style(): pass"
+    program = "from experiments import style\nwith style.own_style(): pass"
     environment = {**os.environ, "MPLBACKEND": "module://no.such", "MATPLOTLIBRC": str(tmp_path)}
     done = python(program, env=environment)
     assert (done.returncode, done.stderr) == (0, "")

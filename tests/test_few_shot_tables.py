@@ -442,7 +442,7 @@ def test_sparsity_is_drawn_by_layer_and_start(name, titles, tmp_path, capsys, dr
         ["5", "0", "50.00 +- 0.00 (n = 5)", frozen], ["5", "90", "60.00 +- 0.00 (n = 5)", frozen],
     ]  # fmt: skip
     (figure,) = drawn.values()
-    expected = [f"{part}, 5-shot, from {start}%" for part in titles for start in (0, 90)]
+    expected = [f"{part}, 5-shot,\nfrom {start}%" for part in titles for start in (0, 90)]
     assert [axis.get_title() for axis in figure.axes] == expected
     lines = figure.axes[0].lines
     assert len(lines) == len(layers) // len(titles)

@@ -623,7 +623,7 @@ def test_the_command_on_embedded_letters(small_network, tmp_path, capsys, monkey
     rows = RunFolder.open(out, "interval").rows()
     assert [row["step"] for row in rows] == [0, 5, 10, 12]
     assert result["accuracy"] == {"mean": result["seeds"][0]["accuracy"], "std": None}
-    for name in ("online.png", "switches.png", "sparsity.png", "config.json"):
+    for name in ("online.png", "switches.png", "sparsity.png", "report.html"):
         assert (out / name).stat().st_size > 0
     before = (out / "result.json").read_bytes()
     online.main(["--resume", str(out)])  # finished: only shown again

@@ -217,12 +217,13 @@ def test_figure_s4_is_the_permuted_streams_with_accuracy(tmp_path, capsys, drawn
     (figure,) = [drawn.pop("figure-s4.png")]
     assert not drawn
     axes = np.array(figure.axes[: 2 * 4]).reshape(2, 4)
-    assert axes[0, 0].get_title() == "permutations, lamaml"
-    assert axes[1, 1].get_title() == "many-permutations, sparse-lamaml"
+    assert axes[0, 0].get_title() == "permutations,\nlamaml"
+    assert axes[1, 1].get_title() == "many-permutations,\nsparse-lamaml"
     # Sparsity by task where there is a run, nothing where there is none.
     assert axes[0, 0].lines[0].get_ydata() == pytest.approx([1, 11])
     assert not axes[0, 1].lines and not axes[1, 0].lines and axes[1, 1].lines
-    for column, (label, values) in enumerate((("RA [%]", (61, 71)), ("sparsity [%]", (30, 8)))):
+    wanted = (("retained accuracy RA [%]", (61, 71)), ("sparsity [%]", (30, 8)))
+    for column, (label, values) in enumerate(wanted):
         axis = axes[0, 2 + column]
         assert axis.get_ylabel() == label
         assert points(axis)["lamaml"] == [(25, pytest.approx(values[0])), (100, values[1])]
@@ -235,7 +236,9 @@ def test_figure_3_is_rotations(tmp_path, capsys, drawn):
     assert ["100", "20.00 +- 0.20", "-"] in table_rows(capsys.readouterr().out)
     assert [*drawn] == ["figure-3.png"]
     titles = [axis.get_title() for axis in drawn["figure-3.png"].axes]
-    assert titles == ["rotations, lamaml", "rotations, sparse-lamaml", "rotations"]
+    assert titles == [
+        f"rotations,\n{what}" for what in ("lamaml", "sparse-lamaml", "end of the stream")
+    ]
 
 
 def store_online(out, p, method, totals, sparsity=None, detections=None, mark="", **own):

@@ -28,6 +28,8 @@ HINTS: dict[str, Any] = {
 }
 READS = unread.CONTINUAL
 FIGURES = plots.FIGURES
+CAPTIONS = plots.CAPTIONS
+COMPARED = plots.COMPARED
 Config = ContinualConfig
 Report = StreamReport
 preset_config = presets.preset_config

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.runs import preset_flags
+from experiments.family import preset_flags
 from jaxsparse.training.continual import META_METHODS, ContinualConfig
 
 Settings = dict[str, Any]

@@ -1,12 +1,11 @@
-"""The console output of a run over a stream of tasks."""
+"""What a run over a stream of tasks says on the console and in its report."""
 
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import numpy as np
 
-from experiments.report import ConsoleReport, mean, percent, with_std
-from jaxsparse.training import RunFolder
+from experiments.report import ConsoleReport, Table, mean, percent, spread, with_std
 from jaxsparse.training.continual import ContinualConfig
 
 
@@ -37,36 +36,53 @@ class StreamReport(ConsoleReport):
             line += f"  sparsity {mean(row['sparsity']['total']):.4f}"
         self.print(line)
 
-    def result(self, result: dict[str, Any], folder: RunFolder) -> None:
-        """Print RA, BTI and LA of every seed, their mean, and the sparsity of every tensor."""
+    def headline(self, result: dict[str, Any]) -> str:
+        """RA, the mean accuracy on all tasks after the last one, and the sparsity."""
+        seeds = result["seeds"]
+        line = f"retained accuracy {spread([seed['retained_accuracy'] for seed in seeds])}"
+        if "total" in result["sparsity"]:
+            line += f", sparsity {spread([seed['sparsity']['total'] for seed in seeds])}"
+        return line
+
+    def tables(self, result: dict[str, Any], rows: list[dict[str, Any]]) -> list[Table]:
+        """RA, BTI and LA of every seed, and their mean."""
         names = ("retained_accuracy", "backward_transfer_interference", "learning_accuracy")
-        table = Table(title=f"{self.config.method} on {self.config.stream}, in %")
-        for name in ("seed", "RA", "BTI", "LA", "forward", "sparsity"):
-            table.add_column(name, justify="right")
+        shares = []
         for seed in result["seeds"]:
             values = [seed[name] for name in (*names, "forward_transfer")]
             values.append(seed["sparsity"].get("total"))
-            table.add_row(str(seed["seed"]), *map(percent, values))
+            shares.append((str(seed["seed"]), *map(percent, values)))
         if len(result["seeds"]) > 1:
             means = [result[name] for name in (*names, "forward_transfer")]
             means.append(result["sparsity"].get("total"))
-            table.add_row("mean", *(percent(m and m["mean"]) for m in means))
-            table.add_row("std", *(percent(m and m["std"]) for m in means))
-        self.print(table)
-        for name, value in result["sparsity"].items():
-            self.print(f"sparsity of {name}: {with_std(value)}%")
-        self.print(f"results and figures: {self.path}")
+            for part in ("mean", "std"):
+                shares.append((part, *(percent(m and m[part]) for m in means)))
+        title = f"{self.config.method} on {self.config.stream}, in %"
+        return [Table(title, ("seed", "RA", "BTI", "LA", "forward", "sparsity"), shares)]
+
+    def details(self, result: dict[str, Any]) -> list[Table]:
+        """The accuracy matrix: after each task, the accuracy on each task, mean over the seeds."""
+        R = np.array([seed["accuracy"] for seed in result["seeds"]], float)
+        tasks = [str(i + 1) for i in range(R.shape[1])]
+        rows = [
+            (task, *(percent(None if np.isnan(x) else x) for x in row))
+            for task, row in zip(tasks, R.mean(0), strict=True)
+        ]
+        title = f"accuracy matrix, {result.get('part', 'test')} images, in %"
+        return [Table(title, ("after task", *(f"on {task}" for task in tasks)), rows)]
+
+    def lines(self, result: dict[str, Any]) -> list[str]:
+        """The sparsity of every tensor."""
+        return [f"sparsity of {name}: {with_std(x)}%" for name, x in result["sparsity"].items()]
 
     def scan(self, points: list[dict[str, Any]], best: dict[str, Any]) -> None:
         """Print the RA of each point of a scan."""
-        table = Table(title="scan on held-out training images")
-        for name in ("glances", "inner_lr", "mask_lr", "theta_lr"):
-            table.add_column(name, justify="right")
-        table.add_column("RA", justify="right")
-        for point in points:
-            table.add_row(
-                str(point["glances"]),
-                *(f"{point[name]:g}" for name in ("inner_lr", "mask_lr", "theta_lr")),
+        names = ("glances", "inner_lr", "mask_lr", "theta_lr")
+        rows = [
+            (
+                *(f"{point[name]:g}" for name in names),
                 with_std(point["retained_accuracy"]) + (" <-" if point is best else ""),
             )
-        self.print(table)
+            for point in points
+        ]
+        self.print(Table("scan on held-out training images", (*names, "RA"), rows).rich())

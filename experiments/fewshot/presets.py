@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from experiments.runs import preset_flags
+from experiments.family import preset_flags
 from jaxsparse.training import ConfigError, FewShotConfig
 
 Settings = dict[str, Any]

@@ -1,12 +1,10 @@
-"""The console output of a few-shot run."""
+"""What a few-shot run says on the console and in its report."""
 
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from experiments.report import ConsoleReport, mean, percent
-from jaxsparse.training import FewShotConfig, RunFolder
+from experiments.report import ConsoleReport, Table, mean, percent, spread
+from jaxsparse.training import FewShotConfig
 from jaxsparse.training.fewshot.config import CHANNELS
 
 
@@ -41,44 +39,54 @@ class FewShotReport(ConsoleReport):
             f"  sparsity {mean(row['sparsity']['total']):.4f}"
         )
 
-    def result(self, result: dict[str, Any], folder: RunFolder) -> None:
-        """Print the test accuracy and the sparsity of every parameter group."""
-        self.print(self._sparsity_table(result, folder.rows()))
+    def headline(self, result: dict[str, Any]) -> str:
+        """The test accuracy, with its std over the seeds or its interval over the tasks."""
+        seeds = result["seeds"]
+        if len(seeds) > 1:
+            return f"test accuracy {spread([seed['accuracy'] for seed in seeds])}"
+        return (
+            f"test accuracy {percent(seeds[0]['accuracy'])}% +- {percent(seeds[0]['interval95'])}"
+            f" (95% interval over {result['test_tasks']} tasks)"
+        )
+
+    def tables(self, result: dict[str, Any], rows: list[dict[str, Any]]) -> list[Table]:
+        """The sparsity of every parameter group."""
+        tested = [seed["sparsity"] for seed in result["seeds"]]
+        shares = [
+            (
+                name,
+                f"{100 * mean(rows[0]['sparsity'][name]):.1f}%" if rows else "-",
+                f"{100 * mean([sparsity[name] for sparsity in tested]):.1f}%",
+            )
+            for name in tested[0]
+        ]
+        title = "sparsity: share of parameters that the inner loop does not change"
+        return [Table(title, ("parameters", "at the start", "tested"), shares, "parameters")]
+
+    def lines(self, result: dict[str, Any]) -> list[str]:
+        """The test accuracy of every seed and over the seeds."""
+        lines = []
         for seed in result["seeds"]:
-            self.print(
+            lines.append(
                 f"seed {seed['seed']}: test accuracy {percent(seed['accuracy'])}%"
                 f" +- {percent(seed['interval95'])} (95% over {result['test_tasks']} tasks),"
                 f" epoch {seed['best_epoch']} of {self.config.epochs}"
             )
             if "ensemble_accuracy" in seed:
-                self.print(
+                lines.append(
                     f"seed {seed['seed']}: ensemble of {self.config.ensemble}:"
                     f" {percent(seed['ensemble_accuracy'])}%"
                     f" +- {percent(seed['ensemble_interval95'])}"
                 )
         if len(result["seeds"]) > 1:
-            self.print(
+            lines.append(
                 f"{len(result['seeds'])} seeds: {percent(result['accuracy'])}%"
                 f" +- {percent(result['accuracy_std_over_seeds'])} (std over seeds)"
             )
             if "ensemble_accuracy" in result:
-                self.print(
+                lines.append(
                     f"{len(result['seeds'])} seeds, ensembles of {self.config.ensemble}:"
                     f" {percent(result['ensemble_accuracy'])}%"
                     f" +- {percent(result['ensemble_accuracy_std_over_seeds'])}"
                 )
-        self.print(f"results and figures: {self.path}")
-
-    def _sparsity_table(self, result, rows):
-        table = Table(title="sparsity: share of parameters that the inner loop does not change")
-        table.add_column("parameters")
-        table.add_column("at the start", justify="right")
-        table.add_column("tested", justify="right")
-        tested = [seed["sparsity"] for seed in result["seeds"]]
-        for name in tested[0]:
-            table.add_row(
-                name,
-                f"{100 * mean(rows[0]['sparsity'][name]):.1f}%" if rows else "-",
-                f"{100 * mean([sparsity[name] for sparsity in tested]):.1f}%",
-            )
-        return table
+        return lines

@@ -6,7 +6,7 @@ For C-MAML's alpha, Table S9 gives 0.1 at both p. The code has other values, whi
 import dataclasses
 from typing import Any
 
-from experiments.runs import preset_flags
+from experiments.family import preset_flags
 from jaxsparse.training.online import OnlineConfig
 
 Settings = dict[str, Any]

@@ -1,12 +1,9 @@
-"""The console output of a run on a switching stream."""
+"""What a run on a switching stream says on the console and in its report."""
 
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from experiments.report import ConsoleReport, mean, percent, with_std
-from jaxsparse.training import RunFolder
+from experiments.report import ConsoleReport, Table, mean, percent, spread, with_std
 from jaxsparse.training.online import OnlineConfig
 from jaxsparse.training.online.result import over_seeds
 
@@ -45,24 +42,29 @@ class OnlineReport(ConsoleReport):
             line += f"  sparsity {mean(row['sparsity']['total']):.4f}"
         self.print(line)
 
-    def result(self, result: dict[str, Any], folder: RunFolder) -> None:
-        """Print the online accuracies and detections of every seed, their means, the sparsity."""
+    def headline(self, result: dict[str, Any]) -> str:
+        """The online accuracy over the whole stream."""
+        return f"online accuracy {spread([seed['accuracy'] for seed in result['seeds']])}"
+
+    def tables(self, result: dict[str, Any], rows: list[dict[str, Any]]) -> list[Table]:
+        """The online accuracies, in total and by dataset, and detections of every seed."""
         result = with_sample_std(result)
-        table = Table(title=f"{self.config.method} at p = {self.config.p:g}, accuracies in %")
         names = list(result["by_dataset"])
-        for name in ("seed", "total", *names, "detected", "false", "delay"):
-            table.add_column(name, justify="right")
+        shares = []
         for seed in result["seeds"]:
             values = [seed["accuracy"], *seed["by_dataset"].values()]
-            table.add_row(str(seed["seed"]), *map(percent, values), *_detected(seed))
+            shares.append((str(seed["seed"]), *map(percent, values), *_detected(seed)))
         if len(result["seeds"]) > 1:
             means = [result["accuracy"], *result["by_dataset"].values()]
             for part in ("mean", "std"):
-                table.add_row(part, *(percent(m and m[part]) for m in means))
-        self.print(table)
-        for name, value in result["sparsity"].items():
-            self.print(f"sparsity of {name}: {with_std(value)}%")
-        self.print(f"results and figures: {self.path}")
+                shares.append((part, *(percent(m and m[part]) for m in means), "", "", ""))
+        title = f"{self.config.method} at p = {self.config.p:g}, accuracies in %"
+        return [Table(title, ("seed", "total", *names, "detected", "false", "delay"), shares)]
+
+    def lines(self, result: dict[str, Any]) -> list[str]:
+        """The sparsity of every tensor."""
+        sparsity = with_sample_std(result)["sparsity"]
+        return [f"sparsity of {name}: {with_std(x)}%" for name, x in sparsity.items()]
 
 
 def with_sample_std(result: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The console output, the table and the figures of a sweep."""
 
+import contextlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.table import Table
@@ -127,22 +129,59 @@ def number(value: float) -> str:
 def _importance(rows: Any, study: optuna.Study) -> "Figure":
     from optuna.visualization.matplotlib import plot_param_importances
 
-    return _drawn(plot_param_importances, study)
+    figure, (axis,) = _drawn(plot_param_importances, study)
+    axis.set_title("Importance of the settings", loc="left")
+    axis.set(xlabel="share of the variance", ylabel="")
+    axis.grid(visible=False, axis="y")
+    axis.get_legend().remove()  # there is one measure
+    return figure
 
 
 def _contour(rows: Any, study: optuna.Study) -> "Figure":
     from optuna.visualization.matplotlib import plot_contour
 
-    return _drawn(plot_contour, study)
+    figure, axes = _drawn(plot_contour, study)
+    side = max(5, 1 + 2.6 * len(axes) ** 0.5)
+    figure.set_size_inches(side + 1, side)
+    figure.suptitle("Value over pairs of settings")
+    for axis in axes:
+        axis.set_title("")
+        axis.grid(visible=False)
+        for scale in (axis.xaxis, axis.yaxis):
+            if scale.get_scale() == "log":
+                _plain_numbers(scale)
+    return figure
 
 
-def _drawn(plot: Any, study: optuna.Study) -> "Figure":
-    """The figure that one of Optuna's functions draws."""
+def _plain_numbers(scale: Any) -> None:
+    """Few ticks on a logarithmic axis, with plain numbers; powers of ten take more room."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    scale.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    scale.set_major_formatter(StrMethodFormatter("{x:g}"))
+    scale.set_minor_formatter(NullFormatter())
+
+
+def _drawn(plot: Any, study: optuna.Study) -> tuple["Figure", list[Any]]:
+    """The figure that one of Optuna's functions draws, in our style, and its panels."""
     from matplotlib import pyplot
 
     pyplot.switch_backend("agg")  # no windows
-    with quiet():
-        axes = plot(study)
-    figure = axes.ravel()[0].figure if hasattr(axes, "ravel") else axes.figure
+    with quiet(), _without_ggplot():
+        axes = np.ravel(plot(study))
+    figure = axes[0].figure
     pyplot.close(figure)  # pyplot keeps no reference; the figure itself can still be saved
-    return figure
+    return figure, list(axes)
+
+
+@contextlib.contextmanager
+def _without_ggplot() -> Iterator[None]:
+    """Optuna's functions choose matplotlib's style "ggplot"; make it change nothing."""
+    from matplotlib import style
+
+    own = style.library["ggplot"]
+    style.library["ggplot"] = type(own)()
+    try:
+        yield
+    finally:
+        style.library["ggplot"] = own

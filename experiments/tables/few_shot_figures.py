@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments import fewshot
-from experiments.drawing import draw_sparsities, layers, subplots
+from experiments.drawing import SHARES, draw_sparsities, layers, legend_below, subplots
+from experiments.style import looks
 from experiments.tables import figures, scales
 from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, header, row
@@ -182,22 +183,23 @@ def draw_over_training(found: list[Trained], parts: dict[str, str]) -> "Figure":
     """Sparsity by layer: a row for each part and number of shots, a column for each start."""
     lines = [(part, shots) for shots in dict.fromkeys(one.shots for one in found) for part in parts]
     starts = sorted({one.initial for one in found})
+    names = {part: layers(found[0].rows[0]["sparsity"], parts[part]) for part in parts}
+    of_layers = looks(layer for named in names.values() for layer in named)
     figure, axes = subplots(
-        len(lines), len(starts), figsize=(0.8 + 3.2 * len(starts), 3.2 * len(lines)),
-        sharey=True, squeeze=False,
+        len(lines), len(starts), figsize=(0.8 + 3.2 * len(starts), 1.2 + 3 * len(lines)),
+        sharex=True, sharey=True, squeeze=False,
     )  # fmt: skip
     for line, (part, shots) in zip(axes, lines, strict=True):
         for axis, initial in zip(line, starts, strict=True):
             for one in found:
                 if (one.shots, one.initial) == (shots, initial):
-                    named = layers(one.rows[0]["sparsity"], parts[part])
-                    draw_sparsities(axis, one.rows, "step", named)
-            axis.set(title=f"{part}, {shots}-shot, from {100 * initial:g}%", ylim=(-2, 102))
+                    draw_sparsities(axis, one.rows, "step", names[part], of_layers)
+            axis.set(title=f"{part}, {shots}-shot,\nfrom {100 * initial:g}%", ylim=SHARES)
         line[0].set_ylabel("sparsity [%]")
-        labelled = [axis for axis in line if axis.lines]
-        labelled[-1].legend(frameon=False, fontsize="small")
     for axis in axes[-1]:
         axis.set_xlabel("meta-steps")
+    figure.suptitle("Sparsity by layer over training, by initial sparsity")
+    legend_below(figure, axes.flat, 3 * len(starts))
     return figure
 
 
@@ -216,7 +218,7 @@ def draw_panels(panels: list[list[Panel]]) -> "Figure":
             axis.set_xticks(places, [f"{place:g}" for place in places])
             axis.minorticks_off()
             if len(panel.curves) > 1:
-                axis.legend(frameon=False, fontsize="small")
+                axis.legend()
     return figure
 
 
@@ -226,5 +228,5 @@ def _draw_curve(axis: Any, curve: Curve) -> None:
     axis.errorbar(
         sorted(curve.values), [100 * (x["mean"] or 0.0) for x in spreads],
         [math.nan if x["std"] is None else 100 * x["std"] for x in spreads],
-        label=curve.label, marker="o", markersize=3, capsize=2,
+        label=curve.label,
     )  # fmt: skip

@@ -5,18 +5,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from experiments import continual
-from experiments.drawing import draw_sparsities, own_style, rendered, subplots, write
+from experiments.drawing import SHARES, draw_sparsities, legend_below, rendered, subplots, write
 from experiments.report import with_std
+from experiments.style import looks, own_style
 from experiments.tables.continual import SPARSE, STREAMS, TENSORS, named_run
 from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, header, row, seeds
 from experiments.tables.runner import Runner
-from jaxsparse.training import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INNER_RATES = (0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3)
+_LABELLED_RATES = (0.01, 0.03, 0.1, 0.3)  # the others have no room for a label
 WIDTHS = (25, 50, 100, 200, 400)
 _WIDTH = 100  # the published one
 _MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -24,6 +25,7 @@ _MEASURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "sparsity": lambda result: result["sparsity"]["total"],
 }
 _PANELS = tuple(_MEASURES)
+_LABELS = {"RA": "retained accuracy RA [%]", "sparsity": "sparsity [%]"}
 
 
 def figure_s3(flags: Flags, runner: Runner) -> Lines:
@@ -95,16 +97,20 @@ def _cells(result, panels):
 
 def _draw_s3(flags, curves) -> "Figure":
     figure, axes = subplots(
-        2, len(flags.streams), figsize=(4 * len(flags.streams), 5.6), sharex=True,
-        squeeze=False,
+        2, len(flags.streams), figsize=(4 * len(flags.streams), 6), sharex=True,
+        sharey="row", squeeze=False,
     )  # fmt: skip
     for column, stream in zip(axes.T, flags.streams, strict=True):
         for panel, axis in zip(_PANELS, column, strict=True):
             _against(axis, panel, stream, INNER_RATES, curves)
             axis.set(xscale="log")
+            axis.label_outer()
         column[0].set(title=stream)
-        column[1].set(xlabel="alpha_0")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+        column[1].set(xlabel="initial step size alpha_0")
+        column[1].set_xticks(_LABELLED_RATES, [f"{rate:g}" for rate in _LABELLED_RATES])
+        column[1].minorticks_off()
+    axes[0, 0].legend()
+    figure.suptitle("Accuracy and sparsity against the initial step size")
     return figure
 
 
@@ -112,32 +118,33 @@ def _draw_by_width(streams, panels, by_task, ends) -> "Figure":
     """A row for each stream: the sparsity by task of each method, then the panels by width."""
     columns = len(SPARSE) + len(panels)
     figure, axes = subplots(
-        len(streams), columns, figsize=(4 * columns, 0.6 + 3.1 * len(streams)),
+        len(streams), columns, figsize=(4 * columns, 1.2 + 3.4 * len(streams)),
         squeeze=False,
     )  # fmt: skip
     for line, stream in zip(axes, streams, strict=True):
         for axis, method in zip(line, SPARSE, strict=False):
             _draw_by_task(axis, by_task.get((stream, method), ()))
-            axis.set(title=f"{stream}, {method}")
+            axis.set(title=f"{stream},\n{method}")
         for axis, panel in zip(line[len(SPARSE) :], panels, strict=True):
             _against(axis, panel, stream, WIDTHS, ends)
-            axis.set(title=stream, xlabel="width of the hidden layers", xscale="log")
+            axis.set(
+                title=f"{stream},\nend of the stream",
+                xlabel="width of the hidden layers",
+                xscale="log",
+            )
             axis.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
             axis.minorticks_off()
-    axes[0, -1].legend(frameon=False, fontsize="small")
-    # Below the panels: inside it would cover the curves.
-    labelled = next((axis for axis in axes.flat if axis.get_legend_handles_labels()[0]), axes[0, 0])
-    figure.legend(
-        *labelled.get_legend_handles_labels(), loc="outside lower left", ncols=1 + len(TENSORS),
-        frameon=False, fontsize="small",
-    )  # fmt: skip
+    axes[0, -1].legend()
+    figure.suptitle("Sparsity over the stream, and at its end against the width")
+    legend_below(figure, axes[:, : len(SPARSE)].flat, 1 + len(TENSORS))
     return figure
 
 
 def _draw_by_task(axis, rows):
     if rows:
-        draw_sparsities(axis, rows, "task", {name: name for name in ("total", *TENSORS)})
-    axis.set(xlabel="tasks learned", ylabel="sparsity [%]", ylim=(-2, 102))
+        names = ("total", *TENSORS)
+        draw_sparsities(axis, rows, "task", {name: name for name in names}, looks(names))
+    axis.set(xlabel="tasks learned", ylabel="sparsity [%]", ylim=SHARES)
 
 
 def _against(axis, panel, stream, places, results):
@@ -149,15 +156,13 @@ def _against(axis, panel, stream, places, results):
         axis.errorbar(
             places, [100 * share["mean"] for share in shares],
             [100 * (share["std"] or 0) for share in shares],
-            label=method, marker="o", markersize=3, capsize=2,
+            label=method,
         )  # fmt: skip
-    axis.set(ylabel=f"{panel} [%]", xlim=(0.8 * places[0], 1.25 * places[-1]))
+    axis.set(ylabel=_LABELS[panel], xlim=(0.8 * places[0], 1.25 * places[-1]))
 
 
 def save(draw: "Callable[[], Figure]", runner: Runner, name: str) -> None:
     """Draw a figure and write it into the folder of the figures."""
     with own_style():
         picture = rendered(draw())
-    with writing(runner.pictures):
-        runner.pictures.mkdir(parents=True, exist_ok=True)
-    write(picture, runner.pictures / name)
+    write(picture, runner.pictures / name, make_folder=True)
