@@ -11,14 +11,19 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTSIDE = re.compile(r"\[([^\]]*)\]\((?:\.\./)+((?:benchmarks|experiments|jaxsparse|tests)/[^)]*)\)")
+OUTSIDE = re.compile(
+    r"\[([^\]]*)\]\((?:\.\./)+((?:benchmarks|experiments|jaxsparse|tests)/[^)]*)\)"
+)
 DRAWN = re.compile(r"^Figure: (results/\S+\.png)$", re.MULTILINE)  # a line of `reproduce`
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pictures of `results/`."""
-    for path in sorted((ROOT / "results").glob("*.png")):
-        files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    """Add the pictures of `results/`, and two documents of the top level."""
+    added = {f"results/{path.name}": path for path in sorted((ROOT / "results").glob("*.png"))}
+    added["contributing.md"] = ROOT / "CONTRIBUTING.md"
+    added["changelog.md"] = ROOT / "CHANGELOG.md"
+    for name, path in added.items():
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 
