@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 Tree = Any  # a pytree of arrays
 
@@ -21,14 +22,27 @@ def leaf_names(tree: Tree, taken: Sequence[str] = ()) -> list[str]:
     """The paths of the leaves, in their order, without duplicates and without names in `taken`.
 
     A path is written as `a/b/0`. If two leaves would get the same name, because a key contains a
-    slash, both paths are written in full, as `['a']['b'][0]`.
+    slash, both paths are written in full, as `['a']['b'][0]`. An `nnx.Variable`, as in an
+    `nnx.State`, has the name of its place, without JAX's key for the array in it.
     """
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    paths = list(_paths(tree))
     names, full = list(map(path_name, paths)), list(map(jax.tree_util.keystr, paths))
     counts = Counter([*names, *taken])
     names = [name if counts[name] == 1 else f for name, f in zip(names, full, strict=True)]
     # A key may also look like a full path.
     return names if len({*names, *taken}) == len(names) + len(taken) else full
+
+
+def _paths(tree: Tree) -> Iterator[tuple]:
+    """The paths of the leaves, in their order."""
+    places = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable)
+    for path, leaf in places:
+        inside = jax.tree.leaves(leaf) if _is_variable(leaf) else [leaf]
+        yield from [path] * len(inside)
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, nnx.Variable)
 
 
 def leaves_by_name(tree: Tree) -> dict[str, Any]:

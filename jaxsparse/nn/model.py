@@ -157,7 +157,7 @@ def make_model(
     @float32_by_default
     def apply(params: Params, images: Array | Prepared, *moments: Moments) -> Array:
         check_images(plain(images), image_shape)
-        params = _fitted(params, wanted)
+        params = fitted(params, wanted)
         module = nnx.merge(graph, params)
         dtype = params["head"]["kernel"].dtype
         if moments or dtype != jnp.float32:
@@ -185,7 +185,7 @@ def make_model(
     return Model(init, apply, layer, rowwise)
 
 
-def _fitted(params: Any, wanted: Params) -> Params:
+def fitted(params: Any, wanted: Params) -> Params:
     """`params`, any mapping, as a dict like `wanted`; ValueError if names or shapes differ."""
     leaves, names = leaves_by_name(params), leaf_names(wanted)
     if sorted(leaves) != sorted(names):
