@@ -211,11 +211,13 @@ def check_like_rows(
     return size
 
 
-def check_weights(name: str, weights: Any, shape: tuple[int, ...]) -> None:
-    """Raise unless `weights` is floating and has one entry per row."""
-    if jnp.shape(weights) != shape:
-        raise ValueError(f"{name} has shape {jnp.shape(weights)}, want one per row, {shape}")
+def check_weights(name: str, weights: Any, shape: tuple[int, ...]) -> jax.Array:
+    """`weights` as an array; lists are accepted. Raise unless it is floating, one per row."""
+    weights = jnp.asarray(weights)
+    if weights.shape != shape:
+        raise ValueError(f"{name} has shape {weights.shape}, want one per row, {shape}")
     check_floating(name, weights)
+    return weights
 
 
 def check_bound(name: str, bound: float | None) -> None:
@@ -225,8 +227,8 @@ def check_bound(name: str, bound: float | None) -> None:
 
 
 def check_steps(name: str, steps: Any, least: int = 0) -> None:
-    """Raise unless `steps` is a Python integer that is `least` or more."""
-    if isinstance(steps, bool) or not isinstance(steps, int):
+    """Raise unless `steps` is an integer of Python or NumPy that is `least` or more."""
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
         raise TypeError(f"{name} must be a Python int, static under jit, got {steps!r}")
     if steps < least:
         raise ValueError(f"{name} must be {least} or more, got {steps}")

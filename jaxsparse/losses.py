@@ -66,8 +66,8 @@ def cross_entropy(model: Any, batch_norm: BatchNorm = "transductive") -> Callabl
         raise ValueError(f"batch_norm must be one of {get_args(BatchNorm)}, got {batch_norm!r}")
     if getattr(model, "with_moments", None) is None:
         raise ValueError(
-            f"batch_norm: got {batch_norm!r} for a model without `with_moments`, want one with batch "
-            "norm of jaxsparse.nn"
+            f"batch_norm: got {batch_norm!r} for a model without `with_moments`; networks of "
+            "jaxsparse.nn with batch norm have it"
         )
     return NonTransductive(model, False, batch_norm)
 

@@ -85,7 +85,7 @@ def from_nnx(
     def init(key: Array) -> Params:
         if build is None:
             return jax.tree.map(jnp.copy, given)
-        return nnx.to_pure_dict(nnx.state(build(rngs=nnx.Rngs(key)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(build(rngs=nnx.Rngs(jnp.asarray(key))), nnx.Param))
 
     def call(params: Params, images: Array) -> Any:
         own: Any = nnx.merge(graph, params, constants)
@@ -190,7 +190,7 @@ def _model(
 
     @float32_by_default
     def apply(params: Params, images: Array) -> Array:
-        params = jax.tree.map(jnp.asarray, fitted(params, wanted))
+        params = fitted(params, wanted)
         if not is_array(images) or not jnp.shape(images):
             raise TypeError(f"images: got {described(images)}, want an array [n, ...]")
         images = jnp.asarray(images)
