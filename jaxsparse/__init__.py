@@ -1,5 +1,6 @@
 """Meta-learning where to learn: sparse-MAML and its relatives in JAX."""
 
+import importlib
 from typing import Any
 
 from jaxsparse import continual, data, gates, metrics, nn
@@ -18,15 +19,11 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: it needs Orbax, whose import takes a second.
+    # Imported on first use: they need Orbax, whose import takes a second.
     if name == "training":
-        import importlib
-
         return importlib.import_module("jaxsparse.training")
     if name == "load_learner":
-        from jaxsparse.training.fewshot.trained import load_learner
-
-        return load_learner
+        return importlib.import_module("jaxsparse.training.fewshot.trained").load_learner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -140,7 +140,7 @@ def labelled_from_arrays(
 
 
 def as_uint8(name: str, images: Any) -> np.ndarray:
-    """Images as uint8; DataError unless they are uint8, or other numbers as in `from_arrays`."""
+    """Images as uint8; DataError unless they are numbers as in `from_arrays`."""
     pixels = np.asarray(images)
     if pixels.dtype == np.uint8:
         return pixels
@@ -152,7 +152,7 @@ def as_uint8(name: str, images: Any) -> np.ndarray:
         pixels.size and not (pixels.min() >= wanted[0] and pixels.max() <= wanted[1])
     ):
         got = pixels.dtype if wanted is None or not pixels.size else _range(pixels)
-        raise DataError(f"{name}: got {got}, want uint8 or floats in [0, 1]")
+        raise DataError(f"{name}: got {got}, want whole numbers from 0 to 255 or floats in [0, 1]")
     if kind in "iu":
         return pixels.astype(np.uint8)
     return np.round(255 * pixels.astype(np.float32)).astype(np.uint8)

@@ -52,8 +52,8 @@ class TrainedLearner:
         ``phi_0 = theta,  phi_{k+1} = phi_k - gate(m) * grad L(phi_k; images, labels)``
 
         Args:
-          images: uint8 or floats in [0, 1], [n, h, w, channels] or [n, h, w], of any size; or n
-            images of Pillow.
+          images: whole numbers from 0 to 255 or floats in [0, 1], [n, h, w, channels] or
+            [n, h, w], of any size; or n images of Pillow.
           labels: n class names or numbers, at most as many different ones as the network has
             outputs. Names are sorted: the i-th gets output i.
           steps: K; default: the number of inner steps in the run's test.
