@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 Tree = Any  # a pytree of arrays
 
@@ -21,14 +22,27 @@ def leaf_names(tree: Tree, taken: Sequence[str] = ()) -> list[str]:
     """The paths of the leaves, in their order, without duplicates and without names in `taken`.
 
     A path is written as `a/b/0`. If two leaves would get the same name, because a key contains a
-    slash, both paths are written in full, as `['a']['b'][0]`.
+    slash, both paths are written in full, as `['a']['b'][0]`. An `nnx.Variable`, as in an
+    `nnx.State`, has the name of its place, without JAX's key for the array in it.
     """
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    paths = list(_paths(tree))
     names, full = list(map(path_name, paths)), list(map(jax.tree_util.keystr, paths))
     counts = Counter([*names, *taken])
     names = [name if counts[name] == 1 else f for name, f in zip(names, full, strict=True)]
     # A key may also look like a full path.
     return names if len({*names, *taken}) == len(names) + len(taken) else full
+
+
+def _paths(tree: Tree) -> Iterator[tuple]:
+    """The paths of the leaves, in their order."""
+    places = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable)
+    for path, leaf in places:
+        inside = jax.tree.leaves(leaf) if _is_variable(leaf) else [leaf]
+        yield from [path] * len(inside)
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, nnx.Variable)
 
 
 def leaves_by_name(tree: Tree) -> dict[str, Any]:
@@ -197,11 +211,13 @@ def check_like_rows(
     return size
 
 
-def check_weights(name: str, weights: Any, shape: tuple[int, ...]) -> None:
-    """Raise unless `weights` is floating and has one entry per row."""
-    if jnp.shape(weights) != shape:
-        raise ValueError(f"{name} has shape {jnp.shape(weights)}, want one per row, {shape}")
+def check_weights(name: str, weights: Any, shape: tuple[int, ...]) -> jax.Array:
+    """`weights` as an array; lists are accepted. Raise unless it is floating, one per row."""
+    weights = jnp.asarray(weights)
+    if weights.shape != shape:
+        raise ValueError(f"{name} has shape {weights.shape}, want one per row, {shape}")
     check_floating(name, weights)
+    return weights
 
 
 def check_bound(name: str, bound: float | None) -> None:
@@ -211,8 +227,8 @@ def check_bound(name: str, bound: float | None) -> None:
 
 
 def check_steps(name: str, steps: Any, least: int = 0) -> None:
-    """Raise unless `steps` is a Python integer that is `least` or more."""
-    if isinstance(steps, bool) or not isinstance(steps, int):
+    """Raise unless `steps` is an integer of Python or NumPy that is `least` or more."""
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
         raise TypeError(f"{name} must be a Python int, static under jit, got {steps!r}")
     if steps < least:
         raise ValueError(f"{name} must be {least} or more, got {steps}")

@@ -219,7 +219,7 @@ def lamaml_step(
 
     Source: von Oswald, Zhao et al. 2021, Algorithm 1; Gupta et al. 2020, La-MAML, Algorithm 1.
     """
-    count = _check_arguments(state, batch, replay, replay_weights, inner_batch_size)
+    count, replay_weights = _check_arguments(state, batch, replay, replay_weights, inner_batch_size)
     for name, value, choices in (
         ("meta_iterates", meta_iterates, MetaIterates),
         ("gradient_sum", gradient_sum, GradientSum),
@@ -300,7 +300,7 @@ def _row_weights(replay_weights, count):
 
 
 def _check_arguments(state, batch, replay, replay_weights, inner_batch_size):
-    """Check that the arguments fit together; return the number of rows in `batch`."""
+    """Check that the arguments fit; return the number of rows in `batch`, and the weights."""
     check_floating("state.params", state.params)
     (count,) = check_rows("batch", batch)
     check_steps("inner_batch_size", inner_batch_size)
@@ -313,5 +313,5 @@ def _check_arguments(state, batch, replay, replay_weights, inner_batch_size):
     if replay_weights is not None:
         if replay is None:
             raise ValueError("replay_weights: got weights, want None: replay is None")
-        check_weights("replay_weights", replay_weights, drawn)
-    return count
+        replay_weights = check_weights("replay_weights", replay_weights, drawn)
+    return count, replay_weights

@@ -65,7 +65,10 @@ def cross_entropy(model: Any, batch_norm: BatchNorm = "transductive") -> Callabl
     if batch_norm not in get_args(BatchNorm):
         raise ValueError(f"batch_norm must be one of {get_args(BatchNorm)}, got {batch_norm!r}")
     if getattr(model, "with_moments", None) is None:
-        raise ValueError(f"batch_norm: got {batch_norm!r} for a model without batch norm")
+        raise ValueError(
+            f"batch_norm: got {batch_norm!r} for a model without `with_moments`; networks of "
+            "jaxsparse.nn with batch norm have it"
+        )
     return NonTransductive(model, False, batch_norm)
 
 

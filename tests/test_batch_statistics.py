@@ -140,7 +140,7 @@ def test_predictions_of_a_query_image_alone(batch_norm, task, setting):
 def test_errors(task, setting):
     with pytest.raises(ValueError, match=r"batch_norm must be one of .* got 'none'"):
         jaxsparse.cross_entropy(MODEL, "none")
-    with pytest.raises(ValueError, match="'support' for a model without batch norm"):
+    with pytest.raises(ValueError, match="'support' for a model without `with_moments`"):
         jaxsparse.cross_entropy(nn.mlp(3), "support")
     loss_fn = jaxsparse.cross_entropy(MODEL, "running")
     with pytest.raises(ValueError, match="'running' averages over inner steps, got 0"):

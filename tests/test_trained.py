@@ -93,8 +93,8 @@ def test_each_seed_has_its_own(run):
     [
         (draw(3), [0, 1], "labels: got 2, want 3"),
         (draw(3), [0, 1, 2], "got 3 classes, want at most 2"),
-        (draw(2).astype(np.int64), [0, 1], "got int64, want uint8"),
-        (draw(2) / 100, [0, 1], "want uint8 or floats in"),
+        (draw(2).astype(np.int64) + 200, [0, 1], "got int64 from 2"),
+        (draw(2) / 100, [0, 1], "0 to 255 or floats in"),
         (np.zeros((2, 16, 16, 2), np.uint8), [0, 1], "got one of shape"),
     ],
 )

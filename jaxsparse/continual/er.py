@@ -127,7 +127,7 @@ def er_step(
         drawn = check_like_rows("replay", replay, "batch", batch)
         rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
         if replay_weights is not None:
-            check_weights("replay_weights", replay_weights, drawn)
+            replay_weights = check_weights("replay_weights", replay_weights, drawn)
             check_weighable("replay_weights", loss_fn)
             ones = jnp.ones(count, replay_weights.dtype)
             weights = jnp.concatenate([replay_weights, ones])

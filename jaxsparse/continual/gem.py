@@ -183,7 +183,7 @@ def agem_step(
     weights: jax.Array | None = None
     remembers: jax.Array | bool = True
     if memory_weights is not None:
-        check_weights("memory_weights", memory_weights, drawn)
+        memory_weights = check_weights("memory_weights", memory_weights, drawn)
         check_weighable("memory_weights", loss_fn)
         remembers = jnp.any(memory_weights > 0)
         weights = jnp.where(remembers, memory_weights, 1)  # avoids a division by zero

@@ -91,7 +91,7 @@ def mer_step(
     batches = check_like_rows("replay", replay, "example", example, axes=2)
     if replay_weights is None:
         replay_weights = jnp.ones(batches)
-    check_weights("replay_weights", replay_weights, batches)
+    replay_weights = check_weights("replay_weights", replay_weights, batches)
     rows = jax.tree.map(lambda e, x: jnp.concatenate([e, joined(x)]), example, replay)
     count = 1 + batches[0] * batches[1]
     # Each batch is the example (row 0) and the replayed rows of that batch.

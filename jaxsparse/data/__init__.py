@@ -1,6 +1,7 @@
 """Image datasets, and the few-shot tasks and streams sampled from them."""
 
 from jaxsparse.data import streams, switching
+from jaxsparse.data.arrays import from_arrays, labelled_from_arrays
 from jaxsparse.data.classification import load_labelled
 from jaxsparse.data.conversion import convert
 from jaxsparse.data.digests import fingerprint
@@ -23,6 +24,8 @@ __all__ = [
     "check_not_blank",
     "convert",
     "fingerprint",
+    "from_arrays",
+    "labelled_from_arrays",
     "load",
     "load_labelled",
     "sample_tasks",

@@ -157,7 +157,7 @@ def make_model(
     @float32_by_default
     def apply(params: Params, images: Array | Prepared, *moments: Moments) -> Array:
         check_images(plain(images), image_shape)
-        params = _fitted(params, wanted)
+        params = fitted(params, wanted)
         module = nnx.merge(graph, params)
         dtype = params["head"]["kernel"].dtype
         if moments or dtype != jnp.float32:
@@ -185,8 +185,11 @@ def make_model(
     return Model(init, apply, layer, rowwise)
 
 
-def _fitted(params: Any, wanted: Params) -> Params:
-    """`params`, any mapping, as a dict like `wanted`; ValueError if names or shapes differ."""
+def fitted(params: Any, wanted: Params) -> Params:
+    """`params`, any mapping, as a dict like `wanted`; ValueError if names or shapes differ.
+
+    The leaves become arrays of JAX: NumPy's float64 is none of its dtypes without x64.
+    """
     leaves, names = leaves_by_name(params), leaf_names(wanted)
     if sorted(leaves) != sorted(names):
         got = ", ".join(leaves) or described(params)
@@ -195,7 +198,8 @@ def _fitted(params: Any, wanted: Params) -> Params:
         shape = np.shape(leaves[name])
         if shape != spec.shape:
             raise ValueError(f"params[{name}] has shape {shape}, this network has {spec.shape}")
-    return jax.tree.unflatten(jax.tree.structure(wanted), [leaves[name] for name in names])
+    arrays = [jnp.asarray(leaves[name]) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(wanted), arrays)
 
 
 def check_images(images: Array, image_shape: Shape) -> None:

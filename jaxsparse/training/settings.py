@@ -9,6 +9,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from jaxsparse.gates import Init
 from jaxsparse.training.errors import ConfigError, RunError
 from jaxsparse.training.run_folder import RunFolder
@@ -17,10 +19,14 @@ Config = TypeVar("Config")
 
 
 def check_types(config: Any) -> None:
-    """Raise ConfigError unless every field has its type; an int is accepted for a float."""
+    """Raise ConfigError unless every field has its type; an int is accepted for a float.
+
+    NumPy's numbers become Python's, which the files of a run can hold.
+    """
     for name, hint in get_type_hints(type(config)).items():
         kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
-        value = getattr(config, name)
+        value = _plain(getattr(config, name))
+        object.__setattr__(config, name, value)
         if not any(_is_of(value, kind) for kind in kinds):
             wanted = " or ".join(_NAMES.get(kind, "a word") for kind in kinds)
             raise ConfigError(f"{name} must be {wanted}, got {value!r}")
@@ -33,6 +39,12 @@ _NAMES = {
     NoneType: "none",
     tuple[int, ...]: "whole numbers",
 }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_of(value: Any, kind: Any) -> bool:

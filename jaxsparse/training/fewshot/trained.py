@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jaxsparse.data.arrays import as_uint8
 from jaxsparse.data.pictures import fit
 from jaxsparse.inner import adapt
 from jaxsparse.training.errors import RunError, trusting
@@ -54,8 +55,8 @@ class TrainedLearner:
         ``phi_0 = theta,  phi_{k+1} = phi_k - gate(m) * grad L(phi_k; images, labels)``
 
         Args:
-          images: uint8 or floats in [0, 1], [n, h, w, channels] or [n, h, w], of any size; or n
-            images of Pillow.
+          images: whole numbers from 0 to 255 or floats in [0, 1], [n, h, w, channels] or
+            [n, h, w], of any size; or n images of Pillow.
           labels: n class names or numbers, at most as many different ones as the network has
             outputs. Names are sorted: the i-th gets output i.
           steps: K; default: the number of inner steps in the run's test.
@@ -198,12 +199,4 @@ def _fitted(name: str, image: Any, shape: tuple[int, int, int]) -> np.ndarray:
         raise ValueError(
             f"{name}: got one of shape {np.shape(image)}, want (h, w) or (h, w, 1 | 3)"
         )
-    if pixels.dtype != np.uint8:
-        if not np.issubdtype(pixels.dtype, np.floating) or not _within(pixels, 0, 1):
-            raise ValueError(f"{name}: got {pixels.dtype}, want uint8 or floats in [0, 1]")
-        pixels = np.round(255 * pixels).astype(np.uint8)
-    return fit(Image.fromarray(pixels), shape)
-
-
-def _within(pixels: np.ndarray, low: float, high: float) -> bool:
-    return bool(pixels.size and (pixels >= low).all() and (pixels <= high).all())
+    return fit(Image.fromarray(as_uint8(name, pixels)), shape)
