@@ -27,7 +27,7 @@ def runs(tiny: bool) -> dict[str, dict[str, list[Any]]]:
     Returns:
       For each run its losses and the parameters that it tested.
 
-    Example:
+    Examples:
       >>> runs(tiny=True)["run once"]["loss"]
     """
     config = FewShotConfig(

@@ -232,7 +232,7 @@ def simulate(workers: int, seconds: float, cost: Cost, trials: int = 20_000) -> 
       cost: what a trial costs the database.
       trials: trials to simulate.
 
-    Example:
+    Examples:
       >>> simulate(1, 99.0, Cost(fixed=1.0, running=0.0, servers=1)).efficiency > 0.9
       True
     """

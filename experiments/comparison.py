@@ -121,7 +121,7 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 
     A setting that a run has from its preset is left out where the label is clear without it.
 
-    Example:
+    Examples:
       >>> labels_of([read_run("a", Path("a")), read_run("b", Path("b"))])
       ['sparse-maml', 'fomaml, inner_lr 0.1']
     """

@@ -58,7 +58,7 @@ class Flags:
     ensemble: bool = True
     """test the ensemble, too, if the run has one"""
     name: str | None = None
-    """name of the file in RUN/evaluations (for weights: in evaluations/WEIGHTS); default: one made of
+    """name of the file in RUN/evaluations, for weights in evaluations/WEIGHTS; default: one made of
     the settings"""
 
 

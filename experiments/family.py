@@ -94,7 +94,7 @@ def settings_read(family: Family, config: Any) -> dict[str, Any]:
 def command_for(family: Family, config: Any) -> str:
     """A command that makes a new run with the same settings.
 
-    Example:
+    Examples:
       >>> command_for(fewshot, FewShotConfig(shots=1, method="fomaml", width=32, ...))
       'python -m experiments.fewshot --method=fomaml --shots=1'
     """

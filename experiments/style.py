@@ -47,7 +47,7 @@ SETTINGS: dict[Any, Any] = {
 def own_style() -> Iterator[None]:
     """Our style, whatever the user's matplotlibrc or a notebook's backend.
 
-    Example:
+    Examples:
       >>> with own_style():
       ...     picture = rendered(draw(rows, result))
     """
@@ -72,7 +72,7 @@ def lines() -> Any:
 def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
     """The look of the line of each label, so that it is the same in all panels of a figure.
 
-    Example:
+    Examples:
       >>> looks(["conv1", "conv2"])["conv2"]
       {'linestyle': '-', 'color': '#D55E00', 'marker': 's'}
     """

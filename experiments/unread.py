@@ -26,7 +26,7 @@ class Reads(NamedTuple):
 def unread(reads: Reads, config: Any, given: Sequence[str]) -> str | None:
     """A line that names the first of the `given` flags that is not read, or None.
 
-    Example:
+    Examples:
       >>> unread(FEWSHOT, FewShotConfig(method="anil"), ["embedding"])
       '--embedding is read only with --method sparse-maml-plus'
     """

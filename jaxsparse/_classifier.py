@@ -31,7 +31,7 @@ class SplitLoss(NamedTuple):
       loss_fn: (params, (products [n, out], others)) -> the output of the loss. It does not use the
         kernel.
 
-    Example:
+    Examples:
       >>> split = jaxsparse.cross_entropy(jaxsparse.nn.mlp(ways=5)).split
       >>> split.kernel
       'dense1/kernel'

@@ -50,7 +50,7 @@ def for_part(gate: Gate, inner_params: Callable[[str], bool]) -> Gate:
     Raises:
       ValueError: from `init`: `inner_params` selects no parameter.
 
-    Example:
+    Examples:
       >>> gate = for_part(gates.binary(0.1), lambda name: not name.startswith("norm"))
       >>> gate.init(jax.random.key(0), {"norm": jnp.ones(3), "head": jnp.ones(2)})["norm"] is None
       True

@@ -33,7 +33,7 @@ def sparsity(step_sizes: Tree, params: Tree | None = None) -> dict[str, jax.Arra
       TypeError: a leaf is not an array.
       ValueError: `step_sizes` has no leaves or a leaf without entries, or `params` does not fit.
 
-    Example:
+    Examples:
       >>> {k: float(v) for k, v in sparsity({"w": jnp.array([0.0, 0.1])}).items()}
       {'total': 0.5, 'w': 0.5}
 

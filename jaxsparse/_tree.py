@@ -16,7 +16,7 @@ def partition(params: Tree, inner_params: Callable[[str], bool] | None) -> tuple
     `inner_params` gets the path of a leaf, such as "norm1/scale", and returns True if the inner
     loop adapts it. For JAX, None is a tree without leaves: gates and `jax.tree.map` skip it.
 
-    Example:
+    Examples:
       >>> partition({"norm": 1.0, "head": 2.0}, lambda name: name != "norm")
       ({'head': 2.0, 'norm': None}, {'head': None, 'norm': 1.0})
 
@@ -36,7 +36,7 @@ def partition(params: Tree, inner_params: Callable[[str], bool] | None) -> tuple
 def combine(part: Tree, params: Tree) -> Tree:
     """The leaves of `part`, or those of `params` where `part` has None.
 
-    Example:
+    Examples:
       >>> combine({"a": 1.0, "b": None}, {"a": 0.0, "b": 2.0})
       {'a': 1.0, 'b': 2.0}
     """
@@ -46,7 +46,7 @@ def combine(part: Tree, params: Tree) -> Tree:
 def restrict(params: Tree, part: Tree) -> Tree:
     """The leaves of `params`, or None where `part` has None.
 
-    Example:
+    Examples:
       >>> restrict({"a": 0.0, "b": 2.0}, {"a": 1.0, "b": None})
       {'a': 0.0, 'b': None}
     """
@@ -63,7 +63,7 @@ def cut_leaf(tree: Tree, name: str) -> tuple[Any, list[Any], Callable[[list[Any]
 
     `name` is the path of the leaf, as in `leaves_by_name`; ValueError if there is none.
 
-    Example:
+    Examples:
       >>> leaf, others, join = cut_leaf({"a": 1, "b": 2, "c": 3}, "b")
       >>> leaf, others, join(others, 7)
       (2, [1, 3], {'a': 1, 'b': 7, 'c': 3})

@@ -38,7 +38,7 @@ class CMAMLState(NamedTuple):
       restart: bool, True if the next timestep adapts from theta instead of phi.
       step: int32, the number of timesteps so far.
 
-    Example:
+    Examples:
       >>> sgd = optax.sgd(0.1)
       >>> state = init_cmaml_state(
       ...     {"w": jnp.ones(3), "norm": jnp.ones(3)}, gates.constant(0.1), jax.random.key(0),
@@ -92,7 +92,7 @@ def init_cmaml_state(
       TypeError: `params` has a leaf that is not floating.
       ValueError: `capacity` is below 1, or `inner_params` selects nothing.
 
-    Example:
+    Examples:
       >>> gate, adam = gates.binary(inner_lr=0.3), optax.adam(1e-3)
       >>> state = init_cmaml_state(
       ...     jnp.zeros(2), gate, jax.random.key(1), batch=jnp.ones((50, 2)),
@@ -215,7 +215,7 @@ def cmaml_step(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> gate, adam = gates.binary(inner_lr=0.3), optax.adam(1e-3)
       >>> batch = jnp.ones((50, 2))
       >>> state = init_cmaml_state(

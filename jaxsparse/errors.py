@@ -4,7 +4,7 @@
 class DataError(ValueError):
     """A dataset cannot be used as it is. The message is one line that says what to change.
 
-    Example:
+    Examples:
         >>> raise DataError("glyphs: split must be 'train' or 'test', got 'dev'")
         Traceback (most recent call last):
         ...

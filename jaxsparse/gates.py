@@ -74,7 +74,7 @@ def binary(
         negative, or `initial_sparsity` is outside [0, 1]. From the `init` of the gate: a parameter
         is not floating or has no entries.
 
-    Example:
+    Examples:
       >>> gate = binary(inner_lr=0.25)
       >>> m = gate.init(jax.random.key(0), {"w": jnp.ones((3, 2))})
       >>> gate.apply(m, None)["w"].shape
@@ -106,7 +106,7 @@ def relu(init: Init = 0.1) -> Gate:
     Raises:
       TypeError, ValueError: `init` is neither a finite number nor a range of two, low < high.
 
-    Example:
+    Examples:
       >>> gate = relu(init=(0.005, 0.1))
 
     Source: von Oswald, Zhao et al. 2021, supplement Sec. A.
@@ -126,7 +126,7 @@ def rectified(init: Init) -> Gate:
     Raises:
       TypeError, ValueError: `init` is neither a finite number nor a range of two, low < high.
 
-    Example:
+    Examples:
       >>> gate = rectified(init=0.15)
 
     Source: Gupta et al. 2020, La-MAML, Eq. 7 and Algorithm 1.
@@ -146,7 +146,7 @@ def linear(init: Init) -> Gate:
     Raises:
       TypeError, ValueError: `init` is neither a finite number nor a range of two, low < high.
 
-    Example:
+    Examples:
       >>> gate = linear(init=0.1)
 
     Source: Li et al. 2017, Meta-SGD, Eq. 1.
@@ -168,7 +168,7 @@ def per_tensor(init: Init) -> Gate:
     Raises:
       TypeError, ValueError: `init` is neither a finite number nor a range of two, low < high.
 
-    Example:
+    Examples:
       >>> gate = per_tensor(init=0.01)
       >>> gate.init(jax.random.key(0), {"w": jnp.ones((3, 2))})["w"].shape
       ()
@@ -196,7 +196,7 @@ def constant(inner_lr: float) -> Gate:
     Raises:
       TypeError, ValueError: `inner_lr` is not a finite number, or is negative.
 
-    Example:
+    Examples:
       >>> gate = constant(inner_lr=0.1)
 
     Source: Finn et al. 2017, MAML, Algorithm 1.
@@ -220,7 +220,7 @@ def head_only(inner_lr: float, head: str = "head") -> Gate:
       TypeError, ValueError: `inner_lr` is not a finite number, or is negative. From the `init` of
         the gate: `head` contains none or all of the parameters, or matches two places.
 
-    Example:
+    Examples:
       >>> gate = head_only(inner_lr=0.1)
 
     Source: Raghu et al. 2020, ANIL, Sec. 4.1.
@@ -249,7 +249,7 @@ def all_but_head(inner_lr: float, head: str = "head") -> Gate:
       TypeError, ValueError: `inner_lr` is not a finite number, or is negative. From the `init` of
         the gate: `head` contains none or all of the parameters, or matches two places.
 
-    Example:
+    Examples:
       >>> gate = all_but_head(inner_lr=0.1)
 
     Source: Oh et al. 2021, BOIL, Sec. 3.
@@ -307,7 +307,7 @@ def generated(
       TypeError, ValueError: as in `binary`, or `embedding` is not a positive integer. From `apply`:
         the key is None.
 
-    Example:
+    Examples:
       >>> gate = generated(inner_lr=0.1, embedding=16)
       >>> m = gate.init(jax.random.key(0), {"conv": jnp.ones((3, 3, 1, 4)), "b": jnp.ones(4)})
       >>> gate.apply(m, jax.random.key(1))["conv"].shape

@@ -62,7 +62,7 @@ def adapt(
       TypeError: `params` or `step_sizes` has a leaf that is not floating, or `steps` is not an int.
       ValueError: trees or shapes differ, `steps` is negative, or the loss is not a scalar.
 
-    Example:
+    Examples:
       >>> phi, metrics = adapt(lambda w, x: (w - x) ** 2, jnp.array(1.0), jnp.array(0.5), 3.0, 1)
       >>> float(phi)
       3.0
@@ -121,7 +121,7 @@ def meta_gradient(
       d theta in float32 or wider, d a like `step_sizes`, and metrics: the outer "loss" and its
       metrics, averaged over the iterates, and "inner_loss" [K], the loss before each step.
 
-    Example:
+    Examples:
       >>> square = lambda w, x: (w - x) ** 2
       >>> d_params, d_sizes, _ = meta_gradient(
       ...     square, jnp.array(1.0), jnp.array(0.25), 3.0,
@@ -157,7 +157,7 @@ def gated_step(params: Tree, step_sizes: Tree, gradient: Tree) -> Tree:
     Returns:
       The new parameters.
 
-    Example:
+    Examples:
       >>> float(gated_step(jnp.array(1.0), jnp.array(0.5), jnp.array(2.0)))
       0.0
 

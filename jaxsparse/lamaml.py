@@ -47,7 +47,7 @@ class LaMAMLState(NamedTuple):
       theta_opt: the optax state for theta; () with the asynchronous rule.
       step: int32, the number of glances so far.
 
-    Example:
+    Examples:
       >>> state = LaMAMLState(jnp.zeros(2), jnp.zeros(2), (), (), jnp.zeros((), jnp.int32))
       >>> sizes = gates.binary(0.1).apply(state.mask, None)  # the step sizes now
     """
@@ -84,7 +84,7 @@ def init_lamaml_state(
     Raises:
       TypeError: `params` has a leaf that is not floating.
 
-    Example:
+    Examples:
       >>> gate = gates.binary(inner_lr=0.15, slope=0.5, init=0.15)
       >>> state = init_lamaml_state(
       ...     {"w": jnp.ones(3)}, gate, jax.random.key(0), mask_optimizer=optax.sgd(1.7))
@@ -207,7 +207,7 @@ def lamaml_step(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> gate, sgd = gates.rectified(init=0.15), optax.sgd(0.3)
       >>> state = init_lamaml_state(jnp.zeros(2), gate, jax.random.key(0), mask_optimizer=sgd)
       >>> batch, replay = jnp.ones((10, 2)), jnp.zeros((10, 2))

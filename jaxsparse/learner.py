@@ -22,7 +22,7 @@ class Learner(NamedTuple):
       step: `(state, batch, key) -> (state, metrics)`, jitted. The batch is a `StreamBatch`. For
         `maml`, it is a pair (support, query) of tasks.
 
-    Example:
+    Examples:
       >>> adam = optax.adam(1e-3)
       >>> learner = jaxsparse.maml(
       ...     lambda w, x: jnp.sum((w - x) ** 2), gates.binary(0.1), inner_steps=5,
@@ -47,7 +47,7 @@ class StreamBatch(NamedTuple):
       replay_weights: the weights of the replayed rows, [r] or [s, r]; None: all the same.
       observed: int32, the number of earlier tasks; only for GEM.
 
-    Example:
+    Examples:
       >>> StreamBatch(jnp.ones((10, 2)), replay=jnp.zeros((20, 2))).replay.shape
       (20, 2)
     """

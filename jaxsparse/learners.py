@@ -35,7 +35,7 @@ def maml(
       A `Learner`. Its `step` takes a pair (support, query) of tasks. If its key is None, a
       stochastic gate uses the key in the state.
 
-    Example:
+    Examples:
       >>> sgd = optax.sgd(0.1)
       >>> learner = maml(
       ...     lambda w, x: jnp.sum((w - x) ** 2), gates.constant(0.1), inner_steps=2,
@@ -83,7 +83,7 @@ def lamaml(
     Returns:
       A `Learner`. It uses the rows, the replay and the replay weights of a `StreamBatch`.
 
-    Example:
+    Examples:
       >>> learner = lamaml(
       ...     lambda w, rows: jnp.mean((rows - w) ** 2), gates.rectified(0.15),
       ...     mask_optimizer=optax.sgd(0.3))
@@ -150,7 +150,7 @@ def cmaml(
     Returns:
       A `Learner`. It uses the rows of a `StreamBatch`.
 
-    Example:
+    Examples:
       >>> adam, rows = optax.adam(1e-3), jnp.ones((50, 2))
       >>> learner = cmaml(
       ...     lambda w, x: jnp.mean((w - x) ** 2), gates.binary(0.3), batch=rows, inner_steps=4,

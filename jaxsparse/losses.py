@@ -51,7 +51,7 @@ def cross_entropy(model: Any, batch_norm: BatchNorm = "transductive") -> Callabl
       TypeError: the model has no `apply`. From `loss_fn`: the batch is not a pair, the labels are
         not integers, or the logits are not floating.
 
-    Example:
+    Examples:
       >>> model = jaxsparse.nn.mlp(ways=5)
       >>> loss_fn = jaxsparse.cross_entropy(model)
 
@@ -103,7 +103,7 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
     Raises:
       ValueError: weights for a loss whose `rowwise` is False.
 
-    Example:
+    Examples:
       >>> weights = jnp.array([1.0, 0.0, 1.0])
       >>> loss = weighted_loss(lambda w, x: jnp.mean((x - w) ** 2), jnp.arange(3.0), weights)
       >>> float(loss(1.0)[0])

@@ -65,7 +65,7 @@ def init_state(
     Raises:
       TypeError: `params` has a leaf that is not floating.
 
-    Example:
+    Examples:
       >>> sgd = optax.sgd(0.1)
       >>> state = init_state({"w": jnp.ones(3)}, gates.binary(0.1), sgd, sgd, jax.random.key(0))
 
@@ -148,7 +148,7 @@ def sparse_maml_step(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> gate, adam = gates.binary(inner_lr=0.1), optax.adam(1e-3)
       >>> state = init_state(jnp.zeros(2), gate, adam, adam, jax.random.key(0))
       >>> tasks = jnp.ones((3, 2)), jnp.ones((3, 2))  # support and query of three tasks
@@ -233,7 +233,7 @@ def evaluate(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> tasks = jnp.ones((3, 2)), jnp.ones((3, 2))  # support and query of three tasks
       >>> metrics = evaluate(
       ...     jnp.zeros(2), jnp.full(2, 0.5), tasks, inner_steps=1,
@@ -287,7 +287,7 @@ def predict(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> model = jaxsparse.nn.mlp(ways=2, hidden=(), image_shape=(1, 1, 3))
       >>> params, images = model.init(jax.random.key(0)), jnp.ones((4, 5, 1, 1, 3))
       >>> batch = images, jnp.zeros((4, 5), jnp.int32)

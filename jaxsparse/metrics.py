@@ -25,7 +25,7 @@ def retained_accuracy(R: jax.Array) -> jax.Array:
       TypeError: R is not an array of real numbers.
       ValueError: the last two axes are not equally long, or are empty.
 
-    Example:
+    Examples:
       >>> float(retained_accuracy(jnp.array([[0.9, 0.1], [0.5, 0.7]])))
       0.6000000238418579
 
@@ -49,7 +49,7 @@ def learning_accuracy(R: jax.Array) -> jax.Array:
       TypeError: R is not an array of real numbers.
       ValueError: the last two axes are not equally long, or are empty.
 
-    Example:
+    Examples:
       >>> round(float(learning_accuracy(jnp.array([[0.9, 0.1], [0.5, 0.7]]))), 6)
       0.8
 
@@ -74,7 +74,7 @@ def backward_transfer_interference(R: jax.Array) -> jax.Array:
       TypeError: R is not an array of real numbers.
       ValueError: the last two axes are not equally long, or are empty.
 
-    Example:
+    Examples:
       >>> float(backward_transfer_interference(jnp.array([[0.75, 0.1], [0.5, 0.7]])))
       -0.125
 
@@ -100,7 +100,7 @@ def forward_transfer(R: jax.Array, initial: jax.Array) -> jax.Array:
       TypeError: an argument is not an array of real numbers.
       ValueError: the shapes do not fit together.
 
-    Example:
+    Examples:
       >>> float(forward_transfer(jnp.array([[0.75, 0.5], [0.5, 0.7]]), jnp.array([0.1, 0.25])))
       0.125
 

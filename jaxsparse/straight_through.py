@@ -24,7 +24,7 @@ def binary_mask(m: jax.Array, slope: float = 1.0) -> jax.Array:
     Raises:
       TypeError: `m` is not floating.
 
-    Example:
+    Examples:
       >>> binary_mask(jnp.array([-0.1, 0.0, 2.0]))
       Array([0., 1., 1.], dtype=float32)
 
@@ -49,7 +49,7 @@ def relu_mask(m: jax.Array) -> jax.Array:
     Raises:
       TypeError: `m` is not floating.
 
-    Example:
+    Examples:
       >>> jax.grad(lambda m: relu_mask(m).sum())(jnp.array([-1.0, 1.0]))
       Array([1., 1.], dtype=float32)
 

@@ -84,7 +84,7 @@ def partial(path: Path) -> Iterator[Path]:
     Whatever is left at the temporary path is removed at the end. Temporary files of killed
     processes are removed from the folder, too.
 
-    Example:
+    Examples:
       >>> with partial(Path("images.npz")) as temporary:
       ...     temporary.write_bytes(b"...")
       ...     temporary.replace("images.npz")

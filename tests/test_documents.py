@@ -1,4 +1,4 @@
-"""The documents: every command is accepted, and runs at a small size; code blocks and tutorials run.
+"""The documents: their commands are accepted and run at a small size; code and tutorials run.
 
 `test_readme.py` has the examples of docstrings, `test_results.py` the tables.
 """

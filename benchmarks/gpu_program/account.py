@@ -148,7 +148,7 @@ def account(text: str, *, trips: float = 0, branches: Branches = "least") -> Acc
     Raises:
       ValueError: the text is no program.
 
-    Example:
+    Examples:
       >>> text = compile_for_gpu(jnp.matmul, jnp.zeros((4, 2)), jnp.zeros((2, 3))).as_text()
       >>> account(text).entry.once().operations
       48.0

@@ -152,7 +152,7 @@ def dims(shape: str) -> tuple[int, ...]:
 def size(shape: str) -> float:
     """Bytes of an array, or of all arrays of a tuple.
 
-    Example:
+    Examples:
       >>> size("(f32[2,3]{1,0}, pred[], s4[8]{0})")
       29.0
     """

@@ -45,7 +45,7 @@ def measure(case: Case, task_loop: TaskLoop, precision: str) -> dict[str, Any]:
     Raises:
       jax.errors.JaxRuntimeError: the case does not compile for a GPU.
 
-    Example:
+    Examples:
       >>> measure(all_cases()["glance-mlp-1-seed"], "auto", "float32")["inner_step"]["kernels"]
       18.0
     """

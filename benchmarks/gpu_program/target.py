@@ -107,7 +107,7 @@ def compile_for_gpu(
     Raises:
       RuntimeError: from JAX, if the plugins are missing; see `missing`.
 
-    Example:
+    Examples:
       >>> compile_for_gpu(jnp.matmul, jnp.zeros((4, 2)), jnp.zeros((2, 3))).as_text()[:9]
       'HloModule'
     """

@@ -38,7 +38,7 @@ def time_case(case: Case, task_loop: TaskLoop, precision: str, repeats: int) -> 
       A dict for JSON: the settings, seconds of every call, the median in ms, the bound of the
       program, temporary memory, versions. Or, if the device has too little memory, "failed".
 
-    Example:
+    Examples:
       >>> time_case(all_cases()["glance-mlp-1-seed"], "auto", "float32", 3)["measured_ms"]
     """
     entry: dict[str, Any] = {

@@ -45,7 +45,7 @@ def measure(precision: str) -> dict[str, Any]:
     Raises:
       jax.errors.JaxRuntimeError: a program does not compile for a GPU.
 
-    Example:
+    Examples:
       >>> measure("float32")["parts"][-1]["name"]
       'all'
     """

@@ -40,7 +40,7 @@ class Slots:
       points: for each slot the values that are set beforehand; {} if the sampler draws them.
       space: name -> distribution of every value.
 
-    Example:
+    Examples:
       >>> slots = Slots(study, [{}] * 64, space)
       >>> for trial in slots.take(8):
       ...     slots.finish(trial, value(trial.params))

@@ -38,7 +38,7 @@ def parse_space(words: Sequence[str], config: Any, fixed: Sequence[str] = ()) ->
     Raises:
       ConfigError: a word cannot be read, or a value is not valid; the message names the word.
 
-    Example:
+    Examples:
       >>> parse_space(["inner_lr=0.03:0.5:log"], ContinualConfig())
       {'inner_lr': FloatDistribution(high=0.5, log=True, low=0.03, step=None)}
     """
@@ -62,7 +62,7 @@ def parse_space(words: Sequence[str], config: Any, fixed: Sequence[str] = ()) ->
 def grid_points(space: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
     """All combinations of the values of a space; ConfigError if it has a range.
 
-    Example:
+    Examples:
       >>> grid_points({"glances": CategoricalDistribution((5, 10))})
       [{'glances': 5}, {'glances': 10}]
     """

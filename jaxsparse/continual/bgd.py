@@ -24,7 +24,7 @@ class Gaussian(NamedTuple):
       mean: mu, a pytree of floating arrays.
       std: sigma, a tree like `mean`, positive.
 
-    Example:
+    Examples:
       >>> Gaussian(mean=jnp.zeros(3), std=jnp.full(3, 0.01)).std.shape
       (3,)
     """
@@ -49,7 +49,7 @@ def gaussian(params: Tree, std: float = 0.01) -> Gaussian:
       TypeError: `params` has a leaf that is not floating.
       ValueError: `std` is not above 0.
 
-    Example:
+    Examples:
       >>> from jaxsparse.continual.er import init_online_state
       >>> state = init_online_state(gaussian({"w": jnp.ones(3)}), bgd(learning_rate=10.0))
       >>> state.params.std["w"].shape
@@ -76,7 +76,7 @@ def sample_params(distribution: Gaussian, key: jax.Array) -> tuple[Tree, Tree]:
     Returns:
       theta and epsilon, two trees like the mean.
 
-    Example:
+    Examples:
       >>> params, noise = sample_params(gaussian({"w": jnp.ones(3)}, std=0.1), jax.random.key(0))
       >>> params["w"].shape
       (3,)
@@ -110,7 +110,7 @@ def bgd(learning_rate: float = 1.0) -> optax.GradientTransformation:
     Raises:
       ValueError: `update` was called without parameters.
 
-    Example:
+    Examples:
       >>> optimizer, weights = bgd(learning_rate=10.0), gaussian(jnp.zeros(3))
       >>> updates, _ = optimizer.update(
       ...     Gaussian(jnp.ones(3), jnp.zeros(3)), optimizer.init(weights), weights)
@@ -170,7 +170,7 @@ def expected_gradient(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> gradient, metrics, _ = expected_gradient(
       ...     lambda w, x: jnp.mean((w - x) ** 2), gaussian(jnp.zeros(2)), jnp.ones((50, 2)),
       ...     jax.random.key(0), samples=5)
@@ -229,7 +229,7 @@ def bgd_step(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> from jaxsparse.continual.er import init_online_state
       >>> optimizer = bgd(learning_rate=10.0)
       >>> state = init_online_state(gaussian(jnp.zeros(2)), optimizer)

@@ -17,7 +17,7 @@ class ReplayBuffer(NamedTuple):
       rows: a tree whose leaves have a leading axis of slots [capacity, ...].
       age: int32, the number of rows added so far; the first min(age, capacity) slots are filled.
 
-    Example:
+    Examples:
       >>> buffer = init_buffer(jnp.zeros(3), capacity=200)
       >>> buffer.rows.shape
       (200, 3)
@@ -50,7 +50,7 @@ def init_buffer(row: Tree, capacity: int) -> ReplayBuffer:
     Raises:
       TypeError, ValueError: capacity is not a positive integer.
 
-    Example:
+    Examples:
       >>> buffer = init_buffer((jnp.zeros((28, 28, 1), jnp.uint8), jnp.int32(0)), capacity=200)
 
     Source: Vitter 1985, Random sampling with a reservoir.
@@ -79,7 +79,7 @@ def add(
     Raises:
       ValueError: the tree, shapes or dtypes of the rows differ from those of the buffer.
 
-    Example:
+    Examples:
       >>> buffer = add(init_buffer(jnp.float32(0), 3), jnp.arange(2.0), jax.random.key(0))
       >>> buffer.rows.tolist(), int(buffer.age)
       ([0.0, 1.0, 0.0], 2)
@@ -113,7 +113,7 @@ def sample(buffer: ReplayBuffer, key: jax.Array, count: int) -> tuple[Tree, jax.
     Raises:
       TypeError, ValueError: count is not a positive integer.
 
-    Example:
+    Examples:
       >>> buffer = add(init_buffer(jnp.float32(0), 3), jnp.ones(1), jax.random.key(0))
       >>> rows, weights = sample(buffer, jax.random.key(1), 2)
       >>> rows.tolist(), weights.tolist()
@@ -134,7 +134,7 @@ class TaskMemory(NamedTuple):
       rows: a tree whose leaves have leading axes of tasks and slots [T, n, ...].
       written: int32 [T], the number of rows written so far for each task.
 
-    Example:
+    Examples:
       >>> memory = init_memory(jnp.zeros(3), tasks=20, slots=10)
       >>> memory.rows.shape
       (20, 10, 3)
@@ -158,7 +158,7 @@ def init_memory(row: Tree, tasks: int, slots: int) -> TaskMemory:
     Raises:
       TypeError, ValueError: tasks or slots is not a positive integer.
 
-    Example:
+    Examples:
       >>> init_memory(jnp.zeros(3), tasks=2, slots=4).written.tolist()
       [0, 0]
 
@@ -185,7 +185,7 @@ def write(
     Raises:
       ValueError: the tree, shapes or dtypes of the rows differ from those of the memory.
 
-    Example:
+    Examples:
       >>> memory = write(init_memory(jnp.float32(0), 2, 2), 1, jnp.arange(3.0))
       >>> memory.rows.tolist()
       [[0.0, 0.0], [2.0, 1.0]]
@@ -222,7 +222,7 @@ def sample_earlier(
     Raises:
       TypeError, ValueError: count is not a positive integer.
 
-    Example:
+    Examples:
       >>> memory = write(init_memory(jnp.float32(0), 2, 1), 0, jnp.ones(1))
       >>> sample_earlier(memory, 1, jax.random.key(0), 2)[0].tolist()
       [1.0, 1.0]

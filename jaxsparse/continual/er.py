@@ -32,7 +32,7 @@ class OnlineState(NamedTuple):
       opt_state: the optax state for theta; () without an optimiser.
       step: int32, the number of steps so far.
 
-    Example:
+    Examples:
       >>> state = OnlineState(jnp.zeros(2), (), jnp.zeros((), jnp.int32))
     """
 
@@ -56,7 +56,7 @@ def init_online_state(
     Raises:
       TypeError: `params` has a leaf that is not floating.
 
-    Example:
+    Examples:
       >>> state = init_online_state({"w": jnp.ones(3)}, optax.sgd(0.1))
       >>> int(state.step)
       0
@@ -107,7 +107,7 @@ def er_step(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> sgd = optax.sgd(0.1)
       >>> state = init_online_state(jnp.zeros(2), sgd)
       >>> state, metrics = er_step(

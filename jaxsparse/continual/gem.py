@@ -83,7 +83,7 @@ def gem_step(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> from jaxsparse.continual.er import init_online_state
       >>> sgd = optax.sgd(0.1)
       >>> state = init_online_state(jnp.zeros(2), sgd)
@@ -164,7 +164,7 @@ def agem_step(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> from jaxsparse.continual.er import init_online_state
       >>> sgd = optax.sgd(0.5)
       >>> state = init_online_state(jnp.zeros(2), sgd)

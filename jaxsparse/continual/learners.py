@@ -32,7 +32,7 @@ def er(
     Returns:
       A `Learner`. It uses the rows, the replay and the replay weights of a `StreamBatch`.
 
-    Example:
+    Examples:
       >>> learner = er(lambda w, rows: jnp.mean((rows - w) ** 2), optax.sgd(0.1))
 
     Source: Chaudhry et al. 2019, On tiny episodic memories, Algorithm 1.
@@ -73,7 +73,7 @@ def mer(
       A `Learner`. It uses the row, the replay [s, r, ...] and the replay weights of a
       `StreamBatch`.
 
-    Example:
+    Examples:
       >>> learner = mer(
       ...     lambda w, rows: jnp.mean((rows - w) ** 2), learning_rate=0.1, within_batch_rate=0.01,
       ...     across_batch_rate=1.0)
@@ -121,7 +121,7 @@ def gem(
       A `Learner`. It uses the rows and `observed` of a `StreamBatch`, whose `replay` must be the
       memory [T, k, ...].
 
-    Example:
+    Examples:
       >>> learner = gem(lambda w, rows: jnp.mean((rows - w) ** 2), optax.sgd(0.1))
 
     Source: Lopez-Paz & Ranzato 2017, GEM, Algorithm 1.
@@ -157,7 +157,7 @@ def agem(
       A `Learner`. It uses the rows of a `StreamBatch`, whose `replay` and `replay_weights` must be
       rows of earlier tasks and their weights.
 
-    Example:
+    Examples:
       >>> learner = agem(lambda w, rows: jnp.mean((rows - w) ** 2), optax.sgd(0.1))
 
     Source: Chaudhry et al. 2019, A-GEM, Eq. 11.
@@ -191,7 +191,7 @@ def bgd(
     Returns:
       A `Learner`. It uses the rows of a `StreamBatch`, and its `step` needs a key.
 
-    Example:
+    Examples:
       >>> learner = bgd(lambda w, x: jnp.mean((w - x) ** 2), learning_rate=10.0)
 
     Source: Zeno et al. 2018, Algorithm 1.
@@ -232,7 +232,7 @@ def metabgd(
     Returns:
       A `Learner`. It uses the rows of a `StreamBatch`, and its `step` needs a key.
 
-    Example:
+    Examples:
       >>> learner = metabgd(
       ...     lambda w, x: jnp.mean((w - x) ** 2), learning_rate=10.0, inner_lr=0.1, inner_steps=4)
 
@@ -277,7 +277,7 @@ def frozen_maml(
     Returns:
       A `Learner`. It uses the rows of a `StreamBatch`. Its theta never changes.
 
-    Example:
+    Examples:
       >>> learner = frozen_maml(
       ...     lambda w, x: jnp.mean((w - x) ** 2), inner_lr=0.1, inner_steps=16)
 

@@ -72,7 +72,7 @@ def mer_step(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> from jaxsparse.continual.er import init_online_state
       >>> state = init_online_state(jnp.zeros(2))
       >>> state, metrics = mer_step(

@@ -37,7 +37,7 @@ class FrozenState(NamedTuple):
       fast_params: phi, which is used for predictions: the tree of `params` with None for every leaf
         that the inner loop does not adapt.
 
-    Example:
+    Examples:
       >>> params = {"norm": jnp.ones(3), "head": jnp.ones(2)}
       >>> state = FrozenState(params, partition(params, lambda name: name != "norm")[0])
     """
@@ -64,7 +64,7 @@ def init_frozen_state(
     Raises:
       TypeError: `params` has a leaf that is not floating.
 
-    Example:
+    Examples:
       >>> state = init_frozen_state({"w": jnp.ones(3)})
 
     Source: as `frozen_maml_step`.
@@ -101,7 +101,7 @@ def frozen_maml_step(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> state, metrics = frozen_maml_step(
       ...     FrozenState(jnp.zeros(2), jnp.zeros(2)), jnp.ones((50, 2)), inner_steps=16,
       ...     loss_fn=lambda w, x: jnp.mean((w - x) ** 2), step_sizes=jnp.array(0.1))
@@ -135,7 +135,7 @@ class MetaBGDState(NamedTuple):
       opt_state: the optax state for the Gaussian.
       step: int32, the number of timesteps so far.
 
-    Example:
+    Examples:
       >>> from jaxsparse.continual.bgd import bgd, gaussian
       >>> state = init_metabgd_state(gaussian({"w": jnp.ones(3)}), bgd(learning_rate=10.0))
       >>> predict = combine(state.fast_params, state.params.mean)
@@ -167,7 +167,7 @@ def init_metabgd_state(
     Raises:
       TypeError: `distribution` has a leaf that is not floating.
 
-    Example:
+    Examples:
       >>> from jaxsparse.continual.bgd import bgd, gaussian
       >>> state = init_metabgd_state(gaussian({"w": jnp.ones(3)}), bgd(learning_rate=10.0))
       >>> int(state.step)
@@ -221,7 +221,7 @@ def metabgd_step(
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
 
-    Example:
+    Examples:
       >>> from jaxsparse.continual.bgd import bgd, gaussian
       >>> optimizer = bgd(learning_rate=10.0)
       >>> state = init_metabgd_state(gaussian(jnp.zeros(2)), optimizer)
@@ -274,7 +274,7 @@ def self_masked_loss(loss_fn: Callable, masked: Callable[[str], bool]) -> Callab
     Raises:
       ValueError: from the returned loss: `masked` selects no leaf.
 
-    Example:
+    Examples:
       >>> loss_fn = jaxsparse.cross_entropy(jaxsparse.nn.conv4(width=8, blocks="xla"))
       >>> loss_fn = self_masked_loss(loss_fn, lambda name: name.startswith("conv"))
 

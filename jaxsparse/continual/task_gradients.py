@@ -52,7 +52,7 @@ def task_gradients(
     M is a list with one part per leaf of params: [T', size of the leaf] or `Factors`, with T' >= T.
     Rows from `observed` on are 0.
 
-    Example:
+    Examples:
       >>> memory = jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]])
       >>> (rows,) = task_gradients(lambda w, x: jnp.sum(w * x), jnp.zeros(2), memory, 2)
       >>> rows.tolist()
@@ -130,7 +130,7 @@ def usable_split(loss_fn: Callable, params: Tree, rows: int) -> SplitLoss | None
     Factors replace a product with the gradient, ``in out`` operations, by products with the inputs
     and deltas of `rows` rows. They are faster if ``rows (in + out) <= 2 in out``.
 
-    Example:
+    Examples:
       >>> model = jaxsparse.nn.mlp(ways=5)
       >>> loss_fn, params = jaxsparse.cross_entropy(model), model.init(jax.random.key(0))
       >>> usable_split(loss_fn, params, 100).kernel, usable_split(loss_fn, params, 1000)

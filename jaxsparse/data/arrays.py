@@ -57,7 +57,7 @@ def from_arrays(
         DataError: an argument is not as above, a class is unknown or in two splits, or a split
             would have no class.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> images, labels = np.zeros((40, 8, 8)), np.arange(40) % 10
         >>> data = from_arrays(images, labels, train=[0, 1, 2, 3, 4], test=[5, 6, 7, 8, 9])
@@ -114,7 +114,7 @@ def labelled_from_arrays(
         DataError: an argument is not as in `from_arrays`, or `test` has a class that `train` has
             not.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> images, labels = np.zeros((40, 8, 8)), np.repeat(["ant", "bee", "cat", "dog"], 10)
         >>> sets = labelled_from_arrays((images[::2], labels[::2]), (images[1::2], labels[1::2]))

@@ -25,7 +25,7 @@ def augment(key: jax.Array, images: jax.Array) -> jax.Array:
     Raises:
         DataError: `images` has another dtype or number of axes.
 
-    Example:
+    Examples:
         >>> augment(jax.random.key(0), jnp.zeros((2, 32, 32, 3), jnp.uint8)).shape
         (2, 32, 32, 3)
 

@@ -78,7 +78,7 @@ def load_fc100(split: str, data_dir: Path, image_size: int | None = None) -> Ima
 def members(name: str, split: str) -> frozenset[str]:
     """The CIFAR-100 names of the classes in a split of "cifar_fs" or "fc100".
 
-    Example:
+    Examples:
         >>> [len(members("cifar_fs", split)) for split in ("train", "validation", "test")]
         [64, 16, 20]
         >>> sorted(members("fc100", "test"))[:3]

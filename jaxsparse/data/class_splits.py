@@ -12,7 +12,7 @@ from jaxsparse.data.folder import check_apart, folder_rows, scan, versions
 def split_of(index: int) -> str:
     """The split of class number `index`: of every four classes 2 train, 1 validation, 1 test.
 
-    Example:
+    Examples:
         >>> [split_of(i) for i in range(4)]
         ['train', 'validation', 'train', 'test']
 

@@ -52,7 +52,7 @@ def load_labelled(
         DataError: there is no such dataset or split, or the data are missing or damaged; the
             message is one line that says what to do.
 
-    Example:
+    Examples:
         >>> load_labelled("mnist", "test").images.shape
         (10000, 28, 28, 1)
     """

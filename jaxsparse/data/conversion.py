@@ -45,7 +45,7 @@ def convert(
         DataError: `data`, `image_shape`, `mean` or `std` is not as above, or the cache cannot be
             written.
 
-    Example:
+    Examples:
         >>> letters = jaxsparse.data.load("glyphs", "test").take([0, 1])
         >>> letters.image_shape
         (28, 28, 1)

@@ -28,7 +28,7 @@ def fingerprint(data: Any) -> str:
     Raises:
         TypeError: `data` contains something other than these, arrays, strings, numbers and None.
 
-    Example:
+    Examples:
         >>> load = jaxsparse.data.load
         >>> train, test = load("glyphs", "train"), load("glyphs", "test")
         >>> fingerprint(train) == fingerprint(load("glyphs", "train")) != fingerprint(test)

@@ -40,7 +40,7 @@ def load_digits(
     Raises:
         DataError: an unknown split, fewer than one image per class, or missing fonts.
 
-    Example:
+    Examples:
         >>> data = load_digits("test")
         >>> data.images.shape, data.labels[:12].tolist()
         ((1000, 28, 28, 1), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])

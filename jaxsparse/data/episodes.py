@@ -14,11 +14,11 @@ from jaxsparse.errors import DataError
 class Task(NamedTuple):
     """A few-shot task, or a batch of tasks.
 
-    Args:
+    Attributes:
         support: the batch of the inner loop, any tree of arrays.
         query: the batch of the outer loss, a tree like `support`.
 
-    Example:
+    Examples:
         >>> Task(support=(1.0, 2), query=(3.0, 4)).query
         (3.0, 4)
     """
@@ -56,7 +56,7 @@ def sample_tasks(
     Raises:
         DataError: a number is below 1, or the data have too few classes or images.
 
-    Example:
+    Examples:
         >>> draw = jax.jit(sample_tasks, static_argnums=(2, 3, 4, 5))
         >>> images, labels = draw(jax.random.key(0), load_glyphs("train"), 4, 5, 1, 15).support
         >>> images.shape, labels[0].tolist()
@@ -87,7 +87,7 @@ def check_episode(data: ImageSet, ways: int, shots: int, query_shots: int) -> No
     Raises:
         DataError: the data have too few classes or images; the message is one line.
 
-    Example:
+    Examples:
         >>> check_episode(load_glyphs("test"), ways=5, shots=5, query_shots=15)
         >>> check_episode(load_glyphs("test"), ways=5, shots=5, query_shots=16)
         Traceback (most recent call last):

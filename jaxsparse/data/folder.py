@@ -60,7 +60,7 @@ def load_folder(data_dir: Path, split: str, image_size: int | None = None) -> Im
         DataError: a folder is missing, empty or unreadable; an image is damaged; a class or file is
             in two splits; or all images of a class are blank after conversion.
 
-    Example:
+    Examples:
         >>> load_folder(Path("birds"), "train").image_shape
         (84, 84, 3)
     """
@@ -86,7 +86,7 @@ def scan(root: Path, split: str) -> Classes:
     DataError for a missing split, no class folders, a class folder without images, something
     unreadable, or one file under two names.
 
-    Example:
+    Examples:
         >>> list(scan(Path("birds"), "train"))
         ['crow', 'finch']
     """
@@ -108,7 +108,7 @@ def scan_classes(folder: Path) -> Classes:
 def versions(classes: Classes) -> list[tuple[str, str, str]]:
     """A key that changes when the images change, but not if they are reached by another path.
 
-    Example:
+    Examples:
         >>> versions(scan(Path("birds"), "train"))[1]
         ('crow', '1.png', '3021 1700000000000000000')
     """

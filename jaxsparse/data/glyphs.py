@@ -94,7 +94,7 @@ def load_glyphs(split: str, cache_dir: str | Path | None = None, image_size: int
     Raises:
         DataError: an unknown split, an image size that is too small, or missing fonts.
 
-    Example:
+    Examples:
         >>> data = load_glyphs("test")
         >>> data.image_shape, int(data.counts.min())
         ((28, 28, 1), 20)

@@ -41,7 +41,7 @@ class ImageSet:
     Raises:
         DataError: `counts` are not whole numbers, or they are traced and `largest` is not given.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> images = np.zeros((50, 28, 28, 1), np.uint8)
         >>> data = ImageSet(images, np.array([30, 20], np.int32), ("a", "b"), (0.0,), (1.0,))
@@ -98,7 +98,7 @@ class ImageSet:
     def take(self, classes: Sequence[int]) -> "ImageSet":
         """A set of some of the classes, in the given order; NumPy arrays, copied.
 
-        Example:
+        Examples:
             >>> jaxsparse.data.load("glyphs", "test").take([4, 2]).num_classes
             2
         """
@@ -181,7 +181,7 @@ def check_not_blank(data: ImageSet) -> None:
     Raises:
         DataError: a class has only blank images; the message is one line that names it.
 
-    Example:
+    Examples:
         >>> check_not_blank(jaxsparse.data.load("glyphs", "test"))
     """
     for i, name in enumerate(data.names):

@@ -29,7 +29,7 @@ class LabelledSet:
         std: one number per channel, on the scale [0, 1].
         num_classes: number of classes.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> images, labels = np.zeros((3, 28, 28, 1), np.uint8), np.arange(3, dtype=np.int32)
         >>> LabelledSet(images, labels, (0.0,), (1.0,), 10).image_shape

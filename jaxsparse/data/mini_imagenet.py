@@ -28,7 +28,7 @@ def load_mini_imagenet(split: str, data_dir: Path, image_size: int | None = None
     Raises:
         DataError: the data are missing or damaged.
 
-    Example:
+    Examples:
         >>> load_mini_imagenet("test", Path("~/tensorflow_datasets").expanduser()).num_classes
         20
     """

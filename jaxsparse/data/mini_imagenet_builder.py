@@ -20,7 +20,7 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder):
     Each example is {"image": uint8 [84, 84, 3], "label": name of the class}; the splits share no
     class. `jaxsparse.data.load` does not need it: it can read the manual folder itself.
 
-    Example:
+    Examples:
         >>> builder = tfds.builder("mini_imagenet", file_format="array_record")
         >>> builder.download_and_prepare()  # needs no TensorFlow
         >>> len(builder.as_data_source("test"))

@@ -60,7 +60,7 @@ def load_omniglot(
     Raises:
         DataError: Omniglot is not prepared in `data_dir`, or its records are incomplete.
 
-    Example:
+    Examples:
         >>> load_omniglot("test", Path("~/tensorflow_datasets").expanduser()).images.shape
         (13180, 28, 28, 1)
     """

@@ -34,7 +34,7 @@ _INSTRUCTIONS = """
 class PickledArray:
     """An array in a pickle. `array` is set later, when its content is read.
 
-    Example:
+    Examples:
         >>> load_plain("mini-imagenet-cache-test.pkl")["image_data"].array.shape
         (12000, 84, 84, 3)
     """
@@ -45,7 +45,7 @@ class PickledArray:
 def read_plain(path: str | os.PathLike[str], parse: Callable[[Any], Any], kind: str) -> Any:
     """`parse` of the content of a pickle; a one-line DataError if it is not a pickle of this kind.
 
-    Example:
+    Examples:
         >>> classes = read_plain("mini-imagenet-cache-test.pkl", sorted, "miniImageNet")
     """
     try:
@@ -66,7 +66,7 @@ def load_plain(path: str | os.PathLike[str]) -> Any:
     Raises:
         pickle.UnpicklingError, ValueError and others: it is truncated, or has other content.
 
-    Example:
+    Examples:
         >>> load_plain("mini-imagenet-cache-test.pkl").keys()
         dict_keys(['image_data', 'class_dict'])
     """

@@ -30,7 +30,7 @@ def load_prepared(
     The other arguments are those of `prepared_rows`. The cache folder's name begins with `stem`,
     which must be unique to these classes. DataError unless there are `count` classes.
 
-    Example:
+    Examples:
         >>> folder = Path("~/tensorflow_datasets").expanduser()
         >>> frog_of = lambda record: "frog" if record["label"] == 6 else None
         >>> load_prepared("frogs", "cifar10", folder, (32, 32, 3), frog_of, 1).counts
@@ -100,7 +100,7 @@ def records(
     Yields a dict per example; "image" is the content of an image file. `name` and `split` are
     TFDS's names. `encoded` names the fields that hold images.
 
-    Example:
+    Examples:
         >>> next(records("omniglot", "test", Path("~/tensorflow_datasets").expanduser())).keys()
         dict_keys(['alphabet', 'alphabet_char_id', 'image', 'label'])
     """

@@ -77,7 +77,7 @@ def load(
         DataError: there is no such dataset or split, or the data are missing or damaged; the
             message is one line that says what to do.
 
-    Example:
+    Examples:
         >>> load("mini_imagenet", "test").images.shape
         (12000, 84, 84, 3)
     """

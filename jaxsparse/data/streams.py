@@ -32,7 +32,7 @@ class TaskStream:
         pixel_maps: int32 [T, h * w], for each pixel in row-major order the source pixel of the
             original image, -1 for black; None: unchanged images.
 
-    Example:
+    Examples:
         >>> digits = load_labelled("glyphs", "train"), load_labelled("glyphs", "test")
         >>> permutations(*digits, tasks=3).pixel_maps.shape
         (3, 784)
@@ -71,7 +71,7 @@ def rotations(
     Raises:
         DataError: tasks is below 1, or `train` and `test` differ in image shape or classes.
 
-    Example:
+    Examples:
         >>> stream = rotations(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
         >>> stream.num_tasks
         20
@@ -105,7 +105,7 @@ def permutations(
     Raises:
         DataError: tasks is below 1, or `train` and `test` differ in image shape or classes.
 
-    Example:
+    Examples:
         >>> digits = load_labelled("glyphs", "train"), load_labelled("glyphs", "test")
         >>> permutations(*digits, tasks=100).num_tasks
         100
@@ -137,7 +137,7 @@ def split(train: LabelledSet, test: LabelledSet, classes_per_task: int = 2) -> T
     Raises:
         DataError: c does not divide the number of classes, or a task has no images.
 
-    Example:
+    Examples:
         >>> split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test")).num_tasks
         5
 
@@ -168,7 +168,7 @@ def hold_out(train: LabelledSet, fraction: float = 1 / 6) -> tuple[LabelledSet, 
     Raises:
         DataError: with this fraction a class would have no image in one of the parts.
 
-    Example:
+    Examples:
         >>> rest, validation = hold_out(load_labelled("glyphs", "train"))
         >>> len(rest.labels), len(validation.labels)
         (5000, 1000)
@@ -201,7 +201,7 @@ def check_stream(stream: TaskStream) -> None:
     Raises:
         DataError: they are not; the message is one line that names the part.
 
-    Example:
+    Examples:
         >>> check_stream(split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test")))
     """
     height, width, _ = _check_pair(stream.train, stream.test)
@@ -245,7 +245,7 @@ def draw_schedule(
         DataError: n is below 1 or above the number of images of a task, or the parts of the stream
             are not consistent.
 
-    Example:
+    Examples:
         >>> stream = split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
         >>> tasks, indices = draw_schedule(jax.random.key(0), stream, 100)
         >>> tasks.shape, tasks[:, 0].tolist()
@@ -288,7 +288,7 @@ def train_rows(
     Raises:
         DataError: `tasks` and `indices` do not have the same shape [b].
 
-    Example:
+    Examples:
         >>> stream = rotations(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
         >>> images, labels = train_rows(stream, jnp.array([0, 19]), jnp.array([5, 5]))
         >>> images.shape
@@ -318,7 +318,7 @@ def test_rows(stream: TaskStream, task: jax.Array) -> tuple[jax.Array, jax.Array
     Returns:
         (images uint8 [m, h, w, c], labels int32 [m]).
 
-    Example:
+    Examples:
         >>> stream = split(load_labelled("glyphs", "train"), load_labelled("glyphs", "test"))
         >>> images, labels = test_rows(stream, 1)
         >>> images.shape, sorted(set(labels.tolist()))

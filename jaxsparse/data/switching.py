@@ -43,7 +43,7 @@ class SwitchingData:
         num_classes: number of classes of each dataset.
         fewest_images: number of images in the smallest class of each dataset.
 
-    Example:
+    Examples:
         >>> data = load_switching("glyphs")
         >>> data.names, data.num_classes[1:]
         (('latin', 'cyrillic', 'greek'), (10, 10))
@@ -67,7 +67,7 @@ class SwitchingTask(NamedTuple):
       dataset: int32, index of its dataset; -1 before the first batch.
       classes: int32 [ways], its classes in the order of their labels.
 
-    Example:
+    Examples:
       >>> task = first_task(ways=10)
       >>> int(task.dataset)
       -1
@@ -101,7 +101,7 @@ def load_switching(name: str, data_dir: str | os.PathLike[str] | None = None) ->
         DataError: there is no such stream, or the data are missing or damaged; the message is one
             line.
 
-    Example:
+    Examples:
         >>> load_switching("omniglot-mnist-fashion").num_classes
         (1623, 10, 10)
     """
@@ -140,7 +140,7 @@ def side_by_side(sets: Mapping[str, ImageSet]) -> SwitchingData:
     Raises:
         DataError: no sets, or images of different shapes.
 
-    Example:
+    Examples:
         >>> side_by_side({"a": load_glyphs("train"), "b": load_glyphs("test")}).names
         ('a', 'b')
     """
@@ -180,7 +180,7 @@ def by_class(data: LabelledSet) -> ImageSet:
     Raises:
         DataError: a class without images.
 
-    Example:
+    Examples:
         >>> by_class(load_labelled("mnist", "train")).images.shape
         (54210, 28, 28, 1)
     """
@@ -208,7 +208,7 @@ def first_task(ways: int = 10) -> SwitchingTask:
     Raises:
         DataError: `ways` is not a whole number above zero.
 
-    Example:
+    Examples:
         >>> first_task(ways=5).classes.shape
         (5,)
     """
@@ -250,7 +250,7 @@ def next_batch(
     Raises:
         DataError: the probability is outside [0, 1], or the data have too few classes or images.
 
-    Example:
+    Examples:
         >>> data, task = jax.device_put(load_switching("glyphs")), first_task(ways=10)
         >>> draw = jax.jit(next_batch, static_argnames="shots")
         >>> task, (images, labels), info = draw(jax.random.key(0), task, data, stay_probability=0.9)

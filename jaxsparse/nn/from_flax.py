@@ -54,7 +54,7 @@ def from_nnx(
       TypeError, ValueError: from `apply`: the parameters are not those of this module, or it does
         not return floating logits [n, classes].
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> class Net(nnx.Module):
       ...     def __init__(self, rngs):
@@ -134,7 +134,7 @@ def from_linen(
       TypeError, ValueError: `module`, `example` or `variables` is not as above; a norm uses other
         statistics than it should; the module does not return floating logits [n, classes].
 
-    Example:
+    Examples:
       >>> from flax import linen
       >>> class Net(linen.Module):
       ...     @linen.compact

@@ -23,7 +23,7 @@ Shape = tuple[int, int, int]
 class Model(NamedTuple):
     """A network as two pure functions on a plain nested dict of arrays.
 
-    Args:
+    Attributes:
       init: key -> params, float32.
       apply: (params, images float [n, h, w, c]) -> logits [n, ways], in the dtype of params.
       input_layer: the first layer, if it is linear; None if it is not linear or not known.
@@ -36,7 +36,7 @@ class Model(NamedTuple):
         `apply` takes instead of the images. An inner loop calls it once. None if there is nothing
         to compute.
 
-    Example:
+    Examples:
       >>> model = jaxsparse.nn.mlp(ways=5)
       >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((3, 28, 28, 1))).shape
       (3, 5)
@@ -101,7 +101,7 @@ class InputLayer(NamedTuple):
       inputs: images [n, h, w, c] -> [n, in], one row per image.
       apply: (params, products [n, out]) -> logits [n, ways].
 
-    Example:
+    Examples:
       >>> model = jaxsparse.nn.mlp(ways=5)
       >>> params, images = model.init(jax.random.key(0)), jnp.zeros((3, 28, 28, 1))
       >>> products = model.input_layer.inputs(images) @ params["dense1"]["kernel"]

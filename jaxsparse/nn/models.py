@@ -65,7 +65,7 @@ def conv4(
       ValueError: a size is not positive, the images are too small to be pooled four times, or
         `blocks` is unknown or not available.
 
-    Example:
+    Examples:
       >>> model = conv4(ways=5, width=8, image_shape=(28, 28, 1))
       >>> params = model.init(jax.random.key(0))
       >>> model.apply(params, jnp.zeros((3, 28, 28, 1))).shape
@@ -117,7 +117,7 @@ def mlp(
     Raises:
       ValueError: a size is not positive, or `init` is unknown.
 
-    Example:
+    Examples:
       >>> sorted(mlp(ways=2, hidden=(10,)).init(jax.random.key(0)))
       ['dense1', 'head']
 
@@ -160,7 +160,7 @@ def strided_cnn(
     Raises:
       ValueError: a size is not positive, or `init` is unknown.
 
-    Example:
+    Examples:
       >>> params = strided_cnn(ways=10, channels=8, hidden=(16,)).init(jax.random.key(0))
       >>> params["dense1"]["kernel"].shape
       (32, 16)
@@ -195,7 +195,7 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
       ValueError: mean and std have different lengths, an entry is not finite, or std contains 0.
         From `apply`: the images have another number of channels.
 
-    Example:
+    Examples:
       >>> model = normalised(mlp(ways=10), mean=(0.0,), std=(1.0,))
       >>> params = model.init(jax.random.key(0))
       >>> model.apply(params, jnp.zeros((3, 28, 28, 1), jnp.uint8)).shape
@@ -254,7 +254,7 @@ def resnet12(
       ValueError: a size is not positive, `channels` has not four entries, the images are too small,
         or `blocks` is unknown or not available.
 
-    Example:
+    Examples:
       >>> model = resnet12(ways=5, channels=(2, 4, 4, 8), image_shape=(16, 16, 3))
       >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((3, 16, 16, 3))).shape
       (3, 5)

@@ -36,7 +36,7 @@ def environment(blocks: Blocks | None) -> dict[str, Any]:
     Raises:
       ConfigError: this machine cannot run these blocks.
 
-    Example:
+    Examples:
       >>> environment(blocks=None)["environment"]["jax_enable_x64"]
       False
     """

@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     After a kill, an error or a full disk `path` is unchanged. If several processes replace it at
     once, the last one wins. Links are followed. OSError if `path` is not a regular file.
 
-    Example:
+    Examples:
       >>> with replacing(Path("figure.png")) as partial:
       ...     figure.savefig(partial)
     """

@@ -46,7 +46,7 @@ def check_fits(bound: int, size: Callable[[], int], what: str) -> None:
       size: gives the needed bytes.
       what: names the arrays and the settings that their size depends on, for the message.
 
-    Example:
+    Examples:
       >>> check_fits(2**70, lambda: 2**60, "the states of 1000000 seeds")
       Traceback (most recent call last):
       jaxsparse.training.errors.ConfigError: the states of 1000000 seeds must fit into memory: ...

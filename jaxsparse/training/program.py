@@ -29,7 +29,7 @@ class Program:
         The state may have a leading axis of seeds.
       learned: `state -> tree` of the trained parameters, which must stay finite.
 
-    Example:
+    Examples:
       >>> position = lambda state: {"step": first_of(state.step)}
       >>> program = Program("batch", init, repeated(step), position, learned)
     """
@@ -54,7 +54,7 @@ def repeated(step: Callable[..., Tree]) -> Callable[..., Tree]:
     `steps` is traced. So one executable serves any number of steps, and a run that is split into
     several calls gives the same bits.
 
-    Example:
+    Examples:
       >>> float(jax.jit(repeated(lambda x, y: x + y))(0.0, 2.0, 3))
       6.0
     """

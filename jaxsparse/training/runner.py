@@ -77,7 +77,7 @@ class Runner:
       first_seed: seed of the first run, for messages.
       may_diverge: continue if a loss is not finite.
 
-    Example:
+    Examples:
       >>> runner = Runner(program, folder, hooks, place_runs(2), (keys,), data)
       >>> init = runner.placement.over_runs(program.init, (0,))
       >>> if not runner.restore(init, *runner.own):

@@ -28,7 +28,7 @@ class Placement(NamedTuple):
       mesh: the devices; None: one program computes all runs.
       replicas: with `mesh` None, the devices that hold a copy of every array; None: one device.
 
-    Example:
+    Examples:
       >>> placement = place_runs(5)
       >>> keys = placement.put(jax.random.split(jax.random.key(0), 5))
       >>> placement.to_host(placement.over_runs(jax.random.uniform, (0,))(keys)).shape
@@ -116,7 +116,7 @@ class Placement(NamedTuple):
         Returns:
           The jitted function of all runs; the leaves of its results are [places, ...].
 
-        Example:
+        Examples:
           >>> placement = place_runs(3)
           >>> times = placement.over_runs(lambda x, y: x * y, (0, None))
           >>> placement.to_host(times(placement.put(np.arange(3)), 2)).tolist()
@@ -137,7 +137,7 @@ class Placement(NamedTuple):
           is donated. by_turn: for each turn, `by_run` as `put` places it in that turn. The call
           does not wait for the devices.
 
-        Example:
+        Examples:
           >>> placement = place_runs(3)
           >>> add = placement.over_steps(lambda x, y, z, first, last: x + (last - first) * y * z)
           >>> ones = [placement.put(jax.numpy.ones(3), turn) for turn in range(placement.turns)]
@@ -204,7 +204,7 @@ class Placement(NamedTuple):
 class SingleRun(Placement):
     """One run on one device; its arrays have no axis of runs, on the device or in checkpoints.
 
-    Example:
+    Examples:
       >>> SingleRun(1, None).to_host(jax.numpy.ones(3)).shape
       (1, 3)
     """

@@ -128,7 +128,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNOR
 def parse_init(text: str, words: tuple[str, ...] = ("kaiming", "auto")) -> Init:
     """Read a mask initialisation: one of `words`, a finite number, or a range `low:high`.
 
-    Example:
+    Examples:
       >>> parse_init("0.005:0.1")
       (0.005, 0.1)
     """

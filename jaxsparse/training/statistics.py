@@ -19,7 +19,7 @@ def mean_and_std(values: Sequence[float] | np.ndarray) -> dict[str, float | None
     Returns:
       {"mean": float, "std": float}; std is None for a single value.
 
-    Example:
+    Examples:
       >>> mean_and_std([1.0, 3.0])
       {'mean': 2.0, 'std': 1.4142135623730951}
 
@@ -41,7 +41,7 @@ def over_seeds(per_seed: list[dict[str, Any]]) -> dict[str, Any]:
       The same dicts with {"mean": .., "std": ..} for each number, see `mean_and_std`; None if the
       number is None for any seed.
 
-    Example:
+    Examples:
       >>> over_seeds([{"accuracy": 0.5}, {"accuracy": 0.7}])["accuracy"]["mean"]
       0.6
     """

@@ -74,7 +74,7 @@ def default_rates(config: ContinualConfig) -> Rates:
 def used_rates(config: ContinualConfig) -> tuple[str, ...]:
     """The names of the rates that the results of a configuration depend on.
 
-    Example:
+    Examples:
       >>> used_rates(ContinualConfig(method="cmaml-sync"))
       ('inner_lr', 'theta_lr')
     """

@@ -197,7 +197,7 @@ def make_stream(config: ContinualConfig, stream: TaskStream) -> Callable[..., di
     Raises:
       ConfigError: as in `make_program`.
 
-    Example:
+    Examples:
       >>> results = jax.jit(make_stream(config, stream))(jax.random.key(0), stream)
       >>> jaxsparse.metrics.retained_accuracy(results["accuracy"][1:])
     """

@@ -40,7 +40,7 @@ def run_stream(
       Diverged: a loss or a parameter is not finite; the last good checkpoint is kept.
       RunError: the folder cannot be read or written.
 
-    Example:
+    Examples:
       >>> result = run_stream(config, stream, RunFolder.create(path, {}, "task"), Hooks())
     """
     runs = [Run(seed, default_rates(config)) for seed in _seeds(config)]
@@ -74,7 +74,7 @@ def scan_stream(
       ConfigError: `config.validation` is not set.
       Stopped, Diverged, RunError: as in `run_stream`.
 
-    Example:
+    Examples:
       >>> grid = [Rates(alpha, 1.7, 0.1) for alpha in (0.05, 0.1, 0.15)]
       >>> result = scan_stream(config, grid, stream, folder, Hooks())
     """

@@ -219,7 +219,7 @@ def make_learner(
       ConfigError: the images are too small for the network, or this machine cannot run
         `config.blocks`.
 
-    Example:
+    Examples:
       >>> learner = make_learner(FewShotConfig(width=8), (28, 28, 1)).learner
     """
     model = make_network(config, image_shape)
@@ -268,7 +268,7 @@ def make_gate(config: FewShotConfig) -> Gate:
     Returns:
       A `Gate`.
 
-    Example:
+    Examples:
       >>> gate = make_gate(FewShotConfig(method="anil"))
     """
     alpha, sparse = config.inner_lr, config.initial_sparsity

@@ -82,7 +82,7 @@ def task_mesh(config: FewShotConfig) -> Mesh | None:
     Raises:
       ConfigError: no such number of devices divides the batch sizes.
 
-    Example:
+    Examples:
       >>> program = make_program(config, (28, 28, 1), task_mesh(config))
     """
     what = f"{config.meta_batch_size} tasks and test batches of {EVALUATION_BATCH} tasks"
@@ -124,7 +124,7 @@ def make_program(
     Raises:
       ConfigError: as in `make_learner`.
 
-    Example:
+    Examples:
       >>> program = make_program(FewShotConfig(width=8), (28, 28, 1))
       >>> state = program.init(jax.random.key(0))
     """
@@ -214,7 +214,7 @@ def make_train(
       ConfigError: as in `make_learner`.
       DataError: (from `train`) the data have too few classes or images for the tasks.
 
-    Example:
+    Examples:
       >>> results = jax.jit(make_train(config, data))(jax.random.key(0))
       >>> results["test"]["accuracy"].mean()
     """

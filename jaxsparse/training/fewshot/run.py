@@ -44,7 +44,7 @@ def run(
       Diverged: a loss or a parameter is not finite; the last good checkpoint is kept.
       RunError: the folder cannot be read or written.
 
-    Example:
+    Examples:
       >>> result = run(config, data, RunFolder.create(path, {}), Hooks())
     """
     with held(folder) as folder:

@@ -67,7 +67,7 @@ class TrainedLearner:
         Raises:
           ValueError: the numbers of images and labels differ, or there are too many classes.
 
-        Example:
+        Examples:
           >>> adapted = load_learner("runs/fewshot/NAME").adapt(images, ["cat", "dog"])
 
         Source: von Oswald, Zhao et al. 2021, Eq. 8.
@@ -143,7 +143,7 @@ class Adapted:
         Returns:
           float32 [n, classes]; each row sums to one.
 
-        Example:
+        Examples:
           >>> best = adapted.predict(images).argmax(1)
           >>> [adapted.classes[i] for i in best]
         """
@@ -167,7 +167,7 @@ def load_learner(run: str | PathLike[str], seed: int | None = None) -> TrainedLe
     Raises:
       RunError: there is no finished few-shot run, it is damaged, or it has no such seed.
 
-    Example:
+    Examples:
       >>> learner = load_learner("glyphs-5way-5shot-sparse-maml")
       >>> probabilities = learner.adapt(images, labels).predict(others)
     """

@@ -40,7 +40,7 @@ def named_weights(theta: Any, mask: Any) -> dict[str, Any]:
 def pretrained() -> tuple[str, ...]:
     """The names of the weights that come with jaxsparse; see `load_learner`.
 
-    Example:
+    Examples:
       >>> "glyphs-5way-5shot-sparse-maml" in pretrained()
       True
     """

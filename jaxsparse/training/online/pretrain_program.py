@@ -172,7 +172,7 @@ def pretraining_classes(
     Raises:
       ConfigError: an episode needs more classes than there are, or a class has only one image.
 
-    Example:
+    Examples:
       >>> pretraining_classes(OnlineConfig(), data)
       ((0, 900), (900, 100))
     """

@@ -159,7 +159,7 @@ def make_online(config: OnlineConfig, data: SwitchingData) -> Callable[..., dict
     Raises:
       ConfigError, DataError: as in `make_program`.
 
-    Example:
+    Examples:
       >>> results = jax.jit(make_online(config, data))(jax.random.key(0), data)
       >>> results["trace"].score.mean()
     """

@@ -36,7 +36,7 @@ def run_online(
       Diverged: a loss or a parameter is not finite; the last good checkpoint is kept.
       RunError: the folder cannot be read or written.
 
-    Example:
+    Examples:
       >>> result = run_online(config, data, RunFolder.create(path, {}, "interval"), Hooks())
     """
     with held(folder) as folder:
