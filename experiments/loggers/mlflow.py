@@ -30,11 +30,11 @@ class MLflow:
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "alembic"):  # they would print how they make a database
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for name in ("mlflow", "alembic", "urllib3"):  # they would print each step and each retry
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         given = os.environ.get("MLFLOW_TRACKING_URI")
         home = run.path.absolute().parent
-        self._client = MlflowClient(given or f"sqlite:///{home / 'mlflow.db'}")
+        self._client = MlflowClient(given or _database(home))
         if known is None or not self._continues(known):
             self._id = self._start(run, None if given else home / "mlflow-artifacts")
         shown = "the store of MLFLOW_TRACKING_URI" if given else home / "mlflow.db"
@@ -103,6 +103,15 @@ class MLflow:
     def close(self, ending: Ending) -> None:
         """Say how the run ended."""
         self._client.set_terminated(self._id, _STATUS[ending])
+
+
+def _database(folder: Path) -> str:
+    """The URI of the database in a folder; an OSError if there cannot be one."""
+    if set("?#%") & set(str(folder)):
+        raise OSError(f"{folder} must have no ?, # or %, or set MLFLOW_TRACKING_URI")
+    if not os.access(folder, os.W_OK):  # MLflow would try again for minutes
+        raise OSError(f"cannot write to {folder}; set MLFLOW_TRACKING_URI")
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def _text(value: Any) -> str:

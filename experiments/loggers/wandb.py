@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments import cli
 from experiments.loggers.service import Ending, Run
 
 # How long the end of a run waits for uploads; the rest can be sent with `wandb sync`.
@@ -22,7 +23,8 @@ class WeightsAndBiases:
         """Start or continue a run; see `Service`."""
         import wandb
 
-        offline = wandb.setup().settings.mode not in ("online", "shared")
+        quiet = wandb.Settings(silent=True, console="off", finish_timeout=_UPLOAD_SECONDS)
+        offline = wandb.setup(quiet).settings.mode not in ("online", "shared")
         if not offline and not wandb.login(prompt=False, verify=False):
             raise ConnectionError("not logged in; run `wandb login`, or set WANDB_MODE=offline")
         identity = known or uuid.uuid4().hex[:8]
@@ -34,9 +36,10 @@ class WeightsAndBiases:
             group=run.family,
             config=run.settings,
             dir=run.path,
-            settings=wandb.Settings(silent=True, console="off", finish_timeout=_UPLOAD_SECONDS),
+            settings=quiet,
         )
-        self.place = f"wandb sync {Path(self._run.dir).parent}" if offline else str(self._run.url)
+        files = cli.quoted(Path(self._run.dir).parent)
+        self.place = f"offline; to upload: wandb sync {files}" if offline else str(self._run.url)
         return identity
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
