@@ -4,12 +4,14 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from logger_readers import items, mlflow_run, wandb_history, wandb_records
 from processes import outcome
 from small_runs import flags, images, quick, refused  # noqa: F401
 from test_run_folder import events
@@ -23,13 +25,15 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORD = {"experiment": "fewshot", "config": {"shots": 5}, "versions": {"jax": "1"}}
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def no_network():
     """Nothing is sent: W&B writes files, MLflow a database."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT"):
-        monkeypatch.delenv(name, raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 class Killed(BaseException):
@@ -46,63 +50,16 @@ def kill_after(monkeypatch, epoch):
     monkeypatch.setattr(fewshot.Report, "progress", progress)
 
 
-def wandb_records(run):
-    """The records of W&B's files, oldest file first.
-
-    A file has a header of 7 bytes and blocks of 32 KiB; a record has a header of 7 bytes: CRC (4),
-    length (2), kind (1: whole, 2: first, 3: middle, 4: last part).
-    """
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
-        raw, place, message = file.read_bytes(), 7, b""
-        while place + 7 <= len(raw):
-            if 2**15 - place % 2**15 < 7:
-                place += 2**15 - place % 2**15
-            length, kind = int.from_bytes(raw[place + 4 : place + 6], "little"), raw[place + 6]
-            message += raw[place + 7 : place + 7 + length]
-            place += 7 + length
-            if kind in (1, 4):
-                yield Record.FromString(message)
-                message = b""
-
-
-def items(part):
-    """The entries of a part of a W&B record."""
-    return {"/".join(x.nested_key) or x.key: json.loads(x.value_json) for x in part}
-
-
-def wandb_history(run):
-    """The rows of W&B's history, each with its "_step"."""
-    return [items(r.history.item) for r in wandb_records(run) if r.HasField("history")]
-
-
-def mlflow_run(run):
-    """The client of the store next to a run, and the run in it."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
-    (experiment,) = client.search_experiments(filter_string="name = 'fewshot'")
-    names = f"attributes.run_name = '{run.name}'"
-    (found,) = client.search_runs([experiment.experiment_id], filter_string=names)
-    return client, found
-
-
 @pytest.fixture(scope="module")
-def logged(images, tmp_path_factory):  # noqa: F811
+def logged(no_network, images, tmp_path_factory):  # noqa: F811
     """A run of two seeds, killed after epoch 2 and resumed from epoch 1, with figures."""
     run = tmp_path_factory.mktemp("logged") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "offline")
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         patch.setattr("experiments.runs.draw_missing", draw)
         with pytest.MonkeyPatch.context() as kill, pytest.raises(Killed):
             kill_after(kill, 2)
             fewshot.main([*flags(images, run), "--seeds=2", "--logger", "wandb", "mlflow"])
-        newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
-        for file in sorted(newest.rglob("*"), reverse=True):
-            file.unlink() if file.is_file() else file.rmdir()
-        newest.rmdir()
+        shutil.rmtree(max((run / "checkpoints").iterdir(), key=lambda path: int(path.name)))
         fewshot.main([f"--resume={run}"])
     return run
 
@@ -120,8 +77,8 @@ def expected(run):
     rows = {}
     for row in RunFolder(run).rows():
         sparsity = {f"sparsity/{name}": value for name, value in row.pop("sparsity").items()}
-        step = [row.pop("epoch"), row.pop("step")][1]
-        rows[step] = {n: np.mean(x) for n, x in {**row, **sparsity}.items()}
+        values = {**row, **sparsity}
+        rows[row["step"]] = {n: np.mean(values[n]) for n in values.keys() - {"epoch", "step"}}
     return rows
 
 
@@ -230,7 +187,7 @@ def test_an_unreadable_record(tmp_path):
             loggers.of_run(tmp_path / "run")
 
 
-# ---- errors of a service, with one that can be told to fail
+# ---- errors of a service
 
 
 class Fake:
@@ -286,6 +243,12 @@ def log(folder, epochs, finish=False, names=("wandb",)):
             log.finish(folder, folder.result(), [folder.path / "curves.png"])
 
 
+def finish_again(folder):
+    """Resume a finished run."""
+    with Loggers(LoggerFlags(("wandb",))) as log:
+        log.finish(folder, folder.result(), [])
+
+
 def of(fake, kind):
     return [call[1:] for call in fake.sent if call[0] == kind]
 
@@ -302,8 +265,7 @@ def test_what_a_service_is_sent(fake, folder):
     assert of(fake, "result") == [(folder.path / "result.json", {"result/accuracy": 0.5})]
     assert of(fake, "close") == [("finished",)]
     fake.sent.clear()
-    with Loggers(LoggerFlags(("wandb",))) as again:
-        again.finish(folder, folder.result(), [])
+    finish_again(folder)
     assert not fake.sent
 
 
@@ -317,8 +279,7 @@ def test_an_error_of_a_service_is_one_warning_and_the_rest_is_sent_later(fake, f
     assert text.startswith("--logger wandb: no network") and "\n" not in text
     assert len(folder.rows()) == 4
     fake.fails = ""
-    with Loggers(LoggerFlags(("wandb",))) as again:
-        again.finish(folder, folder.result(), [])
+    finish_again(folder)
     assert [step for step, _ in of(fake, "scalars")] == [0, 10, 20, 30]
     assert len(of(fake, "result")) == 1 and fake.runs == 1
 
@@ -401,6 +362,6 @@ def test_clients_are_imported_only_when_asked_for(tmp_path):
 
 
 def test_wandb_without_a_login(tmp_path):
-    environment = {"WANDB_MODE": "online", "WANDB_API_KEY": "", "HOME": str(tmp_path)}
-    text, errors = printed(NOT_LOGGED_IN, tmp_path, **environment, NETRC=str(tmp_path / "netrc"))
+    places = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    text, errors = printed(NOT_LOGGED_IN, tmp_path, WANDB_MODE="online", WANDB_API_KEY="", **places)
     assert text == "not logged in; run `wandb login`, or set WANDB_MODE=offline" and not errors
