@@ -34,10 +34,18 @@ def fail(message: str, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
+def need(modules: Sequence[str], what: str, title: str, extra: str) -> None:
+    """End with one line unless the modules that `what` needs are installed.
+
+    `title` is the name of the package in the message, `extra` the extra that installs it.
+    """
+    if any(importlib.util.find_spec(module) is None for module in modules):
+        fail(f"{what} needs {title}; install it with: pip install -e '.[{extra}]'")
+
+
 def need_optuna(what: str) -> None:
     """End with one line if Optuna, which `what` needs, is not installed."""
-    if importlib.util.find_spec("optuna") is None:
-        fail(f"{what} needs Optuna; install it with: pip install -e '.[sweep]'")
+    need(["optuna"], what, "Optuna", "sweep")
 
 
 def quoted(word: object) -> str:

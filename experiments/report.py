@@ -160,6 +160,23 @@ class ConsoleReport:
         print(f"warning: {cli.one_line(line)}", file=sys.stderr)
 
 
+class SilentReport:
+    """The report of a process other than the first."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        return None
+
+    def print(self, what: Any) -> None:
+        """Nothing."""
+
+    def hooks(self, should_stop: Callable[[], bool]) -> training.Hooks:
+        """The hooks that make a run report nothing."""
+        return training.Hooks(should_stop=should_stop)
+
+
 def percent(value: float | None) -> str:
     """A share in percent with two decimals; a dash for None."""
     return "-" if value is None else f"{100 * value:.2f}"

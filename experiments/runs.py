@@ -11,11 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from experiments import cli, distributed, page, signals, unread
+from experiments import cli, distributed, loggers, page, signals, unread
 from experiments.drawing import draw_run, is_whole
 from experiments.family import Family, command_of, hinted_config, name_of, stored_config
+from experiments.loggers import Loggers
+from experiments.report import SilentReport
 from jaxsparse.data import DataError, fingerprint
-from jaxsparse.training import ConfigError, Hooks, RunError, RunFolder, processes
+from jaxsparse.training import ConfigError, RunError, RunFolder, processes
 from jaxsparse.training.environment import environment, use_threads_of
 from jaxsparse.training.errors import one_line, trusting
 
@@ -49,11 +51,15 @@ def main(
             distributed.check_devices()
             opened = place_run(family, opened)
             config, more = choose(family, opened, words)
-            folder, result = run(family, config, opened.place, opened.resume_command, **more)
-            if processes.is_first():
-                with trusting(folder.path / "result.json"):
-                    family.Report(config, folder.path).result(result, folder)
-                draw_missing(family, folder, result)
+            with Loggers(opened.flags.loggers) as log:
+                place, command = opened.place, opened.resume_command
+                folder, result = run(family, config, place, command, log, **more)
+                if processes.is_first():
+                    with trusting(folder.path / "result.json"):
+                        family.Report(config, folder.path).result(result, folder)
+                    draw_missing(family, folder, result)
+                    figures = [folder.path / name for name in family.FIGURES]
+                    log.finish(folder, result, [path for path in figures if is_whole(path)])
 
 
 class Opened(NamedTuple):
@@ -90,7 +96,8 @@ class Opened(NamedTuple):
         """The command that resumes the run."""
         path = str(self.path)
         place = f"./{path}" if path.startswith("-") else path
-        return cli.command_line(self.prog, ["--resume", place, *self.flags.hosts.words()])
+        words = [*self.flags.hosts.words(), *self.flags.loggers.words()]
+        return cli.command_line(self.prog, ["--resume", place, *words])
 
 
 def read_flags(family: Family, args: list[str]) -> Opened:
@@ -98,17 +105,19 @@ def read_flags(family: Family, args: list[str]) -> Opened:
     folder = None
     if resumed := cli.last_value(args, "resume"):
         folder = RunFolder.open(user_path("--resume", resumed), family.UNIT)
-        config = stored_config(family, folder)
+        default = family.Flags(stored_config(family, folder), loggers=loggers.of_run(folder.path))
     else:
-        config = hinted_config(family, args)
+        default = family.Flags(hinted_config(family, args))
+    config = default.config
     try:
-        flags: Any = cli.parse(family.Flags, args, family.Flags(config), command_of(family))
+        flags: Any = cli.parse(family.Flags, args, default, command_of(family))
     except SystemExit as stop:
         if not stop.code:
             cli.say(family.describe())
         raise
     _check_read(family, flags, args)
     distributed.check(flags.hosts)
+    loggers.check(flags.loggers)
     given = with_absolute_paths(flags.config)
     if folder is not None and not same_run(given, config):
         here = dataclasses.replace(given, data_dir=config.data_dir)
@@ -236,6 +245,8 @@ def run(
     config: Any,
     place: RunFolder | Path,
     resume_command: str,
+    log: Loggers | None = None,
+    /,
     **more: Any,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Start or resume a run and finish it; a finished one is only read.
@@ -245,6 +256,7 @@ def run(
       config: the run's configuration.
       place: the folder of an existing run, or the path of a new one.
       resume_command: the command to show if the run is stopped.
+      log: the loggers; default: TensorBoard.
       **more: further entries of a new run's record.
 
     Returns:
@@ -260,26 +272,16 @@ def run(
             cli.saving_on_signal(resume_command) as should_stop,
             _report(family, config, folder) as report,
         ):
-            result = family.learn(config, data, folder, report.hooks(should_stop))
+            hooks = report.hooks(should_stop)
+            if log is not None:
+                hooks = log.hooks(hooks, folder, report.print)
+            result = family.learn(config, data, folder, hooks)
     assert folder is not None
     return folder, result
 
 
-class _Silent:
-    """The report of a process other than the first."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *unused):
-        return None
-
-    def hooks(self, should_stop: Callable[[], bool]) -> Hooks:
-        return Hooks(should_stop=should_stop)
-
-
 def _report(family: Family, config: Any, folder: RunFolder) -> Any:
-    return family.Report(config, folder.path) if processes.is_first() else _Silent()
+    return family.Report(config, folder.path) if processes.is_first() else SilentReport()
 
 
 def draw_missing(family: Family, folder: RunFolder, result: dict[str, Any]) -> None:

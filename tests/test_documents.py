@@ -24,7 +24,6 @@ from experiments import (
     sweep,
 )
 from experiments.tables.flags import Flags
-from jaxsparse.data import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))

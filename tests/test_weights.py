@@ -94,7 +94,7 @@ def test_a_damaged_file_is_one_line(damage, file, tmp_path, capsys):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(damage(file.read_bytes()))
     assert str(path) in refused(evaluate.main, [path], capsys)
-    with pytest.raises(RunError, match="damaged.safetensors"):
+    with pytest.raises(RunError, match=r"damaged\.safetensors"):
         jaxsparse.load_learner(path)
 
 

@@ -16,6 +16,7 @@ from experiments.continual import plots, presets, scan
 from experiments.continual.load import load_stream
 from experiments.continual.report import StreamReport
 from experiments.distributed import ALONE, Processes
+from experiments.loggers import TENSORBOARD, LoggerFlags
 from jaxsparse import machine
 from jaxsparse.training.continual import ContinualConfig, run_stream
 
@@ -46,6 +47,7 @@ class Flags:  # no docstring: --help would begin with it
     resume: Path | None = None
     """folder of a run to resume; its configuration is used"""
     hosts: Processes = ALONE
+    loggers: LoggerFlags = TENSORBOARD
     scan: bool = False
     """first choose rates and glances on held-out training images, by a sweep over a grid (see
     experiments.sweep) in a folder next to the run's"""

@@ -17,6 +17,7 @@ from experiments import runs, unread
 from experiments.distributed import ALONE, Processes
 from experiments.fewshot import plots, presets
 from experiments.fewshot.report import FewShotReport
+from experiments.loggers import TENSORBOARD, LoggerFlags
 from jaxsparse import data, machine, training
 from jaxsparse.training import ConfigError, FewShotConfig, memory
 from jaxsparse.training.fewshot.config import CHANNELS
@@ -45,6 +46,7 @@ class Flags:  # no docstring: --help would begin with it
     resume: Path | None = None
     """folder of a run to resume; its configuration is used"""
     hosts: Processes = ALONE
+    loggers: LoggerFlags = TENSORBOARD
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ import jax
 
 from experiments import runs, unread
 from experiments.distributed import ALONE, Processes
+from experiments.loggers import TENSORBOARD, LoggerFlags
 from experiments.online import plots, presets
 from experiments.online.report import OnlineReport
 from jaxsparse import machine
@@ -48,6 +49,7 @@ class Flags:  # no docstring: --help would begin with it
     resume: Path | None = None
     """folder of a run to resume; its configuration is used"""
     hosts: Processes = ALONE
+    loggers: LoggerFlags = TENSORBOARD
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -10,20 +10,17 @@ result.json      written once, at the end
 
 import json
 import shlex
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxsparse.training.errors import RunError, reading, writing
 from jaxsparse.training.files import is_partial, replace_text
 from jaxsparse.training.locks import HOLDER, LOCK, locked
 from jaxsparse.training.rows import append_line, flat, null_for_nan, parse_row, to_json, to_line
-
-if TYPE_CHECKING:
-    from tensorboardX.event_file_writer import EventsWriter
+from jaxsparse.training.tensorboard import TensorBoard
 
 _UNITS = ("epoch", "task", "interval")
 _CONFIG, _ROWS, _RESULT = "config.json", "metrics.jsonl", "result.json"
@@ -32,13 +29,13 @@ _CONFIG, _ROWS, _RESULT = "config.json", "metrics.jsonl", "result.json"
 class RunFolder:
     """Reads the folder of one run and, while its lock is held, writes to it.
 
-    `unit` is what a row of metrics covers: an "epoch", a "task" or an "interval".
+    `unit` is what a row of metrics covers: an "epoch", a "task" or an "interval". Set `tensorboard`
+    to None to write no TensorBoard events.
     """
 
     def __init__(self, path: Path, unit: str = "epoch"):
         self.path, self.unit = path, unit
-        self._events: EventsWriter | None = None
-        self._waiting: list[tuple[int, dict[str, float] | None]] = []  # for TensorBoard
+        self.tensorboard: TensorBoard | None = TensorBoard(path)
         self._told: set[str] = set()  # files for which a warning about non-finite numbers was given
 
     # ---- opening
@@ -130,10 +127,8 @@ class RunFolder:
             try:
                 yield
             finally:
-                if self._events is not None:
-                    with suppress(OSError):  # a full disk has been reported when a row was written
-                        self._events.close()
-                    self._events = None
+                if self.tensorboard is not None:
+                    self.tensorboard.close()
 
     def begin(self, config: dict[str, Any]) -> None:
         """Write config.json unless it exists. The caller holds the lock."""
@@ -198,10 +193,11 @@ class RunFolder:
             replace_text(
                 self.path / _ROWS, "".join(to_line(self._finite(_ROWS, row)) for row in kept)
             )
-            if kept:
-                self._waiting.append((kept[-1]["step"] + 1, None))
-                if len(kept) == 1:  # row 0 had not been written to TensorBoard yet
-                    self._waiting.insert(0, (kept[0]["step"], self._scalars(kept[0])))
+            if kept and self.tensorboard is not None:
+                if not self.tensorboard.has_events():
+                    for row in kept:
+                        self.tensorboard.add(row["step"], self.scalars(row))
+                self.tensorboard.restart(kept[-1]["step"] + 1)
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl and the TensorBoard events; non-finite numbers become null.
@@ -211,11 +207,18 @@ class RunFolder:
         row = self._finite(_ROWS, row)
         with writing(self.path):
             append_line(self.path / _ROWS, row)
-            self._waiting.append((row["step"], self._scalars(row)))
+            if self.tensorboard is None:
+                return
+            self.tensorboard.add(row["step"], self.scalars(row))
             # If PyTorch is installed, importing tensorboardX takes seconds. It would delay the
             # start of the run.
             if row[self.unit] > 0:
-                self._write_events()
+                self.tensorboard.write()
+
+    def scalars(self, row: dict[str, Any]) -> dict[str, float]:
+        """The values of a row for TensorBoard and other loggers: means over the seeds, by name."""
+        values = flat(null_for_nan(row)[0])
+        return {name: value for name, value in values if name not in (self.unit, "step")}
 
     def _readable_rows(self) -> tuple[list[dict[str, Any]], str]:
         """The rows before the first unreadable one, and why it cannot be read ("" if all can)."""
@@ -248,29 +251,6 @@ class RunFolder:
                 f"{self.path / name}: null for non-finite numbers: {listed}", stacklevel=3
             )
         return replaced
-
-    def _scalars(self, row: dict[str, Any]) -> dict[str, float]:
-        """The values of a row that TensorBoard shows."""
-        return {name: value for name, value in flat(row) if name not in (self.unit, "step")}
-
-    def _write_events(self) -> None:
-        # tensorboardX's SummaryWriter writes in a background thread: an error there, such as a
-        # full disk, could not be reported.
-        from tensorboardX import summary
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        if self._events is None:
-            self._events = EventsWriter(str(self.path / "events"))
-        while self._waiting:
-            step, scalars = self._waiting.pop(0)
-            if scalars is None:  # TensorBoard drops what an earlier process wrote from this step on
-                start = SessionLog(status=SessionLog.START)
-                self._events.write_event(Event(step=step, session_log=start, wall_time=time.time()))
-            for name, value in (scalars or {}).items():
-                one = summary.scalar(name, value)
-                self._events.write_event(Event(step=step, summary=one, wall_time=time.time()))
-        self._events.flush()
 
 
 def _is_unfinished(name: str) -> bool:
