@@ -48,19 +48,21 @@ def pretrained() -> tuple[str, ...]:
 
 
 def weights_file(place: Path) -> Path | None:
-    """The file of weights that `place` names; None if it names a folder.
+    """The file of weights that `place` names; None if it names a folder, which may be missing.
 
     A name of `pretrained` is taken for one if there is no such file or folder.
 
     Raises:
-      RunError: there is neither a file or folder nor a name like this.
+      RunError: a single word is neither a file or folder nor such a name.
     """
     with reading(place):
         if place.is_dir():
             return None
         if place.exists():
             return place
-    if len(place.parts) == 1 and str(place) in pretrained():
+    if len(place.parts) != 1:  # no name
+        return None
+    if str(place) in pretrained():
         return FOLDER / f"{place}{SUFFIX}"
     known = ", ".join(pretrained())
     raise RunError(f"{place}: there is no such run; weights that come with jaxsparse: {known}")
