@@ -1,20 +1,15 @@
 """Wrong command lines, also flags without effect: one line, status 2, nothing written."""
 
 import dataclasses
-import re
-import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import open_run
 
 from experiments import cli, continual, fewshot, online, plots, reproduce, unread
 from jaxsparse.training import ConfigError, FewShotConfig, memory
 from jaxsparse.training.continual import ContinualConfig, used_rates
 from jaxsparse.training.online import OnlineConfig
 
-ROOT = Path(__file__).resolve().parent.parent
 MAINS = {
     "fewshot": fewshot.main,
     "continual": continual.main,
@@ -98,19 +93,6 @@ def test_presets_and_stored_runs_may_have_unused_settings():
     config = dataclasses.replace(FewShotConfig(method="anil"), mask_lr=0.3, embedding=8)
     assert unread.unread(unread.FEWSHOT, config, ["method", "width", "no_bias"]) is None
     assert unread.unread(unread.FEWSHOT, config, ["embedding"]) is not None
-
-
-def test_published_commands_are_accepted(monkeypatch, tmp_path):
-    """Every command in the documents that has settings."""
-    monkeypatch.chdir(tmp_path)
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "REPRODUCIBILITY.md"))
-    text = text.replace("\\\n", " ")
-    found = re.findall(r"python -m experiments\.(fewshot|continual|online) ([^`#\n|&;]*)", text)
-    commands = [(name, shlex.split(flags)) for name, flags in found if "..." not in flags]
-    assert len(commands) > 5
-    for name, flags in commands:
-        if not any(flag.startswith(("--resume", "--help")) for flag in flags):
-            open_run(FAMILIES[name], [*flags, f"--out={tmp_path / 'run'}"])
 
 
 # ---- scans

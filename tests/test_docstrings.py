@@ -1,10 +1,8 @@
-"""The README's code blocks and the docstring examples of public modules run."""
+"""The docstring examples of public modules run."""
 
 import doctest
 import importlib
 import pkgutil
-import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,6 @@ import pytest
 
 import jaxsparse
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 # All public modules except those whose examples need a folder or dataset of the user.
 ELSEWHERE = (
     *("data.folder", "data.mini_imagenet", "data.classification", "data.episodes", "data.cache"),
@@ -37,28 +33,6 @@ def ranks_as_users_have_them():
     """Examples are users' code: they may broadcast arrays of different rank."""
     with jax.numpy_rank_promotion("allow"):
         yield
-
-
-def run(block):
-    namespace = {"__name__": "readme"}
-    exec(compile(block, str(README), "exec"), namespace)
-    return namespace
-
-
-def test_other_blocks_run():
-    for block in BLOCKS:
-        if "sin(" not in block:
-            run(block)
-
-
-def test_sinusoids(capsys):
-    """The example is short, learns, and prints what it claims."""
-    (block,) = (b for b in BLOCKS if "sin(" in b)
-    assert len(block.splitlines()) <= 40
-    names = run(block)
-    assert names["after"] < 0.25 * names["before"]
-    assert 0.1 < names["frozen"] < 0.9
-    assert f"{names['after']:.2f} after" in capsys.readouterr().out
 
 
 # These read real data, which takes a while the first time.
