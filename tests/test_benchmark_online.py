@@ -141,6 +141,7 @@ def test_each_stream_is_learned(small_network):
 FAST = ["--width=4", "--inner-steps=2", "--stored=3", "--seeds=2", "--repeats=2"]
 
 
+@pytest.mark.slow
 def test_whole_benchmark(small_network, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(machine.MATMUL_SIZE, "cpu", 64)
     online.main([*FAST, "--method=cmaml", "--threads=1", f"--out={tmp_path}"])
@@ -170,6 +171,7 @@ def test_rates_are_of_all_streams():
     assert online._figures(Learner, seconds, 3)["per_s"] == {"timestep": 1.5, "update": 0.4}
 
 
+@pytest.mark.slow
 def test_what_differs_is_not_timed(small_network, tmp_path, monkeypatch, capsys):
     half_the_slope(monkeypatch)
     monkeypatch.setattr(harness, "timed", lambda *args, **options: pytest.fail("timed"))

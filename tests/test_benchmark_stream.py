@@ -92,6 +92,7 @@ def test_times_are_scaled_by_the_counts(monkeypatch):
     assert whole.accuracy.shape == (6, 5)
 
 
+@pytest.mark.slow
 def test_whole_benchmark(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(machine.MATMUL_SIZE, "cpu", 64)
     flags = ["--method=lamaml", "--data=glyphs", "--tasks=2", "--samples-per-task=20", "--full"]

@@ -103,6 +103,7 @@ TINY_RESNET = ResNetCase(shots=1, image=(16, 16, 1), width=2, inner_steps=2, que
 
 
 @pytest.mark.parametrize("form", [pytest.param("loop", marks=pytest.mark.slow), "channels_last"])
+@pytest.mark.slow
 def test_pytorch_makes_the_same_step_with_resnet12(form):
     pytest.importorskip("torch")
     arrays = TINY_RESNET.draw()

@@ -100,6 +100,7 @@ def test_two_processes_give_the_bits_of_one_online(tmp_path):
 
 
 @pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_stopped_killed_and_resumed_by_other_numbers_of_processes(kill, tmp_path):
     run, whole = tmp_path / "run", tmp_path / "whole"
     alone("continual", [*LONG, f"--out={whole}"])

@@ -554,6 +554,7 @@ def test_killed_twenty_times_the_run_ends_the_same(flags, tmp_path):
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_an_uninterrupted_one(flags, tmp_path):
     finish("fewshot", [*flags, f"--out={tmp_path / 'whole'}"])
     run = tmp_path / "run"

@@ -68,6 +68,7 @@ def checked(tmp_path, *names):
     return arrays, (tmp_path / "checks.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_compares_steps(small_network, tmp_path, capsys):
     arrays, table = checked(tmp_path, "few-shot fomaml", "continual lamaml")
     assert arrays == {

@@ -176,6 +176,7 @@ def test_a_stream_killed_at_its_writes(tmp_path, monkeypatch, every):
 
 
 @EVERY
+@pytest.mark.slow
 def test_a_scan_killed_at_its_writes(tmp_path, monkeypatch, every):
     config = dataclasses.replace(LEARNER, validation=True)
     grid = [Rates(0.1, 1.0, 0.05), Rates(0.1, 1.0, 0.1)]
@@ -189,6 +190,7 @@ def test_a_scan_killed_at_its_writes(tmp_path, monkeypatch, every):
 
 
 @EVERY
+@pytest.mark.slow
 def test_a_pretrained_run_killed_at_its_writes(tmp_path, monkeypatch, every):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (12, 4, 16, 16, 1), dtype=np.uint8)

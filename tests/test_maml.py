@@ -291,7 +291,9 @@ def lowered_evaluation(model, params, tasks):
     return evaluate.lower(params, params, tasks, **options)
 
 
-@pytest.mark.parametrize("lowered", [lowered_step, lowered_evaluation])
+@pytest.mark.parametrize(
+    "lowered", [pytest.param(lowered_step, marks=pytest.mark.slow), lowered_evaluation]
+)
 def test_products_are_float32_unless_the_caller_sets_a_precision(lowered):
     # Conv4's layers have custom derivatives, which must obey, too. Compiled blocks are always
     # float32.

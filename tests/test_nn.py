@@ -256,6 +256,7 @@ def test_block_with_one_kernel_per_task(form):
     close(got[2], want[2], 1e-4)
 
 
+@pytest.mark.slow
 def test_block_with_a_dead_channel():
     """Equal inputs have variance 0; nothing may become infinite."""
     _, kernel, scale, bias = block_inputs()
@@ -431,7 +432,9 @@ def test_conv4_shapes_and_initialisation():
     assert not jnp.array_equal(params["conv2"]["kernel"], params["conv3"]["kernel"])
 
 
-@pytest.mark.parametrize("layers, shape", [(1, (8, 8, 3)), (3, (5, 10, 2))])
+@pytest.mark.parametrize(
+    "layers, shape", [(1, (8, 8, 3)), pytest.param(3, (5, 10, 2), marks=pytest.mark.slow)]
+)
 def test_strided_cnn_is_its_layers(layers, shape):
     model = nn.strided_cnn(5, channels=6, layers=layers, hidden=(7,), image_shape=shape)
     params = quick(model.init)(KEYS[0])

@@ -89,6 +89,7 @@ def test_given_statistics():
     np.testing.assert_allclose(alone, logits[:1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_through_given_statistics():
     params, images, others = draw(2)
 
@@ -123,6 +124,7 @@ def test_resnet12_uses_the_requested_form(form):
 
 
 @compiled
+@pytest.mark.slow
 def test_both_forms_agree():
     shape = (20, 18, 3)
     images = np.random.default_rng(1).normal(size=(5, *shape)).astype(np.float32)

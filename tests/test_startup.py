@@ -31,6 +31,7 @@ def test_the_stages_add_up_to_the_total():
     assert "12.0 s (imports 1.5, data 0.5, set up 2.0, compile 5.5" in startup.line("cold", middle)
 
 
+@pytest.mark.slow
 def test_a_process_is_timed_to_its_first_step(job, tmp_path):
     marks = startup.start(tmp_path / "cache", job)
     times = [marks[name] for name in MARKS]
