@@ -201,7 +201,7 @@ SIZES = {
     "what-froze": {"META_STEPS = 400": "META_STEPS = 10", "TEST_TASKS = 200": "TEST_TASKS = 4"},
     "own-network": {"META_STEPS = 200": "META_STEPS = 2", "tasks=100": "tasks=4"},
     "own-images": {
-        "TRAIN_STEPS = 300": "TRAIN_STEPS = 5",
+        "--epochs 5 --steps-per-epoch 60": "--epochs 1 --steps-per-epoch 1 --meta-batch-size 2",
         "--val-tasks 40 --test-tasks 100": "--val-tasks 20 --test-tasks 20 --inner-steps 1",
         "--width 16": "--width 2",
     },
