@@ -217,7 +217,7 @@ def test_the_readme_is_short():
 
 SIZES = {
     "what-froze": {"META_STEPS = 400": "META_STEPS = 10", "TEST_TASKS = 200": "TEST_TASKS = 4"},
-    "own-network": {"META_STEPS = 600": "META_STEPS = 2", "tasks=100": "tasks=4"},
+    "own-network": {"META_STEPS = 200": "META_STEPS = 2", "tasks=100": "tasks=4"},
     "own-images": {
         "--epochs 5 --steps-per-epoch 60": "--epochs 1 --steps-per-epoch 1 --meta-batch-size 2",
         "--val-tasks 40 --test-tasks 100": "--val-tasks 20 --test-tasks 20 --inner-steps 1",
