@@ -96,9 +96,12 @@ def compare(runs: Sequence[Run], out: Path | None) -> list[Path]:
 
 def _paths(out: Path, family: Family, mark: str) -> list[Path]:
     """Where the figures go; what is there must be a figure of the same runs."""
-    one_file = out.suffix.lower() == ".png" and not out.is_dir()
-    if out.suffix.lower() in (".pdf", ".svg", ".jpg", ".jpeg", ".html") and not out.is_dir():
+    with reading(out):
+        ending = "" if out.is_dir() else out.suffix.lower()
+        is_taken = ending != ".png" and (out.exists() or out.is_symlink()) and not out.is_dir()
+    if is_taken or ending in (".pdf", ".svg", ".jpg", ".jpeg", ".html"):
         raise RunError(f"--out must be a folder or a file that ends in .png, got {out}")
+    one_file = ending == ".png"
     paths = [out] if one_file else [out / name for name in family.COMPARED]
     for path in paths:
         with reading(path):
@@ -201,8 +204,10 @@ def _mark_of(path: Path) -> str | None:
     from PIL import Image
 
     try:
+        if not path.is_file():  # opening a pipe would wait
+            return None
         with Image.open(path) as picture:
             picture.load()
             return picture.info.get(_MARK)
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # Pillow has many; none is a picture of ours
         return None

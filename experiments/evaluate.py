@@ -152,11 +152,14 @@ def evaluation(
         with trusting(path):
             if there["data"] != digest:
                 raise RunError(f"{path} holds a test on other data; give another --name")
+            if there.get("weights") != _digest(run):
+                raise RunError(f"{path} holds a test of other weights; give another --name")
         return there
     tested = load_tested(run.path, shape)
     result = {
         "settings": settings,
         "data": digest,
+        **({} if run.weights is None else {"weights": _digest(run)}),
         **environment(config.blocks),
         "result": evaluate_run(tested, converted, test),
     }
@@ -164,6 +167,11 @@ def evaluation(
         path.parent.mkdir(parents=run.weights is not None, exist_ok=True)
         replace_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
+
+
+def _digest(run: Finished) -> str | None:
+    """What identifies a file of weights; None for a folder, which holds its own evaluations."""
+    return None if run.weights is None else run.weights.digest
 
 
 def stored(path: Path, dataset: str, test: Test) -> dict[str, Any] | None:

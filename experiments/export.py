@@ -16,7 +16,7 @@ import tyro
 from experiments import cli, runs
 from experiments.evaluate import image_format
 from jaxsparse.training import RunError
-from jaxsparse.training.errors import reading, trusting
+from jaxsparse.training.errors import trusting
 from jaxsparse.training.fewshot.tested import Finished, finished, load_tested
 from jaxsparse.training.fewshot.weights import SUFFIX, Weights, named_weights, write_weights
 
@@ -31,7 +31,7 @@ class Flags:
     """
 
     run: tyro.conf.Positional[Path]
-    """folder of the run"""
+    """folder of the run, or a file of weights"""
     out: Path
     """new file, NAME.safetensors"""
     seed: int | None = None
@@ -49,20 +49,16 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.start_backend()
         with trusting(run.path):
             weights = exported(run, run.config.seed if flags.seed is None else flags.seed)
+            accuracy = f"{100 * weights.result['seeds'][0]['accuracy']:.2f}"
         write_weights(out, weights)
-        accuracy = weights.result["seeds"][0]["accuracy"]
         size = out.stat().st_size / 1000
-        cli.say(f"weights: {out}, {size:.0f} kB, test accuracy {100 * accuracy:.2f}")
+        cli.say(f"weights: {out}, {size:.0f} kB, test accuracy {accuracy}")
 
 
 def _new_file(path: Path) -> Path:
-    out = runs.user_path("--out", path)
-    if out.suffix != SUFFIX:
-        raise RunError(f"--out: want a file name that ends with {SUFFIX}, got {out}")
-    with reading(out):
-        if out.exists() or out.is_symlink():
-            raise RunError(f"--out: {out} is there already; name a new file")
-    return out
+    if path.suffix != SUFFIX:
+        raise RunError(f"--out: want a file name that ends with {SUFFIX}, got {path}")
+    return runs.new_path("--out", path)
 
 
 def exported(run: Finished, seed: int) -> Weights:

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from experiments.style import WARNING, own_style
 from jaxsparse.data import DataError
 from jaxsparse.data.folder import SUFFIXES, scan_classes
 from jaxsparse.data.pictures import read_image
-from jaxsparse.training import ConfigError, RunError, writing
+from jaxsparse.training import ConfigError, writing
 from jaxsparse.training.environment import use_threads_of
 from jaxsparse.training.errors import reading
 from jaxsparse.training.fewshot.tested import finished
@@ -61,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
         flags = cli.parse(Flags, words, _DEFAULTS, PROG)
         if flags.steps is not None and flags.steps < 0:
             cli.fail(f"--steps must be 0 or more, got {flags.steps}")
-        path, out = runs.user_path("RUN", flags.run), _new_folder(flags.out)
+        path, out = runs.user_path("RUN", flags.run), runs.new_path("--out", flags.out)
         trained = finished(path)
         config = trained.config
         support = scan_classes(runs.user_path("--support", flags.support))
@@ -80,11 +81,13 @@ def main(args: Sequence[str] | None = None) -> None:
         adapted = learner.adapt(shown, [name for name, _ in labelled], flags.steps)
         images = _read(files, learner.image_shape)
         probabilities = adapted.predict(images)
+        rows = table(files, adapted.classes, probabilities)
+        with own_style(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # in the names of files
+            sheet = rendered(contact_sheet(images, files, adapted.classes, probabilities))
         with writing(out):
             out.mkdir(parents=True)
-            replace_text(out / "predictions.csv", table(files, adapted.classes, probabilities))
-        with own_style():
-            sheet = rendered(contact_sheet(images, files, adapted.classes, probabilities))
+            replace_text(out / "predictions.csv", rows)
         write(sheet, out / "predictions.png")
         for line in summary(adapted.classes, probabilities):
             cli.say(line)
@@ -92,15 +95,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 _DEFAULTS: Any = Flags(tyro.MISSING, tyro.MISSING, tyro.MISSING)
-
-
-def _new_folder(out: Path) -> Path:
-    """Where to write; RunError if something is there."""
-    place = runs.user_path("--out", out)
-    with reading(place):
-        if place.exists() or place.is_symlink():
-            raise RunError(f"--out: {place} is there already; name a new folder")
-    return place
 
 
 def query_files(places: Sequence[Path]) -> list[Path]:
@@ -111,21 +105,31 @@ def query_files(places: Sequence[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for place in places:
-        if place.is_dir():
-            found = sorted(
-                Path(parent) / name
-                for parent, _, names in os.walk(place)
-                for name in names
-                if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-            )
-            if not found:
-                raise DataError(f"--query: {place} holds no images ({' '.join(SUFFIXES)})")
-            files += found
-        elif place.exists():
-            files.append(place)
-        else:
-            raise DataError(f"--query: {place} is not there")
+        with reading(place):
+            if place.is_dir():
+                found = _images_under(place)
+            elif place.exists():
+                found = [place]
+            else:
+                raise DataError(f"--query: {place} is not there")
+        if not found:
+            raise DataError(f"--query: {place} holds no images ({' '.join(SUFFIXES)})")
+        files += found
     return files
+
+
+def _images_under(folder: Path) -> list[Path]:
+    """The images in a folder and its folders, also linked ones, without hidden ones."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        own = os.path.realpath(parent)  # a link may lead back
+        folders[:] = [] if own in seen else [name for name in folders if not name.startswith(".")]
+        if own not in seen:
+            shown = (name for name in names if not name.startswith("."))
+            found += [Path(parent, name) for name in shown if name.lower().endswith(SUFFIXES)]
+        seen.add(own)
+    return sorted(found)
 
 
 def _read(files: Sequence[Any], shape: tuple[int, int, int]) -> np.ndarray:
@@ -138,8 +142,13 @@ def table(files: Sequence[Path], classes: Sequence[str], probabilities: np.ndarr
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "prediction", *classes])
     for file, row in zip(files, probabilities, strict=True):
-        writer.writerow([file, classes[row.argmax()], *(f"{value:.4f}" for value in row)])
+        writer.writerow([_text(file), classes[row.argmax()], *(f"{value:.4f}" for value in row)])
     return text.getvalue()
+
+
+def _text(file: Path) -> str:
+    """The path as UTF-8, which not every file name is."""
+    return str(file).encode(errors="backslashreplace").decode()
 
 
 def summary(classes: Sequence[str], probabilities: np.ndarray) -> list[str]:
@@ -170,7 +179,7 @@ def contact_sheet(
         picture = images[i][..., 0] if images.shape[-1] == 1 else images[i]
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
         sure = probabilities[i, best] >= 0.5
-        title = f"{classes[best]} {probabilities[i, best]:.2f}\n{files[i].name}"
+        title = f"{classes[best]} {probabilities[i, best]:.2f}\n{_text(files[i])}"
         axes.set_title(literal(title), fontsize=8, color="black" if sure else WARNING)
     more = f", the first {count} of {len(images)}" if count < len(images) else ""
     figure.suptitle(f"predictions and their probabilities{more}")

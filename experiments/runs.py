@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import datetime
+import os
 import re
 import sys
 import warnings
@@ -19,7 +20,7 @@ from experiments.report import SilentReport
 from jaxsparse.data import DataError, fingerprint
 from jaxsparse.training import ConfigError, RunError, RunFolder, processes
 from jaxsparse.training.environment import environment, use_threads_of
-from jaxsparse.training.errors import one_line, trusting
+from jaxsparse.training.errors import one_line, reading, trusting
 
 
 def _as_given(family: Family, opened: "Opened", args: Sequence[str]) -> tuple[Any, dict[str, Any]]:
@@ -164,6 +165,18 @@ def user_path(flag: str, path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise RunError(f"{flag}: {path} names no home folder") from error
+
+
+def new_path(flag: str, path: str | Path) -> Path:
+    """A path that a flag names and where nothing is yet, below a folder that can be written to."""
+    place = user_path(flag, path)
+    with reading(place):
+        if place.exists() or place.is_symlink():
+            raise RunError(f"{flag}: {place} is there already; name another")
+        parent = next(p for p in place.absolute().parents if p.exists() or p.is_symlink())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise RunError(f"{flag}: {parent} is not a folder that can be written to")
+    return place
 
 
 def _unnamed_place(family: Family, config: Any) -> Path:

@@ -117,8 +117,18 @@ def test_a_switching_stream_from_arrays():
     ({"train": ["ant", "dog"]}, "train: no image has the label 'dog'"),
     ({"train": "ant"}, "train must be a list of labels or a fraction, got 'ant'"),
     ({"train": []}, "train must be a list of labels"),
-    ({"train": 1.0, "std": 0.0}, r"data.std must be finite and not 0, got \(0.0"),
-    ({"train": 1.0, "mean": [0.0]}, r"data.mean must have 3 values"),
+    ({"train": ["ant", "ant"]}, "train: the class 'ant' is there twice"),
+    ({"train": True}, "train must be a list of labels or a fraction, got True"),
+    ({"train": [["ant"], ["bee", "cat"]]}, "train: got .*, want an array"),
+    ({"train": [{}]}, "train: no image has the label {}"),
+    ({"train": 1.0, "std": 0.0}, "std must be finite and above 0, got 0.0"),
+    ({"train": 1.0, "std": -1.0}, "std must be finite and above 0, got -1.0"),
+    ({"train": 1.0, "mean": [0.0]}, "mean must be a number, or 3, one per channel"),
+    ({"train": 1.0, "mean": "x"}, "mean must be a number, or 3, one per channel; got 'x'"),
+    ({"train": 1.0, "seed": "x"}, "seed must be a number or a PRNG key, got 'x'"),
+    ({"train": 1.0, "seed": 2**70}, "seed must be a number or a PRNG key"),
+    ({"train": 1.0, "images": [[[1, 2], [3]]]}, "images: got .*, want an array"),
+    ({"train": 1.0, "labels": np.array([1, *NAMES[1:]], object)}, "integers or strings, got both"),
     ({"train": 1.0, "images": IMAGES / 100}, "images: got float64 from 0.* to 2.*, want whole"),
     ({"train": 1.0, "images": np.full((14, 2, 2), np.nan)}, "images: got float64 from nan"),
     ({"train": 1.0, "images": IMAGES - 300.0}, "or floats in"),
@@ -139,6 +149,7 @@ def test_sets_of_a_stream_that_do_not_fit():
         (((IMAGES, NAMES), (IMAGES, np.where(NAMES == "cat", "dog", NAMES))), "class dog is not"),
         (((IMAGES, NAMES), IMAGES), r"test must be a pair \(images, labels\), got uint8"),
         (((IMAGES, NAMES[1:]), (IMAGES, NAMES)), "train: labels must be"),
+        (((IMAGES, NAMES), (IMAGES[:, 1:], NAMES)), r"test: its images are \[.*, those of train"),
     ):
         with pytest.raises(DataError, match=match):
             labelled_from_arrays(*pairs)

@@ -1,6 +1,7 @@
 """Figures that compare runs, their labels, and where they go; and the style of all figures."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,20 @@ def test_a_place_that_cannot_be_written_is_one_line(place, capsys):
         plots.main(["a", "b", "--out=file/inside"])
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code in (1, 2) and "file/inside" in line
+    (place / "loop").symlink_to("loop")
+    for out in ("file", "loop", f"{300 * 'a'}.png"):
+        assert out in refused(capsys, plots.main, ["a", "b", f"--out={out}"])
+
+
+def test_a_picture_that_cannot_be_opened_is_not_replaced(place, capsys, monkeypatch):
+    """One too large for Pillow, and a pipe, which never ends."""
+    fewshot_run(place / "a")
+    fewshot_run(place / "b")
+    Image.new("RGB", (60, 60)).save(place / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    os.mkfifo(place / "pipe.png")
+    for name in ("large.png", "pipe.png"):
+        assert "is not a figure" in refused(capsys, plots.main, ["a", "b", f"--out={name}"])
 
 
 def test_a_damaged_run_is_one_line(place, capsys):

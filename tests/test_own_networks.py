@@ -245,10 +245,13 @@ def test_arguments_that_do_not_fit():
     ):
         with pytest.raises(ValueError, match=match):
             model.apply(wrong, images())
-    for module in (3, lambda rngs: 3, nn.mlp(5)):
+    for module in (None, 3, lambda rngs: 3, nn.mlp(5)):
         with pytest.raises(TypeError, match=r"module must be an nnx\.Module or make one from rngs"):
             nn.from_nnx(module)
-    with pytest.raises(ValueError, match="module has no leaves"):
+    for module in (linen.Dense(5), linen.Dense):
+        with pytest.raises(TypeError, match="use from_linen"):
+            nn.from_nnx(module)
+    with pytest.raises(ValueError, match=r"must have an nnx.Param, got Dropout without one"):
         nn.from_nnx(lambda rngs: nnx.Dropout(0.5, rngs=rngs))
     with pytest.raises(TypeError, match="images: got 'x', want an array"):
         model.apply(params, "x")
@@ -258,8 +261,15 @@ def test_arguments_that_do_not_fit():
         nn.from_linen(LinenNet(), SHAPE)
     with pytest.raises(ValueError, match=r"example must be images .*, got float32\[3\]"):
         nn.from_linen(LateNorm(), jnp.ones(3))
-    with pytest.raises(ValueError, match="variables must have a collection 'params'"):
-        nn.from_linen(LateNorm(), SHAPE, variables={})
+    for example in ((0, 4, 1), (-1, 4, 1)):
+        with pytest.raises(ValueError, match="example must be images"):
+            nn.from_linen(LateNorm(), example)
+    nn.from_linen(LateNorm(), tuple(map(np.int64, SHAPE)))
+    with pytest.raises(ValueError, match="module must have parameters, got Dropout without any"):
+        nn.from_linen(linen.Dropout(0.5, deterministic=True), SHAPE)
+    for variables in ({}, {"params": {}}):
+        with pytest.raises(ValueError, match="variables must have a collection 'params'"):
+            nn.from_linen(LateNorm(), SHAPE, variables=variables)
     with pytest.raises(ValueError, match=r"images: got shape \(6, 4, 4, 1\), want"):
         late = nn.from_linen(LateNorm(), SHAPE)
         late.apply(late.init(jax.random.key(0)), jnp.ones((6, 4, 4, 1)))

@@ -1,6 +1,7 @@
 """`experiments.predict`: images in folders, a CSV and a contact sheet; wrong input is one line."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -64,7 +65,12 @@ def wrong(words, capsys):
 def test_wrong_input_is_one_line(run, images, tmp_path, capsys):  # noqa: F811
     words = arguments(run, images, tmp_path / "out")
     (tmp_path / "there").mkdir()
-    assert "name a new folder" in wrong([*words, f"--out={tmp_path / 'there'}"], capsys)
+    assert "is there already" in wrong([*words, f"--out={tmp_path / 'there'}"], capsys)
+    assert "File name too long" in wrong([*words, "--query", 300 * "a"], capsys)
+    (tmp_path / "file").write_text("")
+    for out in ("file/x", "file/x/y"):
+        line = wrong([*words, f"--out={tmp_path / out}"], capsys)
+        assert "is not a folder that can be written to" in line
     assert "holds no run" in wrong([str(tmp_path), *words[1:]], capsys)
     assert "has 3 classes, the network has 2" in wrong(
         [*words, f"--support={images / 'test'}"], capsys
@@ -77,3 +83,20 @@ def test_wrong_input_is_one_line(run, images, tmp_path, capsys):  # noqa: F811
     assert "not a readable image" in wrong([*words, "--query", str(tmp_path / "text.png")], capsys)
     assert "--support" in wrong([words[0]], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_names_of_query_images(run, images, tmp_path, capsys):  # noqa: F811
+    """Linked folders are read once, hidden files are not; names may be any bytes."""
+    new = tmp_path / "new"
+    (new / "more").mkdir(parents=True)
+    image = images / "test" / "test2" / "0.png"
+    odd = os.fsdecode(b"caf\xe9.png")
+    for name in ('a $x$, "b".png', odd, ".hidden.png", "more/c.png"):
+        shutil.copy(image, new / name)
+    (new / "back").symlink_to(new)
+    (new / ".more").symlink_to(images)
+    words = arguments(run, images, tmp_path / "out")
+    predict.main([*words[:3], str(new), words[4]])
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines()))
+    names = [row["file"].rpartition("/")[2] for row in rows]
+    assert names == ['a $x$, "b".png', "caf\\udce9.png", "c.png"]

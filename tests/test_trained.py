@@ -106,3 +106,26 @@ def test_wrong_images_and_labels(run, support, labels, words):
 def test_a_folder_that_is_no_finished_run(tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         load_learner(tmp_path)
+
+
+def test_what_adapt_and_load_learner_take(run):
+    learner, support = load_learner(run), draw(4)
+    want = learner.adapt(support, [0, 0, 1, 1]).predict(draw(3, 1))
+    for labels in (jnp.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), ("0", "0", "1", "1")):
+        np.testing.assert_array_equal(learner.adapt(support, labels).predict(draw(3, 1)), want)
+    for labels in (["a", 1, "a", 1], [[0], [1], [0], [1]], None, 3, [0.5, np.nan, 1, 1]):
+        with pytest.raises(TypeError, match="labels: got"):
+            learner.adapt(support, labels)
+    for few in (support[:0], [], None, support[0, ..., 0], Image.new("L", (4, 4))):
+        with pytest.raises(ValueError, match="images: got"):
+            learner.adapt(few, [0, 1, 0, 1])
+    with pytest.raises(TypeError, match="images: got a traced array"):
+        jax.jit(lambda x: learner.adapt(x, [0, 1, 0, 1]).params)(support)
+    with pytest.raises(TypeError, match="steps must be a Python int"):
+        learner.adapt(support, [0, 1, 0, 1], steps=jnp.array(1))
+    for seed in ("0", 0.5, 9):
+        with pytest.raises(RunError, match=f"has the seeds 0 to 1, not {seed!r}"):
+            load_learner(run, seed)
+    with pytest.raises(TypeError, match="run must be a path or a name, got 3"):
+        load_learner(3)
+    assert learner == learner and learner != load_learner(run) and hash(learner)

@@ -55,6 +55,6 @@ def of_run(path: Path) -> LoggerFlags:
       RunError: the folder's record of them cannot be read.
     """
     names = read_state(path).get("loggers", TENSORBOARD.logger)
-    if not isinstance(names, list | tuple) or not set(names) <= set(NAMES):
+    if not isinstance(names, list | tuple) or not all(n in NAMES for n in names):
         raise RunError(f"{path} has unknown loggers {names!r}, want some of {', '.join(NAMES)}")
     return LoggerFlags(tuple(names))

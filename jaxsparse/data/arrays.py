@@ -45,7 +45,7 @@ def from_arrays(
         test: as `train`.
         seed: a number or a PRNG key, which decides the classes of each fraction.
         mean: one number per channel, or one for all, on the scale [0, 1].
-        std: one number per channel, or one for all, on the scale [0, 1]; not 0.
+        std: one number per channel, or one for all, on the scale [0, 1]; above 0.
 
     Returns:
         A dict with "train", "validation" and "test", as far as they were asked for, for
@@ -76,11 +76,11 @@ def from_arrays(
     parts = {name: part for name, part in given.items() if part is not None}
     if not parts:
         raise DataError("train, val, test: give at least one of them, classes or a fraction")
-    fractions = [isinstance(part, Real) for part in parts.values()]
+    fractions = [isinstance(part, Real) and not isinstance(part, bool) for part in parts.values()]
     if any(fractions) and not all(fractions):
         raise DataError("train, val, test: give fractions or lists of labels, not both")
     chosen = _drawn(parts, len(classes), seed) if any(fractions) else _listed(parts, classes)
-    scales = _scale(mean, pixels.shape[-1]), _scale(std, pixels.shape[-1])
+    scales = _scale("mean", mean, pixels.shape[-1]), _scale("std", std, pixels.shape[-1])
 
     def image_set(wanted: Sequence[int]) -> ImageSet:
         where = [np.flatnonzero(numbers == number) for number in wanted]
@@ -132,16 +132,19 @@ def labelled_from_arrays(
         if unknown.any():
             raise DataError(f"test: its class {labels[unknown][0]!s} is not in train")
         numbers = np.searchsorted(classes, labels).astype(np.int32)
-        scales = _scale(mean, pixels.shape[-1]), _scale(std, pixels.shape[-1])
+        scales = _scale("mean", mean, pixels.shape[-1]), _scale("std", std, pixels.shape[-1])
         sets.append(LabelledSet(pixels, numbers, *scales, num_classes=len(classes)))
         check_labelled(name, sets[-1])
     first, second = sets
+    if first.images.shape[1:] != second.images.shape[1:]:
+        got, want = list(second.images.shape[1:]), list(first.images.shape[1:])
+        raise DataError(f"test: its images are {got}, those of train {want}")
     return first, second
 
 
 def as_uint8(name: str, images: Any) -> np.ndarray:
     """Images as uint8; DataError unless they are numbers as in `from_arrays`."""
-    pixels = np.asarray(images)
+    pixels = _array(name, images)
     if pixels.dtype == np.uint8:
         return pixels
     # bfloat16 is not one of NumPy's own kinds.
@@ -158,6 +161,14 @@ def as_uint8(name: str, images: Any) -> np.ndarray:
     return np.round(255 * pixels.astype(np.float32)).astype(np.uint8)
 
 
+def _array(name: str, values: Any) -> np.ndarray:
+    """`values` as an array; DataError if they have none."""
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError) as error:  # rows of different lengths, for example
+        raise DataError(f"{name}: got {described(values)[:200]}, want an array") from error
+
+
 def _range(pixels: np.ndarray) -> str:
     return f"{pixels.dtype} from {pixels.min():g} to {pixels.max():g}"
 
@@ -166,13 +177,15 @@ def _checked(name: str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarra
     """Images as uint8 [n, h, w, c], and labels [n]."""
     if is_traced(images) or is_traced(labels):
         raise DataError(f"{name}images and labels must be known; make the set outside of `jit`")
-    pixels, labels = as_uint8(f"{name}images", images), np.asarray(labels)
+    pixels, labels = as_uint8(f"{name}images", images), _array(f"{name}labels", labels)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     if pixels.ndim != 4 or 0 in pixels.shape:
         got = list(np.shape(images))
         raise DataError(f"{name}images must be [n, h, w, c] or [n, h, w], got {got}")
     if labels.dtype == object:
-        labels = np.asarray(labels.tolist())  # strings, as pandas has them
+        if len({isinstance(label, str) for label in labels.ravel()}) > 1:
+            raise DataError(f"{name}labels must be integers or strings, got both")
+        labels = _array(f"{name}labels", labels.tolist())  # strings, as pandas has them
     if labels.shape != pixels.shape[:1]:
         raise DataError(f"{name}labels must be [{len(pixels)}], got {list(labels.shape)}")
     if labels.dtype.kind not in "iubU":
@@ -180,10 +193,16 @@ def _checked(name: str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarra
     return pixels, labels
 
 
-def _scale(value: Scale, channels: int) -> tuple[float, ...]:
+def _scale(name: str, value: Scale, channels: int) -> tuple[float, ...]:
     """One number per channel."""
-    numbers = np.asarray(value, np.float64)
-    return tuple(map(float, np.broadcast_to(numbers, channels) if not numbers.ndim else numbers))
+    numbers = _array(name, value)
+    if numbers.dtype.kind not in "iuf" or numbers.shape not in ((), (channels,)):
+        got = described(value)[:200]
+        raise DataError(f"{name} must be a number, or {channels}, one per channel; got {got}")
+    if not np.isfinite(numbers).all() or (name == "std" and not (numbers > 0).all()):
+        wanted = "finite and above 0" if name == "std" else "finite"
+        raise DataError(f"{name} must be {wanted}, got {value}")
+    return tuple(map(float, np.broadcast_to(numbers, channels)))
 
 
 def _listed(parts: dict[str, Any], classes: np.ndarray) -> dict[str, list[int]]:
@@ -192,15 +211,17 @@ def _listed(parts: dict[str, Any], classes: np.ndarray) -> dict[str, list[int]]:
     taken: dict[int, str] = {}
     chosen: dict[str, list[int]] = {}
     for name, part in parts.items():
-        if isinstance(part, str) or not np.ndim(part) == 1 or not len(part):
+        own = _array(name, part)
+        if own.ndim != 1 or not own.size:
             raise DataError(f"{name} must be a list of labels or a fraction, got {described(part)}")
         chosen[name] = []
-        for label in np.asarray(part).tolist():
-            if label not in places:
+        for label in own.tolist():
+            if not isinstance(label, int | str) or label not in places:
                 raise DataError(f"{name}: no image has the label {label!r}")
             number = places[label]
             if number in taken:
-                raise DataError(f"{name}: the class {label!r} is in {taken[number]}, too")
+                other = f"in {taken[number]}, too" if taken[number] != name else "there twice"
+                raise DataError(f"{name}: the class {label!r} is {other}")
             taken[number] = name
             chosen[name].append(number)
     return chosen
@@ -211,8 +232,11 @@ def _drawn(parts: dict[str, Any], count: int, seed: int | jax.Array) -> dict[str
     fractions = [float(part) for part in parts.values()]
     if not all(0 < x <= 1 for x in fractions) or sum(fractions) > 1 + 1e-6:
         raise DataError(f"train, val, test: fractions must be in (0, 1], sum 1, got {fractions}")
-    key = jax.random.key(int(seed)) if isinstance(seed, Integral) else seed
-    order = np.asarray(jax.random.permutation(key, count))
+    try:
+        key = jax.random.key(int(seed)) if isinstance(seed, Integral) else seed
+        order = np.asarray(jax.random.permutation(key, count))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"seed must be a number or a PRNG key, got {described(seed)}") from error
     edges = [round(count * math.fsum(fractions[:n])) for n in range(len(fractions) + 1)]
     chosen = {}
     for name, first, end in zip(parts, edges[:-1], edges[1:], strict=True):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
 from flax.core import DenyList
 from jax import Array
@@ -71,7 +72,10 @@ def from_nnx(
       >>> loss_fn = jaxsparse.cross_entropy(model)
     """
     build, start = (None, module) if isinstance(module, nnx.Module) else (module, None)
-    if build is not None:
+    if start is None:
+        kind = build if isinstance(build, type) else type(build)
+        if issubclass(kind, linen.Module):
+            raise TypeError("module is one of flax.linen; use from_linen")
         start = build(rngs=nnx.Rngs(0)) if callable(build) else None
         if not isinstance(start, nnx.Module):
             got = described(build if start is None else start)
@@ -80,6 +84,8 @@ def from_nnx(
     graph, state, others = parts
     # Plain arrays: the variables of `others` would keep what a call of the module writes.
     given, constants = nnx.to_pure_dict(state), nnx.to_pure_dict(others)
+    if not jax.tree.leaves(given):
+        raise ValueError(f"module must have an nnx.Param, got {type(start).__name__} without one")
     check_params("module", given)
 
     def init(key: Array) -> Params:
@@ -156,7 +162,9 @@ def from_linen(
             return module.init(key, images, **options)
 
     start = made(jax.random.key(0)) if variables is None else variables
-    if not isinstance(start, Mapping) or "params" not in start:
+    if variables is None and not start.get("params"):
+        raise ValueError(f"module must have parameters, got {type(module).__name__} without any")
+    if not isinstance(start, Mapping) or not start.get("params"):
         raise ValueError(f"variables must have a collection 'params', got {described(start)}")
     given, constants = start["params"], {n: v for n, v in start.items() if n != "params"}
 
@@ -216,10 +224,12 @@ def _shape(example: Any) -> Shape:
 
 def _example(example: Any) -> Array:
     """Images [n, h, w, c]: the example itself, or zeros of the shape that it gives."""
-    is_shape = isinstance(example, tuple | list) and all(isinstance(n, int) for n in example)
+    is_shape = isinstance(example, tuple | list) and all(
+        isinstance(n, int | np.integer) and n > 0 for n in example
+    )
     images = jnp.zeros((1, *example)) if is_shape else example
     if not is_array(images) or jnp.ndim(images) != 4:
-        got = described(example)
+        got = described(example)[:200]
         raise ValueError(f"example must be images [n, h, w, c] or a shape (h, w, c), got {got}")
     return jnp.asarray(images)
 

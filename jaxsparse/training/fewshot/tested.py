@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxsparse.training.checkpoints import Checkpoints
-from jaxsparse.training.errors import ConfigError, RunError
+from jaxsparse.training.errors import ConfigError, RunError, one_line
 from jaxsparse.training.fewshot.config import FewShotConfig, make_learner, make_network
 from jaxsparse.training.fewshot.program import make_program
 from jaxsparse.training.fewshot.weights import (
@@ -64,6 +64,8 @@ def finished(place: Path) -> Finished:
     if path is not None:
         weights = read_weights(path)
         config = recorded_config(weights.record, path, FewShotConfig, EXPERIMENT)
+        if config.seeds != 1:
+            raise RunError(f"{path} must hold one seed, got {config.seeds}")
         return Finished(path, weights.record, config, weights.result, weights)
     folder = RunFolder.open(place, UNIT)
     config = stored_config(folder, FewShotConfig, EXPERIMENT)
@@ -100,18 +102,23 @@ def _member(
     path: Path, config: FewShotConfig, image_shape: tuple[int, int, int], weights: Weights
 ) -> tuple[Tree, Tree]:
     """theta and the mask parameters of a file of weights, leaves [1, ...]."""
-    parts = make_learner(config, image_shape)
 
     def init(key: jax.Array) -> tuple[Tree, Tree]:
+        parts = make_learner(config, image_shape)
         state = parts.learner.init(parts.model.init(key), key)
         return state.params, state.mask
 
-    wanted = named_weights(*jax.eval_shape(init, jax.random.key(0)))
+    try:
+        shapes = jax.eval_shape(init, jax.random.key(0))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RunError(f"{path} has a network that cannot be built: {one_line(error)}") from error
+    wanted = named_weights(*shapes)
     got = {name: (x.shape, x.dtype) for name, x in weights.arrays.items()}
     if got != {name: (x.shape, x.dtype) for name, x in wanted.items()}:
         raise RunError(f"{path} does not have the arrays of its configuration's network")
-    tree = jax.tree.structure(jax.eval_shape(init, jax.random.key(0)))
-    return jax.tree.unflatten(tree, [weights.arrays[name][None] for name in wanted])
+    return jax.tree.unflatten(
+        jax.tree.structure(shapes), [weights.arrays[name][None] for name in wanted]
+    )
 
 
 def theta_of(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Tree | None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jaxsparse.checks import check_steps, described, is_traced
 from jaxsparse.data.arrays import as_uint8
 from jaxsparse.data.pictures import fit
 from jaxsparse.inner import adapt
@@ -27,7 +28,7 @@ __all__ = ["Adapted", "TrainedLearner", "load_learner", "pretrained"]
 Tree = Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainedLearner:
     """What a few-shot run has learned, for one seed; see `load_learner`.
 
@@ -65,14 +66,15 @@ class TrainedLearner:
           The adapted network.
 
         Raises:
-          ValueError: the numbers of images and labels differ, or there are too many classes.
+          TypeError, ValueError: an argument is not as above, the numbers of images and labels
+            differ, or there are too many classes.
 
         Examples:
           >>> adapted = load_learner("runs/fewshot/NAME").adapt(images, ["cat", "dog"])
 
         Source: von Oswald, Zhao et al. 2021, Eq. 8.
         """
-        labels = list(labels)
+        labels = _names(labels)
         prepared = self.prepared("images", images)
         classes = tuple(sorted(set(labels)))
         if len(labels) != len(prepared):
@@ -84,6 +86,7 @@ class TrainedLearner:
             )
         numbers = np.array([classes.index(label) for label in labels], np.int32)
         count = self.config.test_inner_steps if steps is None else steps
+        check_steps("steps", count)
         # A stochastic gate is sampled once, always with the same key.
         sizes = apply_gate(self._parts.gate, self.mask, jax.random.key(0))
         support = jnp.asarray(prepared), jnp.asarray(numbers)
@@ -108,12 +111,18 @@ class TrainedLearner:
 
     def prepared(self, name: str, images: Any) -> np.ndarray:
         """Images as the network takes them, float32 [n, *image_shape]; `name` is for errors."""
+        if is_traced(images):
+            raise TypeError(f"{name}: got a traced array; call this outside of jit")
+        if isinstance(images, Image.Image) or not hasattr(images, "__len__") or not len(images):
+            raise ValueError(f"{name}: got {described(images)}, want one or more images")
+        if not isinstance(images[0], Image.Image) and np.ndim(images[0]) < 2:
+            raise ValueError(f"{name}: got shape {np.shape(images)}, want [n, h, w] or more")
         pixels = np.stack([_fitted(name, image, self.image_shape) for image in images])
         mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
         return (pixels.astype(np.float32) / 255 - mean) / std
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Adapted:
     """A network that was adapted to a few labelled images; see `TrainedLearner.adapt`.
 
@@ -171,21 +180,39 @@ def load_learner(run: str | PathLike[str], seed: int | None = None) -> TrainedLe
       >>> learner = load_learner("glyphs-5way-5shot-sparse-maml")
       >>> probabilities = learner.adapt(images, labels).predict(others)
     """
-    trained = finished(Path(run))
+    if not isinstance(run, str | PathLike):
+        raise TypeError(f"run must be a path or a name, got {described(run)}")
+    trained = finished(Path(run).expanduser())
     path, config = trained.path, trained.config
-    first, last = config.seed, config.seed + config.seeds - 1
-    if not first <= (chosen := first if seed is None else seed) <= last:
-        raise RunError(f"{path} has the seeds {first} to {last}, not {seed}")
+    seeds = range(config.seed, config.seed + config.seeds)
+    if (chosen := config.seed if seed is None else seed) not in seeds:
+        raise RunError(f"{path} has the seeds {seeds[0]} to {seeds[-1]}, not {seed!r}")
     images = trained.record.get("images")
     if images is None:
         raise RunError(f"{path} was made by an earlier version, which did not store its images")
     with trusting(path):
         height, width, channels = map(int, images["shape"])
         mean, std = (tuple(map(float, images[name])) for name in ("mean", "std"))
+        if not len(mean) == len(std) == channels or not np.isfinite(mean + std).all() or 0 in std:
+            raise ValueError(f"mean {mean} and std {std} for {channels} channels")
     shape = (height, width, channels)
     theta, mask = load_tested(path, shape).members[0]
-    params, mask = jax.tree.map(lambda x: x[chosen - first], (theta, mask))
+    params, mask = jax.tree.map(lambda x: x[seeds.index(chosen)], (theta, mask))
     return TrainedLearner(config, shape, mean, std, params, mask)
+
+
+def _names(labels: Any) -> list[Any]:
+    """Labels as a list of Python's own numbers or strings."""
+    try:
+        array = np.asarray(labels)
+    except (TypeError, ValueError):  # traced, or ragged
+        array = np.empty((0, 0))
+    if array.ndim != 1 or array.dtype.kind not in "iubU":
+        raise TypeError(f"labels: got {described(labels)}, want n numbers or n names")
+    mixed = array.dtype.kind == "U" and not all(isinstance(label, str) for label in labels)
+    if mixed:
+        raise TypeError("labels: got numbers and names, want one or the other")
+    return array.tolist()
 
 
 def _fitted(name: str, image: Any, shape: tuple[int, int, int]) -> np.ndarray:
@@ -197,6 +224,6 @@ def _fitted(name: str, image: Any, shape: tuple[int, int, int]) -> np.ndarray:
         pixels = pixels[..., 0]
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (3, 4)):
         raise ValueError(
-            f"{name}: got one of shape {np.shape(image)}, want (h, w) or (h, w, 1 | 3)"
+            f"{name}: got one of shape {np.shape(image)}, want (h, w) or (h, w, 1 | 3 | 4)"
         )
     return fit(Image.fromarray(as_uint8(name, pixels)), shape)

@@ -1,5 +1,6 @@
 """What a run has learned in one file: theta, m, the configuration and the test result."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +26,13 @@ class Weights(NamedTuple):
       record: the configuration of the run, as in its config.json.
       result: its test result, as in its result.json.
       arrays: by name, such as "theta/conv1/kernel" and "mask/conv1/kernel".
+      digest: SHA-256 of the file that they were read from.
     """
 
     record: dict[str, Any]
     result: dict[str, Any]
     arrays: dict[str, np.ndarray]
+    digest: str = ""
 
 
 def named_weights(theta: Any, mask: Any) -> dict[str, Any]:
@@ -79,13 +82,20 @@ def read_weights(path: Path) -> Weights:
             stored = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         record, result = (json.loads(stored[name]) for name in _ENTRIES)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except KeyError as error:
         raise RunError(f"{path} has no {error}: it was not made by experiments.export") from error
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+    # AttributeError, TypeError: a dtype that NumPy does not have.
+    except (
+        safetensors.SafetensorError, OSError, ValueError, RecursionError, AttributeError, TypeError,
+    ) as error:  # fmt: skip
         raise RunError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(record, dict) or not isinstance(result, dict):
         raise RunError(f"{path} has contents that no run writes")
-    return Weights(record, result, arrays)
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise RunError(f"{path}: {name} must be finite float32")
+    return Weights(record, result, arrays, digest)
 
 
 def write_weights(path: Path, weights: Weights) -> None:
@@ -95,6 +105,8 @@ def write_weights(path: Path, weights: Weights) -> None:
       WriteError: it cannot be written.
     """
     texts: Mapping[str, Any] = {"config": weights.record, "result": weights.result}
-    metadata = {name: json.dumps(value, allow_nan=False) for name, value in texts.items()}
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path), replacing(path) as partial:
+        metadata = {name: json.dumps(value, allow_nan=False) for name, value in texts.items()}
         partial.write_bytes(safetensors.numpy.save(weights.arrays, metadata))
