@@ -78,8 +78,11 @@ class ConsoleReport:
     ):
         self.header, self.path, self.unit, self.steps = header, path, unit, steps
         self.metrics, self.blocks = metrics, blocks
-        # Paths are printed unchanged: no markup for their brackets, no wrapping.
-        self.console = _Console(soft_wrap=True, markup=False, emoji=False)
+        # Paths are printed unchanged: no markup for their brackets, no wrapping. Jupyter sets
+        # FORCE_COLOR for the commands it starts, although their output goes to no terminal.
+        self.console = _Console(
+            soft_wrap=True, markup=False, emoji=False, force_terminal=sys.stdout.isatty()
+        )
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments import cli, drawing, fewshot, plots, reproduce
+from experiments.report import ConsoleReport
 from jaxsparse.training import WriteError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -327,6 +328,14 @@ def test_the_command_of_figures_has_help(args, status, lines, capsys):
     said = capsys.readouterr()
     assert (stop.value.code or 0) == status and len(said.err.splitlines()) == lines
     assert ("folder of a run" in said.out) == (status == 0)
+
+
+def test_without_a_terminal_there_is_no_bar_and_no_colour(monkeypatch, capsys):
+    """Jupyter sets this variable for the commands of its cells."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    report = ConsoleReport("header", Path("run"), ("epoch", 1), 1, ())
+    report.print("K = 5")
+    assert report.bar.disable and capsys.readouterr().out == "K = 5\n"
 
 
 # ---- the document
