@@ -115,7 +115,7 @@ def image_format(run: Finished) -> dict[str, Any]:
     stored = run.record.get("images")
     if stored is None:
         return fewshot.image_format(fewshot.load_data(run.config)["train"])
-    with trusting(run.path):
+    with trusting(run.path / "config.json" if run.weights is None else run.path):
         scale = {name: [float(x) for x in stored[name]] for name in ("mean", "std")}
         return {"shape": [int(size) for size in stored["shape"]], **scale}
 

@@ -497,7 +497,15 @@ def test_numpy_numbers_in_a_configuration():
 def test_every_public_function_is_here():
     """A new name must be added to one of the tables, or to the types and folders below."""
     used = Path(__file__).read_text("utf-8")
-    elsewhere = {"load_learner", "Learner", "Gate", "MetaState", "LaMAMLState", "CMAMLState"}
+    elsewhere = {
+        "load_learner",
+        "pretrained",
+        "Learner",
+        "Gate",
+        "MetaState",
+        "LaMAMLState",
+        "CMAMLState",
+    }
     elsewhere |= {"GeneratedMask", "LinearMap", "shared", "body_only"}
     # The learners call these.
     elsewhere |= {"sparse_maml_step", "lamaml_step", "cmaml_step", "init_state"}

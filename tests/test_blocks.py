@@ -140,6 +140,7 @@ def test_a_meta_step_is_exported_for_other_platforms(change):
     assert exported("cpu", "cuda").platforms == ("cpu", "cuda")
 
 
+@pytest.mark.slow
 def test_a_step_exported_for_several_platforms_gives_the_same():
     loss, args = meta_step()
     program = jax.export.export(jax.jit(loss), platforms=["cpu", "cuda"])(*args)
@@ -174,6 +175,7 @@ def test_a_run_prints_and_stores_its_blocks(flags, small_network, tmp_path, caps
 
 
 @pytest.mark.parametrize("begun", ["native", "C++", "xla", "XLA"])
+@pytest.mark.slow
 def test_a_run_resumed_with_other_blocks_warns_in_one_line(
     begun, flags, small_network, compiler, tmp_path, capsys
 ):

@@ -326,6 +326,7 @@ def test_seeds_together_give_the_results_of_each_alone(stream, tmp_path):
     assert first != second
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_number_of_devices(stream, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="er", seeds=3)
     whole = run_stream(config, stream, new_folder(tmp_path / "whole"), Hooks())

@@ -112,6 +112,7 @@ def test_a_run_tests_its_best_epochs(images, tmp_path, capsys):
 RUNNERS_UP = ("runners_up.0", "runners_up.1")
 
 
+@pytest.mark.slow
 def test_a_run_without_an_ensemble_is_stored_as_before(images, tmp_path, capsys):
     run = tmp_path / "run"
     fewshot.main([*flags(images, run), "--ensemble=1", "--schedule=constant"])

@@ -224,6 +224,7 @@ def test_a_damaged_checkpoint_does_not_change_the_result(flags, small_network, t
     assert outcome(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 def test_the_pure_program_trains_like_the_loop(flags, small_network, tmp_path):
     fewshot.main(flags)
     rows, result, _ = outcome(tmp_path / "run")
@@ -371,6 +372,7 @@ def test_a_run_with_rows_and_no_checkpoint_is_left_alone(flags, small_network, t
         assert everything(run) == before
 
 
+@pytest.mark.slow
 def test_moved_data_is_reported_and_compared(
     images, flags, small_network, tmp_path, monkeypatch, capsys
 ):
@@ -400,6 +402,7 @@ def test_moved_data_is_reported_and_compared(
     assert outcome(run) == whole
 
 
+@pytest.mark.slow
 def test_a_run_resumes_in_a_folder_named_like_a_pattern(flags, small_network, tmp_path):
     out = [f"--out={tmp_path / 'run[1]*{a,b}?'}"]
     fewshot.main([*flags, *out])

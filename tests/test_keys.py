@@ -145,6 +145,7 @@ def few_shot_images():
     return ImageSet(images, np.full(4, 3, np.int32), names, (0.0,), (1.0,))
 
 
+@pytest.mark.slow
 def test_few_shot_runs_with_generated_masks(monkeypatch):
     monkeypatch.setattr(nn, "conv4", few_shot_model)
     config = training.FewShotConfig(

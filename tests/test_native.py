@@ -300,6 +300,7 @@ def test_a_read_only_cache_is_reported(monkeypatch, caplog, tmp_path):
 
 @compiled
 @pytest.mark.parametrize("cxx", ["env '{}'", '"{}" -m64', "{}"])
+@pytest.mark.slow
 def test_a_compiler_of_several_words(cxx, monkeypatch, tmp_path):
     path, calls = copying_compiler(monkeypatch, tmp_path)
     monkeypatch.setenv("CXX", cxx.format(path))

@@ -127,6 +127,7 @@ def test_sums_of_a_piece_are_not_divided_among_cores():
 
 
 @pytest.mark.parametrize("form", ["winograd", "patches"])
+@pytest.mark.slow
 def test_conv_with_one_kernel_per_task(form):
     images = jax.random.normal(KEYS[0], (3, 2, 5, 6, 3))
     kernels = jax.random.normal(KEYS[1], (3, 3, 3, 3, 4))

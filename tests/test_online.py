@@ -508,6 +508,7 @@ def test_episodes_keep_classes_and_images_apart():
         pretraining_classes(dataclasses.replace(SMALL, ways=7, method="maml"), DATA)
 
 
+@pytest.mark.slow
 def test_pretraining_resumes_and_is_stored(small_network, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="fine-tuning")
     monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)
@@ -534,6 +535,7 @@ def test_pretraining_resumes_and_is_stored(small_network, tmp_path, monkeypatch)
     assert int(got.opt_state[0].count) == 2 * best["epoch"] + T - 1  # Adam continues
 
 
+@pytest.mark.slow
 def test_a_pretrained_run_resumes_without_its_cache(small_network, tmp_path, monkeypatch):
     config = dataclasses.replace(SMALL, method="maml", seeds=3)
     monkeypatch.setattr(Runner, "segment", lambda self, left, unit: 1)

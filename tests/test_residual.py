@@ -242,6 +242,7 @@ for x in arrays:
 
 
 @compiled
+@pytest.mark.slow
 def test_bits_do_not_depend_on_the_number_of_threads():
     one, three = (in_a_process(BITS, PJRT_NPROC=str(threads)) for threads in (1, 3))
     assert one == three != b""

@@ -659,6 +659,7 @@ def test_the_mixed_split_is_fixed():
     assert omniglot._members(names[::-1], "validation", True) == parts[1]
 
 
+@pytest.mark.slow
 def test_omniglot_splits_share_no_alphabet(real):
     root = real("omniglot")
     sets = {split: load("omniglot", split, root) for split in SPLITS}

@@ -28,6 +28,7 @@ def swept(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_trials_have_other_seeds_than_the_run(swept):
     records = [read(path / "config.json") for path in (swept / "trials").iterdir()]
     assert len(records) == 2  # a program each
@@ -40,6 +41,7 @@ def test_trials_have_other_seeds_than_the_run(swept):
     assert [seed["seed"] for seed in seeds] == [3, 4]
 
 
+@pytest.mark.slow
 def test_the_value_is_that_of_a_run_on_the_other_stream(swept, tmp_path):
     alone = tmp_path / "alone"
     online.main([*RUN, "--seed=1000003", "--theta-lr=0.01", f"--out={alone}"])

@@ -54,6 +54,7 @@ def words_of(out):
     return ["--table=S6", "--sweep", "--streams=rotations", "--seeds=1", f"--out={out}"]
 
 
+@pytest.mark.slow
 def test_the_row_of_a_sweep(swept, capsys):
     words, out = swept
     reproduce.main([*words, "--no-run"])
@@ -79,6 +80,7 @@ def test_without_sweeps_there_are_no_rows(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_sweep_of_other_settings_is_refused(swept, capsys):
     words, _ = swept
     with pytest.raises(SystemExit) as stop:

@@ -251,9 +251,8 @@ sweep.main(["continual", *sys.argv[1:]])
 """
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_stopped_command_is_finished_by_another(number, tmp_path, started):
     words = [*SWEEP, f"--out={tmp_path / 'a'}"]
     process = started(COMMAND, *words, env={**os.environ, "PYTHONUNBUFFERED": "1"})

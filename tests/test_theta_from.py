@@ -62,6 +62,7 @@ def test_a_seed_of_several(images, source, tmp_path):
     check_theta(only_masks(images, tmp_path / "run", source, "--seed=4"), source, [1])
 
 
+@pytest.mark.slow
 def test_all_seeds_start_from_a_single_theta(images, single, tmp_path):
     arrays = only_masks(images, tmp_path / "run", single, "--seed=7", "--seeds=2")
     check_theta(arrays, single, [0, 0])

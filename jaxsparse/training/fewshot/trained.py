@@ -190,7 +190,7 @@ def load_learner(run: str | PathLike[str], seed: int | None = None) -> TrainedLe
     images = trained.record.get("images")
     if images is None:
         raise RunError(f"{path} was made by an earlier version, which did not store its images")
-    with trusting(path):
+    with trusting(path / "config.json" if trained.weights is None else path):
         height, width, channels = map(int, images["shape"])
         mean, std = (tuple(map(float, images[name])) for name in ("mean", "std"))
         if not len(mean) == len(std) == channels or not np.isfinite(mean + std).all() or 0 in std:
