@@ -136,7 +136,8 @@ def not_a_number(data):
         lambda data: re.sub(rb'"shape":\[(\d+),(\d+)\]', rb'"shape":[\2,\1]', data),
     ],
 )
-def test_a_damaged_file_is_one_line(damage, file, images, tmp_path, capsys):  # noqa: F811
+def test_a_damaged_file_is_one_line(damage, file, images, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(damage(file.read_bytes()))
     refused(evaluate.main, [path, f"--data-dir={images}"], capsys)
