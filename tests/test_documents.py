@@ -88,7 +88,7 @@ def test_other_commands_have_these_flags(name, flags):
 SMALL = {
     "fewshot": "--epochs=1 --steps-per-epoch=2 --meta-batch-size=2 --inner-steps=1"
     " --test-inner-steps=1 --val-tasks=20 --test-tasks=20",
-    "continual": "--tasks=2 --samples-per-task=20 --test-samples=20",
+    "continual": "--tasks=2 --samples-per-task=20",
     "online": "--timesteps=12",
     "sweep": "--trials=2 --final-seeds=1",
 }
@@ -128,7 +128,7 @@ def place(tmp_path_factory):
         for label in range(3):
             start = letters.starts[label]
             for number in range(4):
-                image = Image.fromarray(letters.images[start + number][..., 0])
+                image = Image.fromarray(np.asarray(letters.images[start + number][..., 0]))
                 folder = here / ("FEW" if number < 2 else "NEW") / f"class{label}"
                 folder.mkdir(parents=True, exist_ok=True)
                 image.save(folder / f"{number}.png")
