@@ -86,7 +86,7 @@ def test_other_commands_have_these_flags(name, flags):
 # ---- every command at a small size
 
 SMALL = {
-    "fewshot": "--epochs=1 --steps-per-epoch=2 --meta-batch-size=2 --inner-steps=1"
+    "fewshot": "--epochs=3 --steps-per-epoch=1 --meta-batch-size=2 --inner-steps=1"
     " --test-inner-steps=1 --val-tasks=20 --test-tasks=20",
     "continual": "--tasks=2 --samples-per-task=20",
     "online": "--timesteps=12",
@@ -139,6 +139,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize(("name", "flags"), [c for c in COMMANDS if runs_here(*c)])
 def test_commands_run_at_a_small_size(name, flags, place, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(place)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     main = (FAMILIES | OTHERS | REPRODUCE)[name].main
     words = small(name, flags)
     written = {"fewshot": "run", "continual": "run", "online": "run", "predict": "predictions"}
