@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsparse.data import ImageSet
 from jaxsparse.training import FewShotConfig, Hooks, RunFolder, Stopped, run
-from jaxsparse.training.fewshot.tested import EXPERIMENT, load_tested
+from jaxsparse.training.fewshot.tested import EXPERIMENT, finished, load_tested
 
 _CLASSES, _EACH = 8, 10
 
@@ -81,7 +81,7 @@ def stop_in_second_epoch(config: FewShotConfig, data: Any, folder: RunFolder) ->
 
 
 def _learned(folder: RunFolder, image_shape: tuple[int, int, int]) -> dict[str, list[Any]]:
-    (params, mask), *_ = load_tested(folder.path, image_shape).members
+    (params, mask), *_ = load_tested(finished(folder.path), image_shape).members
     return {
         "loss": [row["loss"] for row in folder.rows() if "loss" in row],
         "params": jax.tree.leaves(jax.device_get(params)),

@@ -115,7 +115,7 @@ def image_format(run: Finished) -> dict[str, Any]:
     stored = run.record.get("images")
     if stored is None:
         return fewshot.image_format(fewshot.load_data(run.config)["train"])
-    with trusting(run.path / "config.json" if run.weights is None else run.path):
+    with trusting(run.record_path):
         scale = {name: [float(x) for x in stored[name]] for name in ("mean", "std")}
         return {"shape": [int(size) for size in stored["shape"]], **scale}
 
@@ -155,7 +155,7 @@ def evaluation(
             if there.get("weights") != _digest(run):
                 raise RunError(f"{path} holds a test of other weights; give another --name")
         return there
-    tested = load_tested(run.path, shape)
+    tested = load_tested(run, shape)
     result = {
         "settings": settings,
         "data": digest,

@@ -48,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         run, out = finished(runs.user_path("RUN", flags.run)), _new_file(flags.out)
         cli.start_backend()
         with trusting(run.path):
-            weights = exported(run, run.config.seed if flags.seed is None else flags.seed)
+            weights = exported(run, flags.seed)
             accuracy = f"{100 * weights.result['seeds'][0]['accuracy']:.2f}"
         write_weights(out, weights)
         size = out.stat().st_size / 1000
@@ -61,21 +61,21 @@ def _new_file(path: Path) -> Path:
     return runs.new_path("--out", path)
 
 
-def exported(run: Finished, seed: int) -> Weights:
-    """One seed of a run, as if that seed had run alone, with blocks that run on every machine.
+def exported(run: Finished, seed: int | None = None) -> Weights:
+    """One seed of a run, as if it had run alone, with blocks that run on every machine.
+
+    Args:
+      run: a finished run.
+      seed: one of its seeds; None: the first.
 
     Raises:
       RunError: the run has no such seed, or its last checkpoint cannot be read.
     """
-    config, images = run.config, image_format(run)
-    place = seed - config.seed
-    if not 0 <= place < config.seeds:
-        last = config.seed + config.seeds - 1
-        raise RunError(f"{run.path} has the seeds {config.seed} to {last}, not {seed}")
-    theta, mask = load_tested(run.path, tuple(images["shape"])).members[0]
+    images, place = image_format(run), run.place_of(seed)
+    theta, mask = load_tested(run, tuple(images["shape"])).members[0]
     theta, mask = jax.tree.map(lambda x: np.asarray(x[place]), (theta, mask))
-    settings = dataclasses.asdict(config) | {
-        **{"seed": seed, "seeds": 1, "ensemble": 1, "blocks": "auto"},
+    settings = dataclasses.asdict(run.config) | {
+        **{"seed": run.config.seed + place, "seeds": 1, "ensemble": 1, "blocks": "auto"},
         **{"data_dir": None, "theta_from": None},  # folders of another machine
     }
     record = {**run.record, "config": settings, "images": images}

@@ -26,7 +26,7 @@ from jaxsparse.training import ConfigError, writing
 from jaxsparse.training.environment import use_threads_of
 from jaxsparse.training.errors import reading
 from jaxsparse.training.fewshot.tested import finished
-from jaxsparse.training.fewshot.trained import load_learner
+from jaxsparse.training.fewshot.trained import learner_of
 from jaxsparse.training.files import replace_text
 
 if TYPE_CHECKING:
@@ -63,19 +63,18 @@ def main(args: Sequence[str] | None = None) -> None:
         if flags.steps is not None and flags.steps < 0:
             cli.fail(f"--steps must be 0 or more, got {flags.steps}")
         path, out = runs.user_path("RUN", flags.run), runs.new_path("--out", flags.out)
-        trained = finished(path)
-        config = trained.config
+        run = finished(path)
         support = scan_classes(runs.user_path("--support", flags.support))
-        if len(support) > config.ways:
+        if len(support) > run.config.ways:
             raise ConfigError(
-                f"--support has {len(support)} classes, the network has {config.ways} outputs"
+                f"--support has {len(support)} classes, the network has {run.config.ways} outputs"
             )
         files = query_files([runs.user_path("--query", place) for place in flags.query])
-        use_threads_of(trained.record)
-        cli.use_cores(fewshot.cores(config))
+        use_threads_of(run.record)
+        cli.use_cores(fewshot.cores(run.config))
         cli.use_compilation_cache()
         cli.start_backend()
-        learner = load_learner(path, flags.seed)
+        learner = learner_of(run, flags.seed)
         labelled = [(name, file.path) for name, own in support.items() for file in own]
         shown = _read([path for _, path in labelled], learner.image_shape)
         adapted = learner.adapt(shown, [name for name, _ in labelled], flags.steps)

@@ -28,7 +28,7 @@ class Loggers:
     Args:
       flags: the chosen loggers.
 
-    Example:
+    Examples:
       >>> with Loggers(LoggerFlags(("wandb",))) as loggers:
       ...     hooks = loggers.hooks(hooks, folder, print)
       ...     result = learn(config, data, folder, hooks)

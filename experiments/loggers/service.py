@@ -55,7 +55,7 @@ def flat_settings(record: Mapping[str, Any]) -> dict[str, Any]:
 
     The settings have their own names; other entries begin with `record/`.
 
-    Example:
+    Examples:
       >>> flat_settings({"config": {"shots": 5}, "versions": {"jax": "0.10.2"}})
       {'shots': 5, 'record/versions/jax': '0.10.2'}
     """

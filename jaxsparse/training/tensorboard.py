@@ -15,7 +15,7 @@ _PREFIX = "events"
 class TensorBoard:
     """Writes scalars to an event file in `path`; the file is made when there is something to write.
 
-    Example:
+    Examples:
       >>> board = TensorBoard(path)
       >>> board.add(10, {"loss": 0.5})
       >>> board.write()

@@ -53,6 +53,20 @@ class Finished(NamedTuple):
     result: dict[str, Any]
     weights: Weights | None = None
 
+    @property
+    def record_path(self) -> Path:
+        """The file that holds `record`."""
+        return self.path / "config.json" if self.weights is None else self.path
+
+    def place_of(self, seed: int | None) -> int:
+        """The place of a seed among the seeds of the run; None is the first; else a RunError."""
+        seeds = range(self.config.seed, self.config.seed + self.config.seeds)
+        if seed is None:
+            return 0
+        if seed not in seeds:
+            raise RunError(f"{self.path} has the seeds {seeds[0]} to {seeds[-1]}, not {seed!r}")
+        return seeds.index(seed)
+
 
 def finished(place: Path) -> Finished:
     """The finished few-shot run of a folder, of a file of weights, or of a name of `pretrained`.
@@ -74,17 +88,17 @@ def finished(place: Path) -> Finished:
     return Finished(place, folder.config(), config, result)
 
 
-def load_tested(place: Path, image_shape: tuple[int, int, int]) -> Tested:
+def load_tested(run: Finished, image_shape: tuple[int, int, int]) -> Tested:
     """Read what a finished run tested. Nothing in its folder is changed.
 
     Args:
-      place: as in `finished`.
+      run: see `finished`.
       image_shape: (height, width, channels) of its images.
 
     Raises:
-      RunError: as in `finished`, or the run's last checkpoint is missing, damaged or does not fit.
+      RunError: the run's last checkpoint is missing, damaged or does not fit.
     """
-    path, _, config, _, weights = finished(place)
+    path, _, config, _, weights = run
     if weights is not None:
         return Tested(config, [_member(path, config, image_shape, weights)])
     program = make_program(config, image_shape)
@@ -133,7 +147,7 @@ def theta_of(config: FewShotConfig, image_shape: tuple[int, int, int]) -> Tree |
         return None
     path = Path(config.theta_from)
     try:
-        tested = load_tested(path, image_shape)
+        tested = load_tested(finished(path), image_shape)
     except RunError as error:
         raise ConfigError(f"theta_from: {error}") from error
     theta = tested.members[0][0]

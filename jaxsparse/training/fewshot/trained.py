@@ -19,7 +19,7 @@ from jaxsparse.inner import adapt
 from jaxsparse.training.errors import RunError, trusting
 from jaxsparse.training.fewshot.config import FewShotConfig, Parts, make_learner
 from jaxsparse.training.fewshot.evaluation import at_precision
-from jaxsparse.training.fewshot.tested import finished, load_tested
+from jaxsparse.training.fewshot.tested import Finished, finished, load_tested
 from jaxsparse.training.fewshot.weights import pretrained
 from jaxsparse.updates import apply_gate
 
@@ -182,23 +182,22 @@ def load_learner(run: str | PathLike[str], seed: int | None = None) -> TrainedLe
     """
     if not isinstance(run, str | PathLike):
         raise TypeError(f"run must be a path or a name, got {described(run)}")
-    trained = finished(Path(run).expanduser())
-    path, config = trained.path, trained.config
-    seeds = range(config.seed, config.seed + config.seeds)
-    if (chosen := config.seed if seed is None else seed) not in seeds:
-        raise RunError(f"{path} has the seeds {seeds[0]} to {seeds[-1]}, not {seed!r}")
-    images = trained.record.get("images")
+    return learner_of(finished(Path(run).expanduser()), seed)
+
+
+def learner_of(run: Finished, seed: int | None = None) -> TrainedLearner:
+    """What a finished run has learned; see `load_learner`."""
+    place, images = run.place_of(seed), run.record.get("images")
     if images is None:
-        raise RunError(f"{path} was made by an earlier version, which did not store its images")
-    with trusting(path / "config.json" if trained.weights is None else path):
+        raise RunError(f"{run.path} was made by an earlier version, which did not store its images")
+    with trusting(run.record_path):
         height, width, channels = map(int, images["shape"])
         mean, std = (tuple(map(float, images[name])) for name in ("mean", "std"))
         if not len(mean) == len(std) == channels or not np.isfinite(mean + std).all() or 0 in std:
             raise ValueError(f"mean {mean} and std {std} for {channels} channels")
     shape = (height, width, channels)
-    theta, mask = load_tested(path, shape).members[0]
-    params, mask = jax.tree.map(lambda x: x[seeds.index(chosen)], (theta, mask))
-    return TrainedLearner(config, shape, mean, std, params, mask)
+    params, mask = jax.tree.map(lambda x: x[place], load_tested(run, shape).members[0])
+    return TrainedLearner(run.config, shape, mean, std, params, mask)
 
 
 def _names(labels: Any) -> list[Any]:

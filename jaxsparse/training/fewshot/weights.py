@@ -106,7 +106,7 @@ def write_weights(path: Path, weights: Weights) -> None:
     """
     texts: Mapping[str, Any] = {"config": weights.record, "result": weights.result}
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), replacing(path) as partial:
         metadata = {name: json.dumps(value, allow_nan=False) for name, value in texts.items()}
-        partial.write_bytes(safetensors.numpy.save(weights.arrays, metadata))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_bytes(safetensors.numpy.save(weights.arrays, metadata))
