@@ -189,7 +189,7 @@ def _turns(evidence: Evidence) -> Intervals:
 def _by_width(evidence: Evidence) -> Intervals:
     flags, runner = evidence.table("figure s2")
     found = {
-        width: found_run(runner, *_FIGURES.run(flags, 5, "sparse-maml", width=width))
+        width: found_run(runner, *scales.swept(flags, 5, "sparse-maml", width=width))
         for width in scales.WIDTHS
     }
     there = [width for width in scales.WIDTHS if found[width] is not None]
@@ -203,8 +203,7 @@ def _by_steps(evidence: Evidence, method: str) -> Intervals:
     flags, runner = evidence.table("figure s2")
 
     def run(steps: int) -> Found | None:
-        varied = {"inner_steps": steps, "test_inner_steps": steps, "inner_lr": 0.1}
-        return found_run(runner, *_FIGURES.run(flags, 5, method, **varied))
+        return found_run(runner, *scales.with_steps(flags, 5, method, steps))
 
     for steps in scales.STEPS:
         if steps > _FEW_STEPS:

@@ -137,9 +137,9 @@ def _by_steps(flags: Flags, runner: Runner) -> tuple[Lines, list[list[Panel]]]:
     for shots in FIGURE_SHOTS[flags.scale]:
         curves = tuple(Curve(METHODS[method], {}) for method in _SWEPT)
         for steps in scales.STEPS:
-            varied = {"inner_steps": steps, "test_inner_steps": steps, "inner_lr": 0.1}
             for method, curve in zip(_SWEPT, curves, strict=True):
-                result = runner.result(fewshot, *setting.run(flags, shots, method, **varied))
+                run = scales.with_steps(flags, shots, method, steps)
+                result = runner.result(fewshot, *run)
                 if result is not None:
                     curve.values[steps] = of_seeds(result)
         lines += _rows(shots, scales.STEPS, curves)
@@ -149,16 +149,14 @@ def _by_steps(flags: Flags, runner: Runner) -> tuple[Lines, list[list[Panel]]]:
 
 def _by_width(flags: Flags, runner: Runner) -> tuple[Lines, list[list[Panel]]]:
     """Accuracy and sparsity of sparse-MAML against the width: a table, two panels per shots."""
-    (setting,) = SETTINGS["figure 2", flags.scale]
     lines = [f"sparse-MAML against the width of Conv4, {_SAID}", ""]
     lines += header("shots", "width", "accuracy", "sparsity")
     panels = []
     for shots in FIGURE_SHOTS[flags.scale]:
         curves = Curve("accuracy", {}), Curve("sparsity", {})
         for width in scales.WIDTHS:
-            result = runner.result(
-                fewshot, *setting.run(flags, shots, "sparse-maml", width=width)
-            )  # fmt: skip
+            run = scales.swept(flags, shots, "sparse-maml", width=width)
+            result = runner.result(fewshot, *run)
             if result is not None:
                 curves[0].values[width] = of_seeds(result)
                 curves[1].values[width] = sparsity(result)

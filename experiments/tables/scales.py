@@ -194,3 +194,20 @@ DOMAINS = {
 }
 # The shots of the figures.
 FIGURE_SHOTS = {"paper": (1, 5), "cpu": (5,)}
+# The seeds of the runs that Figures 2 and S2 have for themselves.
+SWEPT_SEEDS = {"paper": 5, "cpu": 3}
+
+
+def swept(flags: Flags, shots: int, method: str, **varied: Any) -> tuple[str, FewShotConfig]:
+    """A run of Figures 2 and S2: its folder's name and configuration, as in `Setting.run`."""
+    (setting,) = SETTINGS["figure 2", flags.scale]
+    usual, _ = setting.run(flags, shots, method)
+    name, config = setting.run(flags, shots, method, **varied)
+    if name == usual:  # Table 1 has it with more seeds
+        return name, config
+    return name, dataclasses.replace(config, seeds=SWEPT_SEEDS[flags.scale])
+
+
+def with_steps(flags: Flags, shots: int, method: str, steps: int) -> tuple[str, FewShotConfig]:
+    """The run of Figure 2 with `steps` inner steps, as in `swept`."""
+    return swept(flags, shots, method, inner_steps=steps, test_inner_steps=steps, inner_lr=0.1)
