@@ -73,7 +73,7 @@ def _reads(flags: Flags, name: str) -> Reads:
     if name not in SWEEPS:
         known = ", ".join(table.removeprefix("table ") for table in SWEEPS)
         cli.fail(f"--sweep is read only with --table {known}, not with --{name}")
-    for flag in ("save", "document"):
+    for flag in ("save", "document", "keep"):
         if getattr(flags, flag):
             cli.fail(f"--{flag} is not read with --sweep")
     return SWEEPS[name]
@@ -85,14 +85,17 @@ def _open(flags: Flags, name: str, given: Sequence[str]) -> tuple[Flags, Runner]
     if flags.run or flags.out is not None or flags.sweep:
         out = runs.user_path("--out", flags.out or Path("runs/reproduce"))
         pictures = saved.results() if flags.save else out
-        return flags, Runner(out, flags.run, command, pictures=pictures)
+        kept = saved.read_all(name) if flags.keep else []
+        return flags, Runner(out, flags.run, command, kept, pictures)
+    if flags.keep:
+        cli.fail("--keep adds to the folder of the runs: name it with --out")
     if flags.save:
         cli.fail("--save needs the folder of the runs: name it with --out")
     file = saved.read(name)
     with trusting(file.path):
         stored = {name: x for name, x in file.flags.items() if name not in cli.given(given)}
         flags = dataclasses.replace(flags, **stored)
-    return flags, Runner(saved.results(), False, command, saved=file)
+    return flags, Runner(file.path, False, command, [file], pictures=saved.results())
 
 
 def _write_claims(given: Sequence[str]) -> None:
@@ -110,10 +113,19 @@ def _write_claims(given: Sequence[str]) -> None:
 
 def _save(flags: Flags, name: str, known: Iterable[str], runner: Runner) -> None:
     """Write the results file of a table, with the flags that differ from the defaults."""
+    path, found = saved.file_of(name), runner.found
+    old = saved.read(name).runs if path.exists() else {}
+    if flags.keep:
+        found = {**old, **found}
+    if lost := sorted(old.keys() - found.keys()):
+        cli.fail(
+            f"{path} would lose {len(lost)} runs that {runner.place} lacks, such as {lost[0]};"
+            " keep them with --keep, or delete the file"
+        )
     defaults = Flags()
     changed = {flag: getattr(flags, flag) for flag in known}
     changed = {flag: x for flag, x in changed.items() if x != getattr(defaults, flag)}
-    cli.say(f"saved: {saved.write(name, changed, runner.found)}")
+    cli.say(f"saved: {saved.write(name, changed, found)}")
 
 
 def _check_read(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_reproduce import table_rows
 
-from experiments import evaluate, reproduce
+from experiments import evaluate, reproduce, runs
 from experiments.fewshot import presets
 from experiments.tables import few_shot_figures, figures, paper_few_shot, saved, scales
 from experiments.tables.flags import Flags
@@ -244,7 +244,7 @@ def test_a_run_that_several_tables_need_has_one_name(scale, drawn):
             seeds[name.split("-")[1]] += config.seeds
         assert seeds == {"glyphs": 116, "mini": 26, "omniglot": 26}
         costs = {name: sum(c.seeds for c in asked(name, CPU)[0].values()) for name in NAMES}
-        assert said_costs(costs) == (48, 30, 40, 30, 20, 20, 50, 50 + 25)
+        assert said_costs(costs) == (48, 30, 40, 30, 20, 20, 32, 32 + 17)
 
 
 def said_costs(costs):
@@ -342,6 +342,66 @@ def test_tests_on_other_data_are_saved_with_the_runs(tmp_path, capsys, monkeypat
     shutil.rmtree(out)
     show("table 1")
     assert before.startswith(capsys.readouterr().out)
+
+
+def test_a_save_keeps_earlier_runs_or_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(saved, "RESULTS", tmp_path / "results")
+    first, second = tmp_path / "first", tmp_path / "second"
+    store(first, *glyphs().run(CPU, 5, "sparse-maml"), [0.6] * 5)
+    show("table S3", "--out", str(first), "--save")
+    path = tmp_path / "results" / "table-s3.json"
+    before = path.read_bytes()
+    store(second, *glyphs().run(CPU, 5, "sparse-maml", bias=False), [0.5] * 5)
+    capsys.readouterr()
+    message = f"{path} would lose 1 runs that {second} lacks, such as cpu-glyphs-5shot-sparse-maml;"
+    refused(message, capsys, "table S3", second, "--save")
+    assert path.read_bytes() == before
+    capsys.readouterr()
+    show("table S3", "--out", str(second), "--save", "--keep")
+    shown = capsys.readouterr().out
+    assert [row[3] for row in table_rows(shown)[1:]] == [
+        "60.00 +- 0.00 (n = 5) / 67.03 +- 0.74", "50.00 +- 0.00 (n = 5) / 66.11 +- 0.57",
+    ]  # fmt: skip
+    show("table S3")
+    assert shown.startswith(capsys.readouterr().out)
+    # The folder's own run is the one that counts.
+    shutil.rmtree(first)
+    content = json.loads(path.read_text())
+    content["runs"]["not-shown"] = content["runs"]["cpu-glyphs-5shot-sparse-maml"]
+    path.write_text(json.dumps(content))
+    store(first, *glyphs().run(CPU, 5, "sparse-maml"), [0.7] * 5)
+    show("table S3", "--out", str(first), "--save", "--keep")
+    assert "70.00 +- 0.00 (n = 5)" in capsys.readouterr().out
+    assert len(json.loads(path.read_text())["runs"]) == 3
+
+
+def test_a_run_of_another_tables_file_is_kept_and_not_run_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(saved, "RESULTS", tmp_path / "results")
+    store(tmp_path / "first", *glyphs().run(CPU, 5, "fomaml"), [0.6] * 5)
+    show("table S3", "--out", str(tmp_path / "first"), "--save")
+    monkeypatch.setattr(scales, "STEPS", (5,))
+    store(tmp_path / "second", *scales.with_steps(CPU, 5, "sparse-maml", 5), [0.5] * 3)
+    capsys.readouterr()
+    made = []
+    monkeypatch.setattr(
+        runs,
+        "run",
+        lambda _, config, place, __: (made.append(config.method) or place, place.result()),
+    )
+    monkeypatch.setattr(runs, "draw_missing", lambda *_: None)
+    # Without --no-run: nothing is missing.
+    reproduce.main(["--figure", "2", "--out", str(tmp_path / "second"), "--keep"])
+    assert table_rows(capsys.readouterr().out)[1:] == [
+        ["5", "5", "50.00 +- 0.00 (n = 3)", "60.00 +- 0.00 (n = 5)"]
+    ]
+    assert made == ["sparse-maml"]  # of its folder; FOMAML's is in a results file
+
+
+def test_keep_without_a_folder_of_runs_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        show("table S3", "--keep")
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and "--keep adds to the folder of the runs: name it" in line
 
 
 def test_table_s1_has_ensembles_and_sparsity(tmp_path, capsys):
@@ -459,28 +519,32 @@ def test_a_results_file_keeps_few_rows(tmp_path, monkeypatch, drawn):
     show("figure 1", "--out", str(tmp_path / "runs"), "--save")
     text = (tmp_path / "results" / "figure-1.json").read_text()
     kept = json.loads(text)["runs"][name]["rows"]
-    # Every ninth of 401 rows, and the last one.
-    assert [row["step"] for row in kept] == [*range(0, 40001, 900), 40000]
+    assert [row["step"] for row in kept] == [*range(0, 40001, 800)]  # every eighth of 401
     assert set(kept[0]["sparsity"]) == {"conv1/kernel", "head/kernel"}
     show("figure 1", "--save", "--out", str(tmp_path / "runs"))
     assert (tmp_path / "results" / "figure-1.json").read_text() == text
+    shutil.rmtree(tmp_path / "runs" / name)
+    store(tmp_path / "runs", *glyphs().run(CPU, 5, "sparse-maml"), [0.5] * 5)
+    show("figure 1", "--save", "--keep", "--out", str(tmp_path / "runs"))
+    content = json.loads((tmp_path / "results" / "figure-1.json").read_text())
+    assert len(content["runs"]) == 2 and content["runs"][name]["rows"] == kept
 
 
 def test_accuracy_is_drawn_against_steps_and_width(tmp_path, capsys, drawn):
-    for steps, accuracies in ((1, [0.5, 0.52, 0.54, 0.56, 0.58]), (50, [0.6] * 5)):
-        varied = {"inner_steps": steps, "test_inner_steps": steps, "inner_lr": 0.1}
-        run = glyphs().run(CPU, 5, "sparse-maml", **varied)
+    for steps, accuracies in ((1, [0.52, 0.54, 0.56]), (50, [0.6] * 3)):
+        run = scales.with_steps(CPU, 5, "sparse-maml", steps)
         store(tmp_path, *run, accuracies)
-    for width in (8, 32):
-        run = glyphs().run(CPU, 5, "sparse-maml", width=width)
-        store(tmp_path, *run, [0.7] * 5, width / 100)
+    for width, seeds in ((8, 3), (32, 5)):
+        run = scales.swept(CPU, 5, "sparse-maml", width=width)
+        assert run[1].seeds == seeds  # that of width 32 is one of Table 1
+        store(tmp_path, *run, [0.7] * seeds, width / 100)
     show("figure 2", "--out", str(tmp_path))
     assert table_rows(capsys.readouterr().out)[1:] == [
-        ["5", "1", "54.00 +- 3.16 (n = 5)", "-"], ["5", "50", "60.00 +- 0.00 (n = 5)", "-"],
+        ["5", "1", "54.00 +- 2.00 (n = 3)", "-"], ["5", "50", "60.00 +- 0.00 (n = 3)", "-"],
     ]  # fmt: skip
     show("figure S2", "--out", str(tmp_path))
     assert table_rows(capsys.readouterr().out)[-2:] == [
-        ["5", "8", "70.00 +- 0.00 (n = 5)", "8.00 +- 0.00 (n = 5)"],
+        ["5", "8", "70.00 +- 0.00 (n = 3)", "8.00 +- 0.00 (n = 3)"],
         ["5", "32", "70.00 +- 0.00 (n = 5)", "32.00 +- 0.00 (n = 5)"],
     ]
     (one,), (steps, _, width) = drawn["figure-2.png"].axes, drawn["figure-s2.png"].axes
@@ -492,7 +556,7 @@ def test_accuracy_is_drawn_against_steps_and_width(tmp_path, capsys, drawn):
         assert np.allclose(points, expected)
     assert one.containers[0].get_label() == "sparse-MAML"
     bars = one.containers[0].lines[2][0].get_segments()
-    assert np.ptp(bars[0][:, 1]) == pytest.approx(2 * 10**0.5)  # the std is sqrt(10)
+    assert np.ptp(bars[0][:, 1]) == pytest.approx(4)  # the std is 2
 
 
 def test_there_is_nothing_to_draw_without_runs(tmp_path, capsys):

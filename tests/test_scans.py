@@ -131,7 +131,8 @@ def test_a_table_reads_the_points_of_a_sweep_and_of_a_results_file(scanned, caps
     # What a results file keeps.
     assert sorted(runner.found) == ["run-scan-1-glances", "run-scan-2-glances"]
     kept = json.loads(json.dumps(runner.found))
-    saved = Runner(out.parent, False, "again", saved=Saved(out.parent / "a.json", {}, kept))
+    path = out.parent / "a.json"
+    saved = Runner(path, False, "again", [Saved(path, {}, kept)])
     assert saved.scan("run", config, grid) == (chosen, points)
     assert capsys.readouterr().out == printed
     assert "data_dir" in kept["run-scan-1-glances"]["config"]

@@ -29,7 +29,7 @@ class Evidence:
             path = saved.file_of(name)
             file = saved.read(name) if path.exists() else saved.Saved(path, {}, {})
             flags = dataclasses.replace(Flags(), **file.flags)
-            self._tables[name] = Table(flags, Runner(path.parent, False, "", saved=file))
+            self._tables[name] = Table(flags, Runner(path, False, "", saved=[file]))
         return self._tables[name]
 
 

@@ -112,7 +112,8 @@ def _over_training(flags: Flags, runner: Runner, parts: dict[str, str], name: st
 def _rows_of(runner: Runner, name: str, parts: dict[str, str]) -> list[dict[str, Any]]:
     """About fifty rows of a run with the sparsities that are drawn; a results file keeps these."""
     rows = runner.rows(fewshot, name, "step", "sparsity")
-    kept = rows[:: math.ceil(len(rows) / _ROWS)]
+    # At most 51 rows with the last one: they are not thinned again when a results file is read.
+    kept = rows[:: math.ceil((len(rows) - 1) / _ROWS) or 1]
     if kept[-1] is not rows[-1]:
         kept.append(rows[-1])
     wanted = [

@@ -67,5 +67,8 @@ class Flags:
     table's file in results/, with the seeds and other settings stored there"""
     save: bool = False
     """write the runs that are shown into the table's file in results/"""
+    keep: bool = False
+    """take the runs that --out lacks from the files in results/: they are not run again, and --save
+    keeps them"""
     document: bool = False
     """write the table into its section of docs/reproducing"""

@@ -1,7 +1,7 @@
 """The runs of a table: finds existing results and runs what is missing."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,11 @@ class Runner:
     """Finds the results of runs, and runs what is missing.
 
     Args:
-      out: the folder of the run folders.
+      place: the folder of the run folders; a results file that is read alone.
       missing: whether to run what is missing.
       command: the command that resumes the table's runs.
-      saved: a results file to read instead of `out`; nothing is run.
-      pictures: the folder of the figures; default: `out`.
+      saved: results files with the runs that `place` lacks, the first one first.
+      pictures: the folder of the figures; default: `place`.
 
     Attributes:
       found: name -> what a results file keeps of the run, for the requested runs that exist.
@@ -52,14 +52,14 @@ class Runner:
 
     def __init__(
         self,
-        out: Path,
+        place: Path,
         missing: bool,
         command: str,
-        saved: Saved | None = None,
+        saved: Sequence[Saved] = (),
         pictures: Path | None = None,
     ):
-        self.place, self.missing, self.command = saved.path if saved else out, missing, command
-        self.pictures = pictures or out
+        self.place, self.missing, self.command = place, missing, command
+        self.pictures = pictures or place
         self.found: dict[str, dict[str, Any]] = {}
         self._saved = saved
 
@@ -67,7 +67,7 @@ class Runner:
         """The result of the run `name`; None if it does not exist and is not to be run."""
         folder = self._checked(family, name, config)
         result = folder.result() if folder else None
-        if self.missing:
+        if self.missing and not isinstance(folder, SavedRun):
             place = folder or self.place / name
             with _run_errors():
                 folder, done = runs.run(family, config, place, self.command)
@@ -85,13 +85,17 @@ class Runner:
         self, name: str, config: ContinualConfig, grid: Grid
     ) -> tuple[ContinualConfig, list[dict[str, Any]]] | None:
         """The configuration that a scan chooses, and its points; None as in `result`."""
-        points = scans.stored(self.place / name, config, grid, self._open, self.found)
-        if points is None and self._saved is None:
-            if self.missing:
-                cli.need_optuna("a scan")
-                with _run_errors():
-                    scan(continual, config, grid, self.place / name, self.command)
-            points = scans.swept(self.place / name, config, grid, self.found)
+        path = self.place / name
+        points = scans.stored(path, config, grid, runs.open_if_there, self.found)
+        if points is None:
+            points = scans.swept(path, config, grid, self.found)
+        if points is None:
+            points = scans.stored(path, config, grid, self._saved_run, self.found)
+        if points is None and self.missing:
+            cli.need_optuna("a scan")
+            with _run_errors():
+                scan(continual, config, grid, path, self.command)
+            points = scans.swept(path, config, grid, self.found)
         if not points:
             return None
         with trusting(self.place):
@@ -134,11 +138,15 @@ class Runner:
             self.found[folder.path.name] = content(folder, result)
 
     def _open(self, path: Path, unit: str) -> RunFolder | None:
-        """The run at `path`, a folder or an entry of the results file, or None."""
-        if self._saved is None:
-            return runs.open_if_there(path, unit)
-        kept = self._saved.runs.get(path.name)
-        return None if kept is None else SavedRun(path, unit, kept)
+        """The run at `path`, a folder or an entry of a results file, or None."""
+        return runs.open_if_there(path, unit) or self._saved_run(path, unit)
+
+    def _saved_run(self, path: Path, unit: str) -> RunFolder | None:
+        """The run in the first results file that has it, or None."""
+        for file in self._saved:
+            if path.name in file.runs:
+                return SavedRun(file.path / path.name, unit, file.runs[path.name])
+        return None
 
     def _checked(self, family, name, config) -> RunFolder | None:
         """The run of this name, or None; a different configuration is a `RunError`."""

@@ -89,7 +89,10 @@ def file_of(name: str) -> Path:
 
 def read(name: str) -> Saved:
     """Read the results file of a table or figure; a missing or damaged one is a `RunError`."""
-    path = file_of(name)
+    return _read(file_of(name))
+
+
+def _read(path: Path) -> Saved:
     with reading(path):
         value = json.loads(path.read_text(encoding="utf-8"))
     with trusting(path):
@@ -98,6 +101,13 @@ def read(name: str) -> Saved:
             run: {**kept, "result": dict(kept["result"])} for run, kept in value["runs"].items()
         }
     return Saved(path, flags, runs)
+
+
+def read_all(name: str) -> list[Saved]:
+    """Read all results files; that of `name` is the first one."""
+    first = file_of(name)
+    paths = sorted(results().glob("*.json"), key=lambda path: (path != first, path))
+    return [_read(path) for path in paths]
 
 
 def write(name: str, flags: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> Path:

@@ -5,7 +5,7 @@
 meta-steps of 35. All of this wants GPUs.
 
 `--scale cpu`: the same comparisons on glyphs with Conv4-32, 5 inner steps and 800 meta-steps (the
-preset `glyphs`), 5 seeds. Differences from the presets:
+preset `glyphs`), 5 seeds; 3 for what only Figures 2 and S2 need. Differences from the presets:
 
 - FOMAML and MAML have the inner rate 0.1: the 0.4 of the preset is too high for them. In Table 1,
   the rates of FOMAML, ANIL and BOIL are chosen from six on validation tasks of seed 0; on
@@ -29,8 +29,8 @@ and steps we estimate 10 to 30 minutes on miniImageNet, and twice a run on glyph
 | table S3 | glyphs 40, 5 or 10 of them also in table 1 |
 | table S4 | glyphs 30, up to 10 of them also in table 1 |
 | figures 1 and S1 | glyphs 20, the same for both, 5 of them also in table 1 |
-| figure 2 | glyphs 50; time grows with the 1 to 50 steps, on average 3.6 times a usual run |
-| figure S2 | those of figure 2, and glyphs 25 with 8 to 128 filters, 5 of them also in table 1 |
+| figure 2 | glyphs 32; time grows with the 1 to 50 steps, on average 3.6 times a usual run |
+| figure S2 | those of figure 2, and glyphs 17 with 8 to 128 filters, 5 of them also in table 1 |
 
 With one --out folder, a run that several tables need is made once.
 """
