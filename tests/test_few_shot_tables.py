@@ -397,6 +397,12 @@ def test_a_run_of_another_tables_file_is_kept_and_not_run_again(tmp_path, capsys
     assert made == ["sparse-maml"]  # of its folder; FOMAML's is in a results file
 
 
+def test_another_configuration_is_refused_where_it_is(tmp_path, capsys):
+    flags = "--keep", "--seeds", "2", "--timesteps", "1000"
+    message = "table-s8.json/p0.98-online-adam-1000 holds a run of another configuration: seeds 2"
+    refused(message, capsys, "table S8", tmp_path, *flags)
+
+
 def test_keep_without_a_folder_of_runs_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         show("table S3", "--keep")

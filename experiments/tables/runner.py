@@ -158,5 +158,5 @@ class Runner:
         stored = _with_same_place(stored, config)
         if stored != config:
             differences = cli.differing(dataclasses.asdict(config), dataclasses.asdict(stored))
-            raise RunError(f"{path} holds a run of another configuration: {differences}")
+            raise RunError(f"{folder.path} holds a run of another configuration: {differences}")
         return folder
