@@ -18,8 +18,9 @@ preset `glyphs`), 5 seeds; 3 for what only Figures 2 and S2 need. Differences fr
   trains on Omniglot (preset `omniglot`, 3 seeds, three methods) to test on other domains.
 
 Cost of `--scale cpu` on two cores, rounded, in runs of one seed. A run on glyphs takes 2 to 7
-minutes, one on Omniglot 12 to 27 (both measured, for 5 inner steps). From the number of images
-and steps we estimate 10 to 30 minutes on miniImageNet, and twice a run on glyphs for ResNet-12.
+minutes, with second-order MAML 8, with the small ResNet-12 11, one on Omniglot 12 to 27 (measured,
+for 5 inner steps; MAML and ResNet-12 on one core). From the number of images and steps we estimate
+10 to 30 minutes on miniImageNet.
 
 | table or figure | runs of one seed |
 |---|---|
