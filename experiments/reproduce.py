@@ -113,13 +113,11 @@ def _write_claims(given: Sequence[str]) -> None:
 
 def _save(flags: Flags, name: str, known: Iterable[str], runner: Runner) -> None:
     """Write the results file of a table, with the flags that differ from the defaults."""
-    path, found = saved.file_of(name), runner.found
-    old = saved.read(name).runs if path.exists() else {}
-    if flags.keep:
-        found = {**old, **found}
-    if lost := sorted(old.keys() - found.keys()):
+    old = saved.read_or_empty(name)
+    found = {**old.runs, **runner.found} if flags.keep else runner.found
+    if lost := sorted(old.runs.keys() - found.keys()):
         cli.fail(
-            f"{path} would lose {len(lost)} runs that {runner.place} lacks, such as {lost[0]};"
+            f"{old.path} would lose {len(lost)} runs that {runner.place} lacks, such as {lost[0]};"
             " keep them with --keep, or delete the file"
         )
     defaults = Flags()

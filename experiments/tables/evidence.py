@@ -26,10 +26,9 @@ class Evidence:
     def table(self, name: str) -> Table:
         """The saved runs of a table or figure, for example "table S5"."""
         if name not in self._tables:
-            path = saved.file_of(name)
-            file = saved.read(name) if path.exists() else saved.Saved(path, {}, {})
+            file = saved.read_or_empty(name)
             flags = dataclasses.replace(Flags(), **file.flags)
-            self._tables[name] = Table(flags, Runner(path, False, "", saved=[file]))
+            self._tables[name] = Table(flags, Runner(file.path, False, "", [file]))
         return self._tables[name]
 
 

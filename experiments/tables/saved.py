@@ -103,6 +103,12 @@ def _read(path: Path) -> Saved:
     return Saved(path, flags, runs)
 
 
+def read_or_empty(name: str) -> Saved:
+    """Read a results file as `read` does; a missing one has no runs."""
+    path = file_of(name)
+    return _read(path) if path.exists() else Saved(path, {}, {})
+
+
 def read_all(name: str) -> list[Saved]:
     """Read all results files; that of `name` is the first one."""
     first = file_of(name)
