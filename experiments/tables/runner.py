@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli, continual, evaluate, fewshot, runs
-from experiments.continual.scan import Grid, scan
+from experiments.continual.scan import Grid, scan, sweep_path
 from experiments.tables import scans
 from experiments.tables.saved import Saved, SavedRun, content
 from jaxsparse.data import DataError
@@ -87,14 +87,13 @@ class Runner:
         """The configuration that a scan chooses, and its points; None as in `result`."""
         path = self.place / name
         points = scans.stored(path, config, grid, runs.open_if_there, self.found)
-        if points is None:
-            points = scans.swept(path, config, grid, self.found)
-        if points is None:
+        if points is None and not sweep_path(path).exists():
             points = scans.stored(path, config, grid, self._saved_run, self.found)
-        if points is None and self.missing:
-            cli.need_optuna("a scan")
-            with _run_errors():
-                scan(continual, config, grid, path, self.command)
+        if points is None:
+            if self.missing:
+                cli.need_optuna("a scan")
+                with _run_errors():
+                    scan(continual, config, grid, path, self.command)
             points = scans.swept(path, config, grid, self.found)
         if not points:
             return None
