@@ -165,7 +165,7 @@ def test_few_shot_methods_are_compared(found):
         assert of(found, text, runs) == {"1-shot": 10.0, "5-shot": 10.0}
     text = "sparse-MAML is more accurate than FOMAML on other domains"
     targets = {"glyphs", "omniglot", "mnist", "fashion_mnist"}
-    for runs, own in (("Omniglot, Conv4-64", "omniglot"), ("glyphs, Conv4-32", "glyphs")):
+    for runs, own in (("Omniglot, Conv4-32", "omniglot"), ("glyphs, Conv4-32", "glyphs")):
         labels = {f"{name}, {shots}-shot" for name in targets - {own} for shots in (1, 5)}
         assert set(of(found, text, f"{runs}, tested on others")) == labels
 
