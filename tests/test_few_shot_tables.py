@@ -315,7 +315,9 @@ def test_table_1_is_printed_with_the_papers_numbers(tmp_path, capsys):
     said = "5-shot: sparse-MAML is above FOMAML: +4.00 points, standard error 0.71 over 5 seeds."
     assert said in text
     # Tested on its own data only.
-    assert found[-1] == ["glyphs", "5", "sparse-MAML", "-", "66.00 +- 3.16 (n = 5)", "-", "-"]
+    accuracy, frozen = "66.00 +- 3.16 (n = 5)", "40.00 +- 0.00 (n = 5)"
+    assert found[-2] == ["glyphs", "5", "FOMAML", "-", "62.00 +- 1.58 (n = 5)", "-", "-", "-"]
+    assert found[-1] == ["glyphs", "5", "sparse-MAML", "-", accuracy, "-", "-", frozen]
     assert "miniImageNet, Conv4-32" not in text
 
 
@@ -337,7 +339,7 @@ def test_tests_on_other_data_are_saved_with_the_runs(tmp_path, capsys, monkeypat
     show("table 1", "--out", str(out), "--save")
     before = capsys.readouterr().out
     cells = table_rows(before)[-1]
-    assert cells[3:] == ["-", "66.00 +- 3.16 (n = 5)", "74.00 +- 3.16 (n = 5)", "-"]
+    assert cells[3:7] == ["-", "66.00 +- 3.16 (n = 5)", "74.00 +- 3.16 (n = 5)", "-"]
     content = json.loads((tmp_path / "results" / "table-1.json").read_text())
     assert content["runs"][name]["evaluations"][path.stem]["result"] == tested
     shutil.rmtree(out)

@@ -61,8 +61,7 @@ def table_s1(flags: Flags, runner: Runner) -> Lines:
     for setting, shots, method, found in _runs(flags, runner, "table S1"):
         paper = published.TABLE_S1[found.config.network, shots, method]
         measured = (
-            of_seeds(found.result), of_seeds(found.result, "ensemble_accuracy"),
-            sparsity(found.result) if "sparse" in method else None,
+            of_seeds(found.result), of_seeds(found.result, "ensemble_accuracy"), _frozen(found)
         )  # fmt: skip
         label = "MAML (first order)" if method == "fomaml" else METHODS[method]
         lines.append(row(setting.label, str(shots), label, *map(cell, measured, paper)))
@@ -104,10 +103,9 @@ def table_s3(flags: Flags, runner: Runner) -> Lines:
             if found is None:
                 continue
             paper = published.TABLE_S3.get((method, variant))
-            frozen = sparsity(found.result) if method == "sparse-maml" else None
             lines.append(row(
                 METHODS[method], found.config.batch_norm, "yes" if found.config.bias else "no",
-                cell(of_seeds(found.result), paper), cell(frozen),
+                cell(of_seeds(found.result), paper), cell(_frozen(found)),
             ))  # fmt: skip
     return lines
 
@@ -159,6 +157,11 @@ def of_seeds(result: dict[str, Any], measure: str = "accuracy") -> list[float]:
 def sparsity(result: dict[str, Any]) -> list[float]:
     """The sparsity of each seed of a result."""
     return [seed["sparsity"]["total"] for seed in result["seeds"]]
+
+
+def _frozen(found: Found) -> list[float] | None:
+    """The sparsity of each seed; None if the method learns no mask."""
+    return sparsity(found.result) if "sparse" in found.config.method else None
 
 
 def cell(ours: list[float] | None, paper: Published | None = None) -> str:
@@ -213,7 +216,8 @@ def _methods(flags: Flags, runner: Runner, setting: Setting) -> Lines:
     if not lines:
         return []
     head = header("method", "1 shot", "5 shots", "sparsity")
-    return [f"**{setting.label}**", "", *head, *lines, "", *_comparisons(by_shots), ""]
+    compared = _comparisons(by_shots)
+    return [f"**{setting.label}**", "", *head, *lines, "", *compared, *([""] if compared else [])]
 
 
 def _comparisons(by_shots: dict[int, dict[str, Found]]) -> Lines:
@@ -266,14 +270,15 @@ def _other_domains(flags: Flags, runner: Runner) -> Lines:
         "**Other domains.** Images are brought to the size, channels and normalisation of the"
         " network's own. Ours only.",
         "",
-        *header("trained on", "shots", "method", *domains),
+        *header("trained on", "shots", "method", *domains, "sparsity"),
     ]
     for setting in SETTINGS["other domains", flags.scale]:
         for shots in SHOTS:
             for method in setting.methods:
                 found = of_method(flags, runner, setting, shots, method)
                 if found is not None:
-                    cells = [cell(on_domain(runner, found, domain)) for domain in domains]
+                    tested = [on_domain(runner, found, domain) for domain in domains]
+                    cells = map(cell, [*tested, _frozen(found)])
                     lines.append(row(setting.dataset, str(shots), METHODS[method], *cells))
     return lines
 

@@ -143,7 +143,11 @@ _MINI = Setting(
     "mini_imagenet", 2, _FIRST_ORDER, rates={"fomaml": RATES[1:4]},
 )  # fmt: skip
 _OMNIGLOT = _GLYPHS._replace(
-    label="Omniglot, Conv4-32", start="cpu-omniglot", dataset="omniglot", seeds=3, methods=_ACROSS,
+    label="Omniglot, Conv4-32",
+    start="cpu-omniglot",
+    dataset="omniglot",
+    seeds=3,
+    methods=_ACROSS,
     rates={"fomaml": RATES[1:5]},
 )
 
