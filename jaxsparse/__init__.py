@@ -12,7 +12,7 @@ from jaxsparse.lamaml import LaMAMLState, init_lamaml_state, lamaml_step
 from jaxsparse.learner import Learner, StreamBatch
 from jaxsparse.learners import cmaml, lamaml, maml
 from jaxsparse.losses import cross_entropy
-from jaxsparse.maml import MetaState, evaluate, init_state, sparse_maml_step
+from jaxsparse.maml import MetaState, evaluate, init_state, predict, sparse_maml_step
 from jaxsparse.straight_through import binary_mask, relu_mask
 
 __version__ = "0.1.0"
@@ -59,6 +59,7 @@ __all__ = [
     "metabgd",
     "metrics",
     "nn",
+    "predict",
     "pretrained",
     "relu_mask",
     "sparse_maml_step",

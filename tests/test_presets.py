@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import continual, online
+from experiments import continual, online, unread
 from experiments.fewshot import presets
 
 
@@ -43,3 +43,16 @@ def test_help_says_where_settings_are_from():
     assert "with --method boil (BOIL's public code)" in text
     assert "Table S6: sparse-lamaml, lamaml" in continual.describe()
     assert "OSAKA's public code" in online.describe()
+
+
+def test_help_prints_no_flag_that_is_refused():
+    stream = None
+    for line in continual.describe().splitlines()[1:]:
+        name, flags = line.strip().split(":", 1)
+        if not line.startswith("    "):
+            stream = name
+            continue
+        given = [flag.removeprefix("--").split("=")[0].replace("-", "_") for flag in flags.split()]
+        config = continual.preset_config(stream, name.split(",")[0])
+        assert unread.unread(unread.CONTINUAL, config, given) is None
+    assert stream == "split-cifar10"  # the last one

@@ -3,6 +3,7 @@
 from typing import Any
 
 from experiments.family import preset_flags
+from experiments.unread import CONTINUAL, is_read
 from jaxsparse.training.continual import META_METHODS, ContinualConfig
 
 Settings = dict[str, Any]
@@ -159,7 +160,9 @@ def describe() -> str:
         for method in (*META_METHODS, "er", "mer", "gem", "agem", "sgd", "iid"):
             for memories, label in sizes.items():
                 settings = _method_settings(stream, method, memories)
-                lines.append(f"    {method}{label}: {_flags(settings)}")
+                config = preset_config(stream, method, memories=memories)
+                read = {n: v for n, v in settings.items() if is_read(CONTINUAL, config, n)}
+                lines.append(f"    {method}{label}: {_flags(read)}")
     return "\n".join(lines)
 
 

@@ -96,7 +96,7 @@ _BY_METHOD: dict[tuple[str, str], tuple[Settings, Settings, str]] = {
     ("table-s2", "meta-sgd"): (_META_SGD, _META_SGD, "Meta-SGD's paper, the rest MAML's"),
     ("table-s3", "fomaml"): (_S3_FOMAML, _S3_FOMAML, "Table S3"),
     ("table-s4", "fomaml"): (_S4_FOMAML, _S4_FOMAML, "the first phase, MAML's paper, width 64"),
-    ("table-s4", "sparse-maml"): (_S4_MASK, _S4_MASK, "the second phase, wants --theta-from"),
+    ("table-s4", "sparse-maml"): (_S4_MASK, _S4_MASK, "the second phase, needs --theta-from"),
 }  # fmt: skip
 # Table 1 has the same settings, but FOMAML has those of sparse-maml.
 _BY_METHOD |= {

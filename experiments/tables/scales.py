@@ -1,8 +1,8 @@
 """The settings of the few-shot tables and figures: the paper's, and a small one for CPUs.
 
 `--scale paper`: miniImageNet with the presets `table-1`, `table-s1`, ..., `figure-2`, 5 seeds
-(ResNet-12: 3). A run of Conv4-64 is 40,000 meta-steps of 35 inner steps, one of ResNet-12 is 40,000
-meta-steps of 35. All of this wants GPUs.
+(ResNet-12: 3). A run of Conv4-64 or ResNet-12 is 40,000 meta-steps of 35 inner steps (in the
+figures of 25 or of K). All of this needs GPUs.
 
 `--scale cpu`: the same comparisons on glyphs with Conv4-32, 5 inner steps and 800 meta-steps (the
 preset `glyphs`), 5 seeds; 3 for what only Figures 2 and S2 need. Differences from the presets:
@@ -18,10 +18,9 @@ preset `glyphs`), 5 seeds; 3 for what only Figures 2 and S2 need. Differences fr
 - For the tests on other domains, three methods are also trained on Omniglot, with 3 seeds and the
   settings of glyphs: then only the images differ.
 
-Cost of `--scale cpu` on two cores, rounded, in runs of one seed. A run on glyphs takes 2 to 7
-minutes, with second-order MAML 8, with the small ResNet-12 11, one on Omniglot 12 to 27 (measured,
-for 5 inner steps; MAML and ResNet-12 on one core). From the number of images and steps we estimate
-10 to 30 minutes on miniImageNet.
+Cost of `--scale cpu`, rounded, in runs of one seed. On one core, with the other one busy, a run on
+glyphs or Omniglot takes 1 to 4 minutes, with second-order MAML 8, with the small ResNet-12 11, and
+a run on miniImageNet 14.
 
 | table or figure | runs of one seed |
 |---|---|

@@ -1,5 +1,6 @@
 """Whole runs: configurations, pure programs, the host loop and run folders."""
 
+from jaxsparse.training import continual, online
 from jaxsparse.training.errors import (
     ConfigError,
     Diverged,
@@ -33,11 +34,13 @@ __all__ = [
     "Stopped",
     "TrainState",
     "WriteError",
+    "continual",
     "largest_share",
     "make_gate",
     "make_learner",
     "make_program",
     "make_train",
+    "online",
     "run",
     "task_mesh",
     "writing",

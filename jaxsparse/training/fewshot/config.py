@@ -134,7 +134,7 @@ class FewShotConfig:
     seed: int = 0
     """first seed; it determines the initialisation and all tasks"""
     seeds: int = 1
-    """number of seeds to train in parallel: seed, seed + 1, ..."""
+    """number of seeds: seed, seed + 1, ...; on the CPU one after the other, on a GPU together"""
 
     def __post_init__(self):
         if isinstance(self.channels, list):  # as JSON has it
