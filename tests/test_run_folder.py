@@ -211,6 +211,15 @@ def test_a_run_starts_without_slow_imports():
     assert done.stdout.strip() == "set()"
 
 
+def test_import_jaxsparse_gives_the_runs_of_all_families():
+    program = (
+        "import jaxsparse; t = jaxsparse.training;"
+        "print(*(f.__name__ for f in (t.make_train, t.continual.make_stream, t.online.make_online)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["make_train", "make_stream", "make_online"], done.stderr
+
+
 def test_one_writer_at_a_time(folder):
     with pytest.raises(RunError, match="another process"), RunFolder.open(folder.path).lock():
         pass
