@@ -213,8 +213,8 @@ def test_a_run_starts_without_slow_imports():
 
 def test_import_jaxsparse_gives_the_runs_of_all_families():
     program = (
-        "import jaxsparse; t = jaxsparse.training;"
-        "print(*(f.__name__ for f in (t.make_train, t.continual.make_stream, t.online.make_online)))"
+        "import jaxsparse; t = jaxsparse.training; print(t.make_train.__name__,"
+        "t.continual.make_stream.__name__, t.online.make_online.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.split() == ["make_train", "make_stream", "make_online"], done.stderr
