@@ -5,7 +5,7 @@ python -m experiments.export runs/fewshot/NAME --out NAME.safetensors
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,16 @@ def exported(run: Finished, seed: int | None = None) -> Weights:
         **{"data_dir": None, "theta_from": None},  # folders of another machine
     }
     record = {**run.record, "config": settings, "images": images}
-    own = run.result["seeds"][place]
-    result = {**run.result, "accuracy": own["accuracy"], "seeds": [own]}
+    own, whole = _without_ensemble(run.result["seeds"][place]), _without_ensemble(run.result)
+    result = {
+        **whole, "accuracy": own["accuracy"], "accuracy_std_over_seeds": None,
+        "interval95_over_tasks": own["interval95"], "seeds": [own],
+    }  # fmt: skip
     return Weights(record, result, named_weights(theta, mask))
+
+
+def _without_ensemble(measures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in measures.items() if not name.startswith("ensemble")}
 
 
 if __name__ == "__main__":

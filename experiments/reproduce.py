@@ -115,15 +115,25 @@ def _save(flags: Flags, name: str, known: Iterable[str], runner: Runner) -> None
     """Write the results file of a table, with the flags that differ from the defaults."""
     old = saved.read_or_empty(name)
     found = {**old.runs, **runner.found} if flags.keep else runner.found
-    if lost := sorted(old.runs.keys() - found.keys()):
+    if lost := sorted(run for run in old.runs if saved.loses(old.runs[run], found.get(run))):
         cli.fail(
-            f"{old.path} would lose {len(lost)} runs that {runner.place} lacks, such as {lost[0]};"
-            " keep them with --keep, or delete the file"
+            f"{old.path} would lose {len(lost)} runs, or their tests on other data, that"
+            f" {runner.place} lacks, such as {lost[0]}; keep them with --keep, or delete the file"
         )
     defaults = Flags()
     changed = {flag: getattr(flags, flag) for flag in known}
+    if flags.keep and old.runs:
+        for flag, value in changed.items():
+            changed[flag] = _union(old.flags.get(flag, getattr(defaults, flag)), value)
     changed = {flag: x for flag, x in changed.items() if x != getattr(defaults, flag)}
     cli.say(f"saved: {saved.write(name, changed, found)}")
+
+
+def _union(old: Any, new: Any) -> Any:
+    """The value of a flag that shows the runs of both values; an empty tuple shows all."""
+    if not isinstance(new, tuple):
+        return new
+    return tuple(dict.fromkeys((*old, *new))) if old and new else ()
 
 
 def _check_read(

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -119,8 +119,21 @@ def check_number(name: str, value: Any, least: float = -math.inf) -> None:
         raise TypeError(f"{name} must be {wanted}, got {described(value)}")
     if jnp.shape(value) != ():
         raise ValueError(f"{name} must be {wanted}, got shape {jnp.shape(value)}")
-    if not is_traced(value) and not (math.isfinite(value) and value >= least):
+    if not is_traced(value) and not (is_finite(value) and value >= least):
         raise ValueError(f"{name} must be {wanted}, got {value}")
+
+
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Whether `value` is an integer of Python or NumPy, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a number is finite as a float; a huge integer is not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_scale(name: str, scale: Sequence[float], channels: int, zero: bool = True) -> None:
@@ -228,7 +241,7 @@ def check_bound(name: str, bound: float | None) -> None:
 
 def check_steps(name: str, steps: Any, least: int = 0) -> None:
     """Raise unless `steps` is an integer of Python or NumPy that is `least` or more."""
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
+    if not is_integer(steps):
         raise TypeError(f"{name} must be a Python int, static under jit, got {steps!r}")
     if steps < least:
         raise ValueError(f"{name} must be {least} or more, got {steps}")

@@ -14,6 +14,7 @@ from jaxsparse.checks import check_floating, check_like, check_steps, copy_array
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt, meta_gradient, prepared
+from jaxsparse.losses import check_one_batch
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
@@ -206,11 +207,10 @@ def cmaml_step(
         with the new m. Otherwise phi restarts from theta at the next batch.
 
     Returns:
-      The new state, and metrics: "loss" before adapting to the batch, `loss_fn`'s metrics at the
-      same point (such as the online accuracy), "inner_loss" [K] (before each inner step),
-      "adapted_loss", the bools "detected" (a switch), "updated" (theta and m) and "restarted"
-      (phi), "outer_loss" J and "modulation" omega (0 without an update), and the "sparsity" of the
-      step sizes used.
+      The new state, and metrics: "loss" and `loss_fn`'s metrics before adapting to the batch,
+      "inner_loss" [K] (before each inner step), "adapted_loss", the bools "detected" (a switch),
+      "updated" (theta and m) and "restarted" (phi), "outer_loss" J and "modulation" omega (0
+      without an update), and the "sparsity" of the step sizes used.
 
     Raises:
       TypeError, ValueError: trees, shapes or dtypes do not fit; the message names the argument.
@@ -293,7 +293,7 @@ def cmaml_step(
         "adapted_loss": adapted_loss,
         "detected": detected,
         "updated": updated,
-        "restarted": state.restart,
+        "restarted": state.restart | (detected & restart_now),
         "outer_loss": outer_loss,
         "modulation": omega,
         "sparsity": gate_sparsity,
@@ -379,6 +379,7 @@ def _outer_update(
 
 def _checked_loss(loss_fn):
     """As `scalar_loss`, but metrics named like those of a timestep raise ValueError."""
+    check_one_batch(loss_fn)
     loss_and_metrics = scalar_loss(loss_fn)
 
     def checked(params, batch):

@@ -118,8 +118,9 @@ def meta_gradient(
         which the steps themselves use, or those "after" them, on the same batches.
 
     Returns:
-      d theta in float32 or wider, d a like `step_sizes`, and metrics: the outer "loss" and its
-      metrics, averaged over the iterates, and "inner_loss" [K], the loss before each step.
+      d theta in float32 or wider (second order: in the dtype of theta), d a like `step_sizes`, and
+      metrics: the outer "loss" and its metrics, averaged over the iterates, and "inner_loss" [K],
+      the loss before each step.
 
     Examples:
       >>> square = lambda w, x: (w - x) ** 2
@@ -334,16 +335,16 @@ def _second_order(loop, outer_and_grad, every):
             outer, h = outer_and_grad(end, None)
             cotangent = jax.tree.map(lambda c, x: c + share * x, cotangent, h)
         cotangent, d_step = pull(cotangent)
-        return (cotangent, jax.tree.map(jnp.add, d_sizes, d_step)), outer
+        return (cotangent, jax.tree.map(lambda d, x: d + x.astype(d.dtype), d_sizes, d_step)), outer
 
     end, (starts, inner) = _scan(step, loop.theta, loop.rows, loop.steps)
     outer, cotangent = None, jax.tree.map(jnp.zeros_like, loop.theta)
     if not every:
         outer, cotangent = outer_and_grad(end, inner)
-    start = cotangent, jax.tree.map(jnp.zeros_like, loop.a)
+    start = cotangent, zeros_to_sum(loop.a)
     passed = starts, loop.rows
     (d_params, d_sizes), outers = _scan(step_back, start, passed, loop.steps, reverse=True)
-    return d_params, d_sizes, inner["loss"], outers if every else outer
+    return d_params, summed_like(loop.a, d_sizes), inner["loss"], outers if every else outer
 
 
 def _scan(step, carry, inputs, steps, reverse=False):

@@ -30,7 +30,7 @@ from jaxsparse.inner import (
     gated_step,
     meta_gradient,
 )
-from jaxsparse.losses import check_weighable, weighted_loss
+from jaxsparse.losses import check_one_batch, check_weighable, weighted_loss
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
@@ -181,7 +181,8 @@ def lamaml_step(
       mask_optimizer: the optax transformation for m, `optax.sgd(rate)` in the paper. None keeps m
         as it is.
       theta_optimizer: the optax transformation that updates theta with d theta; None for the
-        asynchronous rule above.
+        asynchronous rule above. A parameter without a step size (`gates.for_part`) then never
+        changes.
       replay_weights: [r], floating, not negative: the weight of each replayed row in the meta-loss.
         Rows of the batch have weight 1. Use 0 for empty memory slots, which must hold finite
         values. The meta-loss is the weighted mean of the rows' losses (see `weighted_loss`), so
@@ -229,6 +230,8 @@ def lamaml_step(
             raise ValueError(f"{name} must be {listed}, got {value!r}")
     if second_order and gradient_sum != "before":
         raise ValueError(f"gradient_sum must be 'before' with second_order, got {gradient_sum!r}")
+    for loss in (loss_fn, meta_loss_fn):
+        check_one_batch(loss)
     if replay_weights is not None:
         check_weighable("replay_weights", meta_loss_fn or loss_fn)
     check_bound("inner_clip", inner_clip)
@@ -246,7 +249,9 @@ def lamaml_step(
     weights = _row_weights(replay_weights, count)
     options = meta_iterates, gradient_sum, second_order, inner_batch_size, inner_clip
     split = None
-    if meta_loss_fn is None and options == ("all", "before", False, 1, None):
+    # The split loop adapts all parameters: it needs a step size for each of them.
+    whole = len(jax.tree.leaves(sizes)) == len(jax.tree.leaves(state.params))
+    if whole and meta_loss_fn is None and options == ("all", "before", False, 1, None):
         split = _first_layer.float32_split(loss_fn, state.params)
     if split is not None:
         d_params, d_sizes, metrics = _first_layer.meta_gradient(

@@ -11,6 +11,7 @@ from jaxsparse.checks import described, scalar_loss
 __all__ = [
     "BatchNorm",
     "SplitLoss",
+    "check_one_batch",
     "check_weighable",
     "cross_entropy",
     "query_loss",
@@ -70,6 +71,16 @@ def cross_entropy(model: Any, batch_norm: BatchNorm = "transductive") -> Callabl
             "jaxsparse.nn with batch norm have it"
         )
     return NonTransductive(model, False, batch_norm)
+
+
+def check_one_batch(loss_fn: Callable | None) -> None:
+    """Raise ValueError if the loss of a query set needs its support set: a stream has none."""
+    if getattr(loss_fn, "query_loss", None) is not None:
+        got = getattr(loss_fn, "batch_norm", "a loss with query_loss")
+        raise ValueError(
+            f"loss_fn: batch_norm must be 'transductive' on a stream, which has no support sets;"
+            f" got {got!r}"
+        )
 
 
 def query_loss(loss_fn: Callable, params: Any, task: Any, inner: Any) -> tuple[Any, dict]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxsparse.checks import check_leading_axis, check_steps, copy_arrays
+from jaxsparse.checks import check_leading_axis, check_steps, copy_arrays, is_integer
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt, meta_gradient
 from jaxsparse.losses import query_loss
@@ -312,6 +312,8 @@ def _after_adaptation(
     check_steps("inner_steps", inner_steps)
     tasks = _pair(tasks)
     count = check_leading_axis("tasks", tasks)
+    if per_task and (own := check_leading_axis("step_sizes", step_sizes)) != count:
+        raise ValueError(f"step_sizes has {own} tasks, want those of `tasks`, {count}")
 
     def one_task(params, sizes, task):
         phi, inner = adapt(loss_fn, params, sizes, task[0], inner_steps)
@@ -369,8 +371,8 @@ def _over_tasks(function, count, per_task, task_loop, mesh):
 
 def _together(task_loop: TaskLoop, mesh: Mesh | None, count: int) -> int | None:
     """The number of tasks that each device adapts to in parallel; None: one after the other."""
-    if isinstance(task_loop, int) and not isinstance(task_loop, bool) and task_loop >= 1:
-        return task_loop if task_loop > 1 else None
+    if is_integer(task_loop) and task_loop >= 1:
+        return int(task_loop) if task_loop > 1 else None
     if task_loop not in ("auto", "vmap", "scan"):
         raise ValueError(
             f"task_loop must be 'auto', 'vmap', 'scan' or a number of tasks, got {task_loop!r}"

@@ -147,3 +147,20 @@ def test_errors(task, setting):
         evaluate(*setting, stacked(task), loss_fn=loss_fn, inner_steps=0)
     with pytest.raises(TypeError, match="loss_fn must be made by cross_entropy"):
         predict(*setting, stacked(task), loss_fn=lambda p, b: jnp.float32(0), inner_steps=1)
+
+
+@pytest.mark.parametrize("batch_norm", ["support", "running"])
+def test_statistics_of_a_support_set_are_refused_on_a_stream(batch_norm):
+    model, sgd = nn.conv4(ways=2, width=2, image_shape=(16, 16, 1)), optax.sgd(0.1)
+    loss, params = jaxsparse.cross_entropy(model, batch_norm), model.init(jax.random.key(0))
+    batch, gate = (jnp.ones((2, 16, 16, 1)), jnp.array([0, 1])), gates.binary(0.1)
+    options = {"theta_optimizer": sgd, "mask_optimizer": sgd}
+    online = jaxsparse.init_cmaml_state(params, gate, jax.random.key(1), batch=batch, **options)
+    glance = jaxsparse.init_lamaml_state(params, gate, jax.random.key(1), mask_optimizer=sgd)
+    options |= {"loss_fn": loss, "gate": gate}
+    with pytest.raises(ValueError, match="loss_fn: batch_norm must be 'transductive'"):
+        jaxsparse.cmaml_step(
+            online, batch, jax.random.key(2), inner_steps=1, detection_threshold=None, **options
+        )
+    with pytest.raises(ValueError, match=f"got '{batch_norm}'"):
+        jaxsparse.lamaml_step(glance, batch, None, jax.random.key(2), **options)

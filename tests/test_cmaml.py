@@ -349,7 +349,9 @@ def test_algorithm_2_as_it_is_printed():
     np.testing.assert_allclose(moved, wanted[nearest], rtol=1e-4, atol=1e-5)
     assert np.bincount(nearest, minlength=6).min() > 25  # of 50 expected: deviation 6.5
 
-    alone = step(state._replace(stored=jnp.int32(1)), jnp.array([batch]), keys[0])[0]
+    state = state._replace(stored=jnp.int32(1), restart=jnp.array(False))
+    alone, metrics = step(state, jnp.array([batch]), keys[0])
+    assert metrics["detected"] and metrics["restarted"]  # in the same timestep
     np.testing.assert_allclose(alone.params, printed(values[0], values[0])[0], rtol=1e-5)
 
 

@@ -61,6 +61,7 @@ CONFIGS = {
     "a list for a place": (
         lambda record: record["config"].update(data_dir=[]), "data_dir must be a word or none"
     ),
+    "huge": (lambda record: record["config"].update(inner_lr=10**400), "inner_lr must be finite"),
     "out of range": (lambda record: record["config"].update(seeds=0), "seeds must be 1 or more"),
 }  # fmt: skip
 

@@ -340,11 +340,31 @@ def test_tests_on_other_data_are_saved_with_the_runs(tmp_path, capsys, monkeypat
     before = capsys.readouterr().out
     cells = table_rows(before)[-1]
     assert cells[3:7] == ["-", "66.00 +- 3.16 (n = 5)", "74.00 +- 3.16 (n = 5)", "-"]
-    content = json.loads((tmp_path / "results" / "table-1.json").read_text())
+    stored = tmp_path / "results" / "table-1.json"
+    content = json.loads(stored.read_text())
     assert content["runs"][name]["evaluations"][path.stem]["result"] == tested
+    # The folder of the run, without the test: a saved one is kept or not overwritten.
+    path.unlink()
+    capsys.readouterr()
+    refused(f"{stored} would lose 1 runs, or their tests", capsys, "table 1", out, "--save")
+    capsys.readouterr()
+    show("table 1", "--out", str(out), "--save", "--keep")
+    assert capsys.readouterr().out == before
+    assert json.loads(stored.read_text()) == content
     shutil.rmtree(out)
     show("table 1")
     assert before.startswith(capsys.readouterr().out)
+
+
+def test_a_saved_run_is_shown_beside_its_unfinished_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(saved, "RESULTS", tmp_path / "results")
+    name, config = glyphs().run(CPU, 5, "sparse-maml")
+    folder = store(tmp_path / "runs", name, config, [0.6] * 5)
+    show("table S3", "--out", str(tmp_path / "runs"), "--save")
+    capsys.readouterr()
+    (folder / "result.json").unlink()
+    show("table S3", "--out", str(tmp_path / "runs"), "--keep")
+    assert "60.00 +- 0.00 (n = 5)" in capsys.readouterr().out
 
 
 def test_a_save_keeps_earlier_runs_or_is_refused(tmp_path, capsys, monkeypatch):
@@ -356,7 +376,10 @@ def test_a_save_keeps_earlier_runs_or_is_refused(tmp_path, capsys, monkeypatch):
     before = path.read_bytes()
     store(second, *glyphs().run(CPU, 5, "sparse-maml", bias=False), [0.5] * 5)
     capsys.readouterr()
-    message = f"{path} would lose 1 runs that {second} lacks, such as cpu-glyphs-5shot-sparse-maml;"
+    message = (
+        f"{path} would lose 1 runs, or their tests on other data, that {second} lacks, such as"
+        " cpu-glyphs-5shot-sparse-maml;"
+    )
     refused(message, capsys, "table S3", second, "--save")
     assert path.read_bytes() == before
     capsys.readouterr()

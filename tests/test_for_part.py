@@ -151,3 +151,22 @@ def test_every_method_trains_without_adapting_the_norms(method):
     )
     after, _ = jax.eval_shape(learner.step, state, (batch, batch), None)
     assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("without", ["dense1/kernel", "dense1/bias", "head/bias"])
+def test_lamaml_with_parameters_outside_the_inner_loop(without):
+    """A loss that gives the parts of its first layer has the same step as one that does not."""
+    model = jaxsparse.nn.mlp(ways=3, hidden=(8,), image_shape=(2, 2, 1))
+    params, loss = model.init(jax.random.key(0)), jaxsparse.cross_entropy(model)
+    batch = jax.random.normal(jax.random.key(1), (4, 2, 2, 1)), jnp.array([0, 1, 2, 1])
+    gate, sgd = gates.for_part(gates.binary(ALPHA), lambda name: name != without), optax.sgd(0.1)
+    options = {"gate": gate, "mask_optimizer": sgd}
+    state = jaxsparse.init_lamaml_state(params, gate, jax.random.key(2), mask_optimizer=sgd)
+    got, want = (
+        jaxsparse.lamaml_step(state, batch, None, jax.random.key(3), loss_fn=f, **options)[0]
+        for f in (loss, lambda params, rows: loss(params, rows))
+    )
+    jax.tree.map(np.testing.assert_array_equal, (got.params, got.mask), (want.params, want.mask))
+    layer, leaf = without.split("/")
+    np.testing.assert_array_equal(got.params[layer][leaf], params[layer][leaf])
+    assert not np.array_equal(got.params["head"]["kernel"], params["head"]["kernel"])

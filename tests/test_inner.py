@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from problems import Classifier, classification_loss, classification_tasks, quick_jit, task_list
 
 from jaxsparse import adapt
+from jaxsparse.inner import meta_gradient
 
 
 def square(w, target):
@@ -219,6 +220,15 @@ def test_bfloat16_gradients_are_summed_in_float32():
     phi, d = jax.value_and_grad(lambda a: adapt(lambda w, _: w, w, a, None, 300)[0])(size)
     assert phi.dtype == d.dtype == jnp.bfloat16
     assert phi == d == -300
+
+
+def test_bfloat16_step_sizes_of_second_order_are_summed_in_float32():
+    w, size = jnp.zeros((), jnp.bfloat16), jnp.ones((), jnp.bfloat16)
+    _, d, _ = meta_gradient(
+        lambda w, _: w, w, size, None, lambda w, _: (w, {}), steps=300, iterates="last",
+        second_order=True,
+    )  # fmt: skip
+    assert d.dtype == jnp.bfloat16 and d == -300
 
 
 def temporary_bytes(params, sizes, batch, steps, second_order):

@@ -459,6 +459,25 @@ def test_evaluate_with_step_sizes_per_task(task_loop):
         assert_trees_close(jax.tree.map(lambda x, i=i: x[i : i + 1], together), alone)
 
 
+@pytest.mark.parametrize("task_loop", ["vmap", "scan", 2])
+@pytest.mark.parametrize("shape", [(), (1, 2), (2, 2), (4, 2)])
+def test_step_sizes_of_other_tasks_are_refused(shape, task_loop):
+    tasks, options = (jnp.ones((3, 2)), jnp.ones((3, 2))), {"inner_steps": 1}
+    with pytest.raises(ValueError, match=r"^step_sizes "):
+        evaluate(
+            jnp.zeros(2), jnp.full(shape, 0.5), tasks, loss_fn=lambda w, x: jnp.sum((w - x) ** 2),
+            step_sizes_per_task=True, task_loop=task_loop, **options,
+        )  # fmt: skip
+
+
+def test_a_numpy_integer_is_a_number_of_tasks():
+    tasks = jnp.arange(6.0).reshape(3, 2), jnp.ones((3, 2))
+    options = {"loss_fn": lambda w, x: jnp.sum((w - x) ** 2), "inner_steps": 1}
+    metrics = evaluate(jnp.zeros(2), jnp.full(2, 0.25), tasks, task_loop=np.int64(2), **options)
+    # Half way from 0 to the support set: (x / 2 - 1)^2 of both entries.
+    np.testing.assert_allclose(metrics["loss"], [1.25, 0.25, 3.25])
+
+
 # Errors
 
 BATCH = (jnp.ones((3, 4, 5)), jnp.zeros((3, 4), jnp.int32))

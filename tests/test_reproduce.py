@@ -14,6 +14,7 @@ from experiments.published import TABLE_S5, TABLE_S8
 from experiments.tables import continual as tables
 from experiments.tables import figures as drawing
 from experiments.tables import online as online_tables
+from experiments.tables import saved
 from experiments.tables.continual import cell_config
 from experiments.tables.flags import Flags
 from experiments.tables.index import READS
@@ -337,6 +338,19 @@ def test_both_initial_rates_of_cmaml_are_shown(tmp_path, capsys):
 def test_a_short_stream_is_labelled(tmp_path, capsys):
     run(tmp_path, "--table", "S8", "--timesteps", "1000")
     assert "first 1,000 timesteps, the paper's over all 10,000" in capsys.readouterr().out
+
+
+def test_kept_runs_are_still_shown_by_default(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(saved, "RESULTS", tmp_path / "results")
+    for p in (0.98, 0.9):
+        store_online(tmp_path / str(p), p, "bgd", (0.8, 0.9))
+        run(tmp_path / str(p), "--table", "S8", "--p", str(p), "--save", "--keep")
+    capsys.readouterr()
+    reproduce.main(["--no-run", "--table", "S8"])
+    shown = capsys.readouterr().out
+    assert shown.count("| bgd | 10,000 x 2 | 85.00 +- 7.07") == 2
+    flags = json.loads((tmp_path / "results" / "table-s8.json").read_text())["flags"]
+    assert set(flags.get("p", (0.98, 0.9))) == {0.98, 0.9}
 
 
 def test_whole_streams_have_one_seed(tmp_path, capsys):

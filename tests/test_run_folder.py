@@ -165,8 +165,17 @@ def test_a_half_written_row_is_dropped_and_rows_after_the_checkpoint_are(folder)
     folder.keep_rows(1)
     folder.add_row(row(2))
     assert folder.rows() == [row(0), row(1), row(2)]
-    with pytest.raises(RunError, match="lacks epochs before 3"):
+    with pytest.raises(RunError, match="lacks epochs up to 3"):
         folder.keep_rows(3)
+
+
+@pytest.mark.parametrize("left", ["", '{"epoch": 0, "st'])
+def test_a_lost_first_row_is_noticed(folder, left):
+    folder.add_row(row(0))
+    (folder.path / "metrics.jsonl").write_text(left)
+    with pytest.raises(RunError, match=r"metrics\.jsonl"):
+        folder.keep_rows(0)  # the checkpoint is from the first epoch
+    assert (folder.path / "metrics.jsonl").read_text() == left
 
 
 def test_the_events_hold_the_rows_scalars(folder):

@@ -121,7 +121,8 @@ class Runner:
         if isinstance(folder, SavedRun):
             tested = folder.evaluation(key)
         elif not self.missing:
-            tested = evaluate.stored(folder.path / evaluate.FOLDER / f"{key}.json", dataset, test)
+            file = folder.path / evaluate.FOLDER / f"{key}.json"
+            tested = evaluate.stored(file, dataset, test) or self._saved_test(folder, key)
         else:
             with _run_errors():
                 run = finished(folder.path)
@@ -137,10 +138,22 @@ class Runner:
             self.found[folder.path.name] = content(folder, result)
 
     def _open(self, path: Path, unit: str) -> RunFolder | None:
-        """The run at `path`, a folder or an entry of a results file, or None."""
-        return runs.open_if_there(path, unit) or self._saved_run(path, unit)
+        """The run at `path`, a folder or an entry of a results file, or None.
 
-    def _saved_run(self, path: Path, unit: str) -> RunFolder | None:
+        A folder comes first, unless its run is not finished and is not to be continued.
+        """
+        folder = runs.open_if_there(path, unit)
+        if folder is None or (not self.missing and folder.result() is None):
+            return self._saved_run(path, unit) or folder
+        return folder
+
+    def _saved_test(self, folder: RunFolder, key: str) -> dict[str, Any] | None:
+        """A test of the run in `folder` that only a results file has, or None."""
+        kept = self._saved_run(folder.path, fewshot.UNIT)
+        same = kept is not None and kept.result() == self.found[folder.path.name]["result"]
+        return kept.evaluation(key) if kept and same else None
+
+    def _saved_run(self, path: Path, unit: str) -> SavedRun | None:
         """The run in the first results file that has it, or None."""
         for file in self._saved:
             if path.name in file.runs:

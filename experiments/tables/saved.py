@@ -71,6 +71,14 @@ def content(folder: RunFolder, result: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def loses(old: Mapping[str, Any], new: Mapping[str, Any] | None) -> bool:
+    """Whether a run, or a test of the same run on other data, is in `old` but not in `new`."""
+    if new is None:
+        return True
+    tests = old.get("evaluations", {}).keys() - new.get("evaluations", {}).keys()
+    return bool(tests) and old["result"] == new["result"]
+
+
 def _without_lists(entries: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the accuracy matrices: they are large, and no table reads them."""
     return {name: value for name, value in entries.items() if not isinstance(value, list)}

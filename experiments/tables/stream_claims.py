@@ -92,9 +92,11 @@ def _ranges(evidence: Evidence) -> Intervals:
         spans = []
         for method in SPARSE:
             runs = [_run(evidence, "figure S3", stream, method, inner_lr=x) for x in _RATES]
-            each = zip(*[_each(run) for run in runs if run], strict=True)
-            spans.append([max(seed) - min(seed) for seed in each])
-        if all(spans):
+            found = [run for run in runs if run]
+            if len(found) == len(_RATES):  # else the other method's range may be over more rates
+                each = zip(*[_each(run) for run in found], strict=True)
+                spans.append([max(seed) - min(seed) for seed in each])
+        if len(spans) == len(SPARSE):
             yield difference(stream, *spans)
 
 

@@ -59,7 +59,7 @@ def trusting(path: Path) -> Iterator[None]:
         yield
     except (ConfigError, DataError, RunError):
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else one_line(error)
         raise RunError(f"{path} has contents that no run writes: {what}") from error
 

@@ -187,8 +187,8 @@ class RunFolder:
         """
         rows, problem = self._readable_rows()
         kept = rows[: last + 1]
-        if last and len(kept) != last + 1:
-            raise RunError(problem or f"{self.path / _ROWS} lacks {self.unit}s before {last}")
+        if len(kept) != last + 1:
+            raise RunError(problem or f"{self.path / _ROWS} lacks {self.unit}s up to {last}")
         with writing(self.path):
             replace_text(
                 self.path / _ROWS, "".join(to_line(self._finite(_ROWS, row)) for row in kept)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from jaxsparse.checks import is_finite
 from jaxsparse.gates import Init
 from jaxsparse.training.errors import ConfigError, RunError
 from jaxsparse.training.run_folder import RunFolder
@@ -97,7 +98,7 @@ def check_not_negative(config: Any, names: Iterable[str]) -> None:
     """Raise ConfigError unless these fields are finite and 0 or more."""
     for name in names:
         value = getattr(config, name)
-        if not 0.0 <= value < float("inf"):
+        if value < 0 or not is_finite(value):
             wanted = "0 or more" if value < 0 else "finite"
             raise ConfigError(f"{name} must be {wanted}, got {value}")
 

@@ -145,7 +145,7 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
             image, label = row
             logits = learner.predict(state.learner, image[None])[0]
             # A non-finite output predicts no class: the accuracy becomes NaN.
-            hit = (logits.argmax() == label).astype(jnp.float32)
+            hit = (jax.lax.argmax(logits, 0, label.dtype) == label).astype(jnp.float32)
             return jnp.where(jnp.isfinite(logits).all(), hit, jnp.nan)
 
         hits = jax.lax.map(correct, (images, labels), batch_size=min(_TEST_BATCH, len(labels)))

@@ -105,7 +105,8 @@ def make_evaluation(
             for (params, mask), step_key in zip(members, step_keys, strict=True)
         ]
         mean = sum(jax.nn.softmax(x) for x in logits) / len(logits)
-        hits = jnp.argmax(mean, -1) == tasks.query[1]
+        labels = tasks.query[1]
+        hits = jnp.argmax(mean, -1).astype(labels.dtype) == labels
         return {"ensemble_accuracy": jnp.mean(hits, -1, dtype=jnp.float32)}
 
     return Evaluation(*(at_precision(precision, f) for f in (tasks, evaluate_batch, vote)))

@@ -67,12 +67,13 @@ class _Run:
         self._compile(placement)
         keys = self.runner.own[0]
         self.measurement = Measurement(placement, self.program, keys)
-        if not self.runner.restore(placement.over_runs(self.program.init, (0,)), keys):
+        restored = self.runner.restore(placement.over_runs(self.program.init, (0,)), keys)
+        if not restored:
             theta = self.first_theta()
             init = placement.over_runs(self.program.init, (0, None if theta is None else 0))
             self.runner.state = init(keys, None if theta is None else placement.share(theta))
-        folder.keep_rows(self.epoch)
-        if not folder.rows():
+        folder.keep_rows(self.epoch if restored else -1)
+        if not restored:
             sparsity = plain(processes.to_host(self.sparsity(self.runner.state)))
             folder.add_row({"epoch": 0, "step": 0, "sparsity": sparsity})
 

@@ -101,9 +101,10 @@ class _Pretraining:
 
         self.validate = one.over_steps(validate)
         init = one.over_runs(program.init, (0,))
-        if not self.runner.restore(init, key):
+        restored = self.runner.restore(init, key)
+        if not restored:
             self.runner.state = init(key)
-        folder.keep_rows(self.epoch)
+        folder.keep_rows(self.epoch if restored else -1)
 
     @property
     def epoch(self) -> int:

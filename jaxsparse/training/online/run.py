@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.data.switching import SwitchingData
@@ -13,7 +12,7 @@ from jaxsparse.training.online.program import Trace, make_program
 from jaxsparse.training.online.result import accuracies, detections, make_result
 from jaxsparse.training.run_folder import RunFolder
 from jaxsparse.training.runner import Hooks, Progress, Runner, plain
-from jaxsparse.training.seeds import place_runs
+from jaxsparse.training.seeds import place_runs, seed_keys
 from jaxsparse.training.shared_folder import held
 
 
@@ -53,7 +52,7 @@ class _OnlineRun:
         self.config, self.names, self.folder, self.hooks = config, data.names, folder, hooks
         placement, program = place_runs(config.seeds), make_program(config, data)
         self.sparsity = placement.over_runs(program.sparsity, (0,))
-        keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
+        keys = seed_keys(config)
         self.runner = Runner(
             program, folder, hooks, placement, (keys,), placement.share(data), config.seed
         )
