@@ -185,6 +185,7 @@ class TorchLearner:
             self.stored.append(batch)
         if detected and self.restart_now:
             self.phi, _ = self.adapt(self.theta, batch)
+            restarted = True
         self.reset = detected and not self.restart_now
         self.t += 1
         self.branches.append(branch)

@@ -65,6 +65,7 @@ def draw(seed):
     return params, *(rng.normal(size=(n, *SHAPE)).astype(np.float32) for n in (5, 4))
 
 
+@pytest.mark.slow
 def test_statistics_of_the_batch():
     params, images, _ = draw(0)
     logits, moments = quick_jit(MODEL.with_moments)(params, images, None)

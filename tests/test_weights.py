@@ -83,6 +83,7 @@ def test_a_result_that_no_run_writes_is_not_exported(accuracy, run, tmp_path, ca
     assert not (tmp_path / "w.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_every_method_fits_its_file(images, tmp_path):  # noqa: F811
     """sparse-MAML+ has the largest tree: a network generates its masks."""
     flagged = [*flags(images, tmp_path / "run"), "--method=sparse-maml-plus", "--embedding=3"]
