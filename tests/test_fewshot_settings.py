@@ -74,7 +74,8 @@ def test_both_meta_gradients_are_clipped(mask_optimizer, monkeypatch):
 @pytest.mark.parametrize(
     ("method", "flag", "second_order"),
     [
-        pytest.param("maml", False, True, marks=pytest.mark.slow), ("fomaml", False, False), ("sparse-maml", False, False),
+        pytest.param("maml", False, True, marks=pytest.mark.slow),
+        ("fomaml", False, False), ("sparse-maml", False, False),
         ("sparse-maml", True, True), ("anil", True, True),
     ],
 )  # fmt: skip
