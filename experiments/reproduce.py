@@ -14,14 +14,14 @@ import contextlib
 import dataclasses
 import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import cli, runs
 from experiments.tables import claims, saved
 from experiments.tables.flags import Flags
-from experiments.tables.index import READS, SWEEPS, Reads
+from experiments.tables.index import READS, SWEEPS, Known, Reads
 from experiments.tables.runner import Runner
 from jaxsparse.training import RunError, writing
 from jaxsparse.training.errors import one_line, trusting
@@ -111,7 +111,7 @@ def _write_claims(given: Sequence[str]) -> None:
     cli.say(f"written: {CLAIMS}")
 
 
-def _save(flags: Flags, name: str, known: Iterable[str], runner: Runner) -> None:
+def _save(flags: Flags, name: str, known: Known, runner: Runner) -> None:
     """Write the results file of a table, with the flags that differ from the defaults."""
     old = saved.read_or_empty(name)
     found = {**old.runs, **runner.found} if flags.keep else runner.found
@@ -124,21 +124,24 @@ def _save(flags: Flags, name: str, known: Iterable[str], runner: Runner) -> None
     changed = {flag: getattr(flags, flag) for flag in known}
     if flags.keep and old.runs:
         for flag, value in changed.items():
-            changed[flag] = _union(old.flags.get(flag, getattr(defaults, flag)), value)
+            stored = old.flags.get(flag, getattr(defaults, flag))
+            changed[flag] = _union(stored, value, known[flag] or getattr(defaults, flag))
     changed = {flag: x for flag, x in changed.items() if x != getattr(defaults, flag)}
     cli.say(f"saved: {saved.write(name, changed, found)}")
 
 
-def _union(old: Any, new: Any) -> Any:
-    """The value of a flag that shows the runs of both values; an empty tuple shows all."""
+def _union(old: Any, new: Any, order: Sequence[Any]) -> Any:
+    """The value of a flag that shows the runs of both values; an empty tuple shows all.
+
+    Values are in the order of the flag's known values; others come last.
+    """
     if not isinstance(new, tuple):
         return new
-    return tuple(dict.fromkeys((*old, *new))) if old and new else ()
+    both = tuple(dict.fromkeys((*order, *old, *new))) if old and new else ()
+    return tuple(value for value in both if value in (*old, *new))
 
 
-def _check_read(
-    flags: Flags, name: str, known: Mapping[str, tuple[Any, ...] | None], given: Sequence[str]
-) -> None:
+def _check_read(flags: Flags, name: str, known: Known, given: Sequence[str]) -> None:
     """Refuse flags that the table does not read, and values that it does not have."""
     for field in ("streams", "methods", "memories", "p", "timesteps", "seeds", "scale"):
         if field not in given:

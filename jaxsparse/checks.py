@@ -141,7 +141,7 @@ def check_scale(name: str, scale: Sequence[float], channels: int, zero: bool = T
     if len(scale) != channels:
         got = tuple(scale)
         raise ValueError(f"{name} must have {channels} values, one per channel, got {got}")
-    if not all(math.isfinite(x) and (zero or x) for x in scale):
+    if not all(is_finite(x) and (zero or x) for x in scale):
         wanted = "finite" if zero else "finite and not 0"
         raise ValueError(f"{name} must be {wanted}, got {tuple(scale)}")
 

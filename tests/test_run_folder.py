@@ -474,6 +474,31 @@ def test_without_locks_of_the_system_a_file_names_the_holder(tmp_path, monkeypat
     assert {p.name for p in path.iterdir()} == {".lock", "config.json"}
 
 
+@pytest.mark.filterwarnings("ignore:files cannot be locked")
+def test_a_lock_by_name_is_taken_over_by_one_process(folder, monkeypatch):
+    """Two processes find the link of one that has ended; the other replaces it first."""
+
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def other_is_faster(process):
+        monkeypatch.setattr(locks, "_lives", lives)
+        assert not lives(process)
+        holder.write_text(f"1 {socket.gethostname()}")
+        return False
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    holder, lives = folder.path / ".lock-holder", locks._lives
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    holder.write_text(f"{ended.pid} {socket.gethostname()}")
+    monkeypatch.setattr(locks, "_lives", other_is_faster)
+    with pytest.raises(RunError, match=f"another process, 1 on {socket.gethostname()}"):
+        folder.lock().__enter__()
+    assert holder.read_text().startswith("1 ")
+    assert not list(folder.path.glob(".*.partial"))
+
+
 def test_a_lock_that_fails_is_one_line(folder, monkeypatch):
     def flock(file, operation):
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -15,6 +15,9 @@ from experiments.tables import (
 )
 from experiments.tables.markdown import Lines
 
+# For each flag its values, or None for any.
+Known = Mapping[str, tuple[Any, ...] | None]
+
 
 class Reads(NamedTuple):
     """A table or figure and its flags.
@@ -22,11 +25,11 @@ class Reads(NamedTuple):
     Attributes:
       show: `(flags, runner) -> lines`.
       flags: the flags it reads in addition to `data_dir`, `out`, `run`, `save` and `document`,
-        which all read; for each flag the allowed values, or None for any.
+        which all read.
     """
 
     show: Callable[..., Lines]
-    flags: Mapping[str, tuple[Any, ...] | None]
+    flags: Known
 
 
 _STREAMS, _MEMORIES = continual.STREAMS, split_cifar.MEMORIES

@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from scipy import stats
-
-from jaxsparse.training.statistics import mean_and_std
+from experiments.tables.verdicts import spread
 
 Lines = list[str]
 
@@ -26,14 +23,6 @@ def seeds(count: int) -> str:
     return "seed 0" if count == 1 else f"mean +- std over seeds 0 to {count - 1}"
 
 
-def gap(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """The mean difference of paired shares in points, and its standard error (inf for one pair)."""
-    gaps = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
-    spread: Any = mean_and_std(gaps)
-    error = np.inf if spread["std"] is None else spread["std"] / len(gaps) ** 0.5
-    return spread["mean"], error
-
-
 def comparison(
     label: str, measure: str, ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]
 ) -> str:
@@ -47,12 +36,11 @@ def comparison(
       ours: the results of the first method, one per seed.
       theirs: the results of the second method, for the same seeds.
     """
-    count = len(ours)
-    mean, error = gap([seed[measure] for seed in ours], [seed[measure] for seed in theirs])
-    reach = stats.t.ppf(0.975, count - 1) * error if count > 1 else np.inf
+    pairs = zip(ours, theirs, strict=True)
+    mean, error, reach = spread([one[measure] - other[measure] for one, other in pairs])
     same = "not significantly different from"
     word = "above" if mean > reach else "below" if mean < -reach else same
     return (
         f"- {label.format(word)}: {mean:+.2f} points, "
-        f"standard error {error:.2f} over {count} seeds."
+        f"standard error {error:.2f} over {len(ours)} seeds."
     )

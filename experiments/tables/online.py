@@ -11,8 +11,9 @@ from experiments import online, published
 from experiments.online.report import with_sample_std
 from experiments.report import with_std
 from experiments.tables.flags import Flags
-from experiments.tables.markdown import Lines, comparison, gap, header, row, seeds
+from experiments.tables.markdown import Lines, comparison, header, row, seeds
 from experiments.tables.runner import Runner
+from experiments.tables.verdicts import spread
 from jaxsparse.training.online import OnlineConfig
 
 _PUBLISHED_TIMESTEPS = 10_000
@@ -134,7 +135,7 @@ def _in_span(rows, start, end):
 def _gap(ours, theirs):
     if None in (*ours, *theirs):
         return "-"
-    mean, error = gap(ours, theirs)
+    mean, error, _ = spread([a - b for a, b in zip(ours, theirs, strict=True)])
     return f"{mean:+.2f}" if math.isinf(error) else f"{mean:+.2f} ({error:.2f})"
 
 

@@ -49,14 +49,23 @@ def _text(value: float) -> str:
     return f"{round(value, 1) + 0.0:.1f}"  # never -0.0
 
 
+def spread(shares: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of shares in percent, its standard error, and half the width of its 95% interval.
+
+    The last two are infinite for one share.
+    """
+    count = len(shares)
+    found: Any = mean_and_std([100 * share for share in shares])
+    if count == 1:
+        return found["mean"], math.inf, math.inf
+    error = found["std"] / math.sqrt(count)
+    return found["mean"], error, float(stats.t.ppf(0.975, count - 1)) * error
+
+
 def interval(label: str, shares: Sequence[float]) -> Interval:
     """The interval of shares, one for each seed."""
-    count = len(shares)
-    spread: Any = mean_and_std([100 * share for share in shares])
-    if count == 1:
-        return Interval(label, spread["mean"], -math.inf, math.inf, 1)
-    reach = float(stats.t.ppf(0.975, count - 1)) * spread["std"] / math.sqrt(count)
-    return Interval(label, spread["mean"], spread["mean"] - reach, spread["mean"] + reach, count)
+    mean, _, reach = spread(shares)
+    return Interval(label, mean, mean - reach, mean + reach, len(shares))
 
 
 def difference(label: str, ours: Sequence[float], theirs: Sequence[float]) -> Interval:

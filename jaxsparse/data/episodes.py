@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.data.images import ImageSet, check_images
+from jaxsparse.data.images import ImageSet, check_count, check_images
 from jaxsparse.draws import choose
 from jaxsparse.errors import DataError
 
@@ -62,7 +62,7 @@ def sample_tasks(
         >>> images.shape, labels[0].tolist()
         ((4, 5, 28, 28, 1), [0, 1, 2, 3, 4])
     """
-    _check_number("tasks", tasks)
+    check_count("tasks", tasks)
     check_episode(data, ways, shots, query_shots)
     class_key, image_key = jax.random.split(key)
     present = jnp.ones((tasks, data.num_classes), bool)
@@ -95,7 +95,7 @@ def check_episode(data: ImageSet, ways: int, shots: int, query_shots: int) -> No
         jaxsparse.data.images.DataError: shots + query_shots must be at most 20, ...
     """
     for name, value in (("ways", ways), ("shots", shots), ("query_shots", query_shots)):
-        _check_number(name, value)
+        check_count(name, value)
     check_images(data)
     if ways > data.num_classes:
         raise DataError(f"ways must be at most {data.num_classes}, the classes; got {ways}")
@@ -111,13 +111,6 @@ def check_episode(data: ImageSet, ways: int, shots: int, query_shots: int) -> No
             f"shots + query_shots must be at most {fewest}, {where}; "
             f"got {shots} + {query_shots} = {wanted}"
         )
-
-
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, jax.core.Tracer):
-        raise DataError(f"{name} determines shapes, so it must be static under jit; got {value}")
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise DataError(f"{name} must be a whole number >= 1, got {value!r}")
 
 
 def _valid(data: ImageSet, classes: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsparse.checks import check_scale, described, is_array
+from jaxsparse.checks import check_scale, described, is_array, is_integer, is_traced
 from jaxsparse.errors import DataError
 
 
@@ -173,6 +173,14 @@ def check_range(name: str, values: Any, low: int, high: int) -> None:
     wrong = (values < low) | (values > high)
     if wrong.any():
         raise DataError(f"{name} must lie in {low} .. {high}, got {values[wrong][0]}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise DataError unless `value` is a whole number, 1 or more, known at trace time."""
+    if is_traced(value):
+        raise DataError(f"{name} determines shapes, so it must be static under jit; got {value}")
+    if not is_integer(value) or value < 1:
+        raise DataError(f"{name} must be a whole number >= 1, got {value!r}")
 
 
 def check_not_blank(data: ImageSet) -> None:

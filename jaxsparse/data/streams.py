@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxsparse.checks import is_array
 from jaxsparse.data.augmentation import augment as augment  # re-exported
-from jaxsparse.data.images import check_range
+from jaxsparse.data.images import check_count, check_range
 from jaxsparse.data.labelled import LabelledSet, check_labelled
 from jaxsparse.draws import choose
 from jaxsparse.errors import DataError
@@ -79,7 +79,7 @@ def rotations(
     Source: Lopez-Paz & Ranzato 2017, GEM, public code; Riemer et al. 2019, MER (20 tasks, 180).
     """
     height, width, _ = _check_pair(train, test)
-    _check_count("tasks", tasks)
+    check_count("tasks", tasks)
     edges = 180 * np.arange(tasks + 1) / tasks
     angles = np.random.default_rng(data_seed).uniform(edges[:-1], edges[1:])
     maps = np.stack([_rotation_map(height, width, float(angle)) for angle in angles])
@@ -113,7 +113,7 @@ def permutations(
     Source: Lopez-Paz & Ranzato 2017, GEM, public code.
     """
     height, width, _ = _check_pair(train, test)
-    _check_count("tasks", tasks)
+    check_count("tasks", tasks)
     rng = np.random.default_rng(data_seed)
     maps = np.stack([rng.permutation(height * width) for _ in range(tasks)])
     return TaskStream(train, test, pixel_maps=maps.astype(np.int32))
@@ -144,7 +144,7 @@ def split(train: LabelledSet, test: LabelledSet, classes_per_task: int = 2) -> T
     Source: Zenke, Poole & Ganguli 2017, Synaptic intelligence, Sec. 5.1.
     """
     _check_pair(train, test)
-    _check_count("classes_per_task", classes_per_task)
+    check_count("classes_per_task", classes_per_task)
     if train.num_classes % classes_per_task:
         raise DataError(
             f"classes_per_task must divide the {train.num_classes} classes, got {classes_per_task}"
@@ -255,7 +255,7 @@ def draw_schedule(
     members = stream.train_members
     available = len(stream.train.labels) if members is None else members.shape[1]
     count = available if samples_per_task is None else samples_per_task
-    _check_count("samples_per_task", count)
+    check_count("samples_per_task", count)
     if count > available:
         raise DataError(
             f"samples_per_task must be at most {available}, the images of a task; got {count}"
@@ -372,8 +372,3 @@ def _check_pair(train: LabelledSet, test: LabelledSet) -> tuple[int, int, int]:
         if one != other:
             raise DataError(f"train and test must have one {what}, got {one} and {other}")
     return train.image_shape
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise DataError(f"{name} must be a whole number >= 1, got {value!r}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsparse.data.classification import load_labelled
 from jaxsparse.data.glyphs import load_glyphs
-from jaxsparse.data.images import ImageSet, check_images
+from jaxsparse.data.images import ImageSet, check_count, check_images
 from jaxsparse.data.labelled import LabelledSet, check_labelled
 from jaxsparse.data.locations import find_data_dir
 from jaxsparse.data.omniglot import load_omniglot
@@ -212,7 +212,7 @@ def first_task(ways: int = 10) -> SwitchingTask:
         >>> first_task(ways=5).classes.shape
         (5,)
     """
-    _check_count("ways", ways)
+    check_count("ways", ways)
     return SwitchingTask(jnp.full((), -1, jnp.int32), jnp.zeros(ways, jnp.int32))
 
 
@@ -292,7 +292,7 @@ def _draw_task(key, data, ways, weights):
 
 
 def _check(data, ways, shots, stay_probability, weights):
-    _check_count("shots", shots)
+    check_count("shots", shots)
     traced = isinstance(stay_probability, jax.core.Tracer)
     if not traced and not 0 <= stay_probability <= 1:
         raise DataError(f"stay_probability must lie in [0, 1], got {stay_probability}")
@@ -312,11 +312,6 @@ def _check(data, ways, shots, stay_probability, weights):
                 f"{name} must be at most {there[fewest]}, the {what} of {data.names[fewest]}; "
                 f"got {asked}"
             )
-
-
-def _check_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise DataError(f"{name} must be a whole number >= 1, got {value!r}")
 
 
 def _dark_ink(sets: Sequence[ImageSet]) -> ImageSet:

@@ -86,12 +86,27 @@ def _claim(holder: Path) -> bool:
                 with suppress(FileExistsError):
                     os.link(own, holder)
                     return True
-                if _lives(_read(holder)):
+                if _lives(_read(holder)) or not _remove_ended(holder):
                     return False
-                holder.unlink(missing_ok=True)
             return False
         finally:
             own.unlink(missing_ok=True)
+
+
+def _remove_ended(holder: Path) -> bool:
+    """Remove the link of a process that has ended; False if another process got the lock first."""
+    # Moved, not deleted: since it was read, another process may have replaced it by its own.
+    moved = holder.with_name(partial_name(""))
+    try:
+        with suppress(FileNotFoundError):
+            holder.rename(moved)
+        if not _lives(_read(moved)):
+            return True
+        with suppress(FileExistsError):
+            os.link(moved, holder)
+        return False
+    finally:
+        moved.unlink(missing_ok=True)
 
 
 def _read(holder: Path) -> tuple[int, str]:
