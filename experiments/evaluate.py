@@ -15,7 +15,7 @@ from typing import Any, Literal
 import tyro
 
 from experiments import cli, fewshot, runs
-from experiments.report import percent
+from experiments.report import plus_minus
 from jaxsparse import data
 from jaxsparse.training import FewShotConfig, RunError, writing
 from jaxsparse.training.environment import environment, use_threads_of
@@ -224,7 +224,7 @@ def _cell(result: dict[str, Any], prefix: str) -> str:
     if mean is None:
         return "-"
     interval = result["seeds"][0][f"{prefix}interval95"]
-    return f"{percent(mean)} +- {percent(interval if std is None else std)}"
+    return plus_minus(mean, interval if std is None else std)
 
 
 if __name__ == "__main__":

@@ -187,8 +187,12 @@ def percent(value: float | None) -> str:
 
 def with_std(value: dict[str, float | None], unit: str = "") -> str:
     """A mean and its standard deviation, in percent; `unit` is put after the mean."""
-    std = "" if value["std"] is None else f" +- {percent(value['std'])}"
-    return percent(value["mean"]) + unit + std
+    return plus_minus(value["mean"], value["std"], unit)
+
+
+def plus_minus(value: float | None, reach: float | None, unit: str = "") -> str:
+    """A share and what it may be off, in percent; `unit` is put after the share."""
+    return percent(value) + unit + ("" if reach is None else f" +- {percent(reach)}")
 
 
 def spread(values: Sequence[float]) -> str:

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from experiments.drawing import band
+from experiments.fewshot.report import FewShotReport
 from experiments.tables.markdown import comparison
 from jaxsparse.training import FewShotConfig
 from jaxsparse.training.continual import ContinualConfig
 from jaxsparse.training.continual.result import make_result as continual_result
+from jaxsparse.training.fewshot.result import accuracies
 from jaxsparse.training.fewshot.result import make_result as fewshot_result
 from jaxsparse.training.online.result import over_seeds
 from jaxsparse.training.statistics import mean_and_std
@@ -37,6 +39,21 @@ def test_few_shot_results_have_the_sample_std():
     assert result["accuracy_std_over_seeds"] == pytest.approx(STD)
     of_tasks = statistics.stdev([0.0, 0.1, 0.2])
     assert result["seeds"][0]["interval95"] == pytest.approx(1.96 * of_tasks / 3**0.5)
+
+
+def test_one_task_has_no_interval(tmp_path):
+    one = np.array([[0.7]])
+    result = accuracies(0, {"accuracy": one, "loss": one, "ensemble_accuracy": one})
+    (seed,) = result["seeds"]
+    assert seed["interval95"] is seed["ensemble_interval95"] is None
+    assert result["interval95_over_tasks"] is None
+    seed["best_epoch"] = 1
+    report = FewShotReport(FewShotConfig(ensemble=3, epochs=4), tmp_path)
+    assert report.headline(result) == "test accuracy 70.00% (95% interval over 1 tasks)"
+    assert report.lines(result) == [
+        "seed 0: test accuracy 70.00% (95% over 1 tasks), epoch 1 of 4",
+        "seed 0: ensemble of 3: 70.00%",
+    ]
 
 
 def test_stream_results_have_the_sample_std():

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.report import ConsoleReport, Table, mean, percent, spread
+from experiments.report import ConsoleReport, Table, mean, percent, plus_minus, spread
 from jaxsparse.training import FewShotConfig
 from jaxsparse.training.fewshot.config import CHANNELS
 
@@ -45,7 +45,7 @@ class FewShotReport(ConsoleReport):
         if len(seeds) > 1:
             return f"test accuracy {spread([seed['accuracy'] for seed in seeds])}"
         return (
-            f"test accuracy {percent(seeds[0]['accuracy'])}% +- {percent(seeds[0]['interval95'])}"
+            f"test accuracy {plus_minus(seeds[0]['accuracy'], seeds[0]['interval95'], '%')}"
             f" (95% interval over {result['test_tasks']} tasks)"
         )
 
@@ -68,15 +68,15 @@ class FewShotReport(ConsoleReport):
         lines = []
         for seed in result["seeds"]:
             lines.append(
-                f"seed {seed['seed']}: test accuracy {percent(seed['accuracy'])}%"
-                f" +- {percent(seed['interval95'])} (95% over {result['test_tasks']} tasks),"
+                f"seed {seed['seed']}: test accuracy"
+                f" {plus_minus(seed['accuracy'], seed['interval95'], '%')}"
+                f" (95% over {result['test_tasks']} tasks),"
                 f" epoch {seed['best_epoch']} of {self.config.epochs}"
             )
             if "ensemble_accuracy" in seed:
                 lines.append(
-                    f"seed {seed['seed']}: ensemble of {self.config.ensemble}:"
-                    f" {percent(seed['ensemble_accuracy'])}%"
-                    f" +- {percent(seed['ensemble_interval95'])}"
+                    f"seed {seed['seed']}: ensemble of {self.config.ensemble}: "
+                    + plus_minus(seed["ensemble_accuracy"], seed["ensemble_interval95"], "%")
                 )
         if len(result["seeds"]) > 1:
             lines.append(

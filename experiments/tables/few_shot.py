@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from experiments import fewshot
-from experiments.report import percent
+from experiments.report import plus_minus
 from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, header, row
 from experiments.tables.runner import Runner
@@ -58,7 +58,7 @@ def accuracies(flags: Flags, runner: Runner) -> Lines:
         tested = result["seeds"][0]["sparsity"]["total"]
         lines.append(row(
             run.dataset, str(run.shots), run.label,
-            f"{percent(result['accuracy'])} +- {percent(result['interval95_over_tasks'])}",
+            plus_minus(result["accuracy"], result["interval95_over_tasks"]),
             str(result["test_tasks"]), f"{100 * start:.1f} -> {100 * tested:.1f}",
             f"`{_command(run)}`",
         ))  # fmt: skip

@@ -64,7 +64,9 @@ def accuracies(first_seed: int, metrics: dict[str, np.ndarray]) -> dict[str, Any
     return result
 
 
-def _with_interval(accuracy: np.ndarray) -> tuple[float, float]:
-    """Mean over the tasks and its 95% interval."""
+def _with_interval(accuracy: np.ndarray) -> tuple[float, float | None]:
+    """Mean over the tasks and its 95% interval; None for one task, which has none."""
     over_tasks: Any = mean_and_std(np.asarray(accuracy, np.float64))
-    return over_tasks["mean"], 1.96 * (over_tasks["std"] or 0.0) / len(accuracy) ** 0.5
+    if over_tasks["std"] is None:
+        return over_tasks["mean"], None
+    return over_tasks["mean"], 1.96 * over_tasks["std"] / len(accuracy) ** 0.5
