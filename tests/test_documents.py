@@ -244,7 +244,13 @@ def test_a_tutorial_shows_what_it_printed(name):
     assert str(ROOT.parent) not in json.dumps(outputs), "a path of the machine that ran it"
 
 
-@pytest.mark.parametrize("name", SIZES)
+LONG = ("own-network", "what-froze")  # a minute each even when small
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.slow) if x in LONG else x for x in SIZES],
+)
 def test_a_tutorial_runs(name, tmp_path, monkeypatch):
     book = nbformat.read(ROOT / "docs" / "tutorials" / f"{name}.ipynb", as_version=4)
     changes = dict(SIZES[name])
