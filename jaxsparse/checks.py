@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import jax
@@ -50,6 +50,11 @@ def leaves_by_name(tree: Tree) -> dict[str, Any]:
     return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
 
 
+def leaf_of(name: str, path: str) -> str:
+    """The name of a leaf in errors: `state.params[a/b]`, or only `state.params` for an array."""
+    return name if path == "." else f"{name}[{path}]"
+
+
 def described(value: Any) -> str:
     """A short description for errors: `(float32[], {'x': int32[3]})`, `'text'`, `function`."""
     if isinstance(value, tuple | list):
@@ -82,7 +87,7 @@ def is_traced(value: Any) -> bool:
 def check_floating(name: str, tree: Tree) -> None:
     """Raise TypeError unless every leaf of `tree` is a floating array."""
     for path, leaf in leaves_by_name(tree).items():
-        where = name if path == "." else f"{name}[{path}]"
+        where = leaf_of(name, path)
         if not is_array(leaf):
             raise TypeError(f"{where} must be a floating array, got {described(leaf)}")
         dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
@@ -102,7 +107,7 @@ def check_entries(name: str, tree: Tree) -> None:
     if not leaves:
         raise ValueError(f"{name} has no leaves, want a tree of arrays")
     for path, leaf in leaves.items():
-        where = name if path == "." else f"{name}[{path}]"
+        where = leaf_of(name, path)
         if not is_array(leaf):
             raise TypeError(f"{where} must be an array, got {described(leaf)}")
         if 0 in np.shape(leaf):
@@ -170,7 +175,9 @@ def check_like(name: str, tree: Tree, reference_name: str, reference: Tree) -> N
     for (path, leaf), want in zip(leaves_by_name(tree).items(), wanted_shapes, strict=True):
         shape = jnp.shape(leaf)
         if shape not in (want, ()):
-            raise ValueError(f"{name}[{path}] has shape {shape}, {reference_name} has {want}")
+            raise ValueError(
+                f"{leaf_of(name, path)} has shape {shape}, {reference_name} has {want}"
+            )
 
 
 def check_leading_axis(name: str, tree: Tree) -> int:
@@ -205,7 +212,8 @@ def check_like_rows(
 ) -> tuple[int, ...]:
     """As `check_rows`; the rows must also have the tree, shapes and dtypes of `reference`'s rows.
 
-    The rows of `tree` come after `axes` leading axes, those of `reference` after `behind`.
+    The rows of `tree` come after `axes` leading axes, those of `reference` after `behind`. With
+    `axes` 0, `tree` is one row.
     """
     got: Any = jax.tree.structure(tree)
     want: Any = jax.tree.structure(reference)
@@ -217,8 +225,9 @@ def check_like_rows(
         kind = jnp.shape(leaf)[axes:], jnp.result_type(leaf)
         want = jnp.shape(wanted[path])[behind:], jnp.result_type(wanted[path])
         if kind != want:
+            shape = "rows of shape" if axes else "shape"
             raise ValueError(
-                f"{name}[{path}] has rows of shape {kind[0]}, {kind[1]}; "
+                f"{leaf_of(name, path)} has {shape} {kind[0]}, {kind[1]}; "
                 f"{reference_name} has {want[0]}, {want[1]}"
             )
     return size
@@ -247,8 +256,11 @@ def check_steps(name: str, steps: Any, least: int = 0) -> None:
         raise ValueError(f"{name} must be {least} or more, got {steps}")
 
 
-def scalar_loss(loss_fn: Callable) -> Callable:
-    """`loss_fn` as `(params, batch) -> (loss, metrics)`, with checks of what it returns."""
+def scalar_loss(loss_fn: Callable, taken: Iterable[str] = ()) -> Callable:
+    """`loss_fn` as `(params, batch) -> (loss, metrics)`, with checks of what it returns.
+
+    Its metrics may not have names in `taken`, which the step uses itself.
+    """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function (params, batch) -> {_LOSS}, got {loss_fn!r}")
 
@@ -261,8 +273,7 @@ def scalar_loss(loss_fn: Callable) -> Callable:
             raise ValueError(f"loss_fn must return a scalar loss, got shape {jnp.shape(loss)}")
         if not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
             raise TypeError(f"loss_fn must return a floating loss, got {jnp.result_type(loss)}")
-        for name in {"loss", "inner_loss", "sparsity"} & set(metrics):
-            raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
+        _check_names(metrics, {"loss", "inner_loss", "sparsity", *taken})
         for name, value in metrics.items():
             if name in getattr(loss_fn, "vector_metrics", ()):
                 continue
@@ -274,6 +285,18 @@ def scalar_loss(loss_fn: Callable) -> Callable:
         return loss, metrics
 
     return loss_and_metrics
+
+
+def _check_names(metrics: dict[str, Any], taken: Iterable[str]) -> None:
+    """Raise ValueError if a metric of a loss function has a name in `taken`."""
+    for name in sorted({*taken} & metrics.keys(), key=str):
+        raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
+
+
+def with_metrics(own: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The metrics of a step and those of the loss function; ValueError if they share a name."""
+    _check_names(metrics, own)
+    return own | metrics
 
 
 _LOSS = "a scalar, or (scalar, dict of scalars)"

@@ -8,9 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse._stored_batches import check_fits, drawn_places, pair_places, store
+from jaxsparse._stored_batches import drawn_places, pair_places, store
 from jaxsparse._tree import combine, partition, restrict
-from jaxsparse.checks import check_floating, check_like, check_steps, copy_arrays, scalar_loss
+from jaxsparse.checks import (
+    check_floating,
+    check_like,
+    check_like_rows,
+    check_steps,
+    copy_arrays,
+    scalar_loss,
+)
 from jaxsparse.clipping import sum_dtype
 from jaxsparse.gates import Gate, sparsity
 from jaxsparse.inner import adapt, meta_gradient, prepared
@@ -33,7 +40,7 @@ class CMAMLState(NamedTuple):
         None for every leaf that the inner loop does not adapt. Those are always read from `params`.
       mask: m, the gate's mask parameters.
       theta_opt: the optax state for theta.
-      mask_opt: the optax state for m; () if m is not trained.
+      mask_opt: the optax state for m; () without a mask optimiser.
       buffer: batches of the stream, every leaf [capacity, *shape in a batch].
       stored: int32, the number of batches in the buffer; they are at its start.
       restart: bool, True if the next timestep adapts from theta instead of phi.
@@ -234,7 +241,8 @@ def cmaml_step(
     key, pair_key = _keys(key, pairs)
     batch = jax.tree.map(jnp.asarray, batch)
     # The checked loss has no method `prepared`: it always gets a batch that is prepared already.
-    prepare, loss_fn = functools.partial(prepared, loss_fn), _checked_loss(loss_fn)
+    check_one_batch(loss_fn)
+    prepare, loss_fn = functools.partial(prepared, loss_fn), scalar_loss(loss_fn, _TAKEN)
     ready = prepare(batch)
     step_sizes, gate_vjp = jax.vjp(lambda m: apply_gate(gate, m, key), state.mask)
     check_floating("step_sizes", step_sizes)
@@ -377,24 +385,10 @@ def _outer_update(
     return params, mask, theta_opt, mask_opt
 
 
-def _checked_loss(loss_fn):
-    """As `scalar_loss`, but metrics named like those of a timestep raise ValueError."""
-    check_one_batch(loss_fn)
-    loss_and_metrics = scalar_loss(loss_fn)
-
-    def checked(params, batch):
-        loss, metrics = loss_and_metrics(params, batch)
-        for name in _TAKEN & set(metrics):
-            raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
-        return loss, metrics
-
-    return checked
-
-
 def _check_arguments(state, batch, inner_steps, detection_threshold, modulation):
     check_steps("inner_steps", inner_steps)
     check_floating("state.params", state.params)
     for name, value in (("detection_threshold", detection_threshold), ("modulation", modulation)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive or None, got {value}")
-    check_fits(batch, state.buffer)
+    check_like_rows("batch", batch, "state.buffer", state.buffer, axes=0)

@@ -15,11 +15,10 @@ from jaxsparse import _first_layer
 from jaxsparse.checks import (
     check_bound,
     check_floating,
-    check_like_rows,
     check_rows,
     check_steps,
-    check_weights,
     copy_arrays,
+    with_metrics,
 )
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.gates import Gate
@@ -30,7 +29,7 @@ from jaxsparse.inner import (
     gated_step,
     meta_gradient,
 )
-from jaxsparse.losses import check_one_batch, check_weighable, weighted_loss
+from jaxsparse.losses import check_one_batch, weighted_loss, with_replay
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import apply_gate, cast, check_gate, init_optimizer, update
 
@@ -43,7 +42,7 @@ class LaMAMLState(NamedTuple):
     Attributes:
       params: theta, the slow weights, which are also used for predictions.
       mask: m, the gate's mask parameters.
-      mask_opt: the optax state for m; () if m is not trained.
+      mask_opt: the optax state for m; () without a mask optimiser.
       theta_opt: the optax state for theta; () with the asynchronous rule.
       step: int32, the number of glances so far.
 
@@ -220,7 +219,7 @@ def lamaml_step(
 
     Source: von Oswald, Zhao et al. 2021, Algorithm 1; Gupta et al. 2020, La-MAML, Algorithm 1.
     """
-    count, replay_weights = _check_arguments(state, batch, replay, replay_weights, inner_batch_size)
+    count = _check_arguments(state, batch, inner_batch_size)
     for name, value, choices in (
         ("meta_iterates", meta_iterates, MetaIterates),
         ("gradient_sum", gradient_sum, GradientSum),
@@ -232,21 +231,16 @@ def lamaml_step(
         raise ValueError(f"gradient_sum must be 'before' with second_order, got {gradient_sum!r}")
     for loss in (loss_fn, meta_loss_fn):
         check_one_batch(loss)
-    if replay_weights is not None:
-        check_weighable("replay_weights", meta_loss_fn or loss_fn)
     check_bound("inner_clip", inner_clip)
     check_bound("clip_norm", clip_norm)
     batch, order = _shuffled(batch, key, count)
-    meta_rows = batch
-    if replay is not None:
-        meta_rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
+    meta_rows, weights = with_replay(batch, replay, replay_weights, meta_loss_fn or loss_fn)
     # jax.random.permutation splits its key in two, which gives fold_in(key, 0) and fold_in(key, 1).
     # So 2 is free.
     gate_key = None if key is None else jax.random.fold_in(key, 2)
     sizes, gate_vjp = jax.vjp(lambda m: apply_gate(inner_gate or gate, m, gate_key), state.mask)
     check_step_sizes(sizes, state.params)
 
-    weights = _row_weights(replay_weights, count)
     options = meta_iterates, gradient_sum, second_order, inner_batch_size, inner_clip
     split = None
     # The split loop adapts all parameters: it needs a step size for each of them.
@@ -286,9 +280,8 @@ def lamaml_step(
         params, theta_opt = update(
             "theta_optimizer", theta_optimizer, d_params, state.theta_opt, state.params
         )
-    for name in own.keys() & metrics.keys():
-        raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
-    return LaMAMLState(params, mask, mask_opt, theta_opt, state.step + 1), metrics | own
+    state = LaMAMLState(params, mask, mask_opt, theta_opt, state.step + 1)
+    return state, with_metrics(own, metrics)
 
 
 def _shuffled(rows, key, count):
@@ -298,14 +291,8 @@ def _shuffled(rows, key, count):
     return jax.tree.map(lambda x: jnp.asarray(x)[order], rows), order
 
 
-def _row_weights(replay_weights, count):
-    if replay_weights is None:
-        return None
-    return jnp.concatenate([replay_weights, jnp.ones(count, replay_weights.dtype)])
-
-
-def _check_arguments(state, batch, replay, replay_weights, inner_batch_size):
-    """Check that the arguments fit; return the number of rows in `batch`, and the weights."""
+def _check_arguments(state, batch, inner_batch_size):
+    """Check that the arguments fit; return the number of rows in `batch`."""
     check_floating("state.params", state.params)
     (count,) = check_rows("batch", batch)
     check_steps("inner_batch_size", inner_batch_size)
@@ -313,10 +300,4 @@ def _check_arguments(state, batch, replay, replay_weights, inner_batch_size):
         raise ValueError(
             f"inner_batch_size must divide the {count} rows of batch, got {inner_batch_size}"
         )
-    if replay is not None:
-        drawn = check_like_rows("replay", replay, "batch", batch)
-    if replay_weights is not None:
-        if replay is None:
-            raise ValueError("replay_weights: got weights, want None: replay is None")
-        replay_weights = check_weights("replay_weights", replay_weights, drawn)
-    return count, replay_weights
+    return count

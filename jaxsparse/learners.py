@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 from jaxsparse.cmaml import Pairs, cmaml_step, init_cmaml_state
 from jaxsparse.gates import Gate
+from jaxsparse.inner import GradientSum, MetaIterates
 from jaxsparse.lamaml import init_lamaml_state, lamaml_step
 from jaxsparse.learner import Learner
-from jaxsparse.maml import init_state, sparse_maml_step
+from jaxsparse.maml import TaskLoop, init_state, sparse_maml_step
 
 
 def maml(
@@ -19,7 +21,9 @@ def maml(
     inner_steps: int,
     theta_optimizer: optax.GradientTransformation,
     mask_optimizer: optax.GradientTransformation,
-    **options: Any,
+    second_order: bool = False,
+    task_loop: TaskLoop = "auto",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Learner:
     """MAML and its sparse variants over batches of tasks: `sparse_maml_step` as a learner.
 
@@ -29,7 +33,9 @@ def maml(
       inner_steps: K, the number of inner steps on the support batch.
       theta_optimizer: an optax transformation for theta.
       mask_optimizer: an optax transformation for m.
-      **options: `second_order`, `task_loop` and `mesh`, as in `sparse_maml_step`.
+      second_order: as in `sparse_maml_step`.
+      task_loop: as in `sparse_maml_step`.
+      mesh: as in `sparse_maml_step`.
 
     Returns:
       A `Learner`. Its `step` takes a pair (support, query) of tasks. If its key is None, a
@@ -56,7 +62,9 @@ def maml(
             inner_steps=inner_steps,
             theta_optimizer=theta_optimizer,
             mask_optimizer=mask_optimizer,
-            **options,
+            second_order=second_order,
+            task_loop=task_loop,
+            mesh=mesh,
         )
 
     return Learner(init, step)
@@ -68,7 +76,14 @@ def lamaml(
     *,
     mask_optimizer: optax.GradientTransformation | None,
     theta_optimizer: optax.GradientTransformation | None = None,
-    **options: Any,
+    meta_loss_fn: Callable | None = None,
+    inner_gate: Gate | None = None,
+    inner_batch_size: int = 1,
+    inner_clip: float | None = None,
+    clip_norm: float | None = 2.0,
+    meta_iterates: MetaIterates = "all",
+    gradient_sum: GradientSum = "before",
+    second_order: bool = False,
 ) -> Learner:
     """La-MAML and its sparse variants on a stream: `lamaml_step` as a learner.
 
@@ -77,8 +92,14 @@ def lamaml(
       gate: a gate of `jaxsparse.gates`; `lamaml_step` has a table of the methods.
       mask_optimizer: an optax transformation for m; None keeps m as it is.
       theta_optimizer: an optax transformation for theta; None for the asynchronous rule.
-      **options: `meta_loss_fn`, `inner_gate`, `inner_batch_size`, `inner_clip`, `clip_norm`,
-        `meta_iterates`, `gradient_sum` and `second_order`, as in `lamaml_step`.
+      meta_loss_fn: as in `lamaml_step`.
+      inner_gate: as in `lamaml_step`.
+      inner_batch_size: as in `lamaml_step`.
+      inner_clip: as in `lamaml_step`.
+      clip_norm: as in `lamaml_step`.
+      meta_iterates: as in `lamaml_step`.
+      gradient_sum: as in `lamaml_step`.
+      second_order: as in `lamaml_step`.
 
     Returns:
       A `Learner`. It uses the rows, the replay and the replay weights of a `StreamBatch`.
@@ -107,8 +128,15 @@ def lamaml(
             loss_fn=loss_fn,
             gate=gate,
             replay_weights=batch.replay_weights,
+            meta_loss_fn=meta_loss_fn,
+            inner_gate=inner_gate,
+            inner_batch_size=inner_batch_size,
+            inner_clip=inner_clip,
+            clip_norm=clip_norm,
+            meta_iterates=meta_iterates,
+            gradient_sum=gradient_sum,
+            second_order=second_order,
             **optimizers,
-            **options,
         )
 
     return Learner(init, step)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 
 from jaxsparse._classifier import CrossEntropy, NonTransductive, SplitLoss, dot
-from jaxsparse.checks import described, scalar_loss
+from jaxsparse.checks import check_like_rows, check_rows, check_weights, described, scalar_loss
 
 __all__ = [
     "BatchNorm",
@@ -137,6 +138,43 @@ def weighted_loss(loss_fn: Callable, rows: Any, weights: jax.Array | None) -> Ca
         return jax.tree.map(lambda x: dot(shares, x), losses)
 
     return row_by_row
+
+
+def with_replay(
+    batch: Any, replay: Any, weights: Any, loss_fn: Callable
+) -> tuple[Any, jax.Array | None]:
+    """Replayed rows and a batch as one set of rows, and the rows' weights for `weighted_loss`.
+
+    Args:
+      batch: rows, leaves [n, ...]; each has weight 1.
+      replay: rows like those of `batch`, leaves [r, ...]; None without replay.
+      weights: the step's `replay_weights`, [r]; None: all rows have the same weight.
+      loss_fn: the loss that is to be weighted.
+
+    Returns:
+      The rows [r + n, ...] and their weights [r + n], or None without weights.
+
+    Raises:
+      TypeError, ValueError: trees, shapes or dtypes do not fit, or the loss cannot be weighted.
+
+    Examples:
+      >>> loss_fn = lambda w, x: jnp.mean(w * x)
+      >>> rows, weights = with_replay(jnp.ones(2), jnp.zeros(1), [0.5], loss_fn)
+      >>> rows.tolist(), weights.tolist()
+      ([0.0, 1.0, 1.0], [0.5, 1.0, 1.0])
+    """
+    if replay is None:
+        if weights is not None:
+            raise ValueError("replay_weights: got weights, want None: replay is None")
+        return batch, None
+    drawn = check_like_rows("replay", replay, "batch", batch)
+    rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
+    if weights is None:
+        return rows, None
+    weights = check_weights("replay_weights", weights, drawn)
+    check_weighable("replay_weights", loss_fn)
+    (count,) = check_rows("batch", batch)
+    return rows, jnp.concatenate([weights, jnp.ones(count, weights.dtype)])
 
 
 def check_weighable(name: str, loss_fn: Callable) -> None:

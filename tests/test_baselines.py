@@ -25,9 +25,17 @@ from problems import (
 from jaxsparse import cross_entropy, nn
 from jaxsparse.clipping import clip_by_norm
 from jaxsparse.continual import task_gradients as task_gradients_module
+from jaxsparse.continual.bgd import bgd, bgd_step, gaussian
 from jaxsparse.continual.er import er_step, init_online_state
 from jaxsparse.continual.gem import agem_step, gem_step
 from jaxsparse.continual.mer import mer_step
+from jaxsparse.continual.online import (
+    frozen_maml_step,
+    init_frozen_state,
+    init_metabgd_state,
+    metabgd_step,
+    self_masked_loss,
+)
 from jaxsparse.continual.task_gradients import Factors, task_gradients
 
 ROWS, REPLAYED, STEPS = 3, 4, 4
@@ -574,3 +582,33 @@ def test_errors(step, arguments, options, error, message):
     optimizer = None if step is mer else SGD
     with pytest.raises(error, match=message):
         step(start(optimizer=optimizer), *arguments, **options)
+
+
+@pytest.mark.parametrize("batch_norm", ["support", "running"])
+def test_a_loss_with_support_sets_is_refused_on_streams(batch_norm):
+    model = nn.conv4(WAYS, 2, (16, 16, 1), blocks="xla")
+    loss_fn, key = cross_entropy(model, batch_norm), jax.random.key(0)
+    params = model.init(key)
+    batch = jnp.zeros((1, 16, 16, 1)), jnp.zeros(1, jnp.int32)
+    two = jax.tree.map(lambda x: x[None], batch)
+    plain, belief = init_online_state(params, SGD), init_online_state(gaussian(params), bgd())
+    rates = {"within_batch_rate": 1.0, "across_batch_rate": 1.0, "learning_rate": 1.0}
+    inner = {"step_sizes": jax.tree.map(lambda x: jnp.float32(0.1), params), "inner_steps": 1}
+    for step in (
+        lambda: er_step(plain, batch, batch, loss_fn=loss_fn, optimizer=SGD),
+        lambda: agem_step(plain, batch, batch, None, loss_fn=loss_fn, optimizer=SGD),
+        lambda: gem_step(plain, batch, two, 1, loss_fn=loss_fn, optimizer=SGD),
+        lambda: mer_step(plain, batch, two, loss_fn=loss_fn, **rates),
+        lambda: bgd_step(belief, batch, key, loss_fn=loss_fn, optimizer=bgd()),
+        lambda: frozen_maml_step(init_frozen_state(params), batch, loss_fn=loss_fn, **inner),
+        lambda: metabgd_step(
+            init_metabgd_state(gaussian(params), bgd()),
+            *(batch, key),
+            loss_fn=loss_fn,
+            optimizer=bgd(),
+            **inner,
+        ),
+        lambda: self_masked_loss(loss_fn, lambda name: True),
+    ):
+        with pytest.raises(ValueError, match="on a stream, which has no support sets; got"):
+            step()

@@ -137,6 +137,26 @@ def test_predictions_of_a_query_image_alone(batch_norm, task, setting):
         np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_norm", ["support", "running"])
+def test_stored_pixels_give_what_their_normalised_values_give(batch_norm):
+    """With images that the model prepares once for all inner steps."""
+    model = nn.conv4(2, 16, (16, 16, 1), blocks="auto")
+    params = model.init(jax.random.key(0))
+    sizes = jax.tree.map(lambda x: jnp.full_like(x, 0.1), params)
+    pixels = jax.random.randint(jax.random.key(1), (2, 1, 4, 16, 16, 1), 0, 256, jnp.int32)
+    labels = jnp.array([[0, 0, 1, 1]])
+    losses = []
+    for network, images in (
+        (nn.normalised(model, (0.4,), (0.3,)), pixels),
+        (model, (pixels.astype(jnp.float32) / 255 - 0.4) / 0.3),
+    ):
+        tasks = (images[0], labels), (images[1], labels)
+        loss_fn = jaxsparse.cross_entropy(network, batch_norm)
+        metrics = evaluate(params, sizes, tasks, loss_fn=loss_fn, inner_steps=2)
+        losses.append(float(metrics["loss"][0]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_errors(task, setting):
     with pytest.raises(ValueError, match=r"batch_norm must be one of .* got 'none'"):
         jaxsparse.cross_entropy(MODEL, "none")

@@ -116,6 +116,8 @@ def test_earlier_tasks_are_equally_likely():
     assert numbers.tolist() == [0, 1, 10, 11]
     assert stats.chisquare(counts).pvalue > 1e-3
     assert buffer.sample_earlier(memory, 0, jax.random.key(0), 2)[1].tolist() == [0, 0]
+    empty = buffer.init_memory(jnp.int32(0), tasks=2, slots=1)
+    assert buffer.sample_earlier(empty, 1, jax.random.key(0), 2)[1].tolist() == [0, 0]
 
 
 def test_rows_that_do_not_fit_are_named():

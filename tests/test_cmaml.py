@@ -500,17 +500,17 @@ BATCH = jax.tree.map(lambda x: x[0], BATCHES)
         (
             {"batch": BATCH[0]},
             ValueError,
-            "^batch must have the tree of the batches in state.buffer: got",
+            "^batch must have the tree of state.buffer: got",
         ),
         (
             {"batch": (BATCH[0][:3], BATCH[1])},
             ValueError,
-            r"^batch\[0\] is float32 of shape \(3, 5\), .* holds float32 of shape \(8, 5\)",
+            r"^batch\[0\] has shape \(3, 5\), float32; state.buffer has \(8, 5\), float32",
         ),
         (
             {"batch": (BATCH[0], BATCH[1].astype(np.float32))},
             ValueError,
-            r"^batch\[1\] is float32 of shape \(8,\), state.buffer holds int32",
+            r"^batch\[1\] has shape \(8,\), float32; state.buffer has \(8,\), int32",
         ),
         ({"inner_steps": 1.0}, TypeError, "^inner_steps must be a Python int"),
         ({"detection_threshold": 0.0}, ValueError, "^detection_threshold must be positive or None"),

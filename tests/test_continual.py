@@ -109,6 +109,11 @@ def rows_of(folder):
     return [{k: v for k, v in row.items() if k != "step"} for row in folder.rows()]
 
 
+def test_another_number_of_tasks_than_the_streams_is_refused(stream):
+    with pytest.raises(ConfigError, match="tasks must be 3, as in the stream, got 2"):
+        make_stream(dataclasses.replace(PLAIN, method="gem", tasks=2), stream)
+
+
 def test_online_sgd_matches_numpy(stream):
     config = dataclasses.replace(PLAIN, init="xavier")
     key = jax.random.key(0)

@@ -280,6 +280,11 @@ def run(params=None, sizes=None, steps=2, loss_fn=square, batch=3.0):
             ValueError,
             r"^step_sizes\[w\] has shape \(3,\), params has \(2,\)",
         ),
+        (
+            {"params": jnp.ones(2), "sizes": jnp.ones(3)},
+            ValueError,
+            r"^step_sizes has shape \(3,\), params has \(2,\)",
+        ),
         ({"loss_fn": lambda w, x: w}, ValueError, r"^loss_fn must return a scalar loss.*\(2,\)"),
         (
             {"loss_fn": lambda w, x: (w.sum(), {"w": w})},

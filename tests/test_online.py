@@ -506,6 +506,16 @@ def test_episodes_keep_classes_and_images_apart():
             assert seen == {(c, i) for c in range(first, first + count) for i in range(*halves)}
     with pytest.raises(ConfigError, match=r"ways must be lower with maml: .* 12 of a are too few"):
         pretraining_classes(dataclasses.replace(SMALL, ways=7, method="maml"), DATA)
+    single = side_by_side({"a": images_of(12, 0, count=1), "b": images_of(4, 1)})
+    with pytest.raises(ConfigError, match="a class needs 2 images, a has one with 1"):
+        pretraining_classes(dataclasses.replace(SMALL, method="maml"), single)
+
+
+@pytest.mark.parametrize("method", ["fine-tuning", "maml", "anil"])
+def test_a_run_without_its_pretraining_is_refused(small_network, method):
+    run = make_online(dataclasses.replace(SMALL, method=method), DATA)
+    with pytest.raises(ConfigError, match=f"{method} needs `pretrained`"):
+        run(jax.random.key(0), DATA)
 
 
 @pytest.mark.slow

@@ -156,6 +156,14 @@ def test_records_that_are_no_records_are_a_data_error(tmp_path):
     fails("omniglot: TFDS cannot read it in ", "omniglot", "train", tmp_path)
 
 
+def test_a_damaged_omniglot_image_is_named(tmp_path, monkeypatch):
+    record = {"alphabet": 0, "alphabet_char_id": 0, "image": b"x"}
+    monkeypatch.setattr(omniglot, "_CHARACTERS", 1)
+    monkeypatch.setattr(omniglot, "records", lambda name, split, folder: 10 * [record])
+    with pytest.raises(DataError, match=f"omniglot: an image in {tmp_path}: not a readable image"):
+        list(omniglot._rows(tmp_path, 28).images)
+
+
 def test_empty_folders_are_named(tmp_path):
     (tmp_path / "train").mkdir()
     fails("train: there are no class folders in it", "folder", "train", tmp_path)

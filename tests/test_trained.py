@@ -96,6 +96,7 @@ def test_each_seed_has_its_own(run):
         (draw(2).astype(np.int64) + 200, [0, 1], "got int64 from 2"),
         (draw(2) / 100, [0, 1], "0 to 255 or floats in"),
         (np.zeros((2, 16, 16, 2), np.uint8), [0, 1], "got one of shape"),
+        (np.zeros((16, 16, 3), np.uint8), [0] * 16, r"for one image, use images\[None\]"),
     ],
 )
 def test_wrong_images_and_labels(run, support, labels, words):

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse.checks import check_floating, check_rows, check_steps, scalar_loss
+from jaxsparse.checks import check_floating, check_rows, check_steps, scalar_loss, with_metrics
 from jaxsparse.clipping import sum_dtype
-from jaxsparse.continual.er import OnlineState, apply_gradient, with_metrics
+from jaxsparse.continual.er import OnlineState, apply_gradient
 from jaxsparse.draws import draw_each
+from jaxsparse.losses import check_one_batch
 from jaxsparse.precision import float32_by_default
 
 Tree = Any
@@ -180,6 +181,7 @@ def expected_gradient(
     Source: Zeno et al. 2018, Algorithm 1.
     """
     check_steps("samples", samples, least=1)
+    check_one_batch(loss_fn)
     (count,) = check_rows("batch", batch)
     loss_and_grad = jax.value_and_grad(scalar_loss(loss_fn), has_aux=True)
 

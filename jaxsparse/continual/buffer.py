@@ -216,8 +216,8 @@ def sample_earlier(
       count: the number of rows to draw, with replacement.
 
     Returns:
-      The rows, leaves [count, ...], and their weights float32 [count]: all 1, or all 0 during the
-      first task.
+      The rows, leaves [count, ...], and their weights float32 [count]: 1, or 0 if the task has no
+      rows, as during the first task.
 
     Raises:
       TypeError, ValueError: count is not a positive integer.
@@ -235,7 +235,7 @@ def sample_earlier(
     filled = jnp.minimum(memory.written[tasks], jax.tree.leaves(memory.rows)[0].shape[1])
     slots = jax.random.randint(slot_key, shape, 0, jnp.maximum(filled, 1), jnp.int32)
     rows = jax.tree.map(lambda x: x[tasks, slots], memory.rows)
-    return rows, jnp.broadcast_to(jnp.asarray(task > 0, jnp.float32), shape)
+    return rows, ((task > 0) & (filled > 0)).astype(jnp.float32)
 
 
 def _slots(row, shape):
@@ -244,7 +244,5 @@ def _slots(row, shape):
 
 
 def _positive(name, number):
-    check_steps(name, number)
-    if number < 1:
-        raise ValueError(f"{name} must be 1 or more, got {number}")
+    check_steps(name, number, least=1)
     return number

@@ -8,16 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxsparse.checks import (
-    check_bound,
-    check_floating,
-    check_like_rows,
-    check_rows,
-    check_weights,
-    copy_arrays,
-)
+from jaxsparse.checks import check_bound, check_floating, check_rows, copy_arrays, with_metrics
 from jaxsparse.clipping import clip_by_norm
-from jaxsparse.losses import check_weighable, weighted_loss
+from jaxsparse.losses import check_one_batch, weighted_loss, with_replay
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import init_optimizer, update
 
@@ -121,18 +114,9 @@ def er_step(
     """
     check_floating("state.params", state.params)
     check_bound("clip_norm", clip_norm)
-    (count,) = check_rows("batch", batch)
-    weights, rows = None, batch
-    if replay is not None:
-        drawn = check_like_rows("replay", replay, "batch", batch)
-        rows = jax.tree.map(lambda r, b: jnp.concatenate([r, b]), replay, batch)
-        if replay_weights is not None:
-            replay_weights = check_weights("replay_weights", replay_weights, drawn)
-            check_weighable("replay_weights", loss_fn)
-            ones = jnp.ones(count, replay_weights.dtype)
-            weights = jnp.concatenate([replay_weights, ones])
-    elif replay_weights is not None:
-        raise ValueError("replay_weights: got weights, want None: replay is None")
+    check_one_batch(loss_fn)
+    check_rows("batch", batch)
+    rows, weights = with_replay(batch, replay, replay_weights, loss_fn)
     loss = weighted_loss(loss_fn, rows, weights)
     (loss, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     gradient, norm = clip_by_norm(gradient, clip_norm)
@@ -146,10 +130,3 @@ def apply_gradient(
     """The state after an optimiser step with `gradient`."""
     params, opt_state = update("optimizer", optimizer, gradient, state.opt_state, state.params)
     return OnlineState(params, opt_state, state.step + 1)
-
-
-def with_metrics(own: dict[str, jax.Array], metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The metrics of a step and those of the loss function; ValueError if they share a name."""
-    for name in own.keys() & metrics.keys():
-        raise ValueError(f"loss_fn: no metric may be called {name!r}, a name the library uses")
-    return own | metrics

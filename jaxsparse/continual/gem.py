@@ -17,9 +17,10 @@ from jaxsparse.checks import (
     check_like_rows,
     check_rows,
     check_weights,
+    with_metrics,
 )
 from jaxsparse.clipping import clip_by_norm, clip_scale, common_dtype, sum_dtype
-from jaxsparse.continual.er import OnlineState, apply_gradient, with_metrics
+from jaxsparse.continual.er import OnlineState, apply_gradient
 from jaxsparse.continual.quadratic import solve_bounded_qp
 from jaxsparse.continual.task_gradients import (
     alignments,
@@ -27,7 +28,7 @@ from jaxsparse.continual.task_gradients import (
     gram_matrix,
     task_gradients,
 )
-from jaxsparse.losses import check_weighable, weighted_loss
+from jaxsparse.losses import check_one_batch, check_weighable, weighted_loss
 from jaxsparse.precision import float32_by_default
 
 
@@ -97,6 +98,7 @@ def gem_step(
     """
     check_floating("state.params", state.params)
     check_bound("clip_norm", clip_norm)
+    check_one_batch(loss_fn)
     check_rows("batch", batch)
     tasks, _ = check_like_rows("memory", memory, "batch", batch, axes=2)
     if jnp.shape(observed) != () or not jnp.issubdtype(jnp.result_type(observed), jnp.integer):
@@ -178,6 +180,7 @@ def agem_step(
     """
     check_floating("state.params", state.params)
     check_bound("clip_norm", clip_norm)
+    check_one_batch(loss_fn)
     check_rows("batch", batch)
     drawn = check_like_rows("memory_rows", memory_rows, "batch", batch)
     weights: jax.Array | None = None

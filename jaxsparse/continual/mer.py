@@ -20,6 +20,7 @@ from jaxsparse.checks import (
 from jaxsparse.clipping import clip_by_norm, clip_scale, global_norm, sum_dtype
 from jaxsparse.continual.er import OnlineState
 from jaxsparse.continual.task_gradients import joined, usable_split
+from jaxsparse.losses import check_one_batch
 from jaxsparse.nn.products import exact_product
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import cast
@@ -86,6 +87,7 @@ def mer_step(
     """
     check_floating("state.params", state.params)
     check_bound("clip_norm", clip_norm)
+    check_one_batch(loss_fn)
     if check_rows("example", example) != (1,):
         raise ValueError(f"example must be one row, got {check_rows('example', example)[0]}")
     batches = check_like_rows("replay", replay, "example", example, axes=2)

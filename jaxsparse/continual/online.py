@@ -19,10 +19,11 @@ from jaxsparse.checks import (
     copy_arrays,
     leaf_names,
     scalar_loss,
+    with_metrics,
 )
 from jaxsparse.continual.bgd import Gaussian, expected_gradient
-from jaxsparse.continual.er import with_metrics
 from jaxsparse.inner import adapt
+from jaxsparse.losses import check_one_batch
 from jaxsparse.precision import float32_by_default
 from jaxsparse.updates import init_optimizer, update
 
@@ -112,6 +113,7 @@ def frozen_maml_step(
     """
     check_floating("state.params", state.params)
     check_like("step_sizes", step_sizes, "state.fast_params", state.fast_params)
+    check_one_batch(loss_fn)
     params = combine(state.fast_params, state.params)
     loss, metrics = scalar_loss(loss_fn)(params, batch)
     phi, inner = adapt(loss_fn, state.params, step_sizes, batch, inner_steps)
@@ -272,7 +274,8 @@ def self_masked_loss(loss_fn: Callable, masked: Callable[[str], bool]) -> Callab
       A loss function of the same form.
 
     Raises:
-      ValueError: from the returned loss: `masked` selects no leaf.
+      ValueError: the loss needs a support set (see `cross_entropy`); from the returned loss:
+        `masked` selects no leaf.
 
     Examples:
       >>> loss_fn = jaxsparse.cross_entropy(jaxsparse.nn.conv4(width=8, blocks="xla"))
@@ -280,6 +283,8 @@ def self_masked_loss(loss_fn: Callable, masked: Callable[[str], bool]) -> Callab
 
     Source: Caccia et al. 2020, OSAKA, the baseline MetaCOG of its public code; He et al. 2019.
     """
+
+    check_one_batch(loss_fn)
 
     def loss(params, batch):
         names, (leaves, tree) = leaf_names(params), jax.tree.flatten(params)

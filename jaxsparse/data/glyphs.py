@@ -76,7 +76,8 @@ def load_glyphs(split: str, cache_dir: str | Path | None = None, image_size: int
     The classes are the letters that at least four faces of matplotlib's fonts have. Look-alikes
     (c and C, Latin A and Greek Α) are one class. Each class has 20 images; each is one face with a
     random rotation, shear, stretch, shift and elastic warp. The three splits share no script. The
-    images depend only on the arguments and on the versions of the fonts and of FreeType.
+    images depend only on the arguments and on the versions of the fonts, of FreeType and of Unicode
+    in Python.
 
     The first call renders the images in some seconds and stores them in the cache folder. If the
     cache cannot be read, they are rendered again; if it cannot be written, a warning is given.
@@ -88,8 +89,8 @@ def load_glyphs(split: str, cache_dir: str | Path | None = None, image_size: int
         image_size: height and width of the images in pixels, at least 8.
 
     Returns:
-        ImageSet with images uint8 [classes, 20, image_size, image_size, 1], mean 0, std 1, and
-        the Unicode names of the letters.
+        ImageSet of JAX arrays: images uint8 [20 classes, image_size, image_size, 1], mean 0, std 1,
+        and the Unicode names of the letters.
 
     Raises:
         DataError: an unknown split, an image size that is too small, or missing fonts.

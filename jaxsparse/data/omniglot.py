@@ -13,6 +13,7 @@ from PIL import Image
 from jaxsparse.data.cache import Rows, cached
 from jaxsparse.data.images import ImageSet
 from jaxsparse.data.locations import not_prepared
+from jaxsparse.data.pictures import opened
 from jaxsparse.data.prepared import prepared_files, records
 from jaxsparse.errors import DataError
 
@@ -103,12 +104,17 @@ def _rows(data_dir: Path, size: int) -> Rows:
             f" not {_DRAWERS} of each of {_CHARACTERS}; prepare it again"
         )
     names = sorted(drawings)
-    images = (_shrink(image, size) for name in names for image in drawings[name])
+    where = f"omniglot: an image in {data_dir}"
+    images = (
+        opened(lambda image: _shrink(image, size), io.BytesIO(png), where)
+        for name in names
+        for png in drawings[name]
+    )
     return Rows(names, [_DRAWERS] * _CHARACTERS, (size, size, 1), images)
 
 
-def _shrink(png: bytes, size: int) -> np.ndarray:
-    ink = 255.0 - np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+def _shrink(image: Image.Image, size: int) -> np.ndarray:
+    ink = 255.0 - np.asarray(image.convert("L"))
     rows, columns = (_area_weights(length, size) for length in ink.shape)
     return np.rint(rows @ ink @ columns.T).astype(np.uint8)[..., None]
 

@@ -71,7 +71,8 @@ def load(
         image_size: height and width in pixels to resize to; default: as above.
 
     Returns:
-        An ImageSet of NumPy arrays; large sets are read from disk when they are used.
+        An ImageSet of NumPy arrays, of JAX arrays for glyphs; large sets are read from disk when
+        they are used.
 
     Raises:
         DataError: there is no such dataset or split, or the data are missing or damaged; the

@@ -11,7 +11,7 @@ from jax import Array
 from jaxsparse.checks import check_scale
 from jaxsparse.nn.blocks import Blocks, choose_blocks, prepare
 from jaxsparse.nn.direct import Prepared
-from jaxsparse.nn.model import Model, Params, Shape, check_images, make_model
+from jaxsparse.nn.model import Model, Shape, check_images, make_model
 from jaxsparse.nn.modules import INITS, MLP, Conv4, ResNet12, StridedCNN
 
 
@@ -205,16 +205,14 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
     check_scale("mean", mean, channels)
     check_scale("std", std, channels, zero=False)
 
-    def normalise(images: Array) -> Array:
+    def normalise(images: Any) -> Any:
+        if isinstance(images, Prepared):  # from `prepare`, which has normalised them
+            return images
         if images.ndim != 4 or images.shape[-1] != len(mean):
             raise ValueError(f"images: got shape {images.shape}, want [n, h, w, {len(mean)}]")
         shape = (1, 1, 1, -1)
         centre, scale = (jnp.array(x, jnp.float32).reshape(shape) for x in (mean, std))
         return (images.astype(jnp.float32) / 255 - centre) / scale
-
-    def apply(params: Params, images: Any) -> Array:
-        done = isinstance(images, Prepared)
-        return model.apply(params, images if done else normalise(images))
 
     layer, inner = model.input_layer, model.with_moments
     if layer is not None:
@@ -223,7 +221,14 @@ def normalised(model: Model, mean: Sequence[float], std: Sequence[float]) -> Mod
     with_moments = inner and (lambda params, x, given: inner(params, normalise(x), given))
     prepared = model.prepare
     prepare = prepared and (lambda images: prepared(normalise(images)))
-    return Model(model.init, apply, layer, model.rowwise, with_moments, prepare)
+    return Model(
+        model.init,
+        lambda params, images: model.apply(params, normalise(images)),
+        layer,
+        model.rowwise,
+        with_moments,
+        prepare,
+    )
 
 
 def resnet12(
@@ -262,8 +267,10 @@ def resnet12(
     Source: Oreshkin et al., TADAM, 2018; von Oswald et al., Learning where to learn, 2021, App. B.
     """
     _positive(ways=ways, channels=tuple(channels), image_shape=image_shape)
-    if len(channels) != 4 or min(image_shape[:2]) < 8:
-        raise ValueError(f"channels: got {channels}, want four, on images of at least 8x8 pixels")
+    if len(channels) != 4:
+        raise ValueError(f"channels: got {channels}, want four")
+    if len(image_shape) != 3 or min(image_shape[:2]) < 8:
+        raise ValueError(f"image_shape: got {image_shape}, want (h, w, c) with h, w >= 8")
     form = choose_blocks(blocks)
     form = "xla" if form == "pallas" else form  # its layers have no kernel in Pallas
     return make_model(

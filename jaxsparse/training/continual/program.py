@@ -77,9 +77,12 @@ def make_program(config: ContinualConfig, stream: TaskStream) -> StreamProgram:
       A `StreamProgram`. `vmap` its functions over states, keys and rates for several runs.
 
     Raises:
-      ConfigError: a batch is larger than a task, or the images are too small for the network.
+      ConfigError: `config.tasks` is not the number of tasks of the stream, a batch is larger than a
+        task, or the images are too small for the network.
     """
     streams.check_stream(stream)
+    if stream.num_tasks != config.tasks:
+        raise ConfigError(f"tasks must be {stream.num_tasks}, as in the stream, got {config.tasks}")
     learner = make_learner(config, stream.train)
     per_epoch = _batches_per_epoch(config, stream)
     per_task, size = per_epoch * config.epochs, config.batch_size

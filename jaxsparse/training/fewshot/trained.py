@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxsparse.checks import check_steps, described, is_traced
+from jaxsparse.checks import check_steps, described, is_array, is_traced
 from jaxsparse.data.arrays import as_uint8
 from jaxsparse.data.pictures import fit
 from jaxsparse.inner import adapt
@@ -117,6 +117,11 @@ class TrainedLearner:
             raise ValueError(f"{name}: got {described(images)}, want one or more images")
         if not isinstance(images[0], Image.Image) and np.ndim(images[0]) < 2:
             raise ValueError(f"{name}: got shape {np.shape(images)}, want [n, h, w] or more")
+        if is_array(images) and np.ndim(images) == 3 and np.shape(images)[2] in (1, 3, 4):
+            raise ValueError(
+                f"{name}: got shape {np.shape(images)}, want [n, h, w, channels]; for one image, "
+                f"use {name}[None]"
+            )
         pixels = np.stack([_fitted(name, image, self.image_shape) for image in images])
         mean, std = (np.asarray(values, np.float32) for values in (self.mean, self.std))
         return (pixels.astype(np.float32) / 255 - mean) / std

@@ -179,7 +179,12 @@ def pretraining_classes(
     classes = data.num_classes[0]
     training = 900 * classes // 1623
     held_out = max(100 * classes // 1623, config.ways)
-    if training < config.ways or training + held_out > classes or data.fewest_images[0] < 2:
+    if data.fewest_images[0] < 2:
+        raise ConfigError(
+            f"{config.method} is pretrained on episodes: a class needs 2 images,"
+            f" {data.names[0]} has one with {data.fewest_images[0]}"
+        )
+    if training < config.ways or training + held_out > classes:
         raise ConfigError(
             f"ways must be lower with {config.method}: to pretrain on episodes of {config.ways}"
             f" classes the {classes} of {data.names[0]} are too few"

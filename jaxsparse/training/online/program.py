@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxsparse.data.switching import SwitchingData, SwitchingTask, first_task, next_batch
 from jaxsparse.gates import sparsity
 from jaxsparse.precision import float32_by_default
+from jaxsparse.training.errors import ConfigError
 from jaxsparse.training.online.config import PRETRAINED_METHODS, OnlineConfig
 from jaxsparse.training.online.learners import make_learner
 from jaxsparse.training.online.pretrain_program import make_pretraining
@@ -154,10 +155,11 @@ def make_online(config: OnlineConfig, data: SwitchingData) -> Callable[..., dict
 
     Returns:
       `run(key, data, pretrained=()) -> {"trace": Trace of [T], "sparsity": before and after,
-      "state": RunState}`. Use `jit`, and `vmap` over keys for several seeds.
+      "state": RunState}`. Use `jit`, and `vmap` over keys for several seeds. `pretrained` is the
+      result of `make_pretraining`; fine-tuning, maml and anil need it.
 
     Raises:
-      ConfigError, DataError: as in `make_program`.
+      ConfigError, DataError: as in `make_program`; from `run`: `pretrained` is missing.
 
     Examples:
       >>> results = jax.jit(make_online(config, data))(jax.random.key(0), data)
@@ -166,6 +168,8 @@ def make_online(config: OnlineConfig, data: SwitchingData) -> Callable[..., dict
     program = make_program(config, data)
 
     def run(key, data, pretrained=()):
+        if config.method in PRETRAINED_METHODS and pretrained == ():
+            raise ConfigError(f"{config.method} needs `pretrained`, the result of its pretraining")
         start = program.init(key, pretrained)
         state = program.train(start, key, data, config.timesteps)
         ends = [program.sparsity(s) for s in (start, state)]
