@@ -1,9 +1,36 @@
-"""The number of cores and threads, and JAX's default platform."""
+"""The cores, threads, memory and processes of this machine, and JAX's default platform."""
 
 import contextlib
 import os
+from pathlib import Path
 
 _THREADS = ("PJRT_NPROC", "NPROC")  # the variables that XLA reads, in order
+
+
+# Memory limits of Linux control groups (versions 2 and 1), which may be below the machine's memory.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory() -> int | None:
+    """The bytes of memory that this process may use; None if unknown."""
+    sizes = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # not on every system
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in map(Path, _LIMITS):
+        with contextlib.suppress(OSError, ValueError):  # "max" means no limit
+            sizes.append(int(limit.read_text()))
+    return min(sizes, default=None)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process with this number runs here."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def cores() -> int:

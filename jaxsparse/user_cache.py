@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxsparse.errors import DataError
+from jaxsparse.machine import is_running
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _clear(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
             named = _PARTIAL.fullmatch(path.name)
-            ended = named and named["place"] == _place() and not _is_running(int(named["pid"]))
+            ended = named and named["place"] == _place() and not is_running(int(named["pid"]))
             old = (named or _OLD_PARTIAL.fullmatch(path.name)) and _age(path) > _DAY
             if ended or old:
                 remove(path)
@@ -131,16 +132,6 @@ def _place() -> str:
     except OSError:
         space = ""
     return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _age(path: Path) -> float:

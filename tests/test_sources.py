@@ -357,7 +357,7 @@ def test_images_that_find_no_room_are_refused_before_anything_is_written(
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
         monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage)
     else:
-        monkeypatch.setattr(cache, "_memory", lambda: 1000)
+        monkeypatch.setattr(cache.machine, "memory", lambda: 1000)
     no_decoding(monkeypatch)
     match = r"^3 x 84 x 84 x 3 bytes of pixels are 6.35e-05 GB, there are 1e-06 GB (free|memory)"
     fails(match, "folder", "train", tmp_path)

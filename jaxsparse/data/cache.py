@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxsparse import machine
 from jaxsparse.data.files import open_file, put
 from jaxsparse.data.images import ImageSet
 from jaxsparse.errors import DataError
@@ -113,21 +114,13 @@ def _check_room(folder: Path, shape: tuple[int, ...]) -> None:
     size, text = math.prod(shape), " x ".join(map(str, shape))
     for there, where in (
         (shutil.disk_usage(folder).free, "free in the cache; set JAXSPARSE_CACHE to a larger disk"),
-        (_memory(), "memory in this machine; use fewer or smaller images"),
+        (machine.memory() or math.inf, "memory in this machine; use fewer or smaller images"),
     ):
         if size > there:
             raise DataError(
                 f"{text} bytes of pixels are {size / 1e9:.3g} GB, there are"
                 f" {there / 1e9:.3g} GB {where}"
             )
-
-
-def _memory() -> float:
-    """The memory of this machine in bytes."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # unknown on this system
-        return math.inf
 
 
 def _header(shape: tuple[int, ...]) -> bytes:

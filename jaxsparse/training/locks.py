@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jaxsparse.machine import is_running
 from jaxsparse.training.errors import RunError, one_line, writing
 from jaxsparse.training.files import partial_name
 
@@ -122,13 +123,7 @@ def _lives(process: tuple[int, str]) -> bool:
     number, host = process
     if host != socket.gethostname() or os.name != "posix":
         return bool(host)
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
+    return is_running(number)
 
 
 def _hint(folder: Path) -> str:

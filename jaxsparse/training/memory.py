@@ -1,21 +1,17 @@
 """Check before a run starts that its arrays fit into the device's memory."""
 
 import math
-import os
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from jaxsparse import machine
 from jaxsparse.training.errors import ConfigError
 
 Tree = Any
 # Used if the size of the memory is unknown: more than any device has.
 _LARGEST = 2**62
-# Memory limits of Linux control groups (versions 2 and 1), which may be below the machine's memory.
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def bytes_of(tree: Tree) -> int:
@@ -28,13 +24,7 @@ def device_memory() -> int | None:
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
-    sizes = []
-    with suppress(OSError, ValueError, AttributeError):  # not on every system
-        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit in map(Path, _LIMITS):
-        with suppress(OSError, ValueError):  # "max" means no limit
-            sizes.append(int(limit.read_text()))
-    return min(sizes, default=None)
+    return machine.memory()
 
 
 def check_fits(bound: int, size: Callable[[], int], what: str) -> None:
