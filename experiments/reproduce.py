@@ -53,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> None:
         called = f"{name} --sweep" if flags.sweep else name
         _check_read(flags, called, reads.flags, cli.given(given))
         if flags.document:
-            section(PAGES, name)  # fail now rather than after the runs
+            _check_document(flags, name, given)  # fail now rather than after the runs
         flags, runner = _open(flags, name, given)
         with trusting(runner.place):
             lines = reads.show(flags, runner)
@@ -61,7 +61,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if flags.document or flags.save:
             runner.check_found()
         if flags.document:
-            write_section(PAGES, name, lines)
+            shown = f"Figure: {runner.pictures}/"
+            write_section(PAGES, name, [x.replace(shown, "Figure: results/") for x in lines])
         if flags.save:
             _save(flags, name, reads.flags, runner)
 
@@ -82,8 +83,8 @@ def _reads(flags: Flags, name: str) -> Reads:
 def _open(flags: Flags, name: str, given: Sequence[str]) -> tuple[Flags, Runner]:
     """A `Runner` for the table, and the flags; a results file has its own defaults of the flags."""
     command = cli.command_line(PROG, given)
+    out = runs.user_path("--out", flags.out or Path("runs/reproduce"))
     if flags.run or flags.out is not None or flags.sweep:
-        out = runs.user_path("--out", flags.out or Path("runs/reproduce"))
         pictures = saved.results() if flags.save else out
         kept = saved.read_all(name) if flags.keep else []
         return flags, Runner(out, flags.run, command, kept, pictures)
@@ -95,7 +96,25 @@ def _open(flags: Flags, name: str, given: Sequence[str]) -> tuple[Flags, Runner]
     with trusting(file.path):
         stored = {name: x for name, x in file.flags.items() if name not in cli.given(given)}
         flags = dataclasses.replace(flags, **stored)
-    return flags, Runner(file.path, False, command, [file], pictures=saved.results())
+    return flags, Runner(
+        file.path,
+        False,
+        command,
+        [file],
+        pictures=saved.results() if _is_kept(flags, name, given) else out,
+    )
+
+
+def _check_document(flags: Flags, name: str, given: Sequence[str]) -> None:
+    """Refuse to document a figure that differs from the one in results/, and a missing section."""
+    if flags.figure and not flags.save and not _is_kept(flags, name, given):
+        cli.fail("--document shows the figure of results/: write it there with --save")
+    section(PAGES, name)
+
+
+def _is_kept(flags: Flags, name: str, given: Sequence[str]) -> bool:
+    """Whether the flags show a results file alone, and all of it."""
+    return not (flags.run or flags.out or {*cli.given(given)} & READS[name].flags.keys())
 
 
 def _write_claims(given: Sequence[str]) -> None:

@@ -111,6 +111,31 @@ def test_a_figure_is_drawn_from_its_file(tmp_path, capsys, results):
     assert drawing.is_whole(picture) and picture.read_bytes() == drawn
 
 
+def test_a_part_of_a_figure_does_not_replace_the_whole(tmp_path, capsys, results, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stream in ("rotations", "permutations"):
+        for method in ("lamaml", "sparse-lamaml"):
+            store(tmp_path / "runs", stream, method, (0.7, 0.7), sparsity=0.2)
+    show("figure 3", "--out", "runs", "--seeds", "2", "--save")
+    kept = (results / "figure-3.png").read_bytes()
+    capsys.readouterr()
+    show("figure 3", "--seeds", "2")
+    assert "Figure: runs/reproduce/figure-3.png" in capsys.readouterr().out
+    assert (results / "figure-3.png").read_bytes() == kept
+    for flags in (["--seeds", "2"], ["--out", "runs"]):
+        with pytest.raises(SystemExit) as stopped:
+            show("figure 3", *flags, "--document")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 2 and "--document shows the figure of results/" in line
+    page = tmp_path / "pages" / "page.md"
+    page.parent.mkdir()
+    page.write_text("<!-- figure 3 -->\n<!-- end of figure 3 -->\n")
+    monkeypatch.setattr(reproduce, "PAGES", page.parent)
+    monkeypatch.chdir(tmp_path / "pages")  # from here, results/ has an absolute path
+    show("figure 3", "--document")
+    assert "Figure: results/figure-3.png\n" in page.read_text()
+
+
 def test_other_settings_than_those_of_the_file_are_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         show("table S5", "--seeds", "3")

@@ -60,13 +60,13 @@ class Flags:
     data_dir: str | None = None
     """folder of the data; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"""
     out: Path | None = None
-    """folder of the runs; finished runs are not repeated, stopped ones are resumed; default:
-    runs/reproduce; with --no-run none"""
+    """folder of the runs and figures; finished runs are not repeated, stopped ones are resumed;
+    default: runs/reproduce; with --no-run, runs are read from results/ unless it is given"""
     run: bool = True
     """run what is missing; --no-run only shows existing runs: those in --out, else those in the
     table's file in results/, with the seeds and other settings stored there"""
     save: bool = False
-    """write the runs that are shown into the table's file in results/"""
+    """write the runs that are shown into the table's file in results/, and a figure's picture"""
     keep: bool = False
     """take the runs that --out lacks from the files in results/: they are not run again, and --save
     keeps them"""

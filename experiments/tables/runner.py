@@ -44,7 +44,7 @@ class Runner:
       missing: whether to run what is missing.
       command: the command that resumes the table's runs.
       saved: results files with the runs that `place` lacks, the first one first.
-      pictures: the folder of the figures; default: `place`.
+      pictures: the folder that figures are written to; default: `place`.
 
     Attributes:
       found: name -> what a results file keeps of the run, for the requested runs that exist.
