@@ -19,12 +19,12 @@ def test_an_interval_is_students():
     found = interval("x", [0.5, 0.6, 0.7])
     reach = 4.302653 * 10 / 3**0.5
     assert found == ("x", *map(pytest.approx, (60, 60 - reach, 60 + reach)), 3)
-    assert str(found) == "x: 60.0 [35.2, 84.8] (n = 3)"
+    assert str(found) == "x: 60.00 [35.16, 84.84] (n = 3)"
 
 
 def test_one_seed_has_no_interval():
     found = interval("x", [0.5])
-    assert str(found) == "x: 50.0 (n = 1)"
+    assert str(found) == "x: 50.00 (n = 1)"
     for wanted in (Wanted(low=0.0), Wanted(high=0.0)):
         assert verdict([found], wanted) == "undecided"
 
@@ -35,7 +35,8 @@ def test_differences_are_taken_seed_by_seed():
 
 
 def test_a_small_negative_mean_is_zero():
-    assert str(Interval("x", -0.01, -0.02, 0.3, 5)) == "x: 0.0 [0.0, 0.3] (n = 5)"
+    assert str(Interval("x", -0.01, -0.02, 0.3, 5)) == "x: -0.01 [-0.02, 0.30] (n = 5)"
+    assert str(Interval("x", -0.001, -0.002, 0.3, 5)) == "x: 0.00 [0.00, 0.30] (n = 5)"
 
 
 ABOVE, BELOW, BETWEEN = Wanted(low=0.0), Wanted(high=1.0), Wanted(2.0, 4.0)
@@ -58,6 +59,10 @@ ABOVE, BELOW, BETWEEN = Wanted(low=0.0), Wanted(high=1.0), Wanted(2.0, 4.0)
         (BETWEEN, [(1.0, 1.9)], "does not hold"),
         (BETWEEN, [(4.1, 4.9)], "does not hold"),
         (ABOVE, [], "undecided"),
+        # One of two is 1.26 times as wide with four degrees of freedom: t(0.9875) / t(0.975).
+        (ABOVE, [(-2.1, -0.1)], "does not hold"),
+        (ABOVE, [(-2.1, -0.1), (1.0, 2.0)], "undecided"),
+        (ABOVE, [(-2.1, -0.3), (1.0, 2.0)], "does not hold"),
     ],
 )
 def test_a_verdict_needs_every_interval(wanted, ends, said):
@@ -93,7 +98,8 @@ class MadeUp(Runner):
         seeds = [
             {"seed": i, **{key: x + extra for key, x in own.items()}, "best_val_accuracy": 0.5,
              "sparsity": {**FROZEN, "total": self.frozen(config) + extra},
-             "by_dataset": {"omniglot": 0.9, "fashion_mnist": self.fashion(config) + extra}}
+             "by_dataset": {"omniglot": 0.9, "mnist": 0.9 + extra,
+                            "fashion_mnist": self.fashion(config) + extra}}
             for i, extra in enumerate(SPREAD)
         ]  # fmt: skip
         summary = {"mean": own.get("retained_accuracy"), "std": None}
@@ -189,7 +195,9 @@ def test_figures_are_compared(found):
         "conv1 - conv2": 10.0, "conv2 - conv3": 10.0, "conv3 - conv4": 10.0,
     }  # fmt: skip
     assert set(of(found, "The biases of the output layer freeze entirely").values()) == {97.0}
-    assert of(found, "The gains of deeper batch norms are less sparse") == {"norm1 - norm4": 30.0}
+    assert of(
+        found, "The gains of the last batch norm are less sparse than those of the first"
+    ) == {"norm1 - norm4": 30.0}
     turns = of(found, "The sparsity of batch-norm gains is not monotone in depth")
     assert turns == {"norm3 - norm2": 30.0, "norm3 - norm4": 40.0}
     assert of(found, "Wider networks are less sparse") == {
@@ -247,7 +255,9 @@ def test_streams_are_compared(found):
         values = of(found, "sparse-C-MAML is more accurate than C-MAML-fixed", runs)
         assert values == {"0.98": 5.0, "0.9": 5.0}
         values = of(found, "sparse-C-MAML gains most on Fashion-MNIST", runs)
-        assert values == {"0.98": 20.0, "0.9": 20.0}
+        assert values == {
+            f"{p}, {other}": 20.0 for p in (0.98, 0.9) for other in ("omniglot", "mnist")
+        }
 
 
 # ---- the document

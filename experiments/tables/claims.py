@@ -22,9 +22,10 @@ this document from the results files in `results/`.
   published settings; the pages of [Reproducibility](reproducing/index.md) name the exceptions.
 - Ours: mean over seeds and its 95% interval (Student's t), in percent or points. Methods are
   compared seed by seed.
-- *holds*: every interval lies inside the wanted range. *does not hold*: one lies outside.
-  *undecided*: neither, or there is one seed, or nothing was run. Where only some of the shots or
-  datasets were run, the verdict is about these.
+- *holds*: every interval lies inside the wanted range. *does not hold*: one lies outside. One of
+  several may do so by chance, so with k intervals each is first widened to 100 - 5/k percent
+  (Bonferroni). *undecided*: neither, or there is one seed, or nothing was run. Where only some of
+  the shots or datasets were run, the verdict is about these.
 - Wanted ranges other than "above 0" are our choice.
 - No correction is made for the number of claims: at 95%, one interval in twenty misses by chance.
 """

@@ -21,6 +21,8 @@ _LESS = "difference of the sparsities"
 _ONLINE = "difference of the online accuracies, by p"
 _DIGITS = "MNIST, three streams"
 _DEPTH = ("dense1/kernel", "dense2/kernel", "head/kernel")
+# The streams whose published sparsity decided a setting that the paper leaves open.
+_DECIDED = {"lamaml": "many-permutations", "sparse-lamaml": "rotations"}
 # The step sizes at which the methods' ranges are compared (Fig. S3).
 _RATES = tuple(rate for rate in INNER_RATES if 0.05 <= rate <= 0.2)
 NAMES = {"lamaml": "La-MAML", "sparse-lamaml": "sparse-La-MAML", "er": "ER", "mer": "MER",
@@ -105,7 +107,8 @@ def _sparse() -> Iterator[Claim]:
         name = NAMES[method]
         yield Claim(
             f"The final sparsity of {name} is that of the paper", "Table S5", _DIGITS,
-            "ours minus the paper's", Wanted(-3.0, 3.0), partial(_as_published, method=method),
+            f"ours minus the paper's, without {_DECIDED[method]}, where it decided a setting",
+            Wanted(-3.0, 3.0), partial(_as_published, method=method),
         )  # fmt: skip
         yield Claim(
             f"The biases of {name}'s output layer freeze entirely", "Table S5", _DIGITS,
@@ -127,6 +130,8 @@ def _sparse() -> Iterator[Claim]:
 
 def _as_published(evidence: Evidence, method: str) -> Intervals:
     for stream in STREAMS:
+        if stream == _DECIDED[method]:
+            continue
         result = _run(evidence, "table S5", stream, method)
         paper = published.TABLE_S5[stream, method]["total"].mean / 100
         if result:
@@ -176,8 +181,8 @@ def _split_cifar() -> Iterator[Claim]:
         )  # fmt: skip
     yield Claim(
         "The sparsity of sparse-La-MAML is in the output layer", "text about Table S7",
-        "Split-CIFAR-10", "sparsity of the output layer minus that of the others", POSITIVE,
-        _in_the_head,
+        "Split-CIFAR-10", "sparsity of the output layer minus that of the others",
+        Wanted(low=10.0), _in_the_head,
     )  # fmt: skip
 
 
@@ -242,7 +247,7 @@ def _online(table: str, runs: str, pairs: tuple[_Pair, ...]) -> Iterator[Claim]:
         )  # fmt: skip
     yield Claim(
         "sparse-C-MAML gains most on Fashion-MNIST", "Table S8", runs,
-        "gain over C-MAML on Fashion-MNIST minus that on Omniglot, by p", POSITIVE,
+        "gain over C-MAML on Fashion-MNIST minus that on the others, by p", POSITIVE,
         partial(_on_fashion, table=table),
     )  # fmt: skip
 
@@ -276,6 +281,7 @@ def _on_fashion(evidence: Evidence, table: str) -> Intervals:
                     ours["by_dataset"][name] - theirs["by_dataset"][name]
                     for ours, theirs in zip(*(run["seeds"] for run in found), strict=True)
                 ]
-                for name in ("fashion_mnist", "omniglot")
+                for name in ("fashion_mnist", "omniglot", "mnist")
             }
-            yield difference(f"{p:g}", gains["fashion_mnist"], gains["omniglot"])
+            for other in ("omniglot", "mnist"):
+                yield difference(f"{p:g}, {other}", gains["fashion_mnist"], gains[other])
