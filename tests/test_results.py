@@ -176,6 +176,13 @@ def test_a_damaged_or_missing_file_is_one_line(text, capsys, results):
     assert str(results / "table-3.json") in line
 
 
+def test_a_missing_file_is_said_to_be_missing(capsys, results):
+    with pytest.raises(SystemExit):
+        show("table 3")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no runs of table 3 are saved: there is no file" in line
+
+
 def test_only_a_folder_of_runs_is_saved(capsys, results):
     for flags, message in (
         (["--save"], "--save needs the folder of the runs: name it with --out"),

@@ -41,6 +41,11 @@ def test_few_shot_results_have_the_sample_std():
     assert result["seeds"][0]["interval95"] == pytest.approx(1.96 * of_tasks / 3**0.5)
 
 
+def test_a_comparison_with_one_seed_has_no_error():
+    line = comparison("A is {} B", "accuracy", [{"accuracy": 0.75}], [{"accuracy": 0.5}])
+    assert line == "- A is not significantly different from B: +25.00 points, one seed."
+
+
 def test_one_task_has_no_interval(tmp_path):
     one = np.array([[0.7]])
     result = accuracies(0, {"accuracy": one, "loss": one, "ensemble_accuracy": one})

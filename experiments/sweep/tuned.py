@@ -31,7 +31,7 @@ class Tuned:
 
     RATES: tuple[str, ...] = ()
     PROBLEM: tuple[str, ...]
-    SET: tuple[str, ...] = ("resume",)
+    SET: tuple[str, ...] = ()
     SCORE: str
     VALUE: str
     TEST = "on the test split"
@@ -69,7 +69,7 @@ class TunedContinual(Tuned):
 
     RATES = Rates._fields
     PROBLEM = ("seed", "seeds", "data_seed", "tasks", "samples_per_task")
-    SET = ("validation", "resume")
+    SET = ("validation",)
     VALUE = "RA on held-out training images"
 
     def held_out(self, config: ContinualConfig, seeds: int) -> ContinualConfig:

@@ -40,7 +40,7 @@ def comparison(
     mean, error, reach = spread([one[measure] - other[measure] for one, other in pairs])
     same = "not significantly different from"
     word = "above" if mean > reach else "below" if mean < -reach else same
-    return (
-        f"- {label.format(word)}: {mean:+.2f} points, "
-        f"standard error {error:.2f} over {len(ours)} seeds."
+    spread_over = (
+        f"standard error {error:.2f} over {len(ours)} seeds" if len(ours) > 1 else "one seed"
     )
+    return f"- {label.format(word)}: {mean:+.2f} points, {spread_over}."

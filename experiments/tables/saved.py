@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxsparse.training import RunFolder, writing
+from jaxsparse.training import RunError, RunFolder, writing
 from jaxsparse.training.errors import reading, trusting
 from jaxsparse.training.files import replace_text
 
@@ -97,7 +97,10 @@ def file_of(name: str) -> Path:
 
 def read(name: str) -> Saved:
     """Read the results file of a table or figure; a missing or damaged one is a `RunError`."""
-    return _read(file_of(name))
+    path = file_of(name)
+    if not path.exists():
+        raise RunError(f"no runs of {name} are saved: there is no file {path}")
+    return _read(path)
 
 
 def _read(path: Path) -> Saved:

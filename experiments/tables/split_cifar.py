@@ -124,7 +124,10 @@ def choices(flags: Flags, runner: Runner) -> Lines:
 
 def augmented(flags: Flags, runner: Runner) -> Lines:
     """Whole streams of augmented images, with the slope of the paper's listing."""
-    lines = ["Accuracy in % on test images, seed 0, with `--augment --slope 0.5`.", ""]
+    lines = [
+        "Accuracy in % on test images, seed 0, with `--augment`; sparse-lamaml with `--slope 0.5`.",
+        "",
+    ]
     lines += header("memory", "method", "accuracy")
     for method, memories in _AUGMENTED:
         if memories not in flags.memories or method not in (flags.methods or AUGMENTED_METHODS):

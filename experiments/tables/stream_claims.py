@@ -19,14 +19,14 @@ POSITIVE = Wanted(low=0.0)
 _RA = "difference of RA"
 _LESS = "difference of the sparsities"
 _ONLINE = "difference of the online accuracies, by p"
-_DIGITS = "MNIST, three streams"
+_DIGITS = "MNIST, streams of tasks"
 _DEPTH = ("dense1/kernel", "dense2/kernel", "head/kernel")
 # The streams whose published sparsity decided a setting that the paper leaves open.
 _DECIDED = {"lamaml": "many-permutations", "sparse-lamaml": "rotations"}
 # The step sizes at which the methods' ranges are compared (Fig. S3).
 _RATES = tuple(rate for rate in INNER_RATES if 0.05 <= rate <= 0.2)
 NAMES = {"lamaml": "La-MAML", "sparse-lamaml": "sparse-La-MAML", "er": "ER", "mer": "MER",
-         "gem": "GEM", "agem": "A-GEM", "sgd": "SGD", "online-adam": "online Adam",
+         "gem": "GEM", "online-adam": "online Adam",
          "bgd": "BGD", "cmaml": "C-MAML", "cmaml-fixed": "C-MAML-fixed",
          "sparse-cmaml": "sparse-C-MAML", "sparse-relu-cmaml": "sparse-ReLU-C-MAML"}  # fmt: skip
 
