@@ -10,9 +10,7 @@ python -m experiments.reproduce --table S6 --sweep
 python -m experiments.reproduce --claims
 """
 
-import contextlib
 import dataclasses
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,8 +120,7 @@ def _write_claims(given: Sequence[str]) -> None:
     others = {*cli.given(given)} - {"claims"}
     if others:
         cli.fail(f"--{min(others).replace('_', '-')} is not read with --claims")
-    # A scan prints its table when it is read.
-    with trusting(saved.results()), contextlib.redirect_stdout(io.StringIO()):
+    with trusting(saved.results()):
         lines = claims.document()
     with writing(CLAIMS):
         replace_text(CLAIMS, "\n".join([*lines, ""]))

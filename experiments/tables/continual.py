@@ -6,6 +6,7 @@ from typing import Any
 from experiments import continual, published
 from experiments.continual.scan import Grid
 from experiments.report import percent, with_std
+from experiments.tables import scans
 from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, comparison, header, row, seeds
 from experiments.tables.runner import Runner
@@ -101,6 +102,8 @@ def settings(flags: Flags, runner: Runner) -> Lines:
             if found is None:
                 continue
             (alpha, gamma, glances), points = found
+            report = continual.Report(_scanned_config(flags, stream, method), runner.place)
+            report.scan(points, max(points, key=scans.retained))
             results[method] = runner.result(continual, *named_run(
                 flags, stream, method, inner_lr=alpha, mask_lr=gamma, glances=glances
             ))  # fmt: skip
@@ -123,17 +126,21 @@ def scanned(
     flags: Flags, runner: Runner, stream: str, method: str
 ) -> tuple[tuple[float, float, int], list[dict[str, Any]]] | None:
     """The alpha_0, gamma_m and glances that a scan chooses, and its points; None as in `Runner`."""
-    config = dataclasses.replace(cell_config(flags, stream, method), seeds=1)
     grid = Grid(
         inner_lr=(0.05, 0.1, 0.15),
         mask_lr=(0.1, 0.3, 0.5) if method == "lamaml" else (0.75, 1.7, 3.0),
         glances=(5, 10),
     )
+    config = _scanned_config(flags, stream, method)
     found = runner.scan(f"settings-{stream}-{method}", config, grid)
     if found is None:
         return None
     chosen, points = found
     return (chosen.inner_lr, chosen.mask_lr, chosen.glances), points
+
+
+def _scanned_config(flags: Flags, stream: str, method: str) -> ContinualConfig:
+    return dataclasses.replace(cell_config(flags, stream, method), seeds=1)
 
 
 def _comparisons(stream, results):

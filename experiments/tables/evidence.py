@@ -9,6 +9,9 @@ from experiments.tables.flags import Flags
 from experiments.tables.runner import Runner
 from experiments.tables.verdicts import Interval, Wanted
 
+Intervals = Iterator[Interval | None]  # None for what was not run
+LESS = "difference of the sparsities"
+
 
 class Table(NamedTuple):
     """The saved runs of a table or figure, with the flags that they were saved with."""

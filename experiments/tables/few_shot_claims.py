@@ -5,26 +5,22 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from experiments.tables import scales
-from experiments.tables.evidence import Claim, Evidence
+from experiments.tables.evidence import LESS, Claim, Evidence, Intervals
 from experiments.tables.paper_few_shot import (
     SHOTS,
     VARIANTS,
     Found,
     found_run,
     of_method,
-    of_seeds,
     on_domain,
     second_phase,
-    sparsity,
 )
 from experiments.tables.scales import METHODS, SETTINGS, Setting
-from experiments.tables.verdicts import Interval, Wanted, difference, interval
+from experiments.tables.seeds import of_seeds, sparsity
+from experiments.tables.verdicts import POSITIVE, Interval, Wanted, difference, interval
 
-Intervals = Iterator[Interval | None]
-POSITIVE = Wanted(low=0.0)
 # A gain below this many points counts as none.
 _NO_GAIN = Wanted(high=1.0)
-_LESS = "difference of the sparsities"
 _MORE = "difference of the accuracies"
 (_FIGURES,) = SETTINGS["figure 1", "cpu"]
 _SPARSE = ("sparse-maml", "sparse-relu-maml")
@@ -109,7 +105,7 @@ def _figures() -> Iterator[Claim]:
         _by_start,
     )  # fmt: skip
     yield Claim(
-        "The sparsity of the convolutions falls with depth", "Fig. 1", runs, _LESS, POSITIVE,
+        "The sparsity of the convolutions falls with depth", "Fig. 1", runs, LESS, POSITIVE,
         partial(_by_depth, names=_CONVOLUTIONS),
     )  # fmt: skip
     yield Claim(
@@ -118,7 +114,7 @@ def _figures() -> Iterator[Claim]:
     )  # fmt: skip
     yield Claim(
         "The gains of the last batch norm are less sparse than those of the first", "Fig. S1",
-        runs, _LESS, POSITIVE,
+        runs, LESS, POSITIVE,
         partial(_by_depth, names=(_GAINS[0], _GAINS[-1])),
     )  # fmt: skip
     yield Claim(
@@ -127,7 +123,7 @@ def _figures() -> Iterator[Claim]:
         POSITIVE, _turns,
     )  # fmt: skip
     yield Claim(
-        "Wider networks are less sparse", "Fig. S2", runs, _LESS, POSITIVE, _by_width
+        "Wider networks are less sparse", "Fig. S2", runs, LESS, POSITIVE, _by_width
     )  # fmt: skip
     for method, wanted, text in (
         ("sparse-maml", POSITIVE, "More inner steps help sparse-MAML"),
@@ -162,7 +158,7 @@ def _by_start(evidence: Evidence) -> Intervals:
 def _head_biases(evidence: Evidence) -> Intervals:
     for initial in scales.INITIAL_SPARSITIES:
         found = _started(evidence, initial)
-        yield found and interval(f"{100 * initial:g}%", of_tensor(found.result, "head/bias"))
+        yield found and interval(f"{100 * initial:g}%", sparsity(found.result, "head/bias"))
 
 
 def _by_depth(evidence: Evidence, names: Sequence[str]) -> Intervals:
@@ -174,7 +170,7 @@ def _by_depth(evidence: Evidence, names: Sequence[str]) -> Intervals:
 
 def _fall(found: Found, shallow: str, deep: str) -> Interval:
     layers = [name.split("/")[0] for name in (shallow, deep)]
-    pair = [of_tensor(found.result, name) for name in (shallow, deep)]
+    pair = [sparsity(found.result, name) for name in (shallow, deep)]
     return difference(" - ".join(layers), *pair)
 
 
@@ -212,11 +208,6 @@ def _by_steps(evidence: Evidence, method: str) -> Intervals:
             yield _gain(f"K = {steps}", run(steps), run(_FEW_STEPS))
 
 
-def of_tensor(result: dict, name: str) -> list[float]:
-    """The sparsity of a tensor, for each seed."""
-    return [seed["sparsity"][name] for seed in result["seeds"]]
-
-
 # ---- Table S1
 
 
@@ -229,7 +220,7 @@ def _resnets() -> Iterator[Claim]:
             Wanted(2.0, 4.0), partial(_ensembles, setting=setting),
         )  # fmt: skip
         yield Claim(
-            "More parameters freeze with 1 shot than with 5", "Table S1", setting.label, _LESS,
+            "More parameters freeze with 1 shot than with 5", "Table S1", setting.label, LESS,
             POSITIVE, partial(_by_shots, setting=setting),
         )  # fmt: skip
 

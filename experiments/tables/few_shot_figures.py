@@ -10,9 +10,10 @@ from experiments.style import looks
 from experiments.tables import figures, scales
 from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, header, row
-from experiments.tables.paper_few_shot import cell, of_seeds, sparsity
+from experiments.tables.paper_few_shot import cell
 from experiments.tables.runner import Runner
 from experiments.tables.scales import FIGURE_SHOTS, METHODS, SETTINGS
+from experiments.tables.seeds import of_seeds, sparsity
 from jaxsparse.training.statistics import mean_and_std
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _over_training(flags: Flags, runner: Runner, parts: dict[str, str], name: st
     lines = [f"Sparsity and accuracy, {_SAID} {setting.label}, `--scale {flags.scale}`.", ""]
     lines += header("shots", "initial sparsity", "accuracy", "sparsity", *names)
     for one in found:
-        frozen = [[seed["sparsity"][name] for seed in one.result["seeds"]] for name in names]
+        frozen = [sparsity(one.result, name) for name in names]
         cells = map(cell, (of_seeds(one.result), sparsity(one.result), *frozen))
         lines.append(row(str(one.shots), f"{100 * one.initial:g}", *cells))
     return _drawn(runner, lines, name, lambda: draw_over_training(found, parts))

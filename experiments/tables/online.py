@@ -13,6 +13,7 @@ from experiments.report import with_std
 from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, comparison, header, row, seeds
 from experiments.tables.runner import Runner
+from experiments.tables.seeds import of_seeds
 from experiments.tables.verdicts import spread
 from jaxsparse.training.online import OnlineConfig
 
@@ -113,11 +114,10 @@ def _parts(flags, runner, p, method, changes, spans):
     if result is None:
         return None
     rows = runner.rows(online, _name(flags, p, method, changes))
-    total = [seed["accuracy"] for seed in result["seeds"]]
     by_dataset = [
         [seed["by_dataset"].get(name) for seed in result["seeds"]] for name in _ACCURACIES[1:]
     ]
-    return [total, *(_in_span(rows, *span) for span in spans), *by_dataset]
+    return [of_seeds(result), *(_in_span(rows, *span) for span in spans), *by_dataset]
 
 
 def _in_span(rows, start, end):

@@ -11,6 +11,7 @@ from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, comparison, header, row
 from experiments.tables.runner import Runner
 from experiments.tables.scales import METHODS, SETTINGS, Setting
+from experiments.tables.seeds import of_seeds, sparsity
 from jaxsparse.training import Diverged, FewShotConfig
 from jaxsparse.training.statistics import mean_and_std
 
@@ -147,16 +148,6 @@ def second_phase(
         theta_from=str((runner.place / first).absolute()),
     )  # fmt: skip
     return f"{name}-theta-fixed", config
-
-
-def of_seeds(result: dict[str, Any], measure: str = "accuracy") -> list[float]:
-    """A measure of each seed of a result."""
-    return [seed[measure] for seed in result["seeds"]]
-
-
-def sparsity(result: dict[str, Any]) -> list[float]:
-    """The sparsity of each seed of a result."""
-    return [seed["sparsity"]["total"] for seed in result["seeds"]]
 
 
 def _frozen(found: Found) -> list[float] | None:

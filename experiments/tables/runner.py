@@ -99,7 +99,6 @@ class Runner:
             return None
         with trusting(self.place):
             best = max(points, key=scans.retained)
-            continual.Report(config, self.place / name).scan(points, best)
             chosen = {setting: best[setting] for setting in (*Rates._fields, "glances")}
         return dataclasses.replace(config, **chosen), points
 

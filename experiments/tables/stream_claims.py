@@ -8,16 +8,15 @@ from typing import Any
 from experiments import continual, published
 from experiments.tables import online, split_cifar
 from experiments.tables.continual import SPARSE, STREAMS, named_run, scanned
-from experiments.tables.evidence import Claim, Evidence
+from experiments.tables.evidence import LESS, Claim, Evidence, Intervals
 from experiments.tables.figures import INNER_RATES, WIDTHS
+from experiments.tables.seeds import of_seeds, sparsity
 from experiments.tables.split_cifar import MEMORIES, VARIANTS, head_rest_all
-from experiments.tables.verdicts import Interval, Wanted, difference, interval
+from experiments.tables.verdicts import POSITIVE, Wanted, difference, interval
 
-Intervals = Iterator[Interval]
 Result = dict[str, Any]
-POSITIVE = Wanted(low=0.0)
+_RETAINED = "retained_accuracy"
 _RA = "difference of RA"
-_LESS = "difference of the sparsities"
 _ONLINE = "difference of the online accuracies, by p"
 _DIGITS = "MNIST, streams of tasks"
 _DEPTH = ("dense1/kernel", "dense2/kernel", "head/kernel")
@@ -61,19 +60,11 @@ def _run(evidence: Evidence, table: str, stream: str, method: str, **changes: An
     return runner.result(continual, *named_run(flags, stream, method, **changes))
 
 
-def _each(result: Result, measure: str = "retained_accuracy") -> list[float]:
-    return [seed[measure] for seed in result["seeds"]]
-
-
-def _tensor(result: Result, name: str = "total") -> list[float]:
-    return [seed["sparsity"][name] for seed in result["seeds"]]
-
-
 def _leads(evidence: Evidence, other: str) -> Intervals:
     for stream in STREAMS:
         ours, theirs = (_run(evidence, "table 3", stream, m) for m in ("sparse-lamaml", other))
         if ours and theirs:
-            yield difference(stream, _each(ours), _each(theirs))
+            yield difference(stream, of_seeds(ours, _RETAINED), of_seeds(theirs, _RETAINED))
 
 
 def _chosen(evidence: Evidence) -> Intervals:
@@ -86,7 +77,9 @@ def _chosen(evidence: Evidence) -> Intervals:
                 changes = dict(zip(("inner_lr", "mask_lr", "glances"), found[0], strict=True))
                 results.append(_run(evidence, "table S6", stream, method, **changes))
         if len(results) == 2 and results[0] and results[1]:
-            yield difference(stream, _each(results[0]), _each(results[1]))
+            yield difference(
+                stream, of_seeds(results[0], _RETAINED), of_seeds(results[1], _RETAINED)
+            )
 
 
 def _ranges(evidence: Evidence) -> Intervals:
@@ -96,7 +89,7 @@ def _ranges(evidence: Evidence) -> Intervals:
             runs = [_run(evidence, "figure S3", stream, method, inner_lr=x) for x in _RATES]
             found = [run for run in runs if run]
             if len(found) == len(_RATES):  # else the other method's range may be over more rates
-                each = zip(*[_each(run) for run in found], strict=True)
+                each = zip(*[of_seeds(run, _RETAINED) for run in found], strict=True)
                 spans.append([max(seed) - min(seed) for seed in each])
         if len(spans) == len(SPARSE):
             yield difference(stream, *spans)
@@ -115,15 +108,15 @@ def _sparse() -> Iterator[Claim]:
             "their sparsity", Wanted(low=95.0), partial(_head_biases, method=method),
         )  # fmt: skip
         yield Claim(
-            f"The weights of deeper layers of {name} are sparser", "Table S5", _DIGITS, _LESS,
+            f"The weights of deeper layers of {name} are sparser", "Table S5", _DIGITS, LESS,
             POSITIVE, partial(_by_depth, method=method),
         )  # fmt: skip
         yield Claim(
-            f"Wider networks of {name} are less sparse", "Figs. 3 and S4", _DIGITS, _LESS,
+            f"Wider networks of {name} are less sparse", "Figs. 3 and S4", _DIGITS, LESS,
             POSITIVE, partial(_by_width, method=method),
         )  # fmt: skip
     yield Claim(
-        "La-MAML freezes more than sparse-La-MAML", "Table S5", _DIGITS, _LESS, POSITIVE,
+        "La-MAML freezes more than sparse-La-MAML", "Table S5", _DIGITS, LESS, POSITIVE,
         _freezes_more,
     )  # fmt: skip
 
@@ -135,14 +128,14 @@ def _as_published(evidence: Evidence, method: str) -> Intervals:
         result = _run(evidence, "table S5", stream, method)
         paper = published.TABLE_S5[stream, method]["total"].mean / 100
         if result:
-            yield interval(stream, [share - paper for share in _tensor(result)])
+            yield interval(stream, [share - paper for share in sparsity(result)])
 
 
 def _head_biases(evidence: Evidence, method: str) -> Intervals:
     for stream in STREAMS:
         result = _run(evidence, "table S5", stream, method)
         if result:
-            yield interval(stream, _tensor(result, "head/bias"))
+            yield interval(stream, sparsity(result, "head/bias"))
 
 
 def _by_depth(evidence: Evidence, method: str) -> Intervals:
@@ -152,7 +145,7 @@ def _by_depth(evidence: Evidence, method: str) -> Intervals:
             continue
         for shallow, deep in itertools.pairwise(_DEPTH):
             layers = " - ".join(name.split("/")[0] for name in (deep, shallow))
-            pair = [_tensor(result, name) for name in (deep, shallow)]
+            pair = [sparsity(result, name) for name in (deep, shallow)]
             yield difference(f"{stream}, {layers}", *pair)
 
 
@@ -160,7 +153,7 @@ def _by_width(evidence: Evidence, method: str) -> Intervals:
     for stream in STREAMS:
         table = "figure 3" if stream == "rotations" else "figure S4"
         runs = [(width, _run(evidence, table, stream, method, width=width)) for width in WIDTHS]
-        found = [(width, _tensor(result)) for width, result in runs if result]
+        found = [(width, sparsity(result)) for width, result in runs if result]
         for (narrow, more), (wide, less) in itertools.pairwise(found):
             yield difference(f"{stream}, {narrow} - {wide}", more, less)
 
@@ -169,7 +162,7 @@ def _freezes_more(evidence: Evidence) -> Intervals:
     for stream in STREAMS:
         more, less = (_run(evidence, "table S5", stream, method) for method in SPARSE)
         if more and less:
-            yield difference(stream, _tensor(more), _tensor(less))
+            yield difference(stream, sparsity(more), sparsity(less))
 
 
 def _split_cifar() -> Iterator[Claim]:
@@ -269,7 +262,7 @@ def _online_leads(
     for p in evidence.table(table).flags.p:
         found = _streams(evidence, table, p, (ours, {}), (other, changes))
         if found:
-            yield difference(f"{p:g}", *(_each(run, "accuracy") for run in found))
+            yield difference(f"{p:g}", *(of_seeds(run, "accuracy") for run in found))
 
 
 def _on_fashion(evidence: Evidence, table: str) -> Intervals:

@@ -53,6 +53,9 @@ class Wanted(NamedTuple):
         return f"below {self.high:g}" if math.isinf(self.low) else f"{self.low:g} to {self.high:g}"
 
 
+POSITIVE = Wanted(low=0.0)
+
+
 def _text(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"  # never -0.00
 
