@@ -83,6 +83,8 @@ def _open(flags: Flags, name: str, given: Sequence[str]) -> tuple[Flags, Runner]
     command = cli.command_line(PROG, given)
     out = runs.user_path("--out", flags.out or Path("runs/reproduce"))
     if flags.run or flags.out is not None or flags.sweep:
+        if not flags.run and not out.is_dir():
+            cli.fail(f"--out: there is no folder {out}, and --no-run makes none")
         pictures = saved.results() if flags.save else out
         kept = saved.read_all(name) if flags.keep else []
         return flags, Runner(out, flags.run, command, kept, pictures)

@@ -176,6 +176,16 @@ def test_a_damaged_or_missing_file_is_one_line(text, capsys, results):
     assert str(results / "table-3.json") in line
 
 
+def test_a_missing_folder_is_not_an_empty_table(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        show("table 1", "--out", str(tmp_path / "nowhere"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert line.endswith(
+        f"--out: there is no folder {tmp_path / 'nowhere'}, and --no-run makes none"
+    )
+
+
 def test_a_missing_file_is_said_to_be_missing(capsys, results):
     with pytest.raises(SystemExit):
         show("table 3")
@@ -184,6 +194,7 @@ def test_a_missing_file_is_said_to_be_missing(capsys, results):
 
 
 def test_only_a_folder_of_runs_is_saved(capsys, results):
+    results.mkdir()
     for flags, message in (
         (["--save"], "--save needs the folder of the runs: name it with --out"),
         (["--save", "--out", str(results)], "there is nothing to show"),
