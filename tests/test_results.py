@@ -193,11 +193,10 @@ def test_a_missing_file_is_said_to_be_missing(capsys, results):
     assert "no runs of table 3 are saved: there is no file" in line
 
 
-def test_only_a_folder_of_runs_is_saved(capsys, results):
-    results.mkdir()
+def test_only_a_folder_of_runs_is_saved(tmp_path, capsys, results):
     for flags, message in (
         (["--save"], "--save needs the folder of the runs: name it with --out"),
-        (["--save", "--out", str(results)], "there is nothing to show"),
+        (["--save", "--out", str(tmp_path)], "there is nothing to show"),
     ):
         with pytest.raises(SystemExit) as stopped:
             show("table 3", *flags)
