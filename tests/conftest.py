@@ -4,6 +4,7 @@ import contextlib
 import os
 
 import jax
+import problems
 import pytest
 from hypothesis import settings
 
@@ -21,6 +22,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def quick_programs():
+    """For tests that compare programs only with themselves, or up to rounding."""
+    with problems.quick_programs():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

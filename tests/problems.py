@@ -1,5 +1,6 @@
 """Small problems that several test modules adapt to."""
 
+import contextlib
 import functools
 import types
 
@@ -15,6 +16,16 @@ TASKS, WAYS = 3, 3
 
 # For programs that run once: they compile in half the time.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@contextlib.contextmanager
+def quick_programs():
+    """Within, all programs compile in half the time: their machine code is not optimised."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Classifier:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from problems import quick_programs
 
 from experiments import runs
 from jaxsparse import nn
@@ -46,8 +47,8 @@ def small_model(ways, width, image_shape, use_bias, blocks):
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """Small networks and no figures; signals are left alone."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Small networks, programs that compile quickly, no figures; signals are left alone."""
+    with pytest.MonkeyPatch.context() as patch, quick_programs():
         patch.setattr(nn, "conv4", small_model)
         patch.setattr(runs, "draw_missing", lambda *unused: None)
         patch.setattr("signal.signal", lambda number, handler: None)

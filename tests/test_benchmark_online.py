@@ -60,12 +60,12 @@ def test_conv4_learns_the_same_on_both_sides():
     assert_alike(narrow("sparse-cmaml"))
 
 
-@pytest.mark.parametrize("method", online.METHODS)
+@pytest.mark.parametrize("method", ["sparse-cmaml", pytest.param("cmaml", marks=pytest.mark.slow)])
 def test_both_methods_learn_the_same_on_both_sides(method, small_network):
     assert_alike(compiled_once(method))
 
 
-@pytest.mark.parametrize("method", online.METHODS)
+@pytest.mark.parametrize("method", ["sparse-cmaml", pytest.param("cmaml", marks=pytest.mark.slow)])
 def test_detection_and_restart_are_the_same_on_both_sides(method, small_network):
     """Losses that fall at every timestep: detections, updates from one batch, restarts."""
     ours = narrow(method, detection_threshold=1e-3, inner_lr=0.05)
@@ -119,6 +119,7 @@ def test_another_arithmetic_is_a_mismatch(sabotage, what, small_network, monkeyp
         online.check_narrow(ours, starts=2)
 
 
+@pytest.mark.slow
 def test_each_stream_is_learned(small_network):
     """Three streams on two devices: each learns as if it were alone."""
     config = online.make_config("cmaml", FLAGS)

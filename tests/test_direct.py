@@ -44,8 +44,21 @@ def every_derivative(conv, padding, images, kernel):
     )
 
 
-@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)], ids=str)
-@pytest.mark.parametrize("size, padding", [(3, 0), (3, 1), (1, 0)])
+AXES = [(0, 0), (0, None), (None, 0)]
+
+
+@pytest.mark.parametrize(
+    "size, padding, axes",
+    [
+        *((3, 1, axes) for axes in AXES),
+        *((*conv, AXES[0]) for conv in ((3, 0), (1, 0))),
+        *(
+            pytest.param(*conv, axes, marks=pytest.mark.slow)
+            for conv in ((3, 0), (1, 0))
+            for axes in AXES[1:]
+        ),
+    ],
+)
 def test_grouped_convolutions_and_their_derivatives(size, padding, axes):
     images, kernels = normal(0, [(TASKS, 2, 7, 6, 3), (TASKS, size, size, 3, 4)])
     args = [x if axis == 0 else x[1] for x, axis in zip((images, kernels), axes, strict=True)]
@@ -101,6 +114,7 @@ def test_prepared_images_give_the_same():
 
         return jax.value_and_grad(total, (1, 2, 3))(images, kernel, scale, bias)
 
+    found = quick_jit(found)
     prepared = blocks.prepare(images, kernel.shape, "direct")
     assert isinstance(prepared, direct.Prepared)
     for a, b in zip(*map(jax.tree.leaves, (found(prepared), found(images))), strict=True):

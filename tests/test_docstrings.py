@@ -29,7 +29,7 @@ CORE = public_modules()
 
 
 @pytest.fixture(autouse=True)
-def ranks_as_users_have_them():
+def ranks_as_users_have_them(quick_programs):
     """Examples are users' code: they may broadcast arrays of different rank."""
     with jax.numpy_rank_promotion("allow"):
         yield

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import quick_jit
 from small_runs import small_model
 
 import jaxsparse
@@ -18,6 +19,7 @@ from jaxsparse.training.fewshot import config as fewshot_config
 from jaxsparse.training.fewshot import evaluation
 from jaxsparse.training.fewshot.config import make_network
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
 CONFIG = FewShotConfig(ways=2, width=2, inner_steps=1, blocks="xla", theta_lr=0.5, mask_lr=0.5)
 SHAPE, CLIP = (16, 16, 1), 1e-3
 
@@ -102,7 +104,7 @@ def test_the_order_of_a_method(method, flag, second_order, monkeypatch):
         return loss_fn(phi, (images[1, 0], labels[0]))[0]
 
     first_moment = moments(after)[0]
-    for name, leaf in leaves_by_name(jax.grad(meta_loss)(state.params)).items():
+    for name, leaf in leaves_by_name(quick_jit(jax.grad(meta_loss))(state.params)).items():
         got = leaves_by_name(first_moment)[name] / 0.1
         np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=1e-7, err_msg=name)
 

@@ -80,18 +80,24 @@ def block_inputs(h=6, w=5, inputs=3, outputs=8, n=2):
     return [jax.random.normal(k, s) for k, s in zip(KEYS, shapes, strict=False)]
 
 
-@pytest.mark.parametrize("h, w", [(7, 4), (2, 5)])
+CONVS = [
+    ("winograd", 3, 1, 1),
+    ("patches", 3, 1, 1),
+    ("patches", 3, 2, 1),
+    ("patches", 3, 1, 2),
+    ("patches", 1, 1, 0),
+    ("patches", 1, 2, 0),
+    ("patches", 2, 2, 1),
+    ("patches", 5, 1, 2),
+]
+
+
 @pytest.mark.parametrize(
-    "form, size, stride, padding",
+    "form, size, stride, padding, h, w",
     [
-        ("winograd", 3, 1, 1),
-        ("patches", 3, 1, 1),
-        ("patches", 3, 2, 1),
-        ("patches", 3, 1, 2),
-        ("patches", 1, 1, 0),
-        ("patches", 1, 2, 0),
-        ("patches", 2, 2, 1),
-        ("patches", 5, 1, 2),
+        *((*conv, 7, 4) for conv in CONVS),
+        *((*conv, 2, 5) for conv in CONVS[:2]),
+        *(pytest.param(*conv, 2, 5, marks=pytest.mark.slow) for conv in CONVS[2:]),
     ],
 )
 def test_conv_matches_xla(form, size, stride, padding, h, w):
@@ -103,7 +109,13 @@ def test_conv_matches_xla(form, size, stride, padding, h, w):
     close(got, derivatives(lambda x, k: xla_conv(x, k, stride, padding), images, kernel))
 
 
-@pytest.mark.parametrize("n, h, w, pieces", [(2, 30, 29, 2), (3, 27, 30, 3), (3, 9, 9, 1)])
+@pytest.mark.parametrize(
+    "n, h, w, pieces",
+    [
+        (3, 27, 30, 3),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((2, 30, 29, 2), (3, 9, 9, 1))),
+    ],
+)
 def test_winograd_on_pieces_of_a_batch(n, h, w, pieces):
     images = jax.random.normal(KEYS[0], (n, h, w, 3))
     kernel = jax.random.normal(KEYS[1], (3, 3, 3, 4))
@@ -212,7 +224,7 @@ def test_block_gives_ties_to_the_first(form):
             # Images get a gradient through dz alone: the weight on all windows is the same.
             return jnp.sum(blocks.conv_norm_pool(images, kernel, ones, ones, form=form))
 
-        return jax.grad(scalar)(images)
+        return quick(jax.grad(scalar))(images)
 
     torch = pytest.importorskip("torch")
     x = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).requires_grad_()

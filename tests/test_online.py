@@ -564,7 +564,11 @@ def test_a_pretrained_run_resumes_without_its_cache(small_network, tmp_path, mon
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize(
-    ("rate", "what"), [(1e39, "the parameter .*"), (3e38, "on the held-out classes")]
+    ("rate", "what"),
+    [
+        pytest.param(1e39, "the parameter .*", marks=pytest.mark.slow),
+        (3e38, "on the held-out classes"),
+    ],
 )
 def test_a_diverging_pretraining_is_reported(rate, what, small_network, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXSPARSE_CACHE", str(tmp_path / "cache"))
