@@ -27,6 +27,8 @@ from jaxsparse.continual import bgd, buffer
 from jaxsparse.data import streams, switching
 from jaxsparse.maml import predict
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 class Pair(NamedTuple):
     a: Any

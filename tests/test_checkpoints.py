@@ -235,8 +235,19 @@ def test_keys_keep_their_kind(tmp_path, kind):
 
 
 ODD_NAMES = [
-    *("run[1]", "a*b?", "{a,b}", "gs:", "file:", "a|b", "a#b", "%20", "a b", "ü", "a\nb", "a\\b"),
-    *("**", "[!a]", "c.orbax-checkpoint-tmp-1", os.fsdecode(b"\xff\xfe")),
+    *(
+        "run[1]",
+        "{a,b}",
+        "gs:",
+        "%20",
+        "a\nb",
+        "c.orbax-checkpoint-tmp-1",
+        os.fsdecode(b"\xff\xfe"),
+    ),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("a*b?", "file:", "a|b", "a#b", "a b", "ü", "a\\b", "**", "[!a]")
+    ),
 ]
 
 
@@ -307,8 +318,15 @@ assert all((np.asarray(restored[name]) == state[name]).all() for name in state)
 """
 
 
-@pytest.mark.parametrize("ask", ["ask", "do not ask"])
-@pytest.mark.parametrize("limit", [0, 2_000_000])
+@pytest.mark.parametrize(
+    ("limit", "ask"),
+    [
+        (0, "ask"),
+        (2_000_000, "do not ask"),
+        pytest.param(0, "do not ask", marks=pytest.mark.slow),
+        pytest.param(2_000_000, "ask", marks=pytest.mark.slow),
+    ],
+)
 def test_a_limit_on_the_size_of_files_is_one_line(limit, ask, tmp_path):
     program = [sys.executable, "-c", LIMITED, str(tmp_path), str(limit), ask]
     env = {**os.environ, "JAX_ENABLE_X64": "1"}

@@ -21,6 +21,7 @@ from problems import (
 import jaxsparse
 from jaxsparse import StreamBatch, gates
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
 SGD, MASK_SGD, ADAM = optax.sgd(0.1), optax.sgd(0.5), optax.adam(1e-2)
 GATE, RECTIFIED = gates.binary(0.3, slope=0.5, init=(-0.1, 0.4)), gates.rectified((-0.1, 0.4))
 BOTH = {"theta_optimizer": ADAM, "mask_optimizer": MASK_SGD}

@@ -17,6 +17,7 @@ from jaxsparse.training import ConfigError, FewShotConfig
 from jaxsparse.training.continual import ContinualConfig
 from jaxsparse.training.online import OnlineConfig
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
 ADAM, GATE = optax.adam(1e-3), gates.binary(0.1)
 ROWS = jnp.ones((2, 3))
 

@@ -14,6 +14,7 @@ from jaxsparse import gates, nn
 from jaxsparse.checks import leaf_names
 from tests.problems import quick_jit
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
 SHAPE, WAYS = (2, 3, 1), 3
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from problems import quick_programs
 from processes import recorded_loads
 
 pytest.importorskip("optuna")
@@ -15,6 +16,7 @@ from experiments.tables.runner import Runner
 from experiments.tables.saved import Saved
 from jaxsparse.training import RunError
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
 RUN = ["--data=glyphs", "--tasks=2", "--samples-per-task=40", "--width=8", "--seeds=2"]
 GRID = ["--grid-inner-lr", "0.0", "0.1", "--grid-mask-lr", "1.7", "--grid-glances", "1", "2"]
 
@@ -31,7 +33,7 @@ def read(path):
 def scanned(tmp_path_factory):
     """The folder of a finished run with --scan, and for which data it was read."""
     out = tmp_path_factory.mktemp("scan") / "run"
-    with recorded_loads(continual) as validation:
+    with recorded_loads(continual) as validation, quick_programs():
         scan(out)
     return out, validation
 

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from problems import quick_programs
 from processes import recorded_loads
 
 optuna = pytest.importorskip("optuna")
@@ -17,6 +18,7 @@ from experiments.sweep.space import grid_points, parse_space  # noqa: E402
 from jaxsparse.training import ConfigError, FewShotConfig  # noqa: E402
 from jaxsparse.training.continual import ContinualConfig  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
 RUN = ["--data=glyphs", "--tasks=2", "--samples-per-task=40", "--glances=1", "--width=8"]
 
 
@@ -191,7 +193,7 @@ def swept(tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep") / "a"
     words = ["--space", "inner_lr=0.0,0.1", "glances=1,2", "--sampler", "grid", "--batch", "4"]
     run = [word for word in RUN if "glances" not in word]
-    with recorded_loads(continual) as read:
+    with recorded_loads(continual) as read, quick_programs():
         sweep.main(["continual", *run, *words, "--seeds", "2", "--out", str(out)])
     return out, read
 
