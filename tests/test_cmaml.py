@@ -204,7 +204,7 @@ class TorchLearner:
     "kind, options",
     [
         ("binary", {}),
-        ("relu", {}),
+        pytest.param("relu", {}, marks=pytest.mark.slow),
         ("per_tensor", {"modulation": None}),
         ("constant", {}),
         ("binary", {"mask_theta": True}),

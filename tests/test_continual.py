@@ -412,7 +412,7 @@ def test_a_point_of_a_scan_that_diverges_retains_nothing(stream, tmp_path):
     assert good > 0.3 and bad == 0
 
 
-@pytest.mark.parametrize("method", ["er", "sparse-lamaml"])
+@pytest.mark.parametrize("method", ["er", pytest.param("sparse-lamaml", marks=pytest.mark.slow)])
 def test_rows_without_a_checkpoint_are_not_dropped(stream, tmp_path, method):
     config = dataclasses.replace(SMALL, method=method)
     folder = new_folder(tmp_path / "run")

@@ -245,8 +245,20 @@ def test_sparsity_of_a_bare_array_and_of_nothing():
 # the ends of the initial sparsity
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("shape", [(), (1,), (2,), (7,), (64,), (3, 4), (3, 3, 2, 4)])
+SHAPES = [(), (1,), (2,), (7,), (64,), (3, 4), (3, 3, 2, 4)]
+
+
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        *((shape, "float32") for shape in SHAPES),
+        *(
+            pytest.param(shape, dtype, marks=() if shape in ((7,), (64,)) else pytest.mark.slow)
+            for dtype in ("bfloat16", "float16")
+            for shape in SHAPES
+        ),
+    ],
+)
 def test_initial_sparsity_of_none_and_of_all_is_exact(shape, dtype):
     keys = jax.random.split(jax.random.key(0), 300)
     for share in (0.0, 1.0):

@@ -337,7 +337,9 @@ def check_dtypes(name, dtype):
     assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_under_strict_promotion(name, dtype):
     with strict():
