@@ -96,13 +96,8 @@ def _open(flags: Flags, name: str, given: Sequence[str]) -> tuple[Flags, Runner]
     with trusting(file.path):
         stored = {name: x for name, x in file.flags.items() if name not in cli.given(given)}
         flags = dataclasses.replace(flags, **stored)
-    return flags, Runner(
-        file.path,
-        False,
-        command,
-        [file],
-        pictures=saved.results() if _is_kept(flags, name, given) else out,
-    )
+    pictures = saved.results() if _is_kept(flags, name, given) else out
+    return flags, Runner(file.path, False, command, [file], pictures)
 
 
 def _check_document(flags: Flags, name: str, given: Sequence[str]) -> None:

@@ -240,8 +240,8 @@ def cmaml_step(
     _check_arguments(state, batch, inner_steps, detection_threshold, modulation)
     key, pair_key = _keys(key, pairs)
     batch = jax.tree.map(jnp.asarray, batch)
-    # The checked loss has no method `prepared`: it always gets a batch that is prepared already.
     check_one_batch(loss_fn)
+    # The checked loss has no method `prepared`: it always gets a batch that is prepared already.
     prepare, loss_fn = functools.partial(prepared, loss_fn), scalar_loss(loss_fn, _TAKEN)
     ready = prepare(batch)
     step_sizes, gate_vjp = jax.vjp(lambda m: apply_gate(gate, m, key), state.mask)

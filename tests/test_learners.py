@@ -20,6 +20,7 @@ from problems import (
 
 import jaxsparse
 from jaxsparse import StreamBatch, gates
+from jaxsparse.cmaml import init_cmaml_state
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 SGD, MASK_SGD, ADAM = optax.sgd(0.1), optax.sgd(0.5), optax.adam(1e-2)
@@ -121,6 +122,26 @@ def test_every_method_is_in_the_table():
         and inspect.signature(made).return_annotation in ("Learner", jaxsparse.Learner)
     }
     assert public == {name.split(",")[0] for name in LEARNERS}
+
+
+@pytest.mark.parametrize(
+    ("learner", "functions"),
+    [
+        (jaxsparse.maml, [jaxsparse.sparse_maml_step]),
+        (jaxsparse.lamaml, [jaxsparse.lamaml_step]),
+        (jaxsparse.cmaml, [jaxsparse.cmaml_step, init_cmaml_state]),
+    ],
+)
+def test_options_have_the_defaults_of_the_step(learner, functions):
+    def defaults(function):
+        parameters = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+    of_steps = {name: x for function in functions for name, x in defaults(function).items()}
+    ours = defaults(learner)
+    assert ours == {name: of_steps[name] for name in ours}
+    # All options but the arguments of a single step.
+    assert of_steps.keys() - ours.keys() <= {"replay_weights", "key"}
 
 
 @EVERY

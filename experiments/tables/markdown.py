@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.tables.verdicts import spread
+from experiments.tables.verdicts import t_interval
 
 Lines = list[str]
 
@@ -37,10 +37,8 @@ def comparison(
       theirs: the results of the second method, for the same seeds.
     """
     pairs = zip(ours, theirs, strict=True)
-    mean, error, reach = spread([one[measure] - other[measure] for one, other in pairs])
+    mean, error, reach = t_interval([one[measure] - other[measure] for one, other in pairs])
     same = "not significantly different from"
     word = "above" if mean > reach else "below" if mean < -reach else same
-    spread_over = (
-        f"standard error {error:.2f} over {len(ours)} seeds" if len(ours) > 1 else "one seed"
-    )
-    return f"- {label.format(word)}: {mean:+.2f} points, {spread_over}."
+    error_of = f"standard error {error:.2f} over {len(ours)} seeds" if len(ours) > 1 else "one seed"
+    return f"- {label.format(word)}: {mean:+.2f} points, {error_of}."

@@ -14,7 +14,7 @@ from experiments.tables.flags import Flags
 from experiments.tables.markdown import Lines, comparison, header, row, seeds
 from experiments.tables.runner import Runner
 from experiments.tables.seeds import of_seeds
-from experiments.tables.verdicts import spread
+from experiments.tables.verdicts import t_interval
 from jaxsparse.training.online import OnlineConfig
 
 _PUBLISHED_TIMESTEPS = 10_000
@@ -135,7 +135,7 @@ def _in_span(rows, start, end):
 def _gap(ours, theirs):
     if None in (*ours, *theirs):
         return "-"
-    mean, error, _ = spread([a - b for a, b in zip(ours, theirs, strict=True)])
+    mean, error, _ = t_interval([a - b for a, b in zip(ours, theirs, strict=True)])
     return f"{mean:+.2f}" if math.isinf(error) else f"{mean:+.2f} ({error:.2f})"
 
 

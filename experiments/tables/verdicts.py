@@ -60,7 +60,7 @@ def _text(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"  # never -0.00
 
 
-def spread(shares: Sequence[float]) -> tuple[float, float, float]:
+def t_interval(shares: Sequence[float]) -> tuple[float, float, float]:
     """The mean of shares in percent, its standard error, and half the width of its 95% interval.
 
     The last two are infinite for one share.
@@ -75,7 +75,7 @@ def spread(shares: Sequence[float]) -> tuple[float, float, float]:
 
 def interval(label: str, shares: Sequence[float]) -> Interval:
     """The interval of shares, one for each seed."""
-    mean, _, reach = spread(shares)
+    mean, _, reach = t_interval(shares)
     return Interval(label, mean, mean - reach, mean + reach, len(shares))
 
 
